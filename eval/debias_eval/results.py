@@ -1,0 +1,190 @@
+"""Results on disk: `RUN/eval/NAME.json` and its predictions, written whole or not at all, read back validated."""
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from debias.data import Example
+from debias.errors import InputError
+from debias_eval.scoring import Judged
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Difference = Annotated[float, Field(ge=-1, le=1)]
+
+
+class _Read(BaseModel):
+    """Results may carry keys of a later version; those known here must be right, and NaN never is."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Part(_Read):
+    """Accuracy on some examples, with its 95 % interval."""
+
+    n: int = Field(ge=1)
+    accuracy: Share
+    ci95: tuple[Share, Share]
+
+    @model_validator(mode="after")
+    def _interval_holds_value(self) -> "Part":
+        low, high = self.ci95
+        if not low - 1e-9 <= self.accuracy <= high + 1e-9:
+            raise ValueError(f"ci95 {list(self.ci95)} does not hold the accuracy {self.accuracy}")
+        return self
+
+
+class Worst(_Read):
+    """The group with the lowest accuracy."""
+
+    name: str
+    accuracy: Share
+
+
+class LabelCount(_Read):
+    """How often a label is the right one, and how often the model answers it."""
+
+    n: int = Field(ge=0)
+    predicted: int = Field(ge=0)
+
+
+class Result(Part):
+    """One run judged on one suite. `available` counts the suite's examples, so `n` below it means a subset."""
+
+    suite: str
+    version: int
+    groups: dict[str, Part] = {}
+    worst_group: Worst | None = None
+    gap: Difference | None = None
+    gap_ci95: tuple[Difference, Difference] | None = None
+    aligned: Part | None = None
+    conflicting: Part | None = None
+    ece: Share
+    brier: float | None = None
+    majority_accuracy: Share | None = None
+    labels: dict[str, LabelCount] = {}
+    available: int | None = None
+    limit: int | None = None
+    examples_sha256: str | None = None
+    description: str = ""
+
+    @property
+    def limited(self) -> bool:
+        return self.available is not None and self.n < self.available
+
+
+class Prediction(_Read):
+    """One line of the predictions file; `probabilities` has one entry for each label of the suite."""
+
+    id: str
+    label: str
+    prediction: str
+    probabilities: dict[str, Share]
+    group: str | None = None
+
+    @model_validator(mode="after")
+    def _names_are_labels(self) -> "Prediction":
+        for name in (self.label, self.prediction):
+            if name not in self.probabilities:
+                raise ValueError(f"{name!r} is not one of {list(self.probabilities)}")
+        return self
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside `path` and rename, so a full disk or a kill never leaves half a file; InputError if it cannot be."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a result is read by colleagues
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def result_path(run: Path, suite: str) -> Path:
+    return Path(run) / "eval" / f"{suite}.json"
+
+
+def predictions_path(run: Path, suite: str) -> Path:
+    return Path(run) / "eval" / f"{suite}.predictions.jsonl.gz"
+
+
+def write_results(run: Path, result: Mapping[str, Any], examples: Sequence[Example], judged: Judged) -> Path:
+    """Write predictions, then the results that vouch for them; returns the results' path.
+
+    Probabilities are kept to 6 significant digits. The same predictions give the same bytes.
+    """
+    lines = "".join(_prediction_line(i, example, judged) for i, example in enumerate(examples))
+    write_whole(predictions_path(run, result["suite"]), gzip.compress(lines.encode(), mtime=0))
+    path = result_path(run, result["suite"])
+    write_whole(path, (json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return path
+
+
+def _prediction_line(i: int, example: Example, judged: Judged) -> str:
+    probabilities = zip(judged.labels, judged.probabilities_NC[i], strict=True)
+    record = {
+        "id": example.id,
+        "label": judged.labels[judged.gold_N[i]],
+        "prediction": judged.labels[judged.prediction_N[i]],
+        "probabilities": {name: min(1.0, float(f"{value:.6g}")) for name, value in probabilities},
+        "group": example.group,
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def examples_sha256(examples: Sequence[Example]) -> str:
+    """Digest of ids and texts in order: two results with the same digest were judged on the same examples."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.id, *example.texts]).encode())
+    return digest.hexdigest()
+
+
+def read_result(path: Path) -> Result:
+    """A results file, validated; InputError in one line if it is damaged or belongs to another suite."""
+    try:
+        result = Result.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged results: {_why(error)}; run `debias eval` again") from None
+    if result.suite != path.stem:
+        raise InputError(f"{path}: holds results of the suite {result.suite!r}; run `debias eval` again")
+    return result
+
+
+def read_results(run: Path) -> dict[str, Result]:
+    """Every results file of a run by suite name, sorted; empty if the run was never judged."""
+    return {path.stem: read_result(path) for path in sorted((Path(run) / "eval").glob("*.json"))}
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The predictions of one result, validated; InputError with the line number if the file is damaged."""
+    predictions: list[Prediction] = []
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                predictions.append(Prediction.model_validate(json.loads(line)))
+    except (OSError, EOFError, ValueError) as error:
+        row = len(predictions) + 1
+        raise InputError(f"{path}, line {row}: damaged predictions: {_why(error)}; run `debias eval` again") from None
+    return predictions
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{name}: {message}" if name else message
+    return " ".join(str(error).split())

@@ -1,0 +1,219 @@
+"""What two gradients cost: each way to them against plain LoRA, interleaved in one process, in CPU time."""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debias.config import Strict
+from debias.engines import attach
+from debias.losses import Answers, Classification, SampleLosses, gce_weight
+from debias.methods import Edge
+from debias.models.adapters import add_lora, prepare_quantized
+from debias.models.load import load_model
+from debias.models.packages import model_path
+
+WAYS = ("plain", "published", "two_pass", "shared_forward", "single_pass")
+
+
+class Setting(Strict):
+    """One benchmark: a model with LoRA on all its linear layers, and a batch of random tokens."""
+
+    model: str = "package:minilm"
+    batch: int = 64
+    length: int = 64
+    lora_r: int = 8
+    load_in_4bit: bool = False
+    bf16: bool = False
+    rounds: int = 7
+    threads: int = 1
+    seed: int = 0
+
+
+def setting_for(model: str, **changes: Any) -> Setting:
+    """The sizes at which a model is usually reported: MiniLM classifies 64 x 64 tokens, the rest answer 8 x 64."""
+    encoder = model == "package:minilm"
+    sizes = {"batch": 64, "lora_r": 8} if encoder else {"batch": 8, "lora_r": 16}
+    return Setting(model=model, **{**sizes, **{key: value for key, value in changes.items() if value is not None}})
+
+
+def bench_step(setting: Setting, memory: bool = True) -> dict[str, Any]:
+    """Seconds of CPU time a step for each way (median), its ratio to plain (median of interleaved pairs), its error to
+    two_pass, and peak memory, each from a process of its own.
+    """
+    torch.set_num_threads(setting.threads)
+    steps = {way: _step_of(way, *_model_and_batch(setting)) for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for step in steps.values():
+        step()
+    for turn in range(setting.rounds):
+        # Every other round runs backwards, so that a machine that slows down hurts all alike.
+        for way in WAYS if turn % 2 == 0 else reversed(WAYS):
+            start = time.process_time()
+            steps[way]()
+            times[way].append(time.process_time() - start)
+    del steps
+    rows = {way: _row(times[way], times["plain"]) for way in WAYS}
+    for way, error in _errors(setting).items():
+        rows[way]["error_to_two_pass"] = error
+    if memory:
+        peaks = {way: _peak_in_own_process(setting, way) for way in WAYS}
+        for way in WAYS:
+            rows[way]["peak_mb"] = round(peaks[way] / 2**20, 1)
+            rows[way]["peak_ratio"] = round(peaks[way] / peaks["plain"], 4)
+    return {"setting": setting.model_dump(), "torch": torch.__version__, "ways": rows}
+
+
+def _row(own: list[float], plain: list[float]) -> dict[str, Any]:
+    ratios = [a / b for a, b in zip(own, plain, strict=True)]
+    return {
+        "cpu_seconds": round(statistics.median(own), 4),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+    }
+
+
+def _model_and_batch(setting: Setting) -> tuple[nn.Module, Any, dict[str, Tensor]]:
+    from transformers import AutoConfig
+
+    torch.manual_seed(setting.seed)
+    config = AutoConfig.from_pretrained(model_path(setting.model))
+    classify = not any("CausalLM" in name for name in config.architectures or [])
+    dtype = torch.bfloat16 if setting.bf16 else torch.float32
+    model = load_model(
+        setting.model,
+        "classification" if classify else "causal_lm",
+        ["a", "b", "c"],
+        dtype=dtype,
+        load_in_4bit=setting.load_in_4bit,
+    )
+    if setting.load_in_4bit:
+        model = prepare_quantized(model)
+    model = add_lora(model, r=setting.lora_r, alpha=16, dropout=0.0, targets="auto", classification=classify).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # off its zero start, where lora_A has no gradient at all
+            nn.init.normal_(parameter, std=0.01)
+    ids_BT = torch.randint(5, config.vocab_size, (setting.batch, setting.length))
+    batch = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+    if classify:
+        return model, Classification(), {**batch, "labels": torch.randint(0, 3, (setting.batch,))}
+    answer_mask = torch.zeros_like(ids_BT, dtype=torch.bool)
+    answer_mask[:, -2:] = True
+    return model, Answers([[5], [6], [7]]), {**batch, "answer_mask": answer_mask}
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+
+def _step_of(way: str, model: nn.Module, objective: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
+    """One optimizer step of that way, ready to be called again and again."""
+    optimizer = _optimizer(model)
+    if way == "plain":
+        return lambda: _plain_step(model, optimizer, lambda: objective.losses(model, batch))
+    if way == "published":
+        return lambda: published_step(model, optimizer, lambda: objective.losses(model, batch))
+    hook = attach(model, optimizer, Edge(), way)
+
+    def forward() -> tuple[Tensor, Tensor]:
+        losses = objective.losses(model, batch)
+        return losses.loss_B, gce_weight(losses.log_p_B)
+
+    def step() -> None:
+        hook.backward(*forward(), again=forward)
+        hook.step()
+
+    return step
+
+
+def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Callable[[], SampleLosses]) -> None:
+    losses().loss_B.mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def published_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, losses: Callable[[], SampleLosses], alpha: float = 1.0
+) -> None:
+    """The procedure of EDGE's published code, for its cost: three forward passes, two backward, a loop over rows."""
+    losses()  # its first forward serves the log alone
+    losses().loss_B.mean().backward()
+    main = _lora_gradients(model)
+    optimizer.zero_grad()
+    found = losses()
+    (gce_weight(found.log_p_B) * found.loss_B).mean().backward()
+    bias = _lora_gradients(model)
+    for name, parameter in model.named_parameters():
+        if name in main:
+            parameter.grad = torch.stack(list(_published_rows(main[name], bias[name], alpha)))
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _lora_gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if "lora" in n and p.grad is not None}
+
+
+def _published_rows(main_OI: Tensor, bias_OI: Tensor, alpha: float) -> Iterator[Tensor]:
+    shared_OI = main_OI / main_OI.norm() + bias_OI / bias_OI.norm()
+    for main_I, bias_I, shared_I in zip(main_OI, bias_OI, shared_OI, strict=True):
+        exclusive_I = bias_I - torch.dot(bias_I, shared_I) * shared_I
+        yield main_I - alpha * exclusive_I
+
+
+def _errors(setting: Setting) -> dict[str, float]:
+    """Relative error, over all adapter tensors at once, of each way's update against two_pass on the same weights."""
+    model, objective, batch = _model_and_batch(setting)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # two forward passes would draw two masks
+    # Random weights: an untrained model's own are so small that bias would vanish and any error with it.
+    weight_B = torch.rand(setting.batch)
+    updates = {}
+    for way in ("two_pass", "shared_forward", "single_pass"):
+        hook = attach(model, None, Edge(), way)
+
+        def forward() -> tuple[Tensor, Tensor]:
+            return objective.losses(model, batch).loss_B, weight_B
+
+        hook.backward(*forward(), again=forward)
+        hook.combine()
+        updates[way] = torch.cat([p.grad.flatten().double() for p in hook.selected.values() if p.grad is not None])
+        model.zero_grad(set_to_none=True)
+        hook.detach()
+    oracle = updates["two_pass"]
+    return {way: float((update - oracle).norm() / oracle.norm()) for way, update in updates.items()}
+
+
+def _peak_in_own_process(setting: Setting, way: str) -> int:
+    """Peak resident bytes of three steps in a fresh process."""
+    code = "import sys; from debias.bench import print_peak; print_peak(sys.argv[1], sys.argv[2])"
+    command = [sys.executable, "-c", code, setting.model_dump_json(), way]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def print_peak(setting_json: str, way: str) -> None:
+    """Run three steps of one way and print the process's peak resident size in bytes (for a child process)."""
+    setting = Setting.model_validate_json(setting_json)
+    torch.set_num_threads(setting.threads)
+    step = _step_of(way, *_model_and_batch(setting))
+    for _ in range(3):
+        step()
+    sys.stdout.write(f"{_peak_resident()}\n")
+
+
+def _peak_resident() -> int:
+    """Peak resident bytes of this program. Not ru_maxrss, which on Linux starts at the parent's size."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,284 @@
+"""What a run is: typed, validated, read from YAML and `key=value`; an unknown key is an error that names the nearest."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from debias.errors import InputError
+
+
+class Strict(BaseModel):
+    """A block of settings in which every key must be known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class PlantedBias(Strict):
+    """A shortcut written into the data (EDGE's biased-SNLI): a cue that predicts one label.
+
+    `prevalence` is the share of examples that carry the cue; `strength` is P(label == target | cue). The cue is
+    appended to the text field, after a space. Li et al., CCL 2025: train 0.33 / 0.9, test 0.95 / 0.33.
+    """
+
+    cue: str = Field("!!", min_length=1)
+    field: str = "premise"
+    label: str = "neutral"
+    prevalence: float = Field(0.33, ge=0, le=1)
+    strength: float = Field(0.9, ge=0, le=1)
+    seed: int = 0
+
+
+class DataSource(Strict):
+    """Where examples come from: `generated`, a local file (.jsonl, .csv, .parquet, each also .gz), or a hub id.
+
+    A local path is looked up beside the config, in the working directory, then in the folder `DEBIAS_DATA`.
+    `limit` keeps a random subset of that size, drawn with `seed`; for `generated` it is the number of pairs made.
+    """
+
+    source: str = Field(min_length=1)
+    split: str = "train"
+    name: str | None = None  # configuration of a hub dataset
+    limit: int | None = Field(None, ge=1)
+    seed: int = 0
+
+
+class DataConfig(Strict):
+    """Training and in-distribution validation data, and how a row is read."""
+
+    train: DataSource
+    validation: DataSource | None = None
+    text_fields: tuple[str, ...] = Field(("premise", "hypothesis"), min_length=1)
+    label_field: str = "label"
+    id_field: str | None = "id"
+    group_field: str | None = None
+    labels: tuple[str, ...] = Field(("entailment", "neutral", "contradiction"), min_length=2)
+    label_map: dict[str, str] = {}
+    planted_bias: PlantedBias | None = None
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _short_source(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "DataConfig":
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels holds a name twice: {list(self.labels)}")
+        for raw, name in self.label_map.items():
+            if name not in self.labels:
+                raise ValueError(f"label_map sends {raw!r} to {name!r}, which is not in labels {list(self.labels)}")
+        if self.planted_bias and self.planted_bias.label not in self.labels:
+            raise ValueError(f"planted_bias.label is {self.planted_bias.label!r}, not one of {list(self.labels)}")
+        if self.planted_bias and self.planted_bias.field not in self.text_fields:
+            raise ValueError(f"planted_bias.field is {self.planted_bias.field!r}, not in {list(self.text_fields)}")
+        return self
+
+
+class PromptConfig(Strict):
+    """How a causal model is asked: a template over the text fields and one answer for each label.
+
+    `{premise}`-style fields are filled in; a verbalizer keeps its leading space. With `chat`, the filled template is the
+    user's turn of the tokenizer's chat template.
+    """
+
+    template: str = Field(min_length=1)
+    verbalizers: dict[str, str]
+    chat: bool = False
+
+
+class BiasWeight(Strict):
+    """Where the bias weight of a sample comes from; apart from the rule that combines the gradients.
+
+    `self`: `q * p^q` of the model's own probability (generalized cross-entropy). `file`: the column `column` of the
+    training data, used as the weight itself (finite, not negative).
+    """
+
+    source: Literal["self", "file"] = "self"
+    q: float = Field(0.7, gt=0, le=1)
+    column: str | None = None
+
+    @model_validator(mode="after")
+    def _file_has_column(self) -> "BiasWeight":
+        if (self.source == "file") != (self.column is not None):
+            raise ValueError("column must be given with source 'file', and only with it")
+        return self
+
+
+class AdapterConfig(Strict):
+    """What is trained: LoRA matrices, all biases (BitFit), or everything (full fine-tuning).
+
+    `targets`: `auto` (every linear layer but the head), `all-linear` (the same, in PEFT's words) or a list of module
+    name endings. The sizes of LoRA are `lora_r`, `lora_alpha` and `lora_dropout` of the run.
+    """
+
+    type: Literal["lora", "bitfit", "full"] = "lora"
+    targets: Literal["auto", "all-linear"] | tuple[str, ...] = "auto"
+
+
+class RunConfig(Strict):
+    """One fine-tuning run. Names that Hugging Face has are Hugging Face's."""
+
+    model: str = Field(min_length=1)  # hub id, local folder, package:minilm, package:smollm2
+    data: DataConfig
+    output_dir: str = Field(min_length=1)
+    head: Literal["classification", "causal_lm"] = "classification"
+    prompt: PromptConfig | None = None
+    max_length: int = Field(128, ge=4)
+
+    method: dict[str, Any] = {"name": "edge"}
+    gradients: Literal["auto", "single_pass", "shared_forward", "two_pass"] = "auto"
+    bias_weight: BiasWeight = BiasWeight()
+    answer_probability: Literal["product", "geometric_mean"] = "product"
+    loss_mean: Literal["samples", "tokens"] = "samples"  # causal_lm: the one denominator of both gradients
+    debias_head: bool = False  # let the rule act on a freshly initialised head too
+
+    adapter: AdapterConfig = AdapterConfig()
+    lora_r: int = Field(8, ge=1)
+    lora_alpha: float = Field(16, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    load_in_4bit: bool = False
+
+    learning_rate: float = Field(3e-4, gt=0)
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int = -1
+    per_device_train_batch_size: int = Field(32, ge=1)
+    per_device_eval_batch_size: int = Field(64, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    max_grad_norm: float = Field(1.0, ge=0)
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    optim: str = "adamw_torch"
+    seed: int = 0
+    logging_steps: int = Field(10, ge=1)
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    eval_steps: int | None = Field(None, ge=1)
+    save_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    save_steps: int = Field(500, ge=1)
+    save_total_limit: int | None = Field(1, ge=1)
+    report_to: str | tuple[str, ...] = "none"
+    max_nonfinite_steps: int = Field(10, ge=0)  # skipped steps a run survives
+    overwrite_output_dir: bool = False
+    resume: bool = False
+
+    @field_validator("method", "bias_weight", "adapter", mode="before")
+    @classmethod
+    def _short_block(cls, value: Any, info: Any) -> Any:
+        key = {"method": "name", "bias_weight": "source", "adapter": "type"}[info.field_name]
+        return {key: value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _causal_has_prompt(self) -> "RunConfig":
+        if self.head == "causal_lm":
+            if self.prompt is None:
+                raise ValueError("prompt is missing: head 'causal_lm' needs prompt.template and prompt.verbalizers")
+            missing = [label for label in self.data.labels if label not in self.prompt.verbalizers]
+            if missing:
+                raise ValueError(
+                    f"prompt.verbalizers has no answer for {missing}; it needs one for each of data.labels"
+                )
+            for field in self.data.text_fields:
+                if "{" + field + "}" not in self.prompt.template:
+                    raise ValueError(f"prompt.template does not use {{{field}}}, one of data.text_fields")
+        return self
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file, apply `key=value` overrides (dots reach into blocks, values are YAML), validate.
+
+    Raises InputError with one line: the key, the value seen, what would be right.
+    """
+    return parse(RunConfig, apply_overrides(read_yaml(path), overrides), where=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: holds {type(loaded).__name__}, expected a mapping of settings")
+    return loaded
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with each `a.b=VALUE` set; a block given as a short string (`method: edge`) becomes a mapping first."""
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{item!r}: expected key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"{item!r}: the value is not valid YAML; quote it") from None
+        *blocks, last = key.strip().split(".")
+        node = result
+        for block in blocks:
+            node = _enter(node, block, item)
+        node[last] = value
+    return result
+
+
+def _enter(node: dict[str, Any], block: str, item: str) -> dict[str, Any]:
+    short = {"method": "name", "bias_weight": "source", "adapter": "type", "train": "source", "validation": "source"}
+    child = node.setdefault(block, {})
+    if isinstance(child, str) and block in short:
+        child = {short[block]: child}
+        node[block] = child
+    if not isinstance(child, dict):
+        raise InputError(f"{item!r}: {block} is {child!r}, not a block of settings")
+    return child
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """`values` as a `model`; the first thing wrong becomes one line that starts with `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_one_line(error, model)}") from None
+
+
+def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    details = error.errors()
+    # An unknown key often causes the "missing" beside it: name the cause.
+    first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), [key.split(".")[-1] for key in key_names(model)], n=1)
+        matches = [key for key in key_names(model) if near and key.split(".")[-1] == near[0]]
+        return f"{name}: unknown key" + (f"; did you mean {' or '.join(matches)}?" if matches else "")
+    if first["type"] == "missing":
+        return f"{name}: missing, and it has no default"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def key_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that `model` accepts."""
+    for key, info in model.model_fields.items():
+        yield prefix + key
+        for part in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from key_names(part, f"{prefix}{key}.")
+
+
+def dump_config(config: BaseModel) -> str:
+    """The resolved settings as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

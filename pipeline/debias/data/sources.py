@@ -1,0 +1,204 @@
+"""From a data source to examples: the generator, a local file, or a hub id; every row is checked.
+
+Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted in the log, unless `label_map` or
+`labels` gives that value a meaning.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from debias.config import DataConfig, DataSource
+from debias.data.examples import Example
+from debias.data.files import NumberedRow, kind_of, parquet_classes, read_rows
+from debias.data.generator import generate
+from debias.errors import InputError
+
+log = logging.getLogger(__name__)
+
+GENERATED_SIZE = 3000
+NO_GOLD_LABEL = ("-1", "-")
+
+
+def load_examples(
+    source: DataSource,
+    data: DataConfig,
+    *,
+    base: Path | None = None,
+    bias_column: str | None = None,
+    require_every_label: bool = False,
+) -> list[Example]:
+    """The examples of a source in its order, labels as indices into `data.labels`.
+
+    `base` is the folder relative paths are looked up in first; `bias_column` fills `Example.bias_weight`. Raises
+    InputError (file and row, value seen, what would be right); with `require_every_label` also for an absent class.
+    """
+    where, rows, classes = _open(source, data, base)
+    reader = _Reader(where, source.split, data, classes, bias_column)
+    read = [reader.example(number, row) for number, row in rows]
+    examples = [example for example in read if example is not None]
+    if len(examples) < len(read):
+        log.info("%s: dropped %d of %d rows without a gold label", where, len(read) - len(examples), len(read))
+    if not examples:
+        raise InputError(f"{where}: no examples" + (", all rows lack a gold label" if read else ", it is empty"))
+    kept = _subset(examples, source, where)
+    if require_every_label:
+        _check_every_label(kept, data.labels, where)
+    return kept
+
+
+def resolve_path(source: str, base: Path | None = None) -> Path:
+    """The file or folder `source` names: beside `base`, in the working directory or in DEBIAS_DATA, unless absolute.
+
+    Raises InputError that lists where it was looked for.
+    """
+    places = _places(source, base)
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        hint = "" if os.environ.get("DEBIAS_DATA") else "; DEBIAS_DATA, a folder of data, is not set"
+        raise InputError(f"{source}: no such file; looked for {', '.join(map(str, places))}{hint}")
+    return found
+
+
+def _places(source: str, base: Path | None) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.is_absolute():
+        return [path]
+    folders = [base, Path.cwd(), os.environ.get("DEBIAS_DATA") or None]
+    return list(dict.fromkeys(Path(folder).expanduser().absolute() / path for folder in folders if folder is not None))
+
+
+def _open(
+    source: DataSource, data: DataConfig, base: Path | None
+) -> tuple[str, Iterable[NumberedRow], Sequence[str] | None]:
+    """What to call the source in messages, its rows, and the class names behind integer labels if it has any."""
+    if source.source == "generated":
+        _refuse_name(source)
+        made = generate(source.split, source.limit or GENERATED_SIZE, source.seed)
+        return f"generated[{source.split}]", enumerate(made, start=1), None
+    found = next((place for place in _places(source.source, base) if place.exists()), None)
+    if kind_of(source.source) or (found is not None and found.is_file()):
+        _refuse_name(source)
+        path = resolve_path(source.source, base)
+        classes = parquet_classes(path, data.label_field) if kind_of(path.name) == ".parquet" else None
+        return str(path), read_rows(path), classes
+    return _open_hub(source, data, found)
+
+
+def _refuse_name(source: DataSource) -> None:
+    if source.name is not None:
+        raise InputError(f"{source.source}: name is {source.name!r}, but only a hub dataset has named configurations")
+
+
+def _open_hub(
+    source: DataSource, data: DataConfig, folder: Path | None
+) -> tuple[str, Iterable[NumberedRow], Sequence[str] | None]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(str(folder or source.source), source.name, split=source.split)
+    except Exception as error:  # the library raises its own, the hub's, and those of every file format
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(
+            f"{source.source}: neither a file here nor a dataset that can be loaded (split {source.split!r}): "
+            f"{type(error).__name__}: {reason}; without a connection, give a local file or a dataset already in the "
+            "Hugging Face cache"
+        ) from None
+    classes = getattr(dataset.features.get(data.label_field), "names", None)
+    return f"{source.source}[{source.split}]", enumerate(dataset, start=1), classes
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Turns rows into examples; `classes` are the names behind integer labels."""
+
+    where: str
+    split: str
+    data: DataConfig
+    classes: Sequence[str] | None
+    bias_column: str | None
+
+    def example(self, number: int, row: Mapping[str, Any]) -> Example | None:
+        """The row as an example; None if it has no gold label."""
+        data, where = self.data, f"{self.where}: row {number}"
+        texts = tuple(_text(row, field, where) for field in data.text_fields)
+        label = self._label(_column(row, data.label_field, "label_field", where), where)
+        weight = None if self.bias_column is None else _weight(row, self.bias_column, where)
+        if label is None:
+            return None
+        group = None if data.group_field is None else _column(row, data.group_field, "group_field", where)
+        return Example(
+            id=self._id(number, row),
+            texts=texts,
+            label=label,
+            group=None if group is None else str(group),
+            bias_weight=weight,
+        )
+
+    def _id(self, number: int, row: Mapping[str, Any]) -> str:
+        given = row.get(self.data.id_field) if self.data.id_field else None
+        return f"{self.split}-{number}" if given is None else str(given)
+
+    def _label(self, value: Any, where: str) -> int | None:
+        labels, label_map = self.data.labels, self.data.label_map
+        raw = name = str(value)
+        if self.classes and isinstance(value, int) and 0 <= value < len(self.classes):
+            name = self.classes[value]
+        label = label_map.get(raw) or label_map.get(name, name)
+        if label in labels:
+            return labels.index(label)
+        if raw in NO_GOLD_LABEL:
+            return None
+        known = f"labels {list(labels)}" + (f" and label_map {dict(label_map)}" if label_map else "")
+        seen = repr(value) if name == raw else f"{value!r} ({name})"
+        raise InputError(f"{where}: label {seen} is not in {known}")
+
+
+def _column(row: Mapping[str, Any], name: str, setting: str, where: str) -> Any:
+    if name not in row:
+        raise InputError(
+            f"{where}: no column {name!r} ({setting}); the columns are {', '.join(map(str, row)) or 'none'}"
+        )
+    return row[name]
+
+
+def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+    value = _column(row, field, "text_fields", where)
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {field} is {value!r}, expected text")
+    if not value.strip():
+        raise InputError(f"{where}: {field} is empty")
+    return value
+
+
+def _weight(row: Mapping[str, Any], column: str, where: str) -> float:
+    value = _column(row, column, "bias_weight.column", where)
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not math.isfinite(weight) or weight < 0:
+        raise InputError(f"{where}: {column} is {value!r}, expected a finite number that is not negative")
+    return weight
+
+
+def _subset(examples: list[Example], source: DataSource, where: str) -> list[Example]:
+    if source.limit is None or source.source == "generated":
+        return examples
+    if source.limit >= len(examples):
+        log.info("%s: limit is %d, all %d examples are used", where, source.limit, len(examples))
+        return examples
+    kept = Random(f"limit/{source.seed}").sample(range(len(examples)), source.limit)
+    return [examples[index] for index in sorted(kept)]
+
+
+def _check_every_label(examples: Sequence[Example], labels: Sequence[str], where: str) -> None:
+    present = {example.label for example in examples}
+    missing = [name for index, name in enumerate(labels) if index not in present]
+    if missing:
+        raise InputError(f"{where}: no example of {', '.join(missing)} among {len(examples)}; each label must occur")

@@ -1,0 +1,7 @@
+"""ROOM 4: where gradients live: sums over ranks, the Gram, the write-back."""
+
+from debias.engines.selection import not_head, select_parameters
+from debias.engines.step import StepReport
+from debias.engines.torch_engine import NonFiniteGradients, TorchHook, attach
+
+__all__ = ["NonFiniteGradients", "StepReport", "TorchHook", "attach", "not_head", "select_parameters"]

@@ -1,0 +1,237 @@
+"""Gradients that live in `p.grad`: one process, or DistributedDataParallel over gloo or nccl."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from debias.engines.reduce import all_reduce_sum
+from debias.engines.selection import Select, not_head, select_parameters
+from debias.engines.step import GramSums, StepReport, report
+from debias.gradients import Again, GradientSource, make_source, no_grad_weight
+from debias.methods import Rule, apply_coefficients, as_rows, gram_of_rows
+
+logger = logging.getLogger(__name__)
+
+# Tensors of one shape are combined together up to this many elements; more would only cost memory.
+STACK_ELEMENTS = 1 << 22
+
+
+class NonFiniteGradients(RuntimeError):
+    """More steps than allowed were skipped because their gradients were not finite."""
+
+
+class TorchHook:
+    """What `attach` returns: `backward` for each micro-batch, then `step`.
+
+    Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, clip, step. A step whose
+    update is not finite is skipped on all ranks and counted in `skipped`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        rule: Rule,
+        source: GradientSource,
+        *,
+        max_grad_norm: float | None,
+        max_nonfinite_steps: int,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.rule = rule
+        self.source = source
+        self.max_grad_norm = max_grad_norm
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.skipped = 0
+        self.last: StepReport | None = None
+        self._count = 0.0
+        self._ddp = model if isinstance(model, DistributedDataParallel) else None
+
+    @property
+    def gradients(self) -> str:
+        """The name of the way to two gradients in use."""
+        return self.source.name
+
+    @property
+    def selected(self) -> Mapping[str, nn.Parameter]:
+        """The parameters the rule acts on, by name."""
+        return self.source.selected
+
+    def backward(
+        self, loss_B: Tensor, weight_B: Tensor, *, count: float | None = None, again: Again | None = None
+    ) -> None:
+        """Add one micro-batch: `loss_B` [B] (summed over a sample's tokens), `weight_B` [B] its bias weights.
+
+        `count` is the micro-batch's share of the denominator (default B samples; give answer tokens for a mean over
+        tokens). `again` is needed by two_pass only: a function that runs a new forward and returns (loss_B, weight_B).
+        """
+        weight_B = no_grad_weight(weight_B, loss_B)
+        if self._ddp is not None:
+            # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself.
+            self._ddp.require_backward_grad_sync = False
+        self.source.backward(loss_B, weight_B, again)
+        self._count += loss_B.numel() if count is None else count
+
+    def combine(self) -> StepReport:
+        """Reduce, combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all.
+
+        For loops in which somebody else clips and steps. Raises RuntimeError without a `backward` before it, and
+        NonFiniteGradients after too many skipped steps.
+        """
+        if self._count == 0:
+            raise RuntimeError("step without a backward before it: there is no gradient to combine")
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        count = self._reduce(trainable)
+        self._check_taps(trainable)
+        sums = self._write_update(1.0 / count)
+        grads = [p.grad for p in trainable.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        self.last = report(sums, 1.0 / count, count, norm)
+        self.source.reset()
+        self._count = 0.0
+        if not self.last.finite:
+            self._skip(trainable)
+        return self.last
+
+    def step(self) -> StepReport:
+        """Combine, clip to `max_grad_norm`, step the optimizer unless the update is not finite, clear the gradients."""
+        if self.optimizer is None:
+            raise RuntimeError("step: this hook was attached without an optimizer; call combine() and step it yourself")
+        done = self.combine()
+        if done.finite:
+            if self.max_grad_norm:
+                parameters = [p for p in self.model.parameters() if p.grad is not None]
+                norm = torch.as_tensor(done.grad_norm)
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return done
+
+    def detach(self) -> None:
+        """Leave model and DDP wrapper as they were before `attach`."""
+        self.source.detach()
+        if self._ddp is not None:
+            self._ddp.require_backward_grad_sync = True
+
+    def _reduce(self, trainable: Mapping[str, nn.Parameter]) -> float:
+        """Sum gradients and counts over the ranks; returns the whole batch's count."""
+        if self._ddp is None:
+            return self._count
+        group = self._ddp.process_group
+        device = next(iter(trainable.values())).device
+        used = [p.grad is not None for p in trainable.values()]
+        seen = torch.tensor([self._count, *map(float, used)], dtype=torch.float64, device=device)
+        dist.all_reduce(seen, group=group)
+        count, *users = seen.tolist()
+        # A parameter that only some ranks used has a zero gradient on the others; one that none used has none.
+        names = [name for name, n in zip(trainable, users, strict=True) if n]
+        for name in names:
+            if trainable[name].grad is None:
+                trainable[name].grad = torch.zeros_like(trainable[name])
+            if name in self.selected and self.rule.uses_bias and name not in self.source.bias:
+                self.source.bias[name] = torch.zeros_like(trainable[name], dtype=torch.float32)
+        mains = [trainable[name].grad for name in names]
+        biases = [self.source.bias[name] for name in names if name in self.source.bias]
+        all_reduce_sum([g for g in mains if g is not None] + biases, group)
+        return float(count)
+
+    def _check_taps(self, trainable: Mapping[str, nn.Parameter]) -> None:
+        """A selected parameter with one gradient and not the other was used where the gradient source cannot see it."""
+        if not self.rule.uses_bias:
+            return
+        for name in self.selected:
+            if trainable[name].grad is not None and name not in self.source.bias:
+                raise RuntimeError(
+                    f"{self.gradients}: {name} got a main gradient and no bias gradient (its layer's weight was used"
+                    " without calling the layer, or loss.backward() ran beside hook.backward); use"
+                    " gradients='shared_forward'"
+                )
+
+    def _write_update(self, scale: float) -> GramSums:
+        """Turn the sums in `p.grad` into the update; `scale` is one over the whole batch's count."""
+        sums = GramSums()
+        pairs, others = [], []
+        for name, p in self.model.named_parameters():
+            if p.grad is not None:
+                bias = self.source.bias.get(name)
+                if bias is None:
+                    others.append(p.grad)
+                else:
+                    pairs.append((p.grad, bias))
+        for same in groups_of_one_shape(pairs):
+            self._write_group(same, scale, sums)
+        if others:
+            torch._foreach_mul_(others, scale)
+        return sums
+
+    def _write_group(self, pairs: list[tuple[Tensor, Tensor]], scale: float, sums: GramSums) -> None:
+        """Parameters of one shape at once: hundreds of adapter tensors would otherwise be thousands of tiny kernels."""
+        main_KOI, bias_KOI = (_stack([as_rows(pair[side]) for pair in pairs]) for side in (0, 1))
+        gram_KO3 = gram_of_rows(main_KOI, bias_KOI)
+        # Rules see means: the scale goes into the Gram squared and comes back out of the coefficients.
+        x_KO, y_KO = self.rule.coefficients(gram_KO3 * scale**2)
+        sums.add(gram_KO3, x_KO, y_KO)
+        update_KOI = apply_coefficients(x_KO * scale, y_KO * scale, main_KOI, bias_KOI)
+        for (grad, _), update_OI in zip(pairs, update_KOI.unbind(), strict=True):
+            grad.copy_(update_OI.view_as(grad))
+
+    def _skip(self, trainable: Mapping[str, nn.Parameter]) -> None:
+        self.skipped += 1
+        logger.warning("gradients are not finite: step skipped (%d so far)", self.skipped)
+        for p in trainable.values():
+            p.grad = None
+        if self.skipped > self.max_nonfinite_steps:
+            raise NonFiniteGradients(
+                f"{self.skipped} steps had non-finite gradients, more than max_nonfinite_steps={self.max_nonfinite_steps};"
+                " lower the learning rate, or train in bf16 or fp32 instead of fp16"
+            )
+
+
+def groups_of_one_shape(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """(main, bias) pairs of equal shape and dtype together, as many as make a stack of `STACK_ELEMENTS`."""
+    groups: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+    for main, bias in pairs:
+        groups.setdefault((main.shape, main.dtype, bias.dtype, main.device), []).append((main, bias))
+    for group in groups.values():
+        size = max(1, STACK_ELEMENTS // max(1, group[0][0].numel()))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """[K, O, I]; a single large tensor is not copied."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    rule: Rule,
+    gradients: str = "auto",
+    *,
+    select: Select = not_head,
+    max_grad_norm: float | None = None,
+    max_nonfinite_steps: int = 10,
+) -> TorchHook:
+    """Hook debiased gradients into a training loop of your own: `hook.backward(loss_B, weight_B)`, then `hook.step()`.
+
+    `model` may be wrapped in DistributedDataParallel. `gradients`: `auto`, `single_pass`, `shared_forward` or
+    `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default: all but a task head).
+    `max_grad_norm` clips the update in `step`. Raises ValueError when the rule would act on nothing, when the optimizer
+    lacks a selected parameter, or when `single_pass` is asked for where it is not exact, with the reason.
+    """
+    selected = select_parameters(model, select)
+    if optimizer is not None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if lost := [name for name, p in selected.items() if id(p) not in held]:
+            raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
+    source = make_source(gradients if rule.uses_bias else "plain", model, selected)
+    return TorchHook(
+        model, optimizer, rule, source, max_grad_norm=max_grad_norm, max_nonfinite_steps=max_nonfinite_steps
+    )

@@ -1,0 +1,42 @@
+"""ROOM 3: how one batch yields two gradients. `main` lands in `p.grad`, `bias` beside it; the engine does the rest."""
+
+import logging
+from collections.abc import Mapping
+
+from torch import nn
+
+from debias.gradients.base import Again, GradientSource, Plain, SharedForward, TwoPass, no_grad_weight
+from debias.gradients.single_pass import SinglePass, refusal
+
+logger = logging.getLogger(__name__)
+
+SOURCES: dict[str, type[GradientSource]] = {s.name: s for s in (SinglePass, SharedForward, TwoPass, Plain)}
+
+
+def make_source(name: str, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> GradientSource:
+    """The gradient source of that name; `auto` is single_pass where it is exact, else shared_forward, and says which.
+
+    Raises ValueError with the reason when `single_pass` is asked for and not exact.
+    """
+    if name == "auto":
+        reason = refusal(model, selected)
+        if reason:
+            logger.warning("gradients: auto chose shared_forward; single_pass is not exact here: %s", reason)
+        else:
+            logger.info("gradients: auto chose single_pass")
+        return SharedForward(model, selected) if reason else SinglePass(model, selected)
+    if name not in SOURCES:
+        raise ValueError(f"gradients is {name!r}, not one of auto, {', '.join(SOURCES)}")
+    return SOURCES[name](model, selected)
+
+
+__all__ = [
+    "Again",
+    "GradientSource",
+    "Plain",
+    "SharedForward",
+    "SinglePass",
+    "TwoPass",
+    "make_source",
+    "no_grad_weight",
+]

@@ -1,0 +1,108 @@
+"""The seam between a loss and an engine: one batch yields `main` in `p.grad` and `bias` beside it. Shapes: B samples."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+# A fresh forward pass on the same batch: (loss_B, weight_B).
+Again = Callable[[], tuple[Tensor, Tensor]]
+
+
+class GradientSource:
+    """Accumulates sums, not means: `main` of `loss_B` into `p.grad`, `bias` of `weight_B * loss_B` into `self.bias`.
+
+    The engine divides both by the one denominator when all micro-batches and ranks are in. `selected` maps names to the
+    parameters that need both gradients; every other trainable parameter gets `main` only.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> None:
+        self.model = model
+        self.selected = dict(selected)
+        self.bias: dict[str, Tensor] = {}
+
+    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
+        """Add this micro-batch's two gradients to what is accumulated."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget the accumulated bias gradient (the engine owns `p.grad`)."""
+        self.bias.clear()
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        self.reset()
+
+    @contextmanager
+    def _into_bias(self) -> Iterator[None]:
+        """Inside, a backward pass adds to the bias gradient; every `p.grad` is untouched afterwards.
+
+        Swapping `p.grad` instead of asking autograd for gradients keeps reentrant activation checkpointing working,
+        which allows `.backward()` only.
+        """
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        kept = [p.grad for p in trainable]
+        for p in trainable:
+            p.grad = None
+        for name, p in self.selected.items():
+            p.grad = self.bias.get(name)
+        try:
+            yield
+            self.bias = {name: p.grad for name, p in self.selected.items() if p.grad is not None}
+        finally:
+            for p, grad in zip(trainable, kept, strict=True):
+                p.grad = grad
+
+
+class Plain(GradientSource):
+    """The ordinary backward pass, for a rule that does not look at the bias gradient."""
+
+    name: ClassVar[str] = "plain"
+
+    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
+        loss_B.sum().backward()
+
+
+class SharedForward(GradientSource):
+    """One forward pass, two backward passes: exact for any model and any per-sample weight."""
+
+    name: ClassVar[str] = "shared_forward"
+
+    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
+        # One graph serves both passes: the second is the weighted sum over the same loss_B.
+        loss_B.sum().backward(retain_graph=True)
+        with self._into_bias():
+            (weight_B.detach() * loss_B).sum().backward()
+
+
+class TwoPass(GradientSource):
+    """Two forward and two backward passes: the oracle, and the only mode with independent dropout masks (as published)."""
+
+    name: ClassVar[str] = "two_pass"
+
+    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
+        if again is None:
+            raise ValueError(
+                "gradients 'two_pass' needs backward(..., again=f), f() -> (loss_B, weight_B) of a new forward"
+            )
+        loss_B.sum().backward()
+        with self._into_bias():
+            second_loss_B, second_weight_B = again()
+            (second_weight_B.detach() * second_loss_B).sum().backward()
+
+
+def no_grad_weight(weight_B: Tensor, loss_B: Tensor) -> Tensor:
+    """The weight detached, in float32, on the loss's device; ValueError unless both are [B] of the same B."""
+    if loss_B.dim() != 1:
+        raise ValueError(f"loss_B has shape {tuple(loss_B.shape)}; expected one value for each sample, [B]")
+    if weight_B.shape != loss_B.shape:
+        raise ValueError(
+            f"weight_B has shape {tuple(weight_B.shape)}, loss_B {tuple(loss_B.shape)}; they must be equal"
+        )
+    if not loss_B.requires_grad:
+        raise ValueError("loss_B does not require grad: was it detached, or computed under no_grad?")
+    return weight_B.detach().to(device=loss_B.device, dtype=torch.float32)

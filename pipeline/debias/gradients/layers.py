@@ -1,0 +1,124 @@
+"""The layers whose forward single_pass replaces, on the instance only: `nn.Linear`, and PEFT's plain LoRA layer.
+
+Shapes: B samples, I inputs, O outputs, R the rank of LoRA.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debias.gradients.taps import Tap
+
+Forward = Callable[..., Tensor]
+
+
+class _TwoGradientLinear(torch.autograd.Function):
+    """`F.linear` whose backward leaves the bias gradient in a tap."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, tap: Tap) -> Tensor:
+        ctx.save_for_backward(x, weight_OI)
+        ctx.tap = tap
+        return nn.functional.linear(x, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (delta,) = deltas
+        x, weight_OI = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_x = delta @ weight_OI if needs_x else None
+        grad_weight = ctx.tap.weight_gradient(x, delta) if needs_weight else None
+        grad_bias = ctx.tap.bias_gradient(delta) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+class _TwoGradientLora(torch.autograd.Function):
+    """`base + scaling * x A^T B^T`, the scaling on the narrow side, with both gradients of A and B from one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, x: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float, tap_a: Tap, tap_b: Tap
+    ) -> Tensor:
+        narrow = nn.functional.linear(x, a_RI) * scaling
+        ctx.save_for_backward(x, narrow, a_RI, b_OR)
+        ctx.scaling, ctx.taps, ctx.base_dtype = scaling, (tap_a, tap_b), base.dtype
+        if base.dtype == narrow.dtype:
+            return torch.addmm(base.flatten(0, -2), narrow.flatten(0, -2), b_OR.T).view(base.shape)
+        return (base + nn.functional.linear(narrow, b_OR)).to(base.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor | None, ...]:
+        (base_delta,) = deltas
+        x, narrow, a_RI, b_OR = ctx.saved_tensors
+        tap_a, tap_b = ctx.taps
+        delta = base_delta.to(b_OR.dtype)
+        narrow_delta = (delta @ b_OR) * ctx.scaling
+        grad_x = narrow_delta @ a_RI if ctx.needs_input_grad[1] else None
+        grad_a = tap_a.weight_gradient(x, narrow_delta)
+        grad_b = tap_b.weight_gradient(narrow, delta)
+        return base_delta, grad_x, grad_a, grad_b, None, None, None
+
+
+def linear_forward(layer: nn.Linear, tap: Tap) -> Forward:
+    """A forward for `layer` that does the same and takes two gradients."""
+
+    def forward(x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return nn.functional.linear(x, layer.weight, layer.bias)
+        dtype = _autocast_dtype(x)
+        parts = [x, layer.weight, layer.bias]
+        # Autocast does not reach into a custom Function: cast as it would, differentiably.
+        x, weight_OI, bias_O = (p if p is None or dtype is None else p.to(dtype) for p in parts)
+        output: Tensor = _TwoGradientLinear.apply(x, weight_OI, bias_O, tap)
+        return output
+
+    return forward
+
+
+def is_plain_lora(module: nn.Module) -> bool:
+    """True for PEFT's LoRA on a linear layer (4-bit too) with one active adapter and nothing special about it."""
+    if not all(hasattr(module, name) for name in ("lora_A", "lora_B", "active_adapters", "scaling", "base_layer")):
+        return False
+    layer: Any = module
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    return (
+        type(layer).__name__ in {"Linear", "Linear4bit"}
+        and len(active) == 1
+        and not layer.lora_variant
+        and not layer.merged
+        and isinstance(layer.lora_A[active[0]], nn.Linear)
+        and layer.lora_A[active[0]].bias is None
+        and layer.lora_B[active[0]].bias is None
+    )
+
+
+def lora_forward(layer: Any, tap_a: Tap, tap_b: Tap) -> Forward:
+    """A forward for a plain LoRA layer: one fused branch instead of two products, a scaling and a sum.
+
+    The wide output is touched once, where the usual form multiplies it by the scaling and adds it in passes of their
+    own; that pays for the second gradient. Anything unusual (merged, disabled, mixed adapters) takes the usual path.
+    """
+    usual: Forward = layer.forward
+    (name,) = [name for name in layer.active_adapters if name in layer.lora_A]
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        changed = layer.merged or layer.disable_adapters or list(layer.active_adapters) != [name]
+        if args or kwargs or changed or not torch.is_grad_enabled():
+            return usual(x, *args, **kwargs)
+        base = layer.base_layer(x)
+        a_RI, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
+        dtype = _autocast_dtype(x) or a_RI.dtype
+        x = layer.lora_dropout[name](x.to(dtype))
+        output: Tensor = _TwoGradientLora.apply(
+            base, x, a_RI.to(dtype), b_OR.to(dtype), layer.scaling[name], tap_a, tap_b
+        )
+        return output
+
+    return forward
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

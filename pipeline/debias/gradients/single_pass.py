@@ -1,0 +1,125 @@
+"""Two gradients from one backward pass. Shapes: B samples.
+
+Both gradients are weighted sums of the same per-sample gradients, and the weights are known once the forward pass is
+done. For `y = x W^T` with backward signal `delta`, `main_W = delta^T x` and `bias_W = (w * delta)^T x`; only the linear
+layers that train need to know.
+
+Exact where a sample's signal never mixes with another's between the layer and the loss; `refusal` says where it is not.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from debias.gradients.base import Again, GradientSource
+from debias.gradients.layers import is_plain_lora, linear_forward, lora_forward
+from debias.gradients.taps import Tap
+
+
+class SinglePass(GradientSource):
+    """One forward, one backward pass; only the instances of layers that hold a selected parameter are touched."""
+
+    name: ClassVar[str] = "single_pass"
+
+    def __init__(self, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> None:
+        super().__init__(model, selected)
+        if reason := refusal(model, selected):
+            raise ValueError(f"gradients 'single_pass' is not exact here: {reason}")
+        self.weight_B: Tensor | None = None
+        self._names = {id(p): name for name, p in self.selected.items()}
+        self._patched: list[nn.Module] = []
+        self._patch_layers(model)
+
+    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
+        self.weight_B = weight_B.detach()
+        try:
+            loss_B.sum().backward()
+        finally:
+            self.weight_B = None
+
+    def accumulate(self, name: str, gradient: Tensor) -> None:
+        """Add to the bias gradient of parameter `name`, in float32."""
+        held = self.bias.get(name)
+        if held is None:
+            self.bias[name] = gradient.float()
+        else:
+            held.add_(gradient)
+
+    def detach(self) -> None:
+        for layer in self._patched:
+            del layer.forward
+        self._patched = []
+        self.reset()
+
+    def _patch_layers(self, model: nn.Module) -> None:
+        inside_lora: set[int] = set()
+        for module in model.modules():
+            if id(module) in inside_lora:
+                continue
+            if is_plain_lora(module) and "forward" not in vars(module):
+                a, b = _active_pair(module)
+                if id(a.weight) in self._names and id(b.weight) in self._names:
+                    inside_lora |= {id(a), id(b)}
+                    self._replace(module, lora_forward(module, self._tap(a), self._tap(b)))
+            elif isinstance(module, nn.Linear):
+                tap = self._tap(module)
+                if tap.weight_name or tap.bias_name:
+                    self._replace(module, linear_forward(module, tap))
+
+    def _tap(self, layer: nn.Linear) -> Tap:
+        return Tap(self, self._names.get(id(layer.weight)), self._names.get(id(layer.bias)))
+
+    def _replace(self, layer: nn.Module, forward: Any) -> None:
+        layer.forward = forward
+        self._patched.append(layer)
+
+
+def _active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
+    (name,) = [name for name in layer.active_adapters if name in layer.lora_A]
+    return layer.lora_A[name], layer.lora_B[name]
+
+
+def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | None:
+    """Why single_pass would not be exact for these parameters of this model, or None where it is."""
+    return _mixed_samples(model) or _not_linear(model, selected) or _not_called(model)
+
+
+def _mixed_samples(model: nn.Module) -> str | None:
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"{name} ({kind}) uses statistics of the batch"
+        if "moe" in kind.lower() or "expert" in kind.lower():
+            return f"{name} ({kind}) routes tokens of different samples into one tensor"
+        if kind == "ParamWrapper":
+            return f"{name} adapts a parameter as a materialised delta (target_parameters)"
+        if variants := getattr(module, "lora_variant", None):
+            return f"{name} is a LoRA variant ({', '.join(type(v).__name__ for v in variants.values())})"
+    return None
+
+
+def _not_linear(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | None:
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((path, module))
+    for name, parameter in selected.items():
+        held = owners.get(id(parameter), [])
+        if len(held) != 1:
+            return f"{name} is shared by {len(held)} modules"
+        path, module = held[0]
+        if type(module).forward is not nn.Linear.forward:
+            return f"{name} belongs to {type(module).__name__}, not to a plain linear layer"
+        if "forward" in vars(module):
+            return f"the forward of {path} was replaced by somebody else"
+    return None
+
+
+def _not_called(model: nn.Module) -> str | None:
+    """Modules that read a linear layer's weight without calling it, so a tap there would stay silent."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and any(p.requires_grad for p in module.parameters()):
+            return f"{name} (MultiheadAttention) uses its projections without calling them"
+    return None

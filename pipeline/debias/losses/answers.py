@@ -1,0 +1,88 @@
+"""Causal language models that answer: loss at answer positions only. Shapes: B samples, T tokens, C labels, V vocabulary.
+
+Only positions that predict an answer token go through the language-model head (`logits_to_keep`), so there is never a
+[B, T, V] tensor: with a vocabulary of 150,000 that tensor is what runs a 24 GB card out of memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from debias.losses.classification import model_inputs
+from debias.losses.samples import SampleLosses
+
+
+class Answers:
+    """The objective of a causal model with one answer (verbalizer) for each label.
+
+    Training batches hold prompt and answer in `input_ids` [B, T] and `answer_mask` [B, T] (true at answer tokens);
+    scoring batches hold left-padded prompts only. `verbalizer_ids` has the answer tokens of each label.
+
+    `probability`: a sample's p is the product over its answer tokens, or their per-token geometric mean.
+    `mean_over`: the denominator of both gradients counts samples or answer tokens.
+    """
+
+    def __init__(
+        self,
+        verbalizer_ids: Sequence[Sequence[int]],
+        probability: Literal["product", "geometric_mean"] = "product",
+        mean_over: Literal["samples", "tokens"] = "samples",
+    ) -> None:
+        self.verbalizer_ids = [list(ids) for ids in verbalizer_ids]
+        self.probability = probability
+        self.mean_over = mean_over
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Any]) -> SampleLosses:
+        """Cross-entropy summed over each sample's answer tokens, [B]."""
+        loss_B = -answer_log_likelihood(model, model_inputs(batch), batch["answer_mask"])
+        tokens_B = batch["answer_mask"].sum(dim=1)
+        log_p_B = -loss_B.detach()
+        if self.probability == "geometric_mean":
+            log_p_B = log_p_B / tokens_B
+        count = int(tokens_B.sum()) if self.mean_over == "tokens" else loss_B.numel()
+        return SampleLosses(loss_B, log_p_B, count)
+
+    def label_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Log-likelihood of each label's answer after the prompt, [B, C] float32 (not normalised over labels)."""
+        inputs = model_inputs(batch)
+        if all(len(ids) == 1 for ids in self.verbalizer_ids):
+            # One answer token each: a single forward pass of the prompt scores every label.
+            logits_BV = model(**with_positions(inputs), logits_to_keep=1).logits[:, -1].float()
+            return torch.log_softmax(logits_BV, dim=-1)[:, [ids[0] for ids in self.verbalizer_ids]]
+        return torch.stack([self._score(model, inputs, ids) for ids in self.verbalizer_ids], dim=1)
+
+    def _score(self, model: nn.Module, inputs: dict[str, Any], answer: list[int]) -> Tensor:
+        ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+        tail = torch.tensor(answer, device=ids_BT.device).expand(ids_BT.shape[0], -1)
+        extended = {
+            "input_ids": torch.cat([ids_BT, tail], dim=1),
+            "attention_mask": torch.cat([mask_BT, torch.ones_like(tail)], dim=1),
+        }
+        answer_mask = torch.zeros_like(extended["input_ids"], dtype=torch.bool)
+        answer_mask[:, ids_BT.shape[1] :] = True
+        return answer_log_likelihood(model, extended, answer_mask)
+
+
+def answer_log_likelihood(model: nn.Module, inputs: dict[str, Any], answer_mask_BT: Tensor) -> Tensor:
+    """Sum over answer tokens of log p(token | what precedes it), [B] float32.
+
+    Raises ValueError when an answer starts at the first position, where nothing predicts it, or is absent.
+    """
+    if bool(answer_mask_BT[:, 0].any()) or not bool(answer_mask_BT.any(dim=1).all()):
+        raise ValueError("answer_mask: every row needs an answer token, and none at position 0")
+    # A position is kept if it predicts an answer token in any row: with left padding these are the last few.
+    keep_K = answer_mask_BT[:, 1:].any(dim=0).nonzero().squeeze(1)
+    logits_BKV = model(**with_positions(inputs), logits_to_keep=keep_K).logits
+    targets_BK = inputs["input_ids"][:, keep_K + 1]
+    losses_BK = nn.functional.cross_entropy(logits_BKV.float().flatten(0, 1), targets_BK.flatten(), reduction="none")
+    return -(losses_BK.view_as(targets_BK) * answer_mask_BT[:, keep_K + 1]).sum(dim=1)
+
+
+def with_positions(inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` with `position_ids` that start at each row's first real token, so that left padding changes nothing."""
+    if "position_ids" in inputs:
+        return inputs
+    positions_BT = (inputs["attention_mask"].long().cumsum(dim=1) - 1).clamp(min=0)
+    return {**inputs, "position_ids": positions_BT}

@@ -1,0 +1,63 @@
+"""ROOM 1: the rules. Pure functions from a row Gram [O, 3] to coefficients [O, 2]: no state, no collectives, torch only.
+
+A new method is one file, one line in `METHODS` and one golden row in tests/numerics/test_golden.py.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
+
+from debias.methods.base import Rule
+from debias.methods.combine import apply_coefficients, as_rows, combine, gram_of_rows, row_gram
+from debias.methods.edge import Edge, MainOnly, Orthogonal, Subtract
+from debias.methods.pcgrad import PCGrad
+
+METHODS: dict[str, type[Rule]] = {rule.name: rule for rule in (Edge, Subtract, Orthogonal, PCGrad, MainOnly)}
+# The literature's name for training on the main gradient alone.
+ALIASES = {"erm": "main_only"}
+
+
+def make_rule(settings: Mapping[str, Any]) -> Rule:
+    """The rule of a `method:` block: `{"name": "edge", "alpha": 0.5}`. Raises ValueError that names the setting."""
+    values = dict(settings)
+    name = str(values.pop("name", "edge"))
+    rule = METHODS.get(ALIASES.get(name, name))
+    if rule is None:
+        near = difflib.get_close_matches(name, [*METHODS, *ALIASES], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"method.name is {name!r}, not one of {', '.join([*METHODS, *ALIASES])}{hint}")
+    return rule(**{key: _checked(rule, key, value) for key, value in values.items()})
+
+
+def _checked(rule: type[Rule], key: str, value: Any) -> Any:
+    fields = [field.name for field in dataclasses.fields(rule)]
+    if key not in fields:
+        raise ValueError(f"method.{key}: {rule.name} has no such setting; it has {', '.join(fields) or 'none'}")
+    hint = get_type_hints(rule)[key]
+    if hint is float:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"method.{key} is {value!r}, expected a number") from None
+    if choices := get_args(hint):
+        if value not in choices:
+            raise ValueError(f"method.{key} is {value!r}, not one of {', '.join(map(str, choices))}")
+    return value
+
+
+__all__ = [
+    "METHODS",
+    "Edge",
+    "MainOnly",
+    "Orthogonal",
+    "PCGrad",
+    "Rule",
+    "Subtract",
+    "apply_coefficients",
+    "as_rows",
+    "combine",
+    "gram_of_rows",
+    "make_rule",
+    "row_gram",
+]

@@ -1,0 +1,102 @@
+"""EDGE: Enhanced Debiased Gradient Extraction (Li et al., CCL 2025, 2025.ccl-1.68)."""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from debias.methods.base import CANCELLED, Rule, each_row, divide, logger, totals
+
+
+@dataclass(frozen=True)
+class Edge(Rule):
+    """Remove from `main` the part of `bias` that is exclusive to it: `main - alpha * (bias - shared part of bias)`.
+
+    The shared direction is `c = main/|main| + bias/|bias|` with the tensor's norms. `projection` says how bias is
+    projected on it; these are different methods with different results:
+
+    - `published` (the authors' code): `s_r = <bias_r, c_r>`, exclusive `bias_r - s_r c_r`, c not renormalised. Not
+      defined for one-row tensors (the sign flips and the update adds bias): they take the `tensor` form, with a notice.
+    - `row` (the paper's words, row by row): the same with the unit direction `c_r / |c_r|`.
+    - `tensor` (the paper's words, whole tensor): the same with `c / |c|`.
+    """
+
+    name: ClassVar[str] = "edge"
+    alpha: float = 1.0
+    projection: Literal["published", "row", "tensor"] = "published"
+
+    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
+        _, mb_O, bb_O = gram_O3.unbind(dim=-1)
+        mm, _, bb = totals(gram_O3)
+        main_norm, bias_norm = mm.sqrt(), bb.sqrt()
+        # A zero gradient has no direction to share: `divide` drops its term of c.
+        share_O = divide(mb_O, main_norm) + divide(bb_O, bias_norm)
+        share_O = self._project(gram_O3, share_O)
+        x_O = 1 + self.alpha * divide(share_O, main_norm)
+        y_O = self.alpha * (divide(share_O, bias_norm) - 1)
+        return x_O, y_O
+
+    def _project(self, gram_O3: Tensor, share_O: Tensor) -> Tensor:
+        """`s_r` for the published form; `s_r / |c_r|^2` or `s / |c|^2` for the two unit directions."""
+        one_row = gram_O3.shape[-2] == 1
+        if self.projection == "published" and not one_row:
+            return share_O
+        if self.projection == "published":
+            _notice_one_row()
+        mm_O, mb_O, bb_O = gram_O3.unbind(dim=-1)
+        mm, _, bb = totals(gram_O3)
+        parts_O = divide(mm_O, mm) + divide(bb_O, bb)
+        length_O = parts_O + 2 * divide(mb_O, mm.sqrt() * bb.sqrt())
+        if self.projection != "row":
+            length_O, parts_O, share_O = (
+                each_row(gram_O3, t.sum(dim=-1, keepdim=True)) for t in (length_O, parts_O, share_O)
+            )
+        return divide(share_O, length_O.masked_fill(length_O <= CANCELLED * parts_O, 0.0))
+
+
+@functools.cache
+def _notice_one_row() -> None:
+    logger.warning(
+        "edge: a one-row tensor uses the 'tensor' projection; 'published' is not defined there (it would add bias)"
+    )
+
+
+@dataclass(frozen=True)
+class Subtract(Rule):
+    """`main - alpha * bias`: what published EDGE is on tensors with many rows, to three digits (a reweighted loss)."""
+
+    name: ClassVar[str] = "subtract"
+    alpha: float = 1.0
+
+    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
+        return each_row(gram_O3, 1.0), each_row(gram_O3, -self.alpha)
+
+
+@dataclass(frozen=True)
+class MainOnly(Rule):
+    """The ordinary gradient (empirical risk minimisation): the baseline, through the same machinery."""
+
+    name: ClassVar[str] = "main_only"
+
+    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
+        return each_row(gram_O3, 1.0), each_row(gram_O3, 0.0)
+
+    @property
+    def uses_bias(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Orthogonal(Rule):
+    """Remove from `main` its component along `bias`, tensor by tensor: `main - alpha * <main, bias>/|bias|^2 * bias`.
+
+    With alpha = 1 the update is orthogonal to bias.
+    """
+
+    name: ClassVar[str] = "orthogonal"
+    alpha: float = 1.0
+
+    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
+        _, mb, bb = totals(gram_O3)
+        return each_row(gram_O3, 1.0), each_row(gram_O3, -self.alpha * divide(mb, bb))

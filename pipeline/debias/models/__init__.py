@@ -1,0 +1,1 @@
+"""ROOM 5: base models, quantization, adapters."""
