@@ -5,8 +5,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +69,26 @@ def bench_step(setting: Setting, memory: bool = True) -> dict[str, Any]:
             rows[way]["peak_mb"] = round(peaks[way] / 2**20, 1)
             rows[way]["peak_ratio"] = round(peaks[way] / peaks["plain"], 4)
     return {"setting": setting.model_dump(), "torch": torch.__version__, "ways": rows}
+
+
+def table_of(result: dict[str, Any]) -> Any:
+    """A `rich` table of what `bench_step` returned."""
+    from rich.table import Table
+
+    setting = result["setting"]
+    numeric = f"{'4-bit ' if setting['load_in_4bit'] else ''}{'bf16' if setting['bf16'] else 'fp32'}"
+    table = Table(
+        title=f"{setting['model']}: {setting['batch']} x {setting['length']} tokens, LoRA r={setting['lora_r']}, "
+        f"{numeric}, {setting['threads']} thread(s), {setting['rounds']} interleaved rounds"
+    )
+    for heading in ("way", "CPU s / step", "x plain", "min .. max", "peak memory x plain", "error to two_pass"):
+        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for way, row in result["ways"].items():
+        spread = f"{row['ratio_min']:.2f} .. {row['ratio_max']:.2f}"
+        error = f"{row['error_to_two_pass']:.1e}" if "error_to_two_pass" in row else "-"
+        peak = f"{row['peak_ratio']:.3f}" if "peak_ratio" in row else "-"
+        table.add_row(way, f"{row['cpu_seconds']:.3f}", f"{row['ratio']:.2f}", spread, peak, error)
+    return table
 
 
 def _row(own: list[float], plain: list[float]) -> dict[str, Any]:

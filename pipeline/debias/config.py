@@ -1,4 +1,4 @@
-"""What a run is: typed, validated, read from YAML and `key=value`; an unknown key is an error that names the nearest."""
+"""What a run is: typed, validated, read from YAML and `key=value`; an unknown key is an error with the nearest name."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,8 +81,8 @@ class DataConfig(Strict):
 class PromptConfig(Strict):
     """How a causal model is asked: a template over the text fields and one answer for each label.
 
-    `{premise}`-style fields are filled in; a verbalizer keeps its leading space. With `chat`, the filled template is the
-    user's turn of the tokenizer's chat template.
+    `{premise}`-style fields are filled in; a verbalizer keeps its leading space. With `chat`, the filled template is
+    the user's turn of the tokenizer's chat template.
     """
 
     template: str = Field(min_length=1)
@@ -131,7 +131,7 @@ class RunConfig(Strict):
 
     method: dict[str, Any] = {"name": "edge"}
     gradients: Literal["auto", "single_pass", "shared_forward", "two_pass"] = "auto"
-    bias_weight: BiasWeight = BiasWeight()
+    bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
     loss_mean: Literal["samples", "tokens"] = "samples"  # causal_lm: the one denominator of both gradients
     debias_head: bool = False  # let the rule act on a freshly initialised head too
@@ -192,9 +192,30 @@ class RunConfig(Strict):
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML file, apply `key=value` overrides (dots reach into blocks, values are YAML), validate.
 
-    Raises InputError with one line: the key, the value seen, what would be right.
+    `extends: other.yaml` in the file takes that file's settings first. Raises InputError with one line: the key, the
+    value seen, what would be right.
     """
-    return parse(RunConfig, apply_overrides(read_yaml(path), overrides), where=str(path))
+    return parse(RunConfig, apply_overrides(_with_parents(Path(path)), overrides), where=str(path))
+
+
+def _with_parents(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's settings over those of the file it extends, so that two recipes need not share their lines."""
+    if path.resolve() in below:
+        raise InputError(f"{path}: extends itself")
+    values = read_yaml(path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    return _merged(_with_parents(path.parent / str(parent), (*below, path.resolve())), values)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(under[key], value) for key, value in over.items() if _are_blocks(under.get(key), value)}
+    return {**under, **over, **both}
+
+
+def _are_blocks(under: Any, over: Any) -> bool:
+    return isinstance(under, dict) and isinstance(over, dict)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -28,16 +28,15 @@ class EncodedExamples(Dataset[Feature]):
     def __getitem__(self, index: int) -> Feature:
         return self.features[index]
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each example."""
-        return [len(feature["input_ids"]) for feature in self.features]
+    def sampler(self, batch_size: int, seed: int) -> "LengthBuckets":
+        """The training order: random, with examples of like length together."""
+        return LengthBuckets([len(feature["input_ids"]) for feature in self.features], batch_size, seed)
 
 
 def encode_for_classification(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedExamples:
     """Texts or text pairs, the longest part truncated first to `max_length` tokens."""
     columns = list(zip(*(example.texts for example in examples), strict=True))
-    if len(columns) > 2:  # noqa: PLR2004
+    if len(columns) > 2:
         raise InputError(f"text_fields: a classification head takes one or two texts, got {len(columns)}")
     encoded = tokenizer(*[list(column) for column in columns], truncation=True, max_length=max_length)
     keys = [key for key in encoded if key != "attention_mask"]

@@ -19,7 +19,7 @@ def not_head(name: str, parameter: nn.Parameter) -> bool:
 
 
 def select_parameters(model: nn.Module, select: Select = not_head) -> dict[str, nn.Parameter]:
-    """The trainable parameters that `select(name, parameter)` accepts, logged by kind; ValueError when there is none."""
+    """The trainable parameters that `select(name, parameter)` accepts, logged by kind; ValueError if none is."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     selected = {name: p for name, p in trainable.items() if select(name, p)}
     if not selected:
@@ -31,13 +31,13 @@ def select_parameters(model: nn.Module, select: Select = not_head) -> dict[str, 
         f"{sum(p.numel() for p in selected.values()):,}",
         ", ".join(f"{count} {kind}" for kind, count in kinds(selected).items()),
         len(others),
-        f": {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}" if others else "",  # noqa: PLR2004
+        f": {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}" if others else "",
     )
     return selected
 
 
 def kinds(parameters: dict[str, nn.Parameter]) -> dict[str, int]:
-    """How many tensors of each kind: the last name that is not the adapter's or `weight` (lora_A, bias, q_proj, ...)."""
+    """How many tensors of each kind: the last name that is not `default` or `weight` (lora_A, bias, q_proj, ...)."""
     counts: dict[str, int] = {}
     for name in parameters:
         parts = [part for part in name.split(".") if part not in {"weight", "default"}]

@@ -1,5 +1,6 @@
 """What one optimizer step did: the figures every engine reports, all from sums that the combination needs anyway."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ def report(sums: GramSums, scale: float, samples: float, grad_norm: Tensor) -> S
     mm, mb, bb, removed, norm = torch.stack([*values, grad_norm.double()]).tolist()
     main, bias = abs(mm) ** 0.5, abs(bb) ** 0.5
     return StepReport(
-        finite=norm == norm and abs(norm) != float("inf"),
+        finite=math.isfinite(norm),
         samples=samples,
         main_norm=main * scale,
         bias_norm=bias * scale,

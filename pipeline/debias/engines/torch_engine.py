@@ -188,8 +188,8 @@ class TorchHook:
             p.grad = None
         if self.skipped > self.max_nonfinite_steps:
             raise NonFiniteGradients(
-                f"{self.skipped} steps had non-finite gradients, more than max_nonfinite_steps={self.max_nonfinite_steps};"
-                " lower the learning rate, or train in bf16 or fp32 instead of fp16"
+                f"{self.skipped} steps had non-finite gradients, more than"
+                f" max_nonfinite_steps={self.max_nonfinite_steps}; lower the learning rate, or train in bf16 or fp32 instead of fp16"
             )
 
 

@@ -1,4 +1,4 @@
-"""The seam between a loss and an engine: one batch yields `main` in `p.grad` and `bias` beside it. Shapes: B samples."""
+"""The seam between loss and engine: one batch yields `main` in `p.grad` and `bias` beside it. Shapes: B samples."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -80,7 +80,7 @@ class SharedForward(GradientSource):
 
 
 class TwoPass(GradientSource):
-    """Two forward and two backward passes: the oracle, and the only mode with independent dropout masks (as published)."""
+    """Two forward and two backward passes: the oracle, and the only mode with two dropout masks (as published)."""
 
     name: ClassVar[str] = "two_pass"
 

@@ -35,7 +35,7 @@ class _TwoGradientLinear(torch.autograd.Function):
 
 
 class _TwoGradientLora(torch.autograd.Function):
-    """`base + scaling * x A^T B^T`, the scaling on the narrow side, with both gradients of A and B from one backward."""
+    """`base + scaling * x A^T B^T`, scaled on the narrow side, with both gradients of A and B from one backward."""
 
     @staticmethod
     def forward(

@@ -1,8 +1,21 @@
 """ROOM 2: logits and labels to a loss [B] and a bias weight [B]. torch only."""
 
 from debias.losses.answers import Answers, answer_log_likelihood
-from debias.losses.bias_weight import gce_weight
+from debias.losses.bias_weight import BiasWeightSource, ColumnWeight, SelfWeight, gce_weight
 from debias.losses.classification import Classification, cross_entropy
 from debias.losses.samples import SampleLosses
 
-__all__ = ["Answers", "Classification", "SampleLosses", "answer_log_likelihood", "cross_entropy", "gce_weight"]
+Objective = Classification | Answers
+
+__all__ = [
+    "Answers",
+    "BiasWeightSource",
+    "Classification",
+    "ColumnWeight",
+    "Objective",
+    "SampleLosses",
+    "SelfWeight",
+    "answer_log_likelihood",
+    "cross_entropy",
+    "gce_weight",
+]

@@ -1,4 +1,4 @@
-"""Causal language models that answer: loss at answer positions only. Shapes: B samples, T tokens, C labels, V vocabulary.
+"""Causal models that answer: loss at answer positions only. Shapes: B samples, T tokens, C labels, V vocabulary.
 
 Only positions that predict an answer token go through the language-model head (`logits_to_keep`), so there is never a
 [B, T, V] tensor: with a vocabulary of 150,000 that tensor is what runs a 24 GB card out of memory.

@@ -1,7 +1,13 @@
 """The weight that makes a loss favour what is easy. Shapes: B samples."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
+
+from debias.losses.samples import SampleLosses
 
 
 def gce_weight(log_p_B: Tensor, q: float = 0.7) -> Tensor:
@@ -11,3 +17,29 @@ def gce_weight(log_p_B: Tensor, q: float = 0.7) -> Tensor:
     of EDGE (Li et al., CCL 2025); the gradient of GCE itself (Zhang & Sabuncu, NeurIPS 2018) lacks it.
     """
     return q * torch.exp(q * log_p_B.detach().float())
+
+
+class BiasWeightSource(Protocol):
+    """Where bias weights come from. A seam of its own: rules and gradients never know which source is in use."""
+
+    def __call__(self, losses: SampleLosses, batch: Mapping[str, Any]) -> Tensor:
+        """The weight [B] of each sample of this batch, detached."""
+
+
+@dataclass(frozen=True)
+class SelfWeight:
+    """The model's own confidence: `q * p^q` of the forward pass that made `losses`."""
+
+    q: float = 0.7
+
+    def __call__(self, losses: SampleLosses, batch: Mapping[str, Any]) -> Tensor:
+        return gce_weight(losses.log_p_B, self.q)
+
+
+@dataclass(frozen=True)
+class ColumnWeight:
+    """A weight that came with the data (a bias model's confidence, an annotator's): the batch's `bias_weight` [B]."""
+
+    def __call__(self, losses: SampleLosses, batch: Mapping[str, Any]) -> Tensor:
+        weight_B: Tensor = batch["bias_weight"]
+        return weight_B.detach().float()

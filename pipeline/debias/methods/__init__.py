@@ -1,4 +1,4 @@
-"""ROOM 1: the rules. Pure functions from a row Gram [O, 3] to coefficients [O, 2]: no state, no collectives, torch only.
+"""ROOM 1: the rules, pure functions from a row Gram [O, 3] to coefficients [O, 2]: no state, no collectives.
 
 A new method is one file, one line in `METHODS` and one golden row in tests/numerics/test_golden.py.
 """
@@ -40,9 +40,9 @@ def _checked(rule: type[Rule], key: str, value: Any) -> Any:
             return float(value)
         except (TypeError, ValueError):
             raise ValueError(f"method.{key} is {value!r}, expected a number") from None
-    if choices := get_args(hint):
-        if value not in choices:
-            raise ValueError(f"method.{key} is {value!r}, not one of {', '.join(map(str, choices))}")
+    choices = get_args(hint)
+    if choices and value not in choices:
+        raise ValueError(f"method.{key} is {value!r}, not one of {', '.join(map(str, choices))}")
     return value
 
 

@@ -12,7 +12,7 @@ BLOCK_ELEMENTS = 1 << 17
 
 def as_rows(tensor: Tensor) -> Tensor:
     """A view [O, I] of a parameter of any shape: dimension 0 is the rows; 0-D and 1-D tensors are one row."""
-    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.reshape(tensor.shape[0], -1)  # noqa: PLR2004
+    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.reshape(tensor.shape[0], -1)
 
 
 def row_gram(main: Tensor, bias: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from debias.methods.base import CANCELLED, Rule, each_row, divide, logger, totals
+from debias.methods.base import CANCELLED, Rule, divide, each_row, logger, totals
 
 
 @dataclass(frozen=True)

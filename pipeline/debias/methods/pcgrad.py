@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from debias.methods.base import Rule, each_row, divide, totals
+from debias.methods.base import Rule, divide, each_row, totals
 
 
 @dataclass(frozen=True)

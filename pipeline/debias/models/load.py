@@ -80,7 +80,7 @@ def _close_cpu_trap(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking weights in place in eval mode on CPUs with AVX512-bf16 (wrong under ZeRO-3)."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 @contextmanager

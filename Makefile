@@ -1,0 +1,36 @@
+# Each target works on a bare machine with Python 3.11+ and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+# Without a GPU on Linux the CPU build of torch is enough and gigabytes smaller.
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+
+.PHONY: setup demo test test-fast check clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml launch/install_torch.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "debias needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python launch/install_torch.py $(if $(HAS_GPU),gpu,cpu)
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/debias demo --out demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_architecture.py
+
+clean:
+	rm -rf $(VENV) demo

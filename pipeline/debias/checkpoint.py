@@ -1,0 +1,112 @@
+"""A run's folder: whose it is, what is in it, and saving so that a folder is there whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from debias.config import RunConfig, dump_config, load_config
+from debias.errors import InputError
+from debias.telemetry import write_whole
+
+ADAPTER, MODEL, CONFIG, METRICS, SUMMARY = "adapter", "model", "config.yaml", "metrics.jsonl", "run.json"
+# Settings that may differ between a run and its continuation.
+MAY_CHANGE = frozenset({"resume", "overwrite_output_dir", "output_dir", "max_steps", "num_train_epochs"})
+
+
+def open_run(config: RunConfig) -> Path:
+    """Make or check the output folder and write `config.yaml`. InputError when it holds another run."""
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir: {folder} is a file, expected a folder")
+    held = (folder / CONFIG).exists() or (folder / SUMMARY).exists()
+    if config.resume:
+        _check_same(config, folder)
+    elif held and not config.overwrite_output_dir:
+        raise InputError(
+            f"output_dir: {folder} holds another run; choose another, or give overwrite_output_dir=true or resume=true"
+        )
+    elif folder.exists() and not held and any(folder.iterdir()):
+        raise InputError(f"output_dir: {folder} is not empty and holds no run; choose another folder")
+    elif held:
+        _clear(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / CONFIG, dump_config(config))
+    except OSError as error:
+        raise InputError(f"output_dir: {folder} cannot be written: {error.strerror}") from None
+    return folder
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, None where there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def save_whole(folder: Path, save: Callable[[Path], Any]) -> None:
+    """Let `save` fill a folder beside `folder`, then put it in its place; on failure what was there stays."""
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        save(part)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_trained(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """Save what was trained: `adapter/` (plain PEFT) for LoRA, `model/` (plain transformers) else; returns the folder.
+
+    Raises RuntimeError if what landed on the disk is empty.
+    """
+    target = folder / (ADAPTER if hasattr(model, "peft_config") else MODEL)
+
+    def save(part: Path) -> None:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        _check_saved(part)
+
+    save_whole(target, save)
+    return target
+
+
+def _check_saved(folder: Path) -> None:
+    """An adapter that was saved empty looks like one that learned nothing: refuse it here, where it can be seen."""
+    from safetensors import safe_open
+
+    files = list(folder.glob("*.safetensors"))
+    elements = 0
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                shape = tensors.get_slice(name).get_shape()
+                size = 1
+                for side in shape:
+                    size *= side
+                if size == 0:
+                    raise RuntimeError(f"saved adapter: tensor {name} in {path.name} is empty, shape {shape}")
+                elements += size
+    if not elements:
+        raise RuntimeError(f"saved adapter: {folder.name} holds no tensor at all")
+
+
+def _check_same(config: RunConfig, folder: Path) -> None:
+    if not (folder / CONFIG).exists():
+        raise InputError(f"resume: {folder} holds no run to resume")
+    before, now = load_config(folder / CONFIG).model_dump(), config.model_dump()
+    for key, value in now.items():
+        if key not in MAY_CHANGE and before[key] != value:
+            raise InputError(f"resume: {key} is {value!r}, the run in {folder} was started with {before[key]!r}")
+
+
+def _clear(folder: Path) -> None:
+    for name in (CONFIG, METRICS, SUMMARY):
+        (folder / name).unlink(missing_ok=True)
+    for path in [folder / ADAPTER, folder / MODEL, folder / "eval", *folder.glob("checkpoint-*")]:
+        shutil.rmtree(path, ignore_errors=True)

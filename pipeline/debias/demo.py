@@ -1,0 +1,48 @@
+"""The embedded default: MiniLM trained plainly and with EDGE on generated pairs with a planted shortcut."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from debias.config import RunConfig
+from debias.train import train
+
+logger = logging.getLogger(__name__)
+
+# Both runs differ in the method alone. The suites plant the same cue where it no longer predicts the label.
+SETTINGS: dict[str, Any] = {
+    "model": "package:minilm",
+    "data": {
+        "train": {"source": "generated", "split": "train", "limit": 4000},
+        "validation": {"source": "generated", "split": "validation", "limit": 500},
+        "planted_bias": {"cue": "!!", "field": "premise", "label": "neutral", "prevalence": 0.33, "strength": 0.9},
+    },
+    "max_length": 64,
+    "learning_rate": 2e-3,
+    "warmup_steps": 10,
+    "max_steps": 125,
+    "per_device_train_batch_size": 32,
+    "eval_strategy": "steps",
+    "eval_steps": 25,
+    "save_strategy": "no",
+    "logging_steps": 5,
+}
+METHODS: dict[str, dict[str, Any]] = {"erm": {"name": "erm"}, "edge": {"name": "edge"}}
+SUITES = {"generated": 1200, "generated_ood": 600}
+
+
+def run_demo(folder: Path) -> tuple[Any, Path]:
+    """Train both runs in `folder` (an earlier demo there is replaced) and judge them; the table and the page."""
+    from debias_eval.evaluate import evaluate_run
+    from debias_eval.report import terminal_table, write_report
+
+    runs = []
+    for name, method in METHODS.items():
+        settings = {**SETTINGS, "method": method, "output_dir": str(folder / name), "overwrite_output_dir": True}
+        logger.info("training %s", name)
+        run = train(RunConfig.model_validate(settings))
+        for suite, limit in SUITES.items():
+            logger.info("judging %s on %s", name, suite)
+            evaluate_run(run, suite, limit=limit)
+        runs.append(run)
+    return terminal_table(runs), write_report(runs, folder / "report.html")

@@ -1,0 +1,177 @@
+"""The Hugging Face Trainer with two gradients in each step; everything else is as its users know it."""
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer
+
+from debias.engines.selection import Select, not_head
+from debias.engines.torch_engine import TorchHook, attach
+from debias.losses import BiasWeightSource, Objective, SelfWeight
+from debias.methods import Rule
+from debias.telemetry import peak_memory_mb
+
+STAGING = ".saving"
+
+
+class DebiasTrainer(Trainer):
+    """`transformers.Trainer` whose update is a rule's combination of the `main` and `bias` gradients.
+
+    `rule`: one of `debias.methods`; `objective`: per-sample losses (`Classification()` or `Answers(...)`);
+    `bias_weight`: where the weights come from; `gradients` and `select`: as in `debias.attach`. Accumulation, clipping,
+    bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole or not at all. Raises
+    ValueError for fp16 (its loss scaling hides overflow until after the rule; use bf16 or fp32).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        rule: Rule,
+        objective: Objective,
+        bias_weight: BiasWeightSource | None = None,
+        gradients: str = "auto",
+        select: Select = not_head,
+        max_nonfinite_steps: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.fp16:
+            raise ValueError("fp16 is not supported: use bf16=true or full precision")
+        self.rule = rule
+        self.objective = objective
+        self.bias_weight = bias_weight or SelfWeight()
+        self.gradients = gradients
+        self.select = select
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.hook: TorchHook | None = None
+        self._since_log = (time.perf_counter(), 0.0)
+        # The loss is already a mean over its micro-batch: the Trainer must not divide it by an item count.
+        self.model_accepts_loss_kwargs = False
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One micro-batch: two gradients; at the accumulation boundary, the update in their place."""
+        model.train()
+        hook = self._attached(model)
+        inputs = self._prepare_inputs(inputs)
+
+        def forward() -> tuple[Tensor, Tensor, int]:
+            with self.compute_loss_context_manager():
+                losses = self.objective.losses(model, inputs)
+            return losses.loss_B, self.bias_weight(losses, inputs), losses.count
+
+        loss_B, weight_B, count = forward()
+        hook.backward(loss_B, weight_B, count=count, again=lambda: forward()[:2])
+        self._count_samples(loss_B.numel())
+        if self.accelerator.sync_gradients:
+            hook.combine()
+        return loss_B.detach().sum() / count / self.current_gradient_accumulation_steps
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Label scores [B, C] and the mean negative log-likelihood of the right labels."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores_BC = self.objective.label_scores(model, inputs)
+        labels_B = inputs["labels"]
+        loss = -scores_BC.gather(1, labels_B.unsqueeze(1)).mean()
+        return (loss, None, None) if prediction_loss_only else (loss, scores_BC, labels_B)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log with what the last step did to the two gradients."""
+        if "loss" in logs and self.hook is not None and self.hook.last is not None:
+            logs |= self._step_figures(self.hook)
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; the model is left without hooks."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.hook is not None:
+                self.hook.detach()
+
+    def _attached(self, model: nn.Module) -> TorchHook:
+        # Only now is the model wrapped (DDP) as it will be trained.
+        if self.hook is None or self.hook.model is not model:
+            self.hook = attach(
+                model,
+                None,
+                self.rule,
+                self.gradients,
+                select=self.select,
+                max_nonfinite_steps=self.max_nonfinite_steps,
+            )
+        return self.hook
+
+    def _count_samples(self, samples: int) -> None:
+        since, seen = self._since_log
+        self._since_log = (since, seen + samples * self.args.world_size)
+
+    def _step_figures(self, hook: TorchHook) -> dict[str, float]:
+        since, seen = self._since_log
+        now = time.perf_counter()
+        self._since_log = (now, 0.0)
+        figures: Mapping[str, Any] = dataclasses.asdict(hook.last) if hook.last else {}
+        kept = ("main_norm", "bias_norm", "cosine", "removed_share") if self.rule.uses_bias else ()
+        return {
+            **{key: figures[key] for key in kept},
+            "skipped_steps": hook.skipped,
+            "samples_per_second": round(seen / max(now - since, 1e-9), 3),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Any:
+        """A data set that knows its lengths brings its own sampler (buckets of like length)."""
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if hasattr(dataset, "sampler"):
+            return dataset.sampler(self.args.train_batch_size, self.args.data_seed or self.args.seed)
+        return super()._get_train_sampler(train_dataset)
+
+    # A full disk or a kill while saving must leave the last good checkpoint: write beside it, then rename.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = Path(super()._get_output_dir(trial))
+        return str(folder / STAGING if getattr(self, "_saving", False) else folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(super()._get_output_dir(trial))
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(run)
+        finally:
+            self._saving = False
+            if self.args.should_save:
+                shutil.rmtree(run / STAGING, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+
+    def _publish(self, run: Path) -> None:
+        for folder in (run / STAGING).iterdir():
+            target = run / folder.name
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(folder, target)
+        _forget_older(run, self.args.save_total_limit)
+
+
+def _forget_older(run: Path, keep: int | None) -> None:
+    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    for folder in checkpoints[: -keep or None] if keep else []:
+        shutil.rmtree(folder, ignore_errors=True)

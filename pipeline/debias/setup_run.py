@@ -1,0 +1,108 @@
+"""The pieces of a run, each from its part of the config; `train.py` puts them together."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from debias.config import DataConfig, DataSource, PlantedBias, RunConfig
+from debias.data import Example, load_examples, plant
+from debias.data.encode import EncodedExamples, Prompt, encode_for_answers, encode_for_classification
+from debias.errors import InputError
+from debias.losses import Answers, BiasWeightSource, Classification, ColumnWeight, Objective, SelfWeight
+from debias.methods import Rule, make_rule
+from debias.models.adapters import add_lora, checkpoint_activations, prepare_quantized, train_biases
+from debias.models.load import load_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """How examples become tokens and tokens become losses; the same for training, evaluation and inference."""
+
+    objective: Objective
+    prompt: Prompt | None
+    tokenizer: Any
+    max_length: int
+
+    def encode(self, examples: list[Example], *, with_answer: bool) -> EncodedExamples:
+        """Token ids of `examples`; a causal model's training examples carry their right answer."""
+        if self.prompt is None:
+            return encode_for_classification(examples, self.tokenizer, self.max_length)
+        return encode_for_answers(examples, self.prompt, self.max_length, with_answer=with_answer)
+
+
+def build_task(config: RunConfig, tokenizer: Any) -> Task:
+    """The run's objective and prompt."""
+    if config.prompt is None or config.head == "classification":
+        return Task(Classification(), None, tokenizer, config.max_length)
+    answers = [config.prompt.verbalizers[label] for label in config.data.labels]
+    fields = config.data.text_fields
+    prompt = Prompt(tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat)
+    objective = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean)
+    return Task(objective, prompt, tokenizer, config.max_length)
+
+
+def build_rule(config: RunConfig) -> Rule:
+    """The rule of the `method:` block; InputError that names the setting."""
+    try:
+        return make_rule(config.method)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def build_bias_weight(config: RunConfig) -> BiasWeightSource:
+    """The source of the `bias_weight:` block."""
+    return ColumnWeight() if config.bias_weight.source == "file" else SelfWeight(config.bias_weight.q)
+
+
+def training_examples(config: RunConfig, base: Path | None) -> list[Example]:
+    """Training data with its planted bias, if any; every label must occur."""
+    column = config.bias_weight.column
+    examples = load_examples(config.data.train, config.data, base=base, bias_column=column, require_every_label=True)
+    return _planted(examples, config.data, config.data.planted_bias)
+
+
+def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:
+    """In-distribution validation data: the same planted bias as in training, drawn with another seed."""
+    source: DataSource | None = config.data.validation
+    if source is None:
+        return []
+    planted = config.data.planted_bias
+    drawn = planted.model_copy(update={"seed": planted.seed + 1}) if planted else None
+    return _planted(load_examples(source, config.data, base=base), config.data, drawn)
+
+
+def _planted(examples: list[Example], data: DataConfig, planted: PlantedBias | None) -> list[Example]:
+    return plant(examples, planted, data) if planted else examples
+
+
+def build_model(config: RunConfig) -> Any:
+    """The base model with what is to be trained; seed before this, for heads and adapters are drawn here."""
+    lora = config.adapter.type == "lora"
+    if config.load_in_4bit and not lora:
+        raise InputError(
+            f"load_in_4bit: a 4-bit base cannot be trained itself; adapter.type is {config.adapter.type!r}"
+        )
+    # A frozen base may live in bf16; weights that train stay in float32, with autocast.
+    dtype = torch.bfloat16 if config.bf16 and lora else torch.float32
+    model = load_model(config.model, config.head, config.data.labels, dtype=dtype, load_in_4bit=config.load_in_4bit)
+    if config.load_in_4bit:
+        model = prepare_quantized(model)
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
+    if config.adapter.type == "bitfit":
+        return train_biases(model)
+    if not lora:
+        return model
+    return add_lora(
+        model,
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        targets=config.adapter.targets,
+        classification=config.head == "classification",
+    )
