@@ -35,7 +35,9 @@ def train(config: Annotated[Path, typer.Argument(help="A run's YAML file.")], ov
     settings = load_config(config, overrides or [])
     from debias.train import train as run
 
-    typer.echo(run(settings, base=config.resolve().parent))
+    folder = run(settings, base=config.resolve().parent)
+    if _first_rank():
+        typer.echo(folder)
 
 
 @app.command(name="eval")
@@ -116,10 +118,14 @@ def _print(table: Any) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _quiet() -> None:
     """Our log lines, and of the libraries only errors: their load reports bury what a run has to say."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("debias").setLevel(logging.INFO)
+    logging.getLogger("debias").setLevel(logging.INFO if _first_rank() else logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -36,14 +36,22 @@ class DataSource(Strict):
     """Where examples come from: `generated`, a local file (.jsonl, .csv, .parquet, each also .gz), or a hub id.
 
     A local path is looked up beside the config, in the working directory, then in the folder `DEBIAS_DATA`.
-    `limit` keeps a random subset of that size, drawn with `seed`; for `generated` it is the number of pairs made.
+    `limit` keeps a random subset of that size, drawn with `seed`; for `generated` it is the number of pairs made, and
+    `phenomena` says of what kinds (default: all).
     """
 
     source: str = Field(min_length=1)
     split: str = "train"
     name: str | None = None  # configuration of a hub dataset
+    phenomena: tuple[str, ...] | None = Field(None, min_length=1)
     limit: int | None = Field(None, ge=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _only_generated_has_phenomena(self) -> "DataSource":
+        if self.phenomena and self.source != "generated":
+            raise ValueError(f"phenomena goes with source 'generated', not with {self.source!r}")
+        return self
 
 
 class DataConfig(Strict):
@@ -172,6 +180,11 @@ class RunConfig(Strict):
     def _short_block(cls, value: Any, info: Any) -> Any:
         key = {"method": "name", "bias_weight": "source", "adapter": "type"}[info.field_name]
         return {key: value} if isinstance(value, str) else value
+
+    @field_validator("eval_strategy", "save_strategy", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads a bare `no` as false
 
     @model_validator(mode="after")
     def _causal_has_prompt(self) -> "RunConfig":

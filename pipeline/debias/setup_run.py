@@ -95,7 +95,7 @@ def build_model(config: RunConfig) -> Any:
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     if config.adapter.type == "bitfit":
-        return train_biases(model)
+        return train_biases(model, model.fresh_modules)
     if not lora:
         return model
     return add_lora(
@@ -105,4 +105,5 @@ def build_model(config: RunConfig) -> Any:
         dropout=config.lora_dropout,
         targets=config.adapter.targets,
         classification=config.head == "classification",
+        fresh=model.fresh_modules,
     )

@@ -42,6 +42,8 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
 
     started = time.time()
     rule, bias_weight = build_rule(config), build_bias_weight(config)
+    arguments = training_arguments(config)
+    logger.debug("device %s", arguments.device)  # asking for it gives each rank its own GPU, before models are loaded
     examples, validation = training_examples(config, base), validation_examples(config, base)
     tokenizer = load_tokenizer(config.model, config.head)
     task = build_task(config, tokenizer)
@@ -53,9 +55,9 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     )
     train_data = task.encode(examples, with_answer=True)
     eval_data = task.encode(validation, with_answer=False) if validation else None
-    arguments = training_arguments(config)
 
-    folder = open_run(config)
+    with arguments.main_process_first(local=False, desc="opening the run"):
+        folder = open_run(config) if arguments.process_index == 0 else Path(config.output_dir)
     trainer = DebiasTrainer(
         model=model,
         args=arguments,
@@ -80,7 +82,8 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         "parameters": sizes,
         **environment(),
     }
-    _write_summary(folder, summary)
+    if trainer.is_world_process_zero():
+        _write_summary(folder, summary)
     checkpoint = last_checkpoint(folder) if config.resume else None
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -5,7 +5,7 @@ the same ten phenomena (`group`). The same (split, size, seed) gives the same ro
 gives the first rows of a larger one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from random import Random
 
@@ -21,12 +21,16 @@ SHARES = {"train": range(0, 4), "validation": range(4, 7), "test": range(7, 10),
 MAX_SIZE = 30_000
 
 
-def generate(split: str, size: int, seed: int) -> list[Row]:
+def generate(split: str, size: int, seed: int, phenomena: Sequence[str] = tuple(PHENOMENA)) -> list[Row]:
     """`size` distinct pairs of a split, as rows {id, premise, hypothesis, label, group}.
 
-    Labels are balanced within one, phenomena within each block of 30 rows. Raises InputError for an unknown split or a
-    size outside 1..MAX_SIZE.
+    `phenomena` are the groups to draw from (default: all). Labels are balanced within one, phenomena within each block
+    of three rows for each of them. Raises InputError for an unknown split or phenomenon, or a size outside
+    1..MAX_SIZE.
     """
+    for group in phenomena:
+        if group not in PHENOMENA:
+            raise InputError(f"generated: no phenomenon {group!r}; there are {', '.join(PHENOMENA)}")
     if split not in SPLITS:
         raise InputError(f"generated: split is {split!r}, expected one of {', '.join(SPLITS)}")
     if not 1 <= size <= MAX_SIZE:
@@ -34,7 +38,7 @@ def generate(split: str, size: int, seed: int) -> list[Row]:
     rng = Random(f"{split}/{seed}")
     seen: set[tuple[str, str]] = set()
     rows = []
-    for index, (group, label) in zip(range(size), _schedule(rng), strict=False):
+    for index, (group, label) in zip(range(size), _schedule(rng, phenomena), strict=False):
         premise, hypothesis = _new_pair(rng, split, group, label, seen)
         rows.append(
             {"id": f"{split}-{index}", "premise": premise, "hypothesis": hypothesis, "label": label, "group": group}
@@ -42,11 +46,11 @@ def generate(split: str, size: int, seed: int) -> list[Row]:
     return rows
 
 
-def _schedule(rng: Random) -> Iterator[tuple[str, Label]]:
-    """Phenomenon and label of each row: every three rows hold every label, every 30 rows every pair of the two."""
+def _schedule(rng: Random, phenomena: Sequence[str]) -> Iterator[tuple[str, Label]]:
+    """Phenomenon and label of each row: every three rows hold every label, every block every pair of the two."""
     while True:
-        orders = {label: rng.sample(list(PHENOMENA), len(PHENOMENA)) for label in LABELS}
-        for turn in range(len(PHENOMENA)):
+        orders = {label: rng.sample(list(phenomena), len(phenomena)) for label in LABELS}
+        for turn in range(len(phenomena)):
             for label in rng.sample(LABELS, len(LABELS)):
                 yield orders[label][turn], label
 

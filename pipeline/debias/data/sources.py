@@ -17,6 +17,7 @@ from debias.config import DataConfig, DataSource
 from debias.data.examples import Example
 from debias.data.files import NumberedRow, kind_of, parquet_classes, read_rows
 from debias.data.generator import generate
+from debias.data.grammar import PHENOMENA
 from debias.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def _open(
     """What to call the source in messages, its rows, and the class names behind integer labels if it has any."""
     if source.source == "generated":
         _refuse_name(source)
-        made = generate(source.split, source.limit or GENERATED_SIZE, source.seed)
+        chosen = source.phenomena or tuple(PHENOMENA)
+        made = generate(source.split, source.limit or GENERATED_SIZE, source.seed, chosen)
         return f"generated[{source.split}]", enumerate(made, start=1), None
     found = next((place for place in _places(source.source, base) if place.exists()), None)
     if kind_of(source.source) or (found is not None and found.is_file()):

@@ -139,7 +139,10 @@ class DebiasTrainer(Trainer):
         """A data set that knows its lengths brings its own sampler (buckets of like length)."""
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if hasattr(dataset, "sampler"):
-            return dataset.sampler(self.args.train_batch_size, self.args.data_seed or self.args.seed)
+            # Buckets of a whole optimizer step, so that the same examples make a step however it is split into
+            # micro-batches and ranks.
+            step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return dataset.sampler(step, self.args.data_seed or self.args.seed)
         return super()._get_train_sampler(train_dataset)
 
     # A full disk or a kill while saving must leave the last good checkpoint: write beside it, then rename.

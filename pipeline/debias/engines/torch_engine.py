@@ -52,6 +52,9 @@ class TorchHook:
         self.last: StepReport | None = None
         self._count = 0.0
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
+        # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself. Said before every
+        # forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
+        self._ddp_guard = self._ddp.register_forward_pre_hook(_no_averaging) if self._ddp is not None else None
 
     @property
     def gradients(self) -> str:
@@ -72,9 +75,6 @@ class TorchHook:
         tokens). `again` is needed by two_pass only: a function that runs a new forward and returns (loss_B, weight_B).
         """
         weight_B = no_grad_weight(weight_B, loss_B)
-        if self._ddp is not None:
-            # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself.
-            self._ddp.require_backward_grad_sync = False
         self.source.backward(loss_B, weight_B, again)
         self._count += loss_B.numel() if count is None else count
 
@@ -116,7 +116,8 @@ class TorchHook:
     def detach(self) -> None:
         """Leave model and DDP wrapper as they were before `attach`."""
         self.source.detach()
-        if self._ddp is not None:
+        if self._ddp is not None and self._ddp_guard is not None:
+            self._ddp_guard.remove()
             self._ddp.require_backward_grad_sync = True
 
     def _reduce(self, trainable: Mapping[str, nn.Parameter]) -> float:
@@ -189,8 +190,14 @@ class TorchHook:
         if self.skipped > self.max_nonfinite_steps:
             raise NonFiniteGradients(
                 f"{self.skipped} steps had non-finite gradients, more than"
-                f" max_nonfinite_steps={self.max_nonfinite_steps}; lower the learning rate, or train in bf16 or fp32 instead of fp16"
+                f" max_nonfinite_steps={self.max_nonfinite_steps}; lower the learning rate,"
+                " or train in bf16 or fp32 instead of fp16"
             )
+
+
+def _no_averaging(ddp: nn.Module, inputs: Any) -> None:
+    """A forward pre-hook for DistributedDataParallel."""
+    vars(ddp)["require_backward_grad_sync"] = False
 
 
 def groups_of_one_shape(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:

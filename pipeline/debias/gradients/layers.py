@@ -104,9 +104,11 @@ def lora_forward(layer: Any, tap_a: Tap, tap_b: Tap) -> Forward:
     (name,) = [name for name in layer.active_adapters if name in layer.lora_A]
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        changed = layer.merged or layer.disable_adapters or list(layer.active_adapters) != [name]
-        if args or kwargs or changed or not torch.is_grad_enabled():
+        active = [other for other in layer.active_adapters if other in layer.lora_A]
+        if args or kwargs or layer.merged or layer.disable_adapters or active != [name]:
             return usual(x, *args, **kwargs)
+        # The same without grad: reentrant checkpointing recomputes what ran without it, and a dropout mask drawn in
+        # another dtype (the usual path leaves the cast to autocast) would be another mask on CUDA.
         base = layer.base_layer(x)
         a_RI, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
         dtype = _autocast_dtype(x) or a_RI.dtype

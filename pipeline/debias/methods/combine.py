@@ -12,20 +12,24 @@ BLOCK_ELEMENTS = 1 << 17
 
 def as_rows(tensor: Tensor) -> Tensor:
     """A view [O, I] of a parameter of any shape: dimension 0 is the rows; 0-D and 1-D tensors are one row."""
-    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.reshape(tensor.shape[0], -1)
+    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.flatten(1)
 
 
 def row_gram(main: Tensor, bias: Tensor) -> Tensor:
     """The Gram [O, 3] float64 (mm, mb, bb for each row) of two gradients of one shape."""
+    _check_shapes(main, bias)
+    return gram_of_rows(as_rows(main), as_rows(bias))
+
+
+def _check_shapes(main: Tensor, bias: Tensor) -> None:
     if main.shape != bias.shape:
         raise ValueError(f"main has shape {tuple(main.shape)} and bias {tuple(bias.shape)}; they must be equal")
-    return gram_of_rows(as_rows(main), as_rows(bias))
 
 
 def gram_of_rows(main_OI: Tensor, bias_OI: Tensor) -> Tensor:
     """The Gram [..., O, 3] float64 of two gradients [..., O, I]; leading dimensions are parameters of one shape."""
     shape, columns = main_OI.shape[:-1], main_OI.shape[-1]
-    flat_main, flat_bias = main_OI.reshape(-1, columns), bias_OI.reshape(-1, columns)
+    flat_main, flat_bias = main_OI.flatten(0, -2), bias_OI.flatten(0, -2)
     step = max(1, BLOCK_ELEMENTS // max(1, columns))
     gram = torch.empty((flat_main.shape[0], 3), dtype=torch.float64, device=main_OI.device)
     for start in range(0, flat_main.shape[0], step):
@@ -48,6 +52,7 @@ def combine(rule: Rule, main: Tensor, bias: Tensor) -> Tensor:
 
     A 0-D or 1-D tensor is one row. Raises ValueError when the shapes differ.
     """
+    _check_shapes(main, bias)
     if not rule.uses_bias:
         return main.clone()
     x_O, y_O = rule.coefficients(row_gram(main, bias))

@@ -9,6 +9,7 @@ from torch import nn
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
+PEFT_HEADS = ("classifier", "score")  # PEFT itself saves these with an adapter
 HEADS = ("classifier", "score", "classification_head")
 
 
@@ -20,10 +21,12 @@ def add_lora(
     dropout: float,
     targets: Literal["auto", "all-linear"] | Sequence[str],
     classification: bool,
+    fresh: Sequence[str] = (),
 ) -> Any:
     """`model` as a PeftModel with LoRA on `targets`; a classification head trains whole and is saved with the adapter.
 
-    Raises InputError that lists the module names there are when a target matches none.
+    So do the modules named in `fresh`: with only LoRA on a random layer, nobody could load the adapter again. Raises
+    InputError that lists the module names there are when a target matches none.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -35,9 +38,14 @@ def add_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=chosen,
+        modules_to_save=[name for name in fresh if name.partition(".")[0] not in PEFT_HEADS] or None,
         task_type=TaskType.SEQ_CLS if classification else TaskType.CAUSAL_LM,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # PEFT sees to LoRA's own, not to a head that trains whole
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -45,13 +53,17 @@ def linear_names(model: nn.Module) -> list[str]:
     names = {
         path.rpartition(".")[2]
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[2] not in {*HEADS, "lm_head"}
+        if _is_linear(module) and path.rpartition(".")[2] not in {*HEADS, "lm_head"}
     }
     return sorted(names)
 
 
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, a linear layer transposed
+
+
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    paths = [path for path, module in model.named_modules() if _is_linear(module)]
     for target in targets:
         if not any(path == target or path.endswith("." + target) for path in paths):
             raise InputError(
@@ -59,13 +71,17 @@ def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
             )
 
 
-def train_biases(model: nn.Module) -> nn.Module:
-    """Freeze all but bias vectors and the head (BitFit, Ben Zaken et al., ACL 2022). InputError without any bias."""
+def train_biases(model: nn.Module, fresh: Sequence[str] = ()) -> nn.Module:
+    """Freeze all but bias vectors, the head and the modules in `fresh` (BitFit, Ben Zaken et al., ACL 2022).
+
+    InputError for a model without any bias.
+    """
     found = 0
     for name, parameter in model.named_parameters():
         is_bias = name.endswith("bias")
-        found += is_bias
-        parameter.requires_grad = is_bias or any(part in HEADS for part in name.split("."))
+        is_head = any(part in HEADS for part in name.split(".")) or name.rpartition(".")[0] in fresh
+        found += is_bias and not is_head
+        parameter.requires_grad = is_bias or is_head
     if not found:
         raise InputError("adapter.type: 'bitfit' trains bias vectors, and this model has none; use lora or full")
     return model

@@ -14,8 +14,9 @@ from debias.models.packages import model_path
 logger = logging.getLogger(__name__)
 Head = Literal["classification", "causal_lm"]
 
-# Modules that stay 16- or 32-bit. Given by name, because the default list lets a head with a bias become 4-bit.
-NOT_QUANTIZED = ["classifier", "score", "lm_head"]
+# Modules that stay 16- or 32-bit. Given by name, because the default list lets a head with a bias become 4-bit. The
+# last two are layers that many encoders' checkpoints lack: drawn at random here, they train whole.
+NOT_QUANTIZED = ["classifier", "score", "lm_head", "pre_classifier", "pooler"]
 
 
 def load_tokenizer(name: str, head: Head) -> Any:
@@ -25,6 +26,8 @@ def load_tokenizer(name: str, head: Head) -> Any:
     with _readable_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(model_path(name))
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"model: {name!r} has a tokenizer with neither a pad nor an end token; nothing can pad")
         # Padding is told apart by the attention mask, never by the id.
         tokenizer.pad_token = tokenizer.eos_token
     if head == "causal_lm":
@@ -37,7 +40,8 @@ def load_model(
 ) -> Any:
     """The base model with a head for `labels`; a classification head is freshly initialised (seed before this).
 
-    Raises InputError when the model cannot be found, or bitsandbytes is asked for and missing.
+    `fresh_modules` of the result names what the checkpoint lacks and was drawn at random. Raises InputError when the
+    model cannot be found or lacks the head, or bitsandbytes is asked for and missing.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -50,12 +54,34 @@ def load_model(
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {label: index for index, label in enumerate(labels)}
     with _readable_errors(name):
-        model = kind.from_pretrained(model_path(name), **options)
+        model, found = kind.from_pretrained(model_path(name), output_loading_info=True, **options)
+    model.fresh_modules = sorted({key.rpartition(".")[0] for key in found["missing_keys"]})
+    if head == "causal_lm":
+        _check_causal(name, model)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name, head).pad_token_id
     if load_in_4bit:
         _close_cpu_trap(model)
     return model
+
+
+def _check_causal(name: str, model: Any) -> None:
+    """An encoder sees the answer it is asked for, and a random frozen head is not saved with an adapter."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    encoder = model.config.model_type in MASKED and not getattr(model.config, "is_decoder", False)
+    if encoder or model.fresh_modules:
+        reason = f"it lacks {', '.join(model.fresh_modules)}" if model.fresh_modules else "it reads both ways"
+        raise InputError(f"head: {name!r} is no causal language model ({reason}); use head 'classification'")
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """The number of tokens that absolute position embeddings allow; None for a model without them."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in {"position_embeddings", "wpe"}:
+            # RoBERTa starts to count behind its padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def four_bit(dtype: torch.dtype) -> Any:
@@ -89,6 +115,6 @@ def _readable_errors(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"model: {name!r} could not be loaded: {first}") from error

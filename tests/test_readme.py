@@ -1,0 +1,78 @@
+"""README promises nothing that is not there: Python runs, commands parse, settings validate, the tree exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from debias.config import RunConfig, load_config, parse
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    inline = re.findall(r"`((?:debias|make) [^`]+)`", README)
+    return [shlex.split(line) for line in [*lines, *inline] if line]
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) >= 5
+    assert blocks("python")
+    assert blocks("yaml")
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_command_is_real(words, monkeypatch):
+    if words[0] == "make":
+        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+        assert set(words[1:]) <= targets
+        return
+    if words[0] == "for" or words[0] != "debias":
+        pytest.skip("not one of ours")
+    import typer.main
+
+    from debias.cli import app
+
+    command = typer.main.get_command(app)
+    arguments = words[1:]
+    while arguments and hasattr(command, "commands"):
+        assert arguments[0] in command.commands, f"no such verb: {arguments[0]}"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    context = command.make_context(words[1], arguments)
+    if words[1] == "train":
+        config = load_config(ROOT / str(context.params["config"]), context.params["overrides"] or [])
+        assert config.output_dir
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_settings_validate(text):
+    assert parse(RunConfig, yaml.safe_load(text), where="README")
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    cosine, removed = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert -1 <= cosine <= 1
+    assert removed > 0
+
+
+def test_tree_exists():
+    tree = next(block for block in blocks("text") if "pipeline/debias/" in block)
+    top = ROOT
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = ROOT / "pipeline/debias" / name if line.startswith("  ") else top / name
+        assert folder.exists(), f"README's tree names {name}"
+    for file in re.findall(r"\b([a-z_]+\.py)\b", tree):
+        assert list(ROOT.rglob(file)), f"README's tree names {file}"

@@ -1,0 +1,119 @@
+"""Models of a few thousand parameters with random weights, and batches for them. No network, no files."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VOCABULARY = 61
+
+
+def bert(dropout: float = 0.0, seed: int = 0, **settings: Any) -> nn.Module:
+    """A three-way sequence classifier, two layers of 16."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        num_labels=3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.2,
+        **settings,
+    )
+    return BertForSequenceClassification(config).train()
+
+
+def llama(seed: int = 0, hidden: int = 16, layers: int = 2, **settings: Any) -> nn.Module:
+    """A causal language model, two layers of 16, two heads over one key-value head."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": False,
+            "pad_token_id": 0,
+            **settings,
+        }
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def with_lora(model: nn.Module, dropout: float = 0.0, seed: int = 1, r: int = 3, **settings: Any) -> Any:
+    """PEFT LoRA on all linear layers, its matrices off their zero start so that every gradient is there."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config: dict[str, Any] = {"target_modules": "all-linear", "r": r, "lora_alpha": 6, "lora_dropout": dropout}
+    peft_model = get_peft_model(model, LoraConfig(**{**config, **settings})).train()
+    randomize_lora(peft_model)
+    return peft_model
+
+
+def randomize_lora(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.2)
+
+
+def bert_lora(dropout: float = 0.0, seed: int = 1, **settings: Any) -> Any:
+    """LoRA on every linear layer; the classifier trains whole, in modules_to_save."""
+    return with_lora(bert(), dropout, seed, task_type="SEQ_CLS", **settings)
+
+
+def llama_lora(dropout: float = 0.0, seed: int = 1, **settings: Any) -> Any:
+    return with_lora(llama(), dropout, seed, task_type="CAUSAL_LM", **settings)
+
+
+class Mlp(nn.Module):
+    """Linear layers only, so that full fine-tuning is exact in one pass. `classifier` is its head."""
+
+    def __init__(self, seed: int = 0, columns: int = 5, hidden: int = 7, bias: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Linear(columns, hidden, bias=bias)
+        self.second = nn.Linear(hidden, hidden, bias=bias)
+        self.classifier = nn.Linear(hidden, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def text_batch(samples: int = 6, tokens: int = 9, seed: int = 2) -> dict[str, Tensor]:
+    """Right-padded rows of unequal length with labels [B]."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, VOCABULARY, (samples, tokens), generator=generator)
+    lengths = torch.randint(3, tokens + 1, (samples, 1), generator=generator)
+    mask = (torch.arange(tokens) < lengths).long()
+    labels = torch.randint(0, 3, (samples,), generator=generator)
+    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+
+
+def answer_batch(samples: int = 5, tokens: int = 11, seed: int = 3) -> dict[str, Tensor]:
+    """Left-padded prompts with answers of one to three tokens at the end."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, VOCABULARY, (samples, tokens), generator=generator)
+    padding = torch.randint(0, tokens - 5, (samples, 1), generator=generator)
+    padding[0] = 0
+    mask = (torch.arange(tokens) >= padding).long()
+    answers = torch.tensor([1 + i % 3 for i in range(samples)]).unsqueeze(1)
+    answer_mask = torch.arange(tokens) >= tokens - answers
+    labels = torch.zeros(samples, dtype=torch.long)
+    return {"input_ids": ids * mask, "attention_mask": mask, "answer_mask": answer_mask, "labels": labels}
+
+
+def rows(batch: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    return {key: value[start:stop] for key, value in batch.items()}
