@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from debias.engines import not_head
 from debias.gradients import GradientSource, make_source
 from debias.losses import Answers, Classification, cross_entropy
-from torch import Tensor, nn
 
 Gradients = dict[str, Tensor]
 Forward = Callable[[nn.Module, Any], Tensor]
 
-# METHOD and the brief of this project: fp32 gradients of the ways agree to 1e-5, relative, each tensor.
+# What the project promises: fp32 gradients of the ways agree to 1e-5, relative, tensor by tensor.
 FP32 = 1e-5
 
 
@@ -48,7 +49,7 @@ def take(
     select: Callable[[str, nn.Parameter], bool] = not_head,
     seed: int = 0,
 ) -> tuple[Gradients, Gradients]:
-    """(main of every trainable tensor, bias of every selected one), summed over the batches; the model is left clean."""
+    """(main of every trainable tensor, bias of every selected one), summed over the batches; leaves the model clean."""
     source = make_source(way, model, selected_of(model, select))
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
@@ -72,7 +73,7 @@ def by_samples(
     weight_B: Tensor,
     select: Callable[[str, nn.Parameter], bool] = not_head,
 ) -> tuple[Gradients, Gradients]:
-    """The definition: one backward pass for each sample by itself, main = sum g_i, bias = sum w_i g_i, in float64 sums."""
+    """The definition: one backward pass for each sample by itself, main = sum g_i, bias = sum w_i g_i, sums float64."""
     selected = selected_of(model, select)
     main: Gradients = {}
     bias: Gradients = {}
@@ -107,9 +108,7 @@ def worst(got: Gradients, want: Gradients) -> tuple[float, str]:
     return max(errors)
 
 
-def assert_same(
-    got: tuple[Gradients, Gradients], want: tuple[Gradients, Gradients], tolerance: float = FP32
-) -> None:
+def assert_same(got: tuple[Gradients, Gradients], want: tuple[Gradients, Gradients], tolerance: float = FP32) -> None:
     for side, name in enumerate(("main", "bias")):
         error, tensor = worst(got[side], want[side])
         assert error <= tolerance, f"{name} gradient of {tensor}: relative error {error:.2e}"

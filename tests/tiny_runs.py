@@ -12,11 +12,14 @@ PROMPT = {
 }
 
 
+EXTRA = ("premise", "question", "answer", ":", "yes", "no", "maybe", "!!")
+
+
 def words() -> list[str]:
     """The words of the generator's first pairs, and those that prompts and cues need."""
     rows = generate("train", 300, 0) + generate("validation", 60, 0)
     text = " ".join(row[field] for row in rows for field in ("premise", "hypothesis")).lower()
-    return sorted({*text.replace(".", " . ").replace(",", " , ").split(), *"premise question answer : yes no maybe !!".split()})
+    return sorted({*text.replace(".", " . ").replace(",", " , ").split(), *EXTRA})
 
 
 def tokenizer(*, causal: bool) -> Any:
@@ -28,7 +31,9 @@ def tokenizer(*, causal: bool) -> Any:
     vocabulary = {word: index for index, word in enumerate([*special, *words()])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.normalizer = normalizers.Lowercase()
-    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("contiguous")])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("contiguous")]
+    )
     if causal:
         inner.post_processor = processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 4)])
         return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]")

@@ -19,7 +19,7 @@ from debias_eval.verdict import verdict
 CURVES = (
     ("loss", "Training loss", "mean over the batch, as logged"),
     ("cosine", "Cosine of the two gradients", "main against bias: 1 means they point the same way"),
-    ("removed_share", "Removed share", "what the rule took out of the gradient, as logged"),
+    ("removed_share", "Removed share", "|main - update| / |main|: how much of the gradient the rule changed"),
 )
 FLOOR = "always the most frequent label"
 

@@ -8,19 +8,19 @@ from typing import Any
 
 from debias.config import RunConfig, dump_config, load_config
 from debias.errors import InputError
-from debias.telemetry import write_whole
+from debias.telemetry import saving, write_whole
 
 ADAPTER, MODEL, CONFIG, METRICS, SUMMARY = "adapter", "model", "config.yaml", "metrics.jsonl", "run.json"
 # Settings that may differ between a run and its continuation.
 MAY_CHANGE = frozenset({"resume", "overwrite_output_dir", "output_dir", "max_steps", "num_train_epochs"})
 
 
-def open_run(config: RunConfig) -> Path:
-    """Make or check the output folder and write `config.yaml`. InputError when it holds another run."""
+def check_run(config: RunConfig) -> None:
+    """InputError when the output folder holds another run, or, to be resumed, none or one with other settings."""
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir: {folder} is a file, expected a folder")
-    held = (folder / CONFIG).exists() or (folder / SUMMARY).exists()
+    held = _holds_run(folder)
     if config.resume:
         _check_same(config, folder)
     elif held and not config.overwrite_output_dir:
@@ -29,7 +29,13 @@ def open_run(config: RunConfig) -> Path:
         )
     elif folder.exists() and not held and any(folder.iterdir()):
         raise InputError(f"output_dir: {folder} is not empty and holds no run; choose another folder")
-    elif held:
+
+
+def open_run(config: RunConfig) -> Path:
+    """Check and make the output folder, emptied of the run it may replace, and write `config.yaml`."""
+    check_run(config)
+    folder = Path(config.output_dir)
+    if _holds_run(folder) and not config.resume:
         _clear(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,6 +43,10 @@ def open_run(config: RunConfig) -> Path:
     except OSError as error:
         raise InputError(f"output_dir: {folder} cannot be written: {error.strerror}") from None
     return folder
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / CONFIG).exists() or (folder / SUMMARY).exists()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -51,7 +61,8 @@ def save_whole(folder: Path, save: Callable[[Path], Any]) -> None:
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        save(part)
+        with saving():
+            save(part)
         if folder.exists():
             os.replace(folder, old)
         os.replace(part, folder)

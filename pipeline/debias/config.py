@@ -12,9 +12,17 @@ from debias.errors import InputError
 
 
 class Strict(BaseModel):
-    """A block of settings in which every key must be known."""
+    """A block of settings in which every key must be known and every number finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: Any) -> Any:
+        numbers = {int, float, int | None, float | None}
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in numbers:
+            raise ValueError(f"expected a number, got {value}")
+        return value
 
 
 class PlantedBias(Strict):
@@ -67,6 +75,19 @@ class DataConfig(Strict):
     label_map: dict[str, str] = {}
     planted_bias: PlantedBias | None = None
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_are_names(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and any(isinstance(label, bool) for label in value):
+            raise ValueError("YAML reads a bare yes, no, true or false as a flag; put quotes around such a label")
+        return [str(label) if isinstance(label, int) else label for label in value] if _is_list(value) else value
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _integer_labels(cls, value: Any) -> Any:
+        # `{0: entailment}`: rows are looked up by the text of their label.
+        return {str(raw): name for raw, name in value.items()} if isinstance(value, dict) else value
+
     @field_validator("train", "validation", mode="before")
     @classmethod
     def _short_source(cls, value: Any) -> Any:
@@ -76,6 +97,8 @@ class DataConfig(Strict):
     def _names_exist(self) -> "DataConfig":
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels holds a name twice: {list(self.labels)}")
+        if len(set(self.text_fields)) != len(self.text_fields):
+            raise ValueError(f"text_fields holds a name twice: {list(self.text_fields)}")
         for raw, name in self.label_map.items():
             if name not in self.labels:
                 raise ValueError(f"label_map sends {raw!r} to {name!r}, which is not in labels {list(self.labels)}")
@@ -113,6 +136,8 @@ class BiasWeight(Strict):
     def _file_has_column(self) -> "BiasWeight":
         if (self.source == "file") != (self.column is not None):
             raise ValueError("column must be given with source 'file', and only with it")
+        if self.source == "file" and "q" in self.model_fields_set and self.q != BiasWeight.model_fields["q"].default:
+            raise ValueError("q has no effect with source 'file', whose column is the weight itself; remove it")
         return self
 
 
@@ -125,6 +150,20 @@ class AdapterConfig(Strict):
 
     type: Literal["lora", "bitfit", "full"] = "lora"
     targets: Literal["auto", "all-linear"] | tuple[str, ...] = "auto"
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets_are_names(cls, value: Any) -> Any:
+        named = _is_list(value) and value and all(isinstance(name, str) for name in value)
+        if not named and value not in ("auto", "all-linear"):
+            raise ValueError(f"expected auto, all-linear or a list of module names, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _only_lora_has_targets(self) -> "AdapterConfig":
+        if self.type != "lora" and self.targets != "auto":
+            raise ValueError(f"targets has no effect with type {self.type!r}; remove it, or use type lora")
+        return self
 
 
 class RunConfig(Strict):
@@ -155,7 +194,7 @@ class RunConfig(Strict):
     warmup_steps: float = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     num_train_epochs: float = Field(1.0, gt=0)
-    max_steps: int = -1
+    max_steps: int = Field(-1, ge=-1)  # -1: as many as num_train_epochs makes
     per_device_train_batch_size: int = Field(32, ge=1)
     per_device_eval_batch_size: int = Field(64, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -163,7 +202,7 @@ class RunConfig(Strict):
     gradient_checkpointing: bool = False
     bf16: bool = False
     optim: str = "adamw_torch"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     logging_steps: int = Field(10, ge=1)
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
     eval_steps: int | None = Field(None, ge=1)
@@ -186,6 +225,25 @@ class RunConfig(Strict):
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare `no` as false
 
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _reporters(cls, value: Any) -> Any:
+        if not isinstance(value, str) and not (_is_list(value) and all(isinstance(name, str) for name in value)):
+            raise ValueError(f"expected a name such as tensorboard, or a list of names, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> "RunConfig":
+        if self.max_steps == 0:
+            raise ValueError("max_steps is 0; give a number of steps, or -1 to train for num_train_epochs")
+        if self.eval_strategy != "no" and self.data.validation is None:
+            raise ValueError(f"eval_strategy is {self.eval_strategy!r}, but there is no data.validation to judge on")
+        if self.head != "causal_lm":
+            for key in ("prompt", "answer_probability", "loss_mean"):
+                if getattr(self, key) != RunConfig.model_fields[key].default:
+                    raise ValueError(f"{key} goes with head 'causal_lm'; remove it, or set the head")
+        return self
+
     @model_validator(mode="after")
     def _causal_has_prompt(self) -> "RunConfig":
         if self.head == "causal_lm":
@@ -196,10 +254,17 @@ class RunConfig(Strict):
                 raise ValueError(
                     f"prompt.verbalizers has no answer for {missing}; it needs one for each of data.labels"
                 )
+            unknown = [label for label in self.prompt.verbalizers if label not in self.data.labels]
+            if unknown:
+                raise ValueError(f"prompt.verbalizers answers {unknown}, not in data.labels {list(self.data.labels)}")
             for field in self.data.text_fields:
                 if "{" + field + "}" not in self.prompt.template:
                     raise ValueError(f"prompt.template does not use {{{field}}}, one of data.text_fields")
         return self
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -216,10 +281,12 @@ def _with_parents(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in below:
         raise InputError(f"{path}: extends itself")
     values = read_yaml(path)
-    parent = values.pop("extends", None)
-    if parent is None:
+    if "extends" not in values:
         return values
-    return _merged(_with_parents(path.parent / str(parent), (*below, path.resolve())), values)
+    parent = values.pop("extends")
+    if not isinstance(parent, str):
+        raise InputError(f"{path}: extends is {parent!r}, expected the name of one file")
+    return _merged(_with_parents(path.parent / parent, (*below, path.resolve())), values)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -267,7 +334,9 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 def _enter(node: dict[str, Any], block: str, item: str) -> dict[str, Any]:
     short = {"method": "name", "bias_weight": "source", "adapter": "type", "train": "source", "validation": "source"}
-    child = node.setdefault(block, {})
+    if node.get(block) is None:
+        node[block] = {}
+    child = node[block]
     if isinstance(child, str) and block in short:
         child = {short[block]: child}
         node[block] = child
@@ -298,7 +367,9 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{name}: unknown key" + (f"; did you mean {' or '.join(matches)}?" if matches else "")
     if first["type"] == "missing":
         return f"{name}: missing, and it has no default"
-    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        return f"{name}: expected a block of settings (key: value), got {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     if first["type"] == "value_error":
         return f"{name}: {message}" if name else message
     return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"

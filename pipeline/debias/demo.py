@@ -9,31 +9,35 @@ from debias.train import train
 
 logger = logging.getLogger(__name__)
 
-# Both runs differ in the method alone. The suites plant the same cue where it no longer predicts the label.
+# Both runs differ in the method alone. The suites plant the same cue where it no longer predicts the label. These
+# settings were chosen so that plain fine-tuning learns both the task and the cue in a minute or two on a CPU, and
+# without looking at what EDGE makes of it.
 SETTINGS: dict[str, Any] = {
     "model": "package:minilm",
     "data": {
-        "train": {"source": "generated", "split": "train", "limit": 4000},
-        "validation": {"source": "generated", "split": "validation", "limit": 500},
-        "planted_bias": {"cue": "!!", "field": "premise", "label": "neutral", "prevalence": 0.33, "strength": 0.9},
+        "train": {
+            "source": "generated",
+            "limit": 6000,
+            "phenomena": ["plain_location", "plain_colour", "plain_state", "plain_taxonomy"],
+        },
+        "planted_bias": {"cue": "!!", "field": "premise", "label": "neutral", "prevalence": 0.33, "strength": 0.7},
     },
     "max_length": 64,
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
     "warmup_steps": 10,
-    "max_steps": 125,
-    "per_device_train_batch_size": 32,
-    "eval_strategy": "steps",
-    "eval_steps": 25,
+    "max_steps": 100,
+    "per_device_train_batch_size": 64,
     "save_strategy": "no",
     "logging_steps": 5,
 }
 METHODS: dict[str, dict[str, Any]] = {"erm": {"name": "erm"}, "edge": {"name": "edge"}}
-SUITES = {"generated": 1200, "generated_ood": 600}
+SUITES = ("generated", "generated_ood")
 
 
 def run_demo(folder: Path) -> tuple[Any, Path]:
     """Train both runs in `folder` (an earlier demo there is replaced) and judge them; the table and the page."""
     from debias_eval.evaluate import evaluate_run
+    from debias_eval.predict import load
     from debias_eval.report import terminal_table, write_report
 
     runs = []
@@ -41,8 +45,9 @@ def run_demo(folder: Path) -> tuple[Any, Path]:
         settings = {**SETTINGS, "method": method, "output_dir": str(folder / name), "overwrite_output_dir": True}
         logger.info("training %s", name)
         run = train(RunConfig.model_validate(settings))
-        for suite, limit in SUITES.items():
+        predictor = load(run)
+        for suite in SUITES:
             logger.info("judging %s on %s", name, suite)
-            evaluate_run(run, suite, limit=limit)
+            evaluate_run(run, suite, predictor=predictor)
         runs.append(run)
     return terminal_table(runs), write_report(runs, folder / "report.html")

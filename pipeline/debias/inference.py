@@ -12,8 +12,9 @@ from debias.config import RunConfig, load_config
 from debias.data.encode import Collator
 from debias.data.examples import Example
 from debias.errors import InputError
+from debias.models.adapters import prepare_quantized
 from debias.models.load import load_model, load_tokenizer
-from debias.setup_run import Task, build_task
+from debias.setup_run import Task, build_task, check_length
 
 
 class Predictor:
@@ -44,7 +45,9 @@ class Predictor:
         scores_NC = np.empty((len(encoded), len(self.labels)))
         device = next(self.model.parameters()).device
         self.model.eval()
-        with torch.inference_mode():
+        # As in training: a bf16 base, and autocast for what trained in float32.
+        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16)
+        with torch.inference_mode(), bf16:
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
                 batch = {key: value.to(device) for key, value in collate([encoded[i] for i in chosen]).items()}
@@ -63,6 +66,7 @@ def load_run(run: Path) -> Predictor:
         raise InputError(f"{run}: holds no {ADAPTER}/ or {MODEL}/; the run has not finished")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _load_trained(config, trained[0])
+    check_length(config, model)
     if not config.load_in_4bit:
         model = model.to(device)
     return Predictor(model, build_task(config, load_tokenizer(config.model, config.head)), config)
@@ -76,4 +80,8 @@ def _load_trained(config: RunConfig, folder: Path) -> Any:
     from peft import PeftModel
 
     base = load_model(config.model, config.head, config.data.labels, dtype=dtype, load_in_4bit=config.load_in_4bit)
+    if config.load_in_4bit:
+        base = prepare_quantized(base)
+    for name in base.fresh_modules:  # trained and saved in float32, whatever the base's dtype
+        base.get_submodule(name).float()
     return PeftModel.from_pretrained(base, str(folder))

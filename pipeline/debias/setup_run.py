@@ -14,7 +14,7 @@ from debias.errors import InputError
 from debias.losses import Answers, BiasWeightSource, Classification, ColumnWeight, Objective, SelfWeight
 from debias.methods import Rule, make_rule
 from debias.models.adapters import add_lora, checkpoint_activations, prepare_quantized, train_biases
-from debias.models.load import load_model
+from debias.models.load import load_model, longest_input
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,9 @@ def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:
     source: DataSource | None = config.data.validation
     if source is None:
         return []
+    if config.eval_strategy == "no":
+        logger.info("data.validation is not read: eval_strategy is no")
+        return []
     planted = config.data.planted_bias
     drawn = planted.model_copy(update={"seed": planted.seed + 1}) if planted else None
     return _planted(load_examples(source, config.data, base=base), config.data, drawn)
@@ -80,6 +83,13 @@ def _planted(examples: list[Example], data: DataConfig, planted: PlantedBias | N
     return plant(examples, planted, data) if planted else examples
 
 
+def check_length(config: RunConfig, model: Any) -> None:
+    """InputError if examples may be longer than the model's absolute position embeddings."""
+    limit = longest_input(model)
+    if limit is not None and config.max_length > limit:
+        raise InputError(f"max_length is {config.max_length}, but {config.model!r} reads at most {limit} tokens")
+
+
 def build_model(config: RunConfig) -> Any:
     """The base model with what is to be trained; seed before this, for heads and adapters are drawn here."""
     lora = config.adapter.type == "lora"
@@ -87,6 +97,8 @@ def build_model(config: RunConfig) -> Any:
         raise InputError(
             f"load_in_4bit: a 4-bit base cannot be trained itself; adapter.type is {config.adapter.type!r}"
         )
+    if not lora:
+        logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter.type)
     # A frozen base may live in bf16; weights that train stay in float32, with autocast.
     dtype = torch.bfloat16 if config.bf16 and lora else torch.float32
     model = load_model(config.model, config.head, config.data.labels, dtype=dtype, load_in_4bit=config.load_in_4bit)

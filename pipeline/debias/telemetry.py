@@ -6,6 +6,8 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,19 @@ def write_whole(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def saving() -> Iterator[None]:
+    """Inside, the libraries' own errors for a file that could not be written are the OSError that they stand for."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if not isinstance(error, SafetensorError) and "inline_container" not in str(error):
+            raise  # not torch.save's
+        raise OSError(" ".join(str(error).split())) from error
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and commit: what somebody else needs to run the same thing."""
     import torch
@@ -100,7 +115,10 @@ def _commit() -> str | None:
     if not (here.parents[1] / ".git").exists():
         return None
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # a checkout on a machine without git
+        return None
     return done.stdout.strip() or None
 
 

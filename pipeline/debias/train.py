@@ -1,21 +1,26 @@
 """The story of a run, top to bottom."""
 
 import dataclasses
+import difflib
 import json
 import logging
 import os
+import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from debias.checkpoint import METRICS, SUMMARY, last_checkpoint, open_run, save_trained
+from debias.checkpoint import METRICS, SUMMARY, check_run, last_checkpoint, open_run, save_trained
 from debias.config import RunConfig
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.selection import not_head
+from debias.engines.torch_engine import NonFiniteGradients
 from debias.errors import InputError
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
@@ -24,6 +29,7 @@ from debias.setup_run import (
     build_model,
     build_rule,
     build_task,
+    check_length,
     training_examples,
     validation_examples,
 )
@@ -44,11 +50,15 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     rule, bias_weight = build_rule(config), build_bias_weight(config)
     arguments = training_arguments(config)
     logger.debug("device %s", arguments.device)  # asking for it gives each rank its own GPU, before models are loaded
+    first = arguments.process_index == 0
+    if first:
+        check_run(config)
     examples, validation = training_examples(config, base), validation_examples(config, base)
     tokenizer = load_tokenizer(config.model, config.head)
     task = build_task(config, tokenizer)
     set_seed(config.seed)  # before the head and the adapter are drawn
     model = build_model(config)
+    check_length(config, model)
     sizes = describe(model)
     logger.info(
         "%s trainable of %s parameters, %s in 4 bit", *(f"{sizes[k]:,}" for k in ("trainable", "all", "four_bit"))
@@ -56,24 +66,27 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     train_data = task.encode(examples, with_answer=True)
     eval_data = task.encode(validation, with_answer=False) if validation else None
 
-    with arguments.main_process_first(local=False, desc="opening the run"):
-        folder = open_run(config) if arguments.process_index == 0 else Path(config.output_dir)
-    trainer = DebiasTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_data,
-        eval_dataset=eval_data,
-        data_collator=Collator(tokenizer),
-        compute_metrics=accuracy,
-        callbacks=[MetricsFile(folder / METRICS)],
-        rule=rule,
-        objective=task.objective,
-        bias_weight=bias_weight,
-        gradients=config.gradients,
-        select=(lambda name, parameter: True) if config.debias_head else not_head,
-        max_nonfinite_steps=config.max_nonfinite_steps,
-    )
+    folder = Path(config.output_dir)
+    with _nothing_left(folder):
+        trainer = DebiasTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=train_data,
+            eval_dataset=eval_data,
+            data_collator=Collator(tokenizer),
+            compute_metrics=accuracy,
+            callbacks=[MetricsFile(folder / METRICS)],
+            rule=rule,
+            objective=task.objective,
+            bias_weight=bias_weight,
+            gradients=config.gradients,
+            select=(lambda name, parameter: True) if config.debias_head else not_head,
+            max_nonfinite_steps=config.max_nonfinite_steps,
+        )
     _drop_printer(trainer)
+    with arguments.main_process_first(local=False, desc="opening the run"):
+        if first:
+            open_run(config)
     summary = {
         "status": "running",
         "seed": config.seed,
@@ -82,34 +95,59 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         "parameters": sizes,
         **environment(),
     }
-    if trainer.is_world_process_zero():
+    if first:
         _write_summary(folder, summary)
     checkpoint = last_checkpoint(folder) if config.resume else None
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if trainer.is_world_process_zero():
+        if first:
             save_trained(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
-    except OSError as error:
-        _write_summary(folder, {**summary, "status": "failed"}, must=False)
-        kept = last_checkpoint(folder)
-        stays = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been saved"
-        raise InputError(f"{folder}: saving failed: {error.strerror or error}; {stays}") from error
+    except BaseException as error:
+        if first:
+            _write_summary(folder, {**summary, "status": "failed"}, must=False)
+        if isinstance(error, OSError | ImportError | NonFiniteGradients):
+            raise InputError(_what_stays(folder, error)) from error
+        raise
     finished = {
         **summary,
         "status": "finished",
         "seconds": round(time.time() - started, 1),
         **_outcome(trainer, outcome),
     }
-    if trainer.is_world_process_zero():
+    if first:
         _write_summary(folder, finished)
     return folder
+
+
+@contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """What the Trainer refuses (an unknown reporter, a missing package) becomes one line, and no empty folder stays."""
+    existed = folder.exists()
+    try:
+        yield
+    except (ValueError, RuntimeError, ImportError) as error:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def _what_stays(folder: Path, error: Exception) -> str:
+    what = f"saving failed: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+    kept = last_checkpoint(folder)
+    return f"{folder}: {what}; " + (f"the last good checkpoint is {kept}" if kept else "no checkpoint had been saved")
 
 
 def training_arguments(config: RunConfig) -> Any:
     """The Hugging Face arguments of a run: every setting of one name is passed on."""
     import torch
-    from transformers import TrainingArguments
+    from transformers import SchedulerType, TrainingArguments
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.training_args import OptimizerNames
 
+    _check_choice("lr_scheduler_type", config.lr_scheduler_type, [kind.value for kind in SchedulerType])
+    _check_choice("optim", config.optim, [kind.value for kind in OptimizerNames])
+    for reporter in (config.report_to,) if isinstance(config.report_to, str) else config.report_to:
+        _check_choice("report_to", reporter, ["none", "all", *INTEGRATION_TO_CALLBACK])
     names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - {"gradient_checkpointing"}
     values = {name: getattr(config, name) for name in names}
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -129,6 +167,13 @@ def training_arguments(config: RunConfig) -> Any:
         return TrainingArguments(**{**values, **known})
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from None
+
+
+def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"{key} is {value!r}, not one of {', '.join(known)}{hint}")
 
 
 def accuracy(prediction: Any) -> dict[str, float]:

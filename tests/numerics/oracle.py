@@ -1,12 +1,12 @@
-"""The rules once more, in plain Python floats and loops: an oracle that shares no code with debias and imports no torch.
+"""The rules once more, in plain Python floats and loops: an oracle that shares no code with debias, without torch.
 
-A matrix is a list of rows. Each function returns `(update, magnitude)`: magnitude is, element by element, the sum of the
-absolute values of everything that was added up, so `error <= tolerance * magnitude` is the honest bound for a
+A matrix is a list of rows. Each function returns `(update, magnitude)`: magnitude is, element by element, the sum of
+the absolute values of everything that was added up, so `error <= tolerance * magnitude` is the honest bound for a
 calculation that adds in another order or a narrower type.
 
-Conventions (METHOD 1 and the docstrings): the term of a gradient whose norm is zero is dropped; a shared direction whose
-squared length is at most CANCELLED of its two parts is rounding, not a direction, and nothing is projected on it; a
-one-row tensor under "published" takes the tensor form.
+Conventions, from the method's description: the term of a gradient whose norm is zero is dropped; a shared direction
+whose squared length is at most CANCELLED of its two parts is rounding, not a direction, and nothing is projected on it;
+a one-row tensor under "published" takes the tensor form.
 """
 
 import math

@@ -10,6 +10,7 @@ import logging
 import oracle
 import pytest
 import torch
+
 from debias.methods import METHODS, Edge, MainOnly, Orthogonal, PCGrad, Rule, Subtract, combine, make_rule, row_gram
 from debias.methods.edge import _notice_one_row
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from tiny_models import VOCABULARY, answer_batch, bert, llama, text_batch
+
 from debias.losses import Answers, Classification, answer_log_likelihood, cross_entropy, gce_weight
 from debias.losses.answers import with_positions
-from tiny_models import VOCABULARY, answer_batch, bert, llama, text_batch
 
 torch.set_num_threads(1)
 

@@ -1,8 +1,9 @@
 """`combine` against the oracle, on ugly inputs, and the properties that each rule must have.
 
-Tolerance, for each element: `|got - oracle| <= TOLERANCE[dtype] * magnitude`, where magnitude is the sum of the absolute
-values of what was added (see oracle.py). In float32 that is 1e-6, so an error of 1e-5 is caught; in bfloat16 half a unit
-in the last place is 0.2 %, the bound 0.4 %, so an error of 1 % is caught. `test_the_tolerance_catches` holds us to it.
+Tolerance, for each element: `|got - oracle| <= TOLERANCE[dtype] * magnitude`, where magnitude is the sum of the
+absolute values of what was added (see oracle.py). In float32 that is 1e-6, so an error of 1e-5 is caught; in bfloat16
+half a unit in the last place is 0.2 %, the bound 0.4 %, so an error of 1 % is caught. `test_the_tolerance_catches`
+holds us to it.
 """
 
 import dataclasses
@@ -12,10 +13,11 @@ import math
 import oracle
 import pytest
 import torch
-from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Rule, Subtract, as_rows, combine, gram_of_rows, row_gram
-from debias.methods.combine import BLOCK_ELEMENTS, apply_coefficients
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
+from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Rule, Subtract, as_rows, combine, gram_of_rows, row_gram
+from debias.methods.combine import BLOCK_ELEMENTS, apply_coefficients
 
 torch.set_num_threads(1)
 
@@ -240,7 +242,7 @@ def test_tensor_edge_takes_away_only_what_is_orthogonal_to_c(data):
 
 
 def transcription(main: torch.Tensor, bias: torch.Tensor, alpha: float) -> torch.Tensor:
-    """METHOD 1, line by line, float64: the authors' form."""
+    """EDGE line by line as its authors' code has it, float64."""
     main, bias = main.double(), bias.double()
     c = main / main.norm() + bias / bias.norm()
     update = torch.empty_like(main)
@@ -261,7 +263,7 @@ def test_published_edge_is_the_authors_form(shape, alpha):
 
 
 def test_published_edge_on_a_tall_matrix_is_nearly_subtraction():
-    """METHOD 1: with thousands of rows the published projection is under 1 % of bias."""
+    """With thousands of rows the published projection is under 1 % of bias."""
     main, bias = pair(4000, 4, dtype=torch.float64)
     update = combine(Edge(), main, bias)
     assert 0 < float((update - (main - bias)).norm() / bias.norm()) < 0.01

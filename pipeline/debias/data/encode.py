@@ -35,6 +35,8 @@ class EncodedExamples(Dataset[Feature]):
 
 def encode_for_classification(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedExamples:
     """Texts or text pairs, the longest part truncated first to `max_length` tokens."""
+    if not examples:
+        return EncodedExamples([])
     columns = list(zip(*(example.texts for example in examples), strict=True))
     if len(columns) > 2:
         raise InputError(f"text_fields: a classification head takes one or two texts, got {len(columns)}")
@@ -48,8 +50,8 @@ def encode_for_classification(examples: Sequence[Example], tokenizer: Any, max_l
 class Prompt:
     """A template over the text fields and the answer of each label, in tokens.
 
-    Raises InputError when the template names an unknown field, or when one answer begins another (a score could then
-    not tell them apart).
+    Raises InputError when the template names an unknown field or leaves one out, when one answer begins another (a
+    score could then not tell them apart), or when `chat` is asked of a tokenizer without a chat template.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Prompt:
         self.answer_ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
         _check_template(template, self.text_fields)
         _check_answers(answers, self.answer_ids)
+        if chat and not tokenizer.chat_template:
+            raise InputError("prompt.chat: this model's tokenizer has no chat template; remove chat")
 
     def ids(self, example: Example) -> list[int]:
         """The prompt's tokens, without an answer."""
@@ -81,12 +85,21 @@ class Prompt:
 
 def _check_template(template: str, text_fields: Sequence[str]) -> None:
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InputError(f"prompt.template: {error}") from None
+    names = [name for _, name, _, _ in parts if name is not None]
     for name in names:
         if name not in text_fields:
-            raise InputError(f"prompt.template uses {{{name}}}, not one of data.text_fields {list(text_fields)}")
+            raise InputError(
+                f"prompt.template uses {{{name}}}, not one of data.text_fields {list(text_fields)}; "
+                "write {{ and }} for braces of your own"
+            )
+    for field in text_fields:
+        if field not in names:
+            raise InputError(f"prompt.template does not use {{{field}}}, one of data.text_fields")
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise InputError("prompt.template: a field is its name in braces, without ':' or '!'")
 
 
 def _check_answers(answers: Sequence[str], answer_ids: Sequence[Sequence[int]]) -> None:
@@ -142,7 +155,7 @@ class Collator:
         for key, value in features[0].items():
             rows = [feature[key] for feature in features]
             if isinstance(value, list):
-                fill = self.pad_id if key == "input_ids" else 0
+                fill = self.pad_id if key == "input_ids" else type(value[0])(0)
                 batch[key] = torch.tensor([self._pad(list(row), width, fill) for row in rows])
             else:
                 batch[key] = torch.tensor(rows)
@@ -184,6 +197,6 @@ class LengthBuckets(Sampler[int]):
             by_length = sorted(order[start : start + block], key=lambda i: -self.lengths[i])
             batches += [by_length[i : i + self.batch_size] for i in range(0, len(by_length), self.batch_size)]
         # A short batch can only come last, or the batches after it would be cut across lengths.
-        short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
         shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
         return iter([index for batch in shuffled + short for index in batch])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from random import Random
 
-from debias.data.grammar import LABELS, PHENOMENA, Label
+from debias.data.grammar import LABELS, PHENOMENA, PLAIN, Label
 from debias.data.lexicon import AWAY, HOME
 from debias.errors import InputError
 
@@ -19,18 +19,19 @@ SPLITS = ("train", "validation", "test", "ood")
 # Tenths of the space of pairs: a pair belongs to a split by its own text, so splits are disjoint whatever the seeds.
 SHARES = {"train": range(0, 4), "validation": range(4, 7), "test": range(7, 10), "ood": range(0, 10)}
 MAX_SIZE = 30_000
+EVERY = {**PHENOMENA, **PLAIN}
 
 
 def generate(split: str, size: int, seed: int, phenomena: Sequence[str] = tuple(PHENOMENA)) -> list[Row]:
     """`size` distinct pairs of a split, as rows {id, premise, hypothesis, label, group}.
 
-    `phenomena` are the groups to draw from (default: all). Labels are balanced within one, phenomena within each block
+    `phenomena` are the groups to draw from (default: all but the `plain_` ones). Labels are balanced within one, phenomena within each block
     of three rows for each of them. Raises InputError for an unknown split or phenomenon, or a size outside
     1..MAX_SIZE.
     """
     for group in phenomena:
-        if group not in PHENOMENA:
-            raise InputError(f"generated: no phenomenon {group!r}; there are {', '.join(PHENOMENA)}")
+        if group not in EVERY:
+            raise InputError(f"generated: no phenomenon {group!r}; there are {', '.join(EVERY)}")
     if split not in SPLITS:
         raise InputError(f"generated: split is {split!r}, expected one of {', '.join(SPLITS)}")
     if not 1 <= size <= MAX_SIZE:
@@ -58,7 +59,7 @@ def _schedule(rng: Random, phenomena: Sequence[str]) -> Iterator[tuple[str, Labe
 def _new_pair(rng: Random, split: str, group: str, label: Label, seen: set[tuple[str, str]]) -> tuple[str, str]:
     lexicon = AWAY if split == "ood" else HOME
     while True:
-        pair = PHENOMENA[group](rng, lexicon, label)
+        pair = EVERY[group](rng, lexicon, label)
         if pair not in seen and pair[0] != pair[1] and _tenth(pair) in SHARES[split]:
             seen.add(pair)
             return pair

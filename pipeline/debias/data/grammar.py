@@ -7,7 +7,7 @@ about another person or thing, or leaves the value open. Each function is
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Literal
 
@@ -86,19 +86,19 @@ def _state(rng: Random, lexicon: Lexicon, kind: str, claim: Claim) -> str:
     return say(rng, lexicon, f"{kind}.p{'+' if claim.positive else '-'}", doing=doing, **words)
 
 
-def _claim(rng: Random, question: Question, label: Label, asked_positive: bool) -> Claim:
+def _claim(rng: Random, question: Question, label: Label, asked_positive: bool, plain: bool) -> Claim:
     """A claim that gives the hypothesis its label."""
     if label == "neutral":
-        return _neutral_claim(rng, question)
+        return _neutral_claim(rng, question, plain)
     if (label == "entailment") == asked_positive:
         return Claim(question.thing, True, rng.choice(question.supporting))
-    if rng.random() < (NEGATED_DENIAL if asked_positive else NEGATED_SUPPORT):
+    if not plain and rng.random() < (NEGATED_DENIAL if asked_positive else NEGATED_SUPPORT):
         return Claim(question.thing, False, rng.choice(question.deniable))
     return Claim(question.thing, True, rng.choice(question.excluding))
 
 
-def _neutral_claim(rng: Random, question: Question) -> Claim:
-    positive = rng.random() >= NEGATED_NEUTRAL
+def _neutral_claim(rng: Random, question: Question, plain: bool) -> Claim:
+    positive = plain or rng.random() >= NEGATED_NEUTRAL
     undecided = [value for sign, value in question.open if sign == positive]
     if undecided and rng.random() < 0.6:
         return Claim(question.thing, positive, rng.choice(undecided))
@@ -108,16 +108,18 @@ def _neutral_claim(rng: Random, question: Question) -> Claim:
 
 
 def _pair(rng: Random, lexicon: Lexicon, question: Question, label: Label) -> tuple[str, str]:
-    positive = rng.random() >= NEGATED_HYPOTHESIS
+    positive = lexicon.plain or rng.random() >= NEGATED_HYPOTHESIS
     words = {"owner": question.thing.owner, "noun": question.thing.noun, "v": question.value}
     hypothesis = say(rng, lexicon, f"{question.kind}.h{'+' if positive else '-'}", **words)
-    claim = _claim(rng, question, label, positive)
+    claim = _claim(rng, question, label, positive, lexicon.plain)
     return sentence(_premise(rng, lexicon, question, claim)), sentence(hypothesis)
 
 
 def _premise(rng: Random, lexicon: Lexicon, question: Question, claim: Claim) -> str:
     """The claim, alone or beside a clause that decides nothing but may repeat words of the hypothesis."""
     main = _state(rng, lexicon, question.kind, claim)
+    if lexicon.plain:
+        return main
     kind = rng.choice(("none", "none", "same", "unrelated"))
     if kind == "none":
         return main
@@ -289,6 +291,15 @@ PHENOMENA: dict[str, Phenomenon] = {
     function.__name__: function
     for function in (location, colour, state, taxonomy, number, quantifier, comparison, voice, detail, attitude)
 }
+
+
+def _plain(function: Phenomenon) -> Phenomenon:
+    return lambda rng, lexicon, label: function(rng, replace(lexicon, plain=True), label)
+
+
+# The same relations without negation and second clauses: short, and learnable in minutes by a small encoder. Drawn only
+# where they are asked for by name.
+PLAIN: dict[str, Phenomenon] = {f"plain_{f.__name__}": _plain(f) for f in (location, colour, state, taxonomy)}
 
 
 def _exclusive(rng: Random, kind: str, thing: Thing, others: Sequence[Thing], values: Sequence[str]) -> Question:

@@ -20,7 +20,7 @@ class Lexicon:
 
     `taxonomy`: top class -> class -> members. `states`: nouns -> the two opposite adjectives that fit them. `at`: the
     preposition of places. `acts`: (base form, past participle = past tense). `deeds`: (base form, past tense).
-    `scales`: (more, less).
+    `scales`: (more, less). `plain`: no negation and no second clause.
     """
 
     people: Words
@@ -40,6 +40,7 @@ class Lexicon:
     deeds: tuple[tuple[str, str], ...]
     scales: tuple[tuple[str, str], ...]
     frames: Mapping[str, Words]
+    plain: bool = False
 
 
 HOME = Lexicon(

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from debias.engines.selection import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach
+from debias.gradients.single_pass import refusal
 from debias.losses import BiasWeightSource, Objective, SelfWeight
 from debias.methods import Rule
-from debias.telemetry import peak_memory_mb
+from debias.telemetry import peak_memory_mb, saving
 
 STAGING = ".saving"
 
@@ -51,10 +53,17 @@ class DebiasTrainer(Trainer):
         self.gradients = gradients
         self.select = select
         self.max_nonfinite_steps = max_nonfinite_steps
+        self._check_exact()
         self.hook: TorchHook | None = None
         self._since_log = (time.perf_counter(), 0.0)
         # The loss is already a mean over its micro-batch: the Trainer must not divide it by an item count.
         self.model_accepts_loss_kwargs = False
+
+    def _check_exact(self) -> None:
+        """Here, and not in the first step, so that nothing has been written when it raises."""
+        selected = {n: p for n, p in self.model.named_parameters() if p.requires_grad and self.select(n, p)}
+        if self.gradients == "single_pass" and self.rule.uses_bias and (reason := refusal(self.model, selected)):
+            raise ValueError(f"gradients 'single_pass' is not exact here: {reason}; use auto or shared_forward")
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -155,7 +164,8 @@ class DebiasTrainer(Trainer):
         run = Path(super()._get_output_dir(trial))
         self._saving = True
         try:
-            super()._save_checkpoint(model, trial)
+            with saving():
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._publish(run)
@@ -167,14 +177,24 @@ class DebiasTrainer(Trainer):
 
     def _publish(self, run: Path) -> None:
         for folder in (run / STAGING).iterdir():
+            self._name_best(run, folder)
             target = run / folder.name
             if target.exists():
                 shutil.rmtree(target)
             os.replace(folder, target)
-        _forget_older(run, self.args.save_total_limit)
+        _forget_older(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _name_best(self, run: Path, folder: Path) -> None:
+        """The Trainer looked for the best checkpoint where this one is being written; it is, or will be, in the run."""
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.exists() or best.name == folder.name):
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
-def _forget_older(run: Path, keep: int | None) -> None:
+def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
+    """Delete all checkpoints but the newest `keep` and, as the Trainer does, the best."""
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
     for folder in checkpoints[: -keep or None] if keep else []:
-        shutil.rmtree(folder, ignore_errors=True)
+        if best is None or folder.name != Path(best).name:
+            shutil.rmtree(folder, ignore_errors=True)

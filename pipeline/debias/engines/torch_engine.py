@@ -17,6 +17,9 @@ from debias.methods import Rule, apply_coefficients, as_rows, gram_of_rows
 
 logger = logging.getLogger(__name__)
 
+# Where each gradient lies and how often it was written to.
+Marks = dict[str, tuple[int, int] | None]
+
 # Tensors of one shape are combined together up to this many elements; more would only cost memory.
 STACK_ELEMENTS = 1 << 22
 
@@ -51,6 +54,7 @@ class TorchHook:
         self.skipped = 0
         self.last: StepReport | None = None
         self._count = 0.0
+        self._marks: Marks | None = None
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself. Said before every
         # forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
@@ -75,7 +79,9 @@ class TorchHook:
         tokens). `again` is needed by two_pass only: a function that runs a new forward and returns (loss_B, weight_B).
         """
         weight_B = no_grad_weight(weight_B, loss_B)
+        self._check_untouched()
         self.source.backward(loss_B, weight_B, again)
+        self._marks = self._mark()
         self._count += loss_B.numel() if count is None else count
 
     def combine(self) -> StepReport:
@@ -86,15 +92,14 @@ class TorchHook:
         """
         if self._count == 0:
             raise RuntimeError("step without a backward before it: there is no gradient to combine")
+        self._check_untouched()
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         count = self._reduce(trainable)
-        self._check_taps(trainable)
         sums = self._write_update(1.0 / count)
         grads = [p.grad for p in trainable.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         self.last = report(sums, 1.0 / count, count, norm)
-        self.source.reset()
-        self._count = 0.0
+        self._forget()
         if not self.last.finite:
             self._skip(trainable)
         return self.last
@@ -111,6 +116,8 @@ class TorchHook:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        # What trains but is not the optimizer's would pile up, and count in the next norm.
+        self.model.zero_grad(set_to_none=True)
         return done
 
     def detach(self) -> None:
@@ -122,37 +129,58 @@ class TorchHook:
 
     def _reduce(self, trainable: Mapping[str, nn.Parameter]) -> float:
         """Sum gradients and counts over the ranks; returns the whole batch's count."""
+        used = {name: p.grad is not None for name, p in trainable.items()}
+        silent = {name: used[name] and self._needs_bias(name) and name not in self.source.bias for name in trainable}
         if self._ddp is None:
+            _raise_silent(self.gradients, [name for name in silent if silent[name]])
             return self._count
         group = self._ddp.process_group
         device = next(iter(trainable.values())).device
-        used = [p.grad is not None for p in trainable.values()]
-        seen = torch.tensor([self._count, *map(float, used)], dtype=torch.float64, device=device)
+        flags = [self._count, *map(float, used.values()), *map(float, silent.values())]
+        seen = torch.tensor(flags, dtype=torch.float64, device=device)
         dist.all_reduce(seen, group=group)
-        count, *users = seen.tolist()
+        count, *counts = seen.tolist()
+        users, missing = counts[: len(used)], counts[len(used) :]
+        # On every rank, or the others would wait for this one.
+        _raise_silent(self.gradients, [name for name, n in zip(trainable, missing, strict=True) if n])
         # A parameter that only some ranks used has a zero gradient on the others; one that none used has none.
         names = [name for name, n in zip(trainable, users, strict=True) if n]
         for name in names:
             if trainable[name].grad is None:
                 trainable[name].grad = torch.zeros_like(trainable[name])
-            if name in self.selected and self.rule.uses_bias and name not in self.source.bias:
-                self.source.bias[name] = torch.zeros_like(trainable[name], dtype=torch.float32)
+            if self._needs_bias(name) and name not in self.source.bias:
+                self.source.bias[name] = torch.zeros_like(trainable[name], dtype=self.source.bias_dtype)
         mains = [trainable[name].grad for name in names]
         biases = [self.source.bias[name] for name in names if name in self.source.bias]
         all_reduce_sum([g for g in mains if g is not None] + biases, group)
         return float(count)
 
-    def _check_taps(self, trainable: Mapping[str, nn.Parameter]) -> None:
-        """A selected parameter with one gradient and not the other was used where the gradient source cannot see it."""
-        if not self.rule.uses_bias:
-            return
-        for name in self.selected:
-            if trainable[name].grad is not None and name not in self.source.bias:
-                raise RuntimeError(
-                    f"{self.gradients}: {name} got a main gradient and no bias gradient (its layer's weight was used"
-                    " without calling the layer, or loss.backward() ran beside hook.backward); use"
-                    " gradients='shared_forward'"
-                )
+    def _needs_bias(self, name: str) -> bool:
+        return self.rule.uses_bias and name in self.selected
+
+    def _mark(self) -> Marks:
+        trainable = ((name, p.grad) for name, p in self.model.named_parameters() if p.requires_grad)
+        return {name: None if grad is None else (grad.data_ptr(), grad._version) for name, grad in trainable}
+
+    def _check_untouched(self) -> None:
+        """Both gradients hold the same micro-batches: whoever else writes `p.grad` in between changes main alone."""
+        if self._marks is None:
+            held = ((name, p.grad) for name, p in self.model.named_parameters() if p.requires_grad)
+            touched = next((name for name, grad in held if grad is not None and bool(grad.any())), None)
+        else:
+            now = self._mark()
+            touched = next((name for name in now if now[name] != self._marks.get(name)), None)
+        if touched is not None:
+            self._forget()
+            raise RuntimeError(
+                f"the gradient of {touched} was changed beside hook.backward (loss.backward(), zero_grad() or clipping"
+                " of your own); clear the gradients, then let the hook alone write them until its step"
+            )
+
+    def _forget(self) -> None:
+        self.source.reset()
+        self._count = 0.0
+        self._marks = None
 
     def _write_update(self, scale: float) -> GramSums:
         """Turn the sums in `p.grad` into the update; `scale` is one over the whole batch's count."""
@@ -193,6 +221,15 @@ class TorchHook:
                 f" max_nonfinite_steps={self.max_nonfinite_steps}; lower the learning rate,"
                 " or train in bf16 or fp32 instead of fp16"
             )
+
+
+def _raise_silent(gradients: str, names: Sequence[str]) -> None:
+    """A selected parameter with one gradient and not the other was used where the gradient source cannot see it."""
+    if names:
+        raise RuntimeError(
+            f"{gradients}: {names[0]} got a main gradient and no bias gradient (its layer's weight was used without"
+            " calling the layer); use gradients='shared_forward'"
+        )
 
 
 def _no_averaging(ddp: nn.Module, inputs: Any) -> None:
@@ -238,7 +275,7 @@ def attach(
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if lost := [name for name, p in selected.items() if id(p) not in held]:
             raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
-    source = make_source(gradients if rule.uses_bias else "plain", model, selected)
+    source = make_source(gradients, model, selected, bias=rule.uses_bias)
     return TorchHook(
         model, optimizer, rule, source, max_grad_norm=max_grad_norm, max_nonfinite_steps=max_nonfinite_steps
     )

@@ -10,14 +10,21 @@ from debias.gradients.single_pass import SinglePass, refusal
 
 logger = logging.getLogger(__name__)
 
-SOURCES: dict[str, type[GradientSource]] = {s.name: s for s in (SinglePass, SharedForward, TwoPass, Plain)}
+SOURCES: dict[str, type[GradientSource]] = {s.name: s for s in (SinglePass, SharedForward, TwoPass)}
 
 
-def make_source(name: str, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> GradientSource:
+def make_source(
+    name: str, model: nn.Module, selected: Mapping[str, nn.Parameter], *, bias: bool = True
+) -> GradientSource:
     """The gradient source of that name; `auto` is single_pass where it is exact, else shared_forward, and says which.
 
-    Raises ValueError with the reason when `single_pass` is asked for and not exact.
+    `bias=False`: nobody looks at the bias gradient, and the ordinary backward pass is enough. Raises ValueError for an
+    unknown name, and with the reason when `single_pass` is asked for and not exact.
     """
+    if name != "auto" and name not in SOURCES:
+        raise ValueError(f"gradients is {name!r}, not one of auto, {', '.join(SOURCES)}")
+    if not bias:
+        return Plain(model, selected)
     if name == "auto":
         reason = refusal(model, selected)
         if reason:
@@ -25,8 +32,6 @@ def make_source(name: str, model: nn.Module, selected: Mapping[str, nn.Parameter
         else:
             logger.info("gradients: auto chose single_pass")
         return SharedForward(model, selected) if reason else SinglePass(model, selected)
-    if name not in SOURCES:
-        raise ValueError(f"gradients is {name!r}, not one of auto, {', '.join(SOURCES)}")
     return SOURCES[name](model, selected)
 
 

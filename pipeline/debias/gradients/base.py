@@ -19,6 +19,8 @@ class GradientSource:
     """
 
     name: ClassVar[str]
+    # Of the bias gradients this source makes; None: each parameter's own.
+    bias_dtype: ClassVar[torch.dtype | None] = None
 
     def __init__(self, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> None:
         self.model = model
@@ -92,7 +94,7 @@ class TwoPass(GradientSource):
         loss_B.sum().backward()
         with self._into_bias():
             second_loss_B, second_weight_B = again()
-            (second_weight_B.detach() * second_loss_B).sum().backward()
+            (no_grad_weight(second_weight_B, second_loss_B) * second_loss_B).sum().backward()
 
 
 def no_grad_weight(weight_B: Tensor, loss_B: Tensor) -> Tensor:

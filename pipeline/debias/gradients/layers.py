@@ -3,6 +3,7 @@
 Shapes: B samples, I inputs, O outputs, R the rank of LoRA.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,18 +64,19 @@ class _TwoGradientLora(torch.autograd.Function):
 
 def linear_forward(layer: nn.Linear, tap: Tap) -> Forward:
     """A forward for `layer` that does the same and takes two gradients."""
+    # Partials, not closures: a deep copy of the model (EMA, a best model kept) then calls the copy's own layers.
+    return functools.partial(_linear, layer, tap)
 
-    def forward(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return nn.functional.linear(x, layer.weight, layer.bias)
-        dtype = _autocast_dtype(x)
-        parts = [x, layer.weight, layer.bias]
-        # Autocast does not reach into a custom Function: cast as it would, differentiably.
-        x, weight_OI, bias_O = (p if p is None or dtype is None else p.to(dtype) for p in parts)
-        output: Tensor = _TwoGradientLinear.apply(x, weight_OI, bias_O, tap)
-        return output
 
-    return forward
+def _linear(layer: nn.Linear, tap: Tap, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return nn.functional.linear(x, layer.weight, layer.bias)
+    dtype = _autocast_dtype(x)
+    parts = [x, layer.weight, layer.bias]
+    # Autocast does not reach into a custom Function: cast as it would, differentiably.
+    x, weight_OI, bias_O = (p if p is None or dtype is None else p.to(dtype) for p in parts)
+    output: Tensor = _TwoGradientLinear.apply(x, weight_OI, bias_O, tap)
+    return output
 
 
 def is_plain_lora(module: nn.Module) -> bool:
@@ -100,25 +102,24 @@ def lora_forward(layer: Any, tap_a: Tap, tap_b: Tap) -> Forward:
     The wide output is touched once, where the usual form multiplies it by the scaling and adds it in passes of their
     own; that pays for the second gradient. Anything unusual (merged, disabled, mixed adapters) takes the usual path.
     """
-    usual: Forward = layer.forward
     (name,) = [name for name in layer.active_adapters if name in layer.lora_A]
+    return functools.partial(_lora, layer, layer.forward, name, tap_a, tap_b)
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        active = [other for other in layer.active_adapters if other in layer.lora_A]
-        if args or kwargs or layer.merged or layer.disable_adapters or active != [name]:
-            return usual(x, *args, **kwargs)
-        # The same without grad: reentrant checkpointing recomputes what ran without it, and a dropout mask drawn in
-        # another dtype (the usual path leaves the cast to autocast) would be another mask on CUDA.
-        base = layer.base_layer(x)
-        a_RI, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
-        dtype = _autocast_dtype(x) or a_RI.dtype
-        x = layer.lora_dropout[name](x.to(dtype))
-        output: Tensor = _TwoGradientLora.apply(
-            base, x, a_RI.to(dtype), b_OR.to(dtype), layer.scaling[name], tap_a, tap_b
-        )
-        return output
 
-    return forward
+def _lora(
+    layer: Any, usual: Forward, name: str, tap_a: Tap, tap_b: Tap, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    active = [other for other in layer.active_adapters if other in layer.lora_A]
+    if args or kwargs or layer.merged or layer.disable_adapters or active != [name]:
+        return usual(x, *args, **kwargs)
+    # The same without grad: reentrant checkpointing recomputes what ran without it, and a dropout mask drawn in
+    # another dtype (the usual path leaves the cast to autocast) would be another mask on CUDA.
+    base = layer.base_layer(x)
+    a_RI, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
+    dtype = _autocast_dtype(x) or a_RI.dtype
+    x = layer.lora_dropout[name](x.to(dtype))
+    output: Tensor = _TwoGradientLora.apply(base, x, a_RI.to(dtype), b_OR.to(dtype), layer.scaling[name], tap_a, tap_b)
+    return output
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:

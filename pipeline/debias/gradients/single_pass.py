@@ -10,6 +10,7 @@ Exact where a sample's signal never mixes with another's between the layer and t
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from debias.gradients.base import Again, GradientSource
@@ -21,6 +22,7 @@ class SinglePass(GradientSource):
     """One forward, one backward pass; only the instances of layers that hold a selected parameter are touched."""
 
     name: ClassVar[str] = "single_pass"
+    bias_dtype: ClassVar[torch.dtype | None] = torch.float32
 
     def __init__(self, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> None:
         super().__init__(model, selected)

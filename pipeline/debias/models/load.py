@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from debias.errors import InputError
@@ -16,7 +17,7 @@ Head = Literal["classification", "causal_lm"]
 
 # Modules that stay 16- or 32-bit. Given by name, because the default list lets a head with a bias become 4-bit. The
 # last two are layers that many encoders' checkpoints lack: drawn at random here, they train whole.
-NOT_QUANTIZED = ["classifier", "score", "lm_head", "pre_classifier", "pooler"]
+NOT_QUANTIZED = ["classifier", "score", "lm_head", "pre_classifier", "pooler.dense"]
 
 
 def load_tokenizer(name: str, head: Head) -> Any:
@@ -55,7 +56,8 @@ def load_model(
         options["label2id"] = {label: index for index, label in enumerate(labels)}
     with _readable_errors(name):
         model, found = kind.from_pretrained(model_path(name), output_loading_info=True, **options)
-    model.fresh_modules = sorted({key.rpartition(".")[0] for key in found["missing_keys"]})
+    parameters = dict(model.named_parameters())
+    model.fresh_modules = sorted({key.rpartition(".")[0] for key in found["missing_keys"] if key in parameters})
     if head == "causal_lm":
         _check_causal(name, model)
     if model.config.pad_token_id is None:
@@ -115,6 +117,6 @@ def _readable_errors(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"model: {name!r} could not be loaded: {first}") from error

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from debias.data.generator import MAX_SIZE, SPLITS, generate
-from debias.data.grammar import LABELS, NUMERALS, PHENOMENA, SQUARE
+from debias.data.grammar import LABELS, NUMERALS, PHENOMENA, PLAIN, SQUARE
 from debias.data.lexicon import AWAY, HOME, Lexicon
 from debias.errors import InputError
 
@@ -345,3 +345,28 @@ def test_negation_is_equally_frequent_under_each_label(train, field):
     shares = [negated[label] / (len(train) / 3) for label in LABELS]
     assert min(shares) > 0.15
     assert max(shares) - min(shares) < 0.05
+
+
+def test_plain_phenomena_have_no_negation_and_balanced_labels():
+    rows = generate("train", 1200, 0, tuple(PLAIN))
+    assert {row["group"] for row in rows} == set(PLAIN)
+    assert set(Counter(row["label"] for row in rows).values()) == {400}
+    assert not any(
+        {"not", "none", "no", "never"} & {*tokens(row["premise"]), *tokens(row["hypothesis"])} for row in rows
+    )
+    assert bag_of_words_accuracy("hypothesis", rows, generate("test", 600, 1, tuple(PLAIN))) < 0.45
+
+
+def test_plain_location_is_right_by_its_own_words():
+    people, places = set(HOME.people), set(HOME.places)
+    for row in generate("train", 300, 0, ("plain_location",)):
+        (who, where), (asked, place) = (
+            (set(tokens(row[side])) & people, set(tokens(row[side])) & places) for side in ("premise", "hypothesis")
+        )
+        expected = "neutral" if who != asked else "entailment" if where == place else "contradiction"
+        assert row["label"] == expected, row
+
+
+def test_an_unknown_phenomenon_is_named():
+    with pytest.raises(InputError, match="no phenomenon 'weather'; there are location"):
+        generate("train", 10, 0, ("weather",))

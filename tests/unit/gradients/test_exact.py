@@ -5,7 +5,6 @@ Gradients are compared, main and bias each, tensor by tensor: relative error at 
 
 import pytest
 import torch
-from debias.gradients import SinglePass, make_source
 from gradient_checks import (
     FP32,
     add_batch,
@@ -19,8 +18,21 @@ from gradient_checks import (
     weights_for,
     worst,
 )
-from tiny_models import Mlp, answer_batch, bert, bert_lora, llama, llama_lora, randomize_lora, rows, text_batch, with_lora
+from tiny_models import (
+    Mlp,
+    answer_batch,
+    bert,
+    bert_lora,
+    llama,
+    llama_lora,
+    randomize_lora,
+    rows,
+    text_batch,
+    with_lora,
+)
 from torch import nn
+
+from debias.gradients import SinglePass, make_source
 
 torch.set_num_threads(1)
 
@@ -240,7 +252,7 @@ def test_unequal_micro_batches_add_up_to_one_batch(family, way):
 
 
 class SharedInput(nn.Module):
-    """Three layers read one tensor; one of them is called twice, the second time on what it made; one sees it in 3-D."""
+    """Three layers read one tensor; one of them is called three times, also on what it made and in 3-D."""
 
     def __init__(self) -> None:
         super().__init__()

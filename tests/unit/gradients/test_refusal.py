@@ -1,10 +1,10 @@
 """Where single_pass is not exact it refuses with the reason; `auto` falls back with a log line that names it."""
 
+import copy
 import logging
 
 import pytest
 import torch
-from debias.gradients import SharedForward, SinglePass, make_source, refusal
 from gradient_checks import (
     add_batch,
     answer_loss,
@@ -18,6 +18,8 @@ from gradient_checks import (
 )
 from tiny_models import VOCABULARY, Mlp, answer_batch, bert, bert_lora, llama_lora, text_batch, with_lora
 from torch import nn
+
+from debias.gradients import SharedForward, SinglePass, make_source, refusal
 
 torch.set_num_threads(1)
 
@@ -295,7 +297,7 @@ def test_attaching_again_after_detach():
 
 
 def test_the_patched_model_answers_the_same_in_eval():
-    """With and without grad, disabled adapters and a merged one included; PEFT's own rounding may differ by one step."""
+    """With and without grad, disabled adapters and a merged one included; rounding may differ by one step."""
     model, batch = llama_lora(), answer_batch()
     model.eval()
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
@@ -317,7 +319,29 @@ def test_the_patched_model_answers_the_same_in_eval():
     source.detach()
 
 
-def test_a_patched_model_can_be_copied_saved_and_generates(tmp_path):
+@pytest.mark.parametrize("build", [Mlp, bert_lora], ids=["mlp", "bert lora"])
+def test_a_copy_of_a_patched_model_is_a_model_of_its_own(build):
+    """EMA and best-model keeping copy so: the copy computes with its own weights and writes into its own gradients."""
+    model = build()
+    batch = text_batch() if build is bert_lora else {"x": torch.randn(6, 5), "labels": torch.tensor([0, 1, 2] * 2)}
+    forward = text_loss if build is bert_lora else mlp_loss
+    source = make_source("single_pass", model, selected_of(model))
+    twin = copy.deepcopy(model)
+    before = forward(twin, batch).detach()
+    torch.testing.assert_close(forward(model, batch), before)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.5)
+    assert not torch.allclose(forward(model, batch), before)
+    assert torch.equal(forward(twin, batch), before)
+    forward(twin, batch).sum().backward()
+    assert all(p.grad is None for p in model.parameters())
+    assert source.bias == {}
+    assert all(p.grad is not None for p in selected_of(twin).values())
+    source.detach()
+
+
+def test_a_patched_model_can_be_saved_and_generates(tmp_path):
     model, batch = llama_lora(), answer_batch()
     source = make_source("single_pass", model, selected_of(model))
     model.eval()
