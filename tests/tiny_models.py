@@ -52,6 +52,17 @@ def llama(seed: int = 0, hidden: int = 16, layers: int = 2, **settings: Any) -> 
     return LlamaForCausalLM(config).train()
 
 
+def gpt2(seed: int = 0, **settings: Any) -> nn.Module:
+    """A causal language model with absolute positions, whose linear layers are transformers' Conv1D."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(vocab_size=VOCABULARY, initializer_range=0.2, **sizes, **dropout, **settings)
+    return GPT2LMHeadModel(config).train()
+
+
 def with_lora(model: nn.Module, dropout: float = 0.0, seed: int = 1, r: int = 3, **settings: Any) -> Any:
     """PEFT LoRA on all linear layers, its matrices off their zero start so that every gradient is there."""
     from peft import LoraConfig, get_peft_model

@@ -92,6 +92,7 @@ def save_llama(folder: Path, **changes: Any) -> Path:
         "eos_token_id": 5,
         "pad_token_id": None,
         "tie_word_embeddings": False,
+        "initializer_range": 0.1,
     }
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).save_pretrained(folder)
@@ -131,4 +132,4 @@ def adapter_of(run: Path) -> dict[str, Any]:
 def largest_difference(left: dict[str, Any], right: dict[str, Any]) -> float:
     """Over all tensors; the names must be the same."""
     assert left.keys() == right.keys()
-    return max(float((left[name].float() - right[name].float()).abs().max()) for name in left)
+    return max(float((left[name].detach().float() - right[name].detach().float()).abs().max()) for name in left)

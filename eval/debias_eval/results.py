@@ -113,10 +113,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def result_path(run: Path, suite: str) -> Path:
+    """Where a suite's result lies in a run's folder."""
     return Path(run) / "eval" / f"{suite}.json"
 
 
 def predictions_path(run: Path, suite: str) -> Path:
+    """Where the predictions behind a suite's result lie."""
     return Path(run) / "eval" / f"{suite}.predictions.jsonl.gz"
 
 

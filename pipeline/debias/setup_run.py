@@ -1,6 +1,10 @@
 """The pieces of a run, each from its part of the config; `train.py` puts them together."""
 
+import difflib
 import logging
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,3 +123,41 @@ def build_model(config: RunConfig) -> Any:
         classification=config.head == "classification",
         fresh=model.fresh_modules,
     )
+
+
+def training_arguments(config: RunConfig) -> Any:
+    """The Hugging Face arguments of a run: every setting of one name is passed on."""
+    from transformers import SchedulerType, TrainingArguments
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.training_args import OptimizerNames
+
+    _check_choice("lr_scheduler_type", config.lr_scheduler_type, [kind.value for kind in SchedulerType])
+    _check_choice("optim", config.optim, [kind.value for kind in OptimizerNames])
+    for reporter in (config.report_to,) if isinstance(config.report_to, str) else config.report_to:
+        _check_choice("report_to", reporter, ["none", "all", *INTEGRATION_TO_CALLBACK])
+    names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - {"gradient_checkpointing"}
+    values = {name: getattr(config, name) for name in names}
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    report_to = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
+    extra = {
+        "report_to": report_to,
+        "use_cpu": not torch.cuda.is_available(),
+        "ddp_backend": "gloo" if launched and not torch.cuda.is_available() else None,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "disable_tqdm": not sys.stderr.isatty(),
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+    }
+    known = {k: v for k, v in extra.items() if k in TrainingArguments.__dataclass_fields__}
+    try:
+        return TrainingArguments(**{**values, **known})
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
+
+
+def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"{key} is {value!r}, not one of {', '.join(known)}{hint}")

@@ -1,14 +1,11 @@
 """The story of a run, top to bottom."""
 
 import dataclasses
-import difflib
 import json
 import logging
-import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from debias.setup_run import (
     build_rule,
     build_task,
     check_length,
+    training_arguments,
     training_examples,
     validation_examples,
 )
@@ -112,7 +110,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         **summary,
         "status": "finished",
         "seconds": round(time.time() - started, 1),
-        **_outcome(trainer, outcome),
+        **_outcome(trainer, outcome, resumed=checkpoint is not None),
     }
     if first:
         _write_summary(folder, finished)
@@ -125,6 +123,8 @@ def _nothing_left(folder: Path) -> Iterator[None]:
     existed = folder.exists()
     try:
         yield
+    except OSError as error:
+        raise InputError(f"output_dir: {folder} cannot be written: {error.strerror}") from error
     except (ValueError, RuntimeError, ImportError) as error:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
@@ -137,53 +137,16 @@ def _what_stays(folder: Path, error: Exception) -> str:
     return f"{folder}: {what}; " + (f"the last good checkpoint is {kept}" if kept else "no checkpoint had been saved")
 
 
-def training_arguments(config: RunConfig) -> Any:
-    """The Hugging Face arguments of a run: every setting of one name is passed on."""
-    import torch
-    from transformers import SchedulerType, TrainingArguments
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-    from transformers.training_args import OptimizerNames
-
-    _check_choice("lr_scheduler_type", config.lr_scheduler_type, [kind.value for kind in SchedulerType])
-    _check_choice("optim", config.optim, [kind.value for kind in OptimizerNames])
-    for reporter in (config.report_to,) if isinstance(config.report_to, str) else config.report_to:
-        _check_choice("report_to", reporter, ["none", "all", *INTEGRATION_TO_CALLBACK])
-    names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - {"gradient_checkpointing"}
-    values = {name: getattr(config, name) for name in names}
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    report_to = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
-    extra = {
-        "report_to": report_to,
-        "use_cpu": not torch.cuda.is_available(),
-        "ddp_backend": "gloo" if launched and not torch.cuda.is_available() else None,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "disable_tqdm": not sys.stderr.isatty(),
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,
-    }
-    known = {k: v for k, v in extra.items() if k in TrainingArguments.__dataclass_fields__}
-    try:
-        return TrainingArguments(**{**values, **known})
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
-
-
-def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"{key} is {value!r}, not one of {', '.join(known)}{hint}")
-
-
 def accuracy(prediction: Any) -> dict[str, float]:
     """Share of label scores [N, C] whose largest is the label's."""
     return {"accuracy": float(np.mean(prediction.predictions.argmax(axis=-1) == prediction.label_ids))}
 
 
-def _outcome(trainer: DebiasTrainer, outcome: Any) -> dict[str, Any]:
+def _outcome(trainer: DebiasTrainer, outcome: Any, resumed: bool) -> dict[str, Any]:
     hook = trainer.hook
-    found = {"steps": trainer.state.global_step, "train_loss": outcome.training_loss}
+    found = {"steps": trainer.state.global_step}
+    if not resumed:  # the Trainer's mean over a resumed part divides by the steps of the whole
+        found["train_loss"] = outcome.training_loss
     if hook is None:  # resumed after the last step: nothing was left to train
         return found
     elements = sum(p.numel() for p in hook.selected.values())

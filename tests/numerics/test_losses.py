@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, answer_batch, bert, llama, text_batch
+from tiny_models import VOCABULARY, answer_batch, bert, gpt2, llama, text_batch
 
 from debias.losses import Answers, Classification, answer_log_likelihood, cross_entropy, gce_weight
 from debias.losses.answers import with_positions
@@ -88,9 +88,12 @@ def full_log_likelihood(model, batch) -> list[list[float]]:
     return result
 
 
-@pytest.fixture(params=["sdpa", "eager"])
+@pytest.fixture(params=["llama sdpa", "llama eager", "gpt2"])
 def causal(request):
-    return llama(attn_implementation=request.param).eval()
+    """Relative positions and absolute ones: only the latter notice where counting starts."""
+    if request.param == "gpt2":
+        return gpt2().eval()
+    return llama(attn_implementation=request.param.split()[1]).eval()
 
 
 @pytest.mark.parametrize("probability", ["product", "geometric_mean"])

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from debias.engines.selection import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach
@@ -106,13 +107,24 @@ class DebiasTrainer(Trainer):
             logs |= self._step_figures(self.hook)
         super().log(logs, start_time)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; the model is left without hooks."""
+        if isinstance(resume_from_checkpoint, str) and (done := self._done(Path(resume_from_checkpoint))):
+            return done
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             if self.hook is not None:
                 self.hook.detach()
+
+    def _done(self, checkpoint: Path) -> TrainOutput | None:
+        """A checkpoint of the last step, loaded: the Trainer would take a step more before it looks at max_steps."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if not 0 < self.args.max_steps <= state.global_step:
+            return None
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return TrainOutput(state.global_step, float("nan"), {})
 
     def _attached(self, model: nn.Module) -> TorchHook:
         # Only now is the model wrapped (DDP) as it will be trained.

@@ -1,6 +1,7 @@
 """`attach` on a loop of one's own: denominators, order of operations, figures, and everything that may go wrong."""
 
 import copy
+import dataclasses
 import logging
 
 import pytest
@@ -13,7 +14,7 @@ from debias.engines import NonFiniteGradients, attach, not_head, select_paramete
 from debias.engines.reduce import BUCKET_ELEMENTS, _buckets
 from debias.engines.torch_engine import STACK_ELEMENTS, groups_of_one_shape
 from debias.losses import Answers, cross_entropy
-from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Subtract, combine
+from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Rule, Subtract, combine
 
 torch.set_num_threads(1)
 
@@ -112,6 +113,26 @@ def test_count_is_the_denominator(gradients):
         hook.backward(losses.loss_B, w, count=losses.count, again=lambda p=part, v=w: (answer_loss(model, p), v))
     done = hook.combine()
     assert done.samples == tokens
+    assert_grads(model, want)
+
+
+@dataclasses.dataclass(frozen=True)
+class BySize(Rule):
+    """A rule that does depend on how large the gradients are, unlike those in METHODS."""
+
+    name = "by_size"
+
+    def coefficients(self, gram_O3):
+        mm = gram_O3[..., 0].sum(dim=-1, keepdim=True)
+        return mm.expand(gram_O3.shape[:-1]), torch.zeros(gram_O3.shape[:-1], dtype=gram_O3.dtype)
+
+
+def test_rules_see_means_not_sums():
+    model, batch, weight_B = Mlp(), mlp_batch(), weights_for(14)
+    want = direct_updates(BySize(), model, mlp_loss, batch, weight_B, 14)
+    hook = attached(model, BySize())
+    feed(hook, model, batch, weight_B, parts=PARTS)
+    hook.combine()
     assert_grads(model, want)
 
 

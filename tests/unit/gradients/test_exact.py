@@ -23,6 +23,7 @@ from tiny_models import (
     answer_batch,
     bert,
     bert_lora,
+    gpt2,
     llama,
     llama_lora,
     randomize_lora,
@@ -333,14 +334,7 @@ def test_settings_of_lora(way, settings):
 
 @pytest.mark.parametrize("way", ["single_pass", "shared_forward"])
 def test_gpt2_whose_linears_are_convolutions(way):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=61, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.2,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    model = with_lora(GPT2LMHeadModel(config), target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+    model = with_lora(gpt2(), target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
     batch, weight_B = answer_batch(), weights_for(5)
     want = by_samples(model, answer_loss, batch, weight_B)
     assert_same(take(way, model, answer_loss, [batch], [weight_B]), want)

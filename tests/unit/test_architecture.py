@@ -1,0 +1,227 @@
+"""Who may import whom, and the measures of the code: read with `ast`, so that nothing has to be run."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = {"debias": ROOT / "pipeline" / "debias", "debias_eval": ROOT / "eval" / "debias_eval"}
+FILES = sorted(path for folder in SOURCES.values() for path in folder.rglob("*.py"))
+LONGEST_FILE, LONGEST_FUNCTION = 400, 80
+
+# What of ours a room may import beside itself; a module or package, with all that is in it.
+ROOMS = {
+    "debias.errors": (),
+    "debias.config": ("debias.errors",),
+    "debias.methods": (),
+    "debias.losses": (),
+    "debias.gradients": ("debias.losses",),
+    "debias.engines": ("debias.methods", "debias.losses", "debias.gradients", "debias.telemetry"),
+    "debias.telemetry": (),
+    "debias.data": ("debias.errors", "debias.config"),
+    "debias.models": ("debias.errors", "debias.config"),
+    "debias.checkpoint": ("debias.errors", "debias.config", "debias.telemetry"),
+}
+# What only the rooms of mathematics may import of others' packages.
+TORCH_ONLY = ("debias.methods", "debias.losses")
+# The only places that know the evaluator, and they only inside a function.
+MAY_USE_EVALUATOR = ("debias.cli", "debias.demo")
+WITHOUT_TORCH = ("scoring", "results", "report", "runs", "summary", "charts", "verdict", "suite")
+
+
+def module_of(path: Path) -> str:
+    package = next(name for name, folder in SOURCES.items() if path.is_relative_to(folder))
+    parts = path.relative_to(SOURCES[package]).with_suffix("").parts
+    return ".".join([package, *(part for part in parts if part != "__init__")])
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(node: ast.AST, *, inside_functions: bool = True, typing_only: bool = True) -> Iterator[str]:
+    """Every imported module; `from a import b` gives a.b where that is a module of ours, else a."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not inside_functions:
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test) and not typing_only:
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"relative import in line {child.lineno}"
+            assert child.module is not None
+            for alias in child.names:
+                inner = f"{child.module}.{alias.name}"
+                yield inner if inner in MODULES else child.module
+        else:
+            yield from imports(child, inside_functions=inside_functions, typing_only=typing_only)
+
+
+def within(module: str, rooms: tuple[str, ...]) -> bool:
+    return any(module == room or module.startswith(room + ".") for room in rooms)
+
+
+def is_ours(module: str) -> bool:
+    return within(module, tuple(SOURCES))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def label(path: Path) -> str:
+    return module_of(path)
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) > 40
+    for room in ROOMS:
+        assert within(room, tuple(MODULES)), f"{room} is gone: the table of rooms is out of date"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    for module, path in MODULES.items():
+        if within(module, (room,)):
+            foreign = [
+                name for name in imports(tree_of(path)) if is_ours(name) and not within(name, (room, *ROOMS[room]))
+            ]
+            assert foreign == [], f"{module} imports {foreign}"
+
+
+@pytest.mark.parametrize("room", TORCH_ONLY)
+def test_mathematics_needs_torch_alone(room: str) -> None:
+    for module, path in MODULES.items():
+        if within(module, (room,)):
+            names = {name.partition(".")[0] for name in imports(tree_of(path))}
+            foreign = names - sys.stdlib_module_names - {"torch", "debias"}
+            assert not foreign, f"{module} imports {foreign}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_training_does_not_know_the_evaluator(path: Path) -> None:
+    module = module_of(path)
+    if not within(module, ("debias",)):
+        return
+    inside_functions = module not in MAY_USE_EVALUATOR
+    names = [
+        name for name in imports(tree_of(path), inside_functions=inside_functions) if within(name, ("debias_eval",))
+    ]
+    assert names == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_nothing_imports_the_command_line(path: Path) -> None:
+    assert (
+        not any(within(name, ("debias.cli", "debias.demo")) for name in imports(tree_of(path)))
+        or module_of(path) == "debias.cli"
+    )
+
+
+def test_only_one_file_subclasses_the_trainer() -> None:
+    subclasses = [
+        module_of(path)
+        for path in FILES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).rpartition(".")[2] == "Trainer" for base in node.bases)
+    ]
+    assert subclasses == ["debias.engines.hf_trainer"]
+
+
+def test_only_one_file_imports_deepspeed() -> None:
+    users = [module_of(path) for path in FILES if any(within(name, ("deepspeed",)) for name in imports(tree_of(path)))]
+    assert set(users) <= {"debias.engines.zero"}
+
+
+def test_no_import_cycles() -> None:
+    """Also through packages: importing a.b runs a's `__init__` first."""
+    graph: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        names = {name for name in imports(tree_of(path), inside_functions=False, typing_only=False) if name in MODULES}
+        graph[module] = names - {module}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for name in sorted(graph[module]):
+                visit(name, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def loads(code: str, *names: str) -> list[str]:
+    """Which of `names` are loaded after `code` ran in a fresh process."""
+    script = f"{code}\nimport sys\nprint(*[name for name in {names!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_judging_needs_no_torch() -> None:
+    """Not even through what it imports: results are read and reports written where nothing can train."""
+    modules = [f"debias_eval.{name}" for name in WITHOUT_TORCH if f"debias_eval.{name}" in MODULES]
+    assert {"debias_eval.scoring", "debias_eval.results", "debias_eval.report"} <= set(modules)
+    assert loads(f"import {', '.join(modules)}", "torch", "transformers", "peft") == []
+
+
+def test_data_config_and_command_line_load_no_torch() -> None:
+    modules = ("debias", "debias.config", "debias.errors", "debias.data", "debias.cli")
+    assert loads(f"import {', '.join(modules)}", "torch", "transformers", "peft", "datasets") == []
+
+
+def test_the_mathematics_loads_no_transformers() -> None:
+    modules = ("debias.methods", "debias.losses", "debias.gradients", "debias.engines")
+    assert loads(f"import {', '.join(modules)}", "transformers", "peft", "bitsandbytes", "deepspeed") == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_measures(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+    for function in functions(path):
+        assert function.end_lineno is not None
+        lines = function.end_lineno - function.lineno + 1
+        assert lines <= LONGEST_FUNCTION, f"{function.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_nothing_is_printed(path: Path) -> None:
+    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    assert [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_what_is_public_has_a_docstring(path: Path) -> None:
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), "the module itself"
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    bare = [n.name for n in tree.body if isinstance(n, kinds) and n.name[0] != "_" and not ast.get_docstring(n)]
+    assert bare == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_every_signature_is_typed(path: Path) -> None:
+    for function in functions(path):
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        bare = [one.arg for one in arguments if one.annotation is None and one.arg not in ("self", "cls", "ctx")]
+        assert not bare, f"{function.name}: {bare}"
+        assert function.returns is not None, function.name
+
+
+def test_the_checker_sees_what_it_should() -> None:
+    """A checker that finds nothing anywhere would pass everything."""
+    tree = ast.parse(
+        "import a.b\nfrom debias import errors\nfrom debias.data import load_examples\ndef f():\n    import c\n"
+    )
+    assert list(imports(tree)) == ["a.b", "debias.errors", "debias.data", "c"]
+    assert list(imports(tree, inside_functions=False)) == ["a.b", "debias.errors", "debias.data"]
