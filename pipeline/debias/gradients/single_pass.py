@@ -4,7 +4,8 @@ Both gradients are weighted sums of the same per-sample gradients, and the weigh
 done. For `y = x W^T` with backward signal `delta`, `main_W = delta^T x` and `bias_W = (w * delta)^T x`; only the linear
 layers that train need to know.
 
-Exact where a sample's signal never mixes with another's between the layer and the loss; `refusal` says where it is not.
+Exact where a sample's signal never mixes with another's between the layer and the loss, and samples are the first
+dimension of what a layer sees; `refusal` says where they are known not to be.
 """
 
 from collections.abc import Mapping
@@ -94,6 +95,9 @@ def _mixed_samples(model: nn.Module) -> str | None:
             return f"{name} ({kind}) uses statistics of the batch"
         if "moe" in kind.lower() or "expert" in kind.lower():
             return f"{name} ({kind}) routes tokens of different samples into one tensor"
+        if getattr(module, "batch_first", True) is False:
+            # The shape check at backward cannot see this where a batch has as many samples as tokens.
+            return f"{name} ({kind}) puts the sequence first: samples are not the first dimension"
         if kind == "ParamWrapper":
             return f"{name} adapts a parameter as a materialised delta (target_parameters)"
         if variants := getattr(module, "lora_variant", None):

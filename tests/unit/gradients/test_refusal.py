@@ -43,6 +43,15 @@ class Attention(Mlp):
         return self.classifier(self.attention(x, x, x)[0].squeeze(1))
 
 
+class SequenceFirst(Mlp):
+    def __init__(self):
+        super().__init__()
+        self.recurrent = nn.GRU(7, 7).requires_grad_(False)
+
+    def forward(self, x):
+        return self.classifier(self.recurrent(self.second(torch.tanh(self.first(x))))[0])
+
+
 class Tied(Mlp):
     def __init__(self):
         super().__init__()
@@ -130,6 +139,7 @@ REFUSED = {
         "lora_embedding_A.*not to a plain linear",
     ),
     "convolution": (lambda: nn.Sequential(nn.Conv1d(2, 3, 1)), "belongs to Conv1d"),
+    "sequence first": (SequenceFirst, r"recurrent \(GRU\) puts the sequence first"),
     "tied": (Tied, r"second\.weight is shared by 2 modules"),
     "MultiheadAttention": (Attention, r"attention.*(MultiheadAttention|not to a plain linear)"),
     "a linear layer of one's own": (own_linear, "belongs to OwnLinear"),
