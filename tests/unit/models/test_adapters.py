@@ -171,7 +171,9 @@ def encoders() -> list[Any]:
 
     return [
         pytest.param(poolerless, BertConfig, SMALL, "bert.pooler.dense", id="bert-without-pooler"),
-        pytest.param(DebertaV2Model, DebertaV2Config, {**SMALL, "pooler_hidden_size": 16}, "pooler.dense", id="deberta"),
+        pytest.param(
+            DebertaV2Model, DebertaV2Config, {**SMALL, "pooler_hidden_size": 16}, "pooler.dense", id="deberta"
+        ),
         pytest.param(
             DistilBertModel, DistilBertConfig, {"dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2},
             "pre_classifier", id="distilbert",
