@@ -11,10 +11,10 @@ from pydantic import Field, field_validator, model_validator
 
 from debias.config import DataConfig, DataSource, PlantedBias, Strict, parse, read_yaml
 from debias.data import Example, load_examples, plant, resolve_path
+from debias.data.files import kind_of
 from debias.errors import InputError
 
 BUILT_IN = Path(__file__).parent / "suites"
-FILE_ENDINGS = (".jsonl", ".csv", ".parquet", ".gz")
 
 
 class GroupRule(Strict):
@@ -91,7 +91,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
     suite = parse(Suite, read_yaml(path), where=str(name_or_path))
     parse(DataConfig, suite.data_config, where=str(name_or_path))
     beside = path.parent / suite.source.source
-    if suite.source.source.endswith(FILE_ENDINGS) and beside.is_file():
+    if suite.source.source != "generated" and beside.exists():
         return suite.model_copy(update={"source": suite.source.model_copy(update={"source": str(beside.resolve())})})
     return suite
 
@@ -153,7 +153,7 @@ def _regrouped(example: Example, suite: Suite) -> Example:
 
 def _check_found(suite: Suite) -> None:
     source = suite.source.source
-    if not source.endswith(FILE_ENDINGS):
+    if not kind_of(source):
         return
     try:
         resolve_path(source)

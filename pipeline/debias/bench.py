@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from debias.config import Strict
 from debias.engines import attach
+from debias.errors import InputError
 from debias.losses import Answers, Classification, SampleLosses, gce_weight
 from debias.methods import Edge
 from debias.models.adapters import add_lora, prepare_quantized
@@ -121,6 +122,8 @@ def _model_and_batch(setting: Setting) -> tuple[nn.Module, Any, dict[str, Tensor
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # off its zero start, where lora_A has no gradient at all
             nn.init.normal_(parameter, std=0.01)
+    if next(model.parameters()).device.type != "cpu":
+        raise InputError("bench step measures CPU time, and this model went to a GPU: set CUDA_VISIBLE_DEVICES=''")
     ids_BT = torch.randint(5, config.vocab_size, (setting.batch, setting.length))
     batch = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
     if classify:

@@ -58,6 +58,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 def save_whole(folder: Path, save: Callable[[Path], Any]) -> None:
     """Let `save` fill a folder beside `folder`, then put it in its place; on failure what was there stays."""
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)  # killed between the two renames below
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -67,6 +69,8 @@ def save_whole(folder: Path, save: Callable[[Path], Any]) -> None:
             os.replace(folder, old)
         os.replace(part, folder)
     finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -28,10 +28,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def train(config: Annotated[Path, typer.Argument(help="A run's YAML file.")], overrides: Overrides = None) -> None:
+def train(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+) -> None:
     """Train a model: LoRA, QLoRA, BitFit or full, with a method's update."""
     from debias.config import load_config
 
+    config = _recipe(config)
     settings = load_config(config, overrides or [])
     from debias.train import train as run
 
@@ -116,6 +120,15 @@ def _print(table: Any) -> None:
 
     # Piped output keeps its columns: nothing is folded to a terminal that is not there.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _recipe(path: Path) -> Path:
+    """The file itself, or the recipe of that name that comes with the package."""
+    here = Path(__file__).parent
+    shipped = [
+        folder / path.with_suffix(".yaml").name for folder in (here / "recipes", here.parents[1] / "launch/recipes")
+    ]
+    return next((place for place in (path, *shipped) if place.is_file()), path)
 
 
 def _first_rank() -> bool:

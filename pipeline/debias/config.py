@@ -45,7 +45,7 @@ class DataSource(Strict):
 
     A local path is looked up beside the config, in the working directory, then in the folder `DEBIAS_DATA`.
     `limit` keeps a random subset of that size, drawn with `seed`; for `generated` it is the number of pairs made, and
-    `phenomena` says of what kinds (default: all).
+    `phenomena` says of what kinds (default: all but `plain_`).
     """
 
     source: str = Field(min_length=1)
@@ -188,6 +188,7 @@ class RunConfig(Strict):
     lora_alpha: float = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     load_in_4bit: bool = False
+    attn_implementation: str | None = None  # passed to from_pretrained: sdpa, eager, flash_attention_2
 
     learning_rate: float = Field(3e-4, gt=0)
     lr_scheduler_type: str = "linear"

@@ -76,10 +76,19 @@ def _load_trained(config: RunConfig, folder: Path) -> Any:
     lora = folder.name == ADAPTER
     dtype = torch.bfloat16 if config.bf16 and lora else torch.float32
     if not lora:
-        return load_model(str(folder), config.head, config.data.labels, dtype=dtype)
+        return load_model(
+            str(folder), config.head, config.data.labels, dtype=dtype, attn_implementation=config.attn_implementation
+        )
     from peft import PeftModel
 
-    base = load_model(config.model, config.head, config.data.labels, dtype=dtype, load_in_4bit=config.load_in_4bit)
+    base = load_model(
+        config.model,
+        config.head,
+        config.data.labels,
+        dtype=dtype,
+        load_in_4bit=config.load_in_4bit,
+        attn_implementation=config.attn_implementation,
+    )
     if config.load_in_4bit:
         base = prepare_quantized(base)
     for name in base.fresh_modules:  # trained and saved in float32, whatever the base's dtype

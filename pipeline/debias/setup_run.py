@@ -83,6 +83,31 @@ def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:
     return _planted(load_examples(source, config.data, base=base), config.data, drawn)
 
 
+def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
+    """The config with local files and folders as absolute paths, so that it means the same from anywhere.
+
+    A file that is found through DEBIAS_DATA alone keeps its short name.
+    """
+    places = [folder for folder in (base, Path.cwd()) if folder is not None]
+
+    def absolute(name: str) -> str:
+        found = next((folder / name for folder in places if (folder / name).exists()), None)
+        return str(found.resolve()) if found is not None else name
+
+    sources = {
+        key: source.model_copy(update={"source": absolute(source.source)})
+        for key in ("train", "validation")
+        if (source := getattr(config.data, key)) is not None and source.source != "generated"
+    }
+    model = Path(config.model).expanduser()
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=sources),
+            "model": str(model.resolve()) if model.is_dir() else config.model,
+        }
+    )
+
+
 def _planted(examples: list[Example], data: DataConfig, planted: PlantedBias | None) -> list[Example]:
     return plant(examples, planted, data) if planted else examples
 
@@ -105,7 +130,14 @@ def build_model(config: RunConfig) -> Any:
         logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter.type)
     # A frozen base may live in bf16; weights that train stay in float32, with autocast.
     dtype = torch.bfloat16 if config.bf16 and lora else torch.float32
-    model = load_model(config.model, config.head, config.data.labels, dtype=dtype, load_in_4bit=config.load_in_4bit)
+    model = load_model(
+        config.model,
+        config.head,
+        config.data.labels,
+        dtype=dtype,
+        load_in_4bit=config.load_in_4bit,
+        attn_implementation=config.attn_implementation,
+    )
     if config.load_in_4bit:
         model = prepare_quantized(model)
     if config.gradient_checkpointing:
@@ -151,9 +183,18 @@ def training_arguments(config: RunConfig) -> Any:
     }
     known = {k: v for k, v in extra.items() if k in TrainingArguments.__dataclass_fields__}
     try:
-        return TrainingArguments(**{**values, **known})
+        arguments = TrainingArguments(**{**values, **known})
+        return _one_gpu_a_process(arguments)
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from None
+
+
+def _one_gpu_a_process(arguments: Any) -> Any:
+    """The Trainer would wrap the model in DataParallel, whose replicas share no hooks; torchrun is the way to more."""
+    if arguments.n_gpu > 1:  # asking also gives each rank its own GPU, before models are loaded
+        logger.warning("one of %d GPUs is used; start with torchrun to use them all", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _check_choice(key: str, value: str, known: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.selection import not_head
 from debias.engines.torch_engine import NonFiniteGradients
 from debias.errors import InputError
+from debias.gradients import SamplesNotFirst
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
 from debias.setup_run import (
@@ -27,6 +28,7 @@ from debias.setup_run import (
     build_rule,
     build_task,
     check_length,
+    resolve_paths,
     training_arguments,
     training_examples,
     validation_examples,
@@ -45,9 +47,9 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     from transformers import set_seed
 
     started = time.time()
+    config = resolve_paths(config, base)
     rule, bias_weight = build_rule(config), build_bias_weight(config)
     arguments = training_arguments(config)
-    logger.debug("device %s", arguments.device)  # asking for it gives each rank its own GPU, before models are loaded
     first = arguments.process_index == 0
     if first:
         check_run(config)
@@ -96,6 +98,8 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     if first:
         _write_summary(folder, summary)
     checkpoint = last_checkpoint(folder) if config.resume else None
+    if config.resume and checkpoint is None:
+        logger.warning("resume: %s holds no checkpoint yet; training starts at step 0", folder)
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if first:
@@ -103,7 +107,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     except BaseException as error:
         if first:
             _write_summary(folder, {**summary, "status": "failed"}, must=False)
-        if isinstance(error, OSError | ImportError | NonFiniteGradients):
+        if isinstance(error, OSError | ImportError | NonFiniteGradients | SamplesNotFirst):
             raise InputError(_what_stays(folder, error)) from error
         raise
     finished = {

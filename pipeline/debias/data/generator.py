@@ -25,9 +25,9 @@ EVERY = {**PHENOMENA, **PLAIN}
 def generate(split: str, size: int, seed: int, phenomena: Sequence[str] = tuple(PHENOMENA)) -> list[Row]:
     """`size` distinct pairs of a split, as rows {id, premise, hypothesis, label, group}.
 
-    `phenomena` are the groups to draw from (default: all but the `plain_` ones). Labels are balanced within one, phenomena within each block
-    of three rows for each of them. Raises InputError for an unknown split or phenomenon, or a size outside
-    1..MAX_SIZE.
+    `phenomena` are the groups to draw from (default: all but the `plain_` ones). Labels are balanced within one,
+    phenomena within each block of three rows for each of them. Raises InputError for an unknown split or phenomenon,
+    or a size outside 1..MAX_SIZE.
     """
     for group in phenomena:
         if group not in EVERY:

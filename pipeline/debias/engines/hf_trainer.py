@@ -48,6 +48,10 @@ class DebiasTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.fp16:
             raise ValueError("fp16 is not supported: use bf16=true or full precision")
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError("DeepSpeed and FSDP are not supported yet: use one process or DistributedDataParallel")
+        if self.args.n_gpu > 1:
+            raise ValueError(f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: use torchrun")
         self.rule = rule
         self.objective = objective
         self.bias_weight = bias_weight or SelfWeight()
@@ -111,6 +115,7 @@ class DebiasTrainer(Trainer):
         """As `Trainer.train`; the model is left without hooks."""
         if isinstance(resume_from_checkpoint, str) and (done := self._done(Path(resume_from_checkpoint))):
             return done
+        self.hook = None  # that of an earlier train() is detached
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:

@@ -271,6 +271,9 @@ def attach(
     lacks a selected parameter, or when `single_pass` is asked for where it is not exact, with the reason.
     """
     selected = select_parameters(model, select)
+    alone = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if alone and not isinstance(model, DistributedDataParallel):
+        logger.warning("the model is not in DistributedDataParallel: gradients are not summed over ranks")
     if optimizer is not None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if lost := [name for name, p in selected.items() if id(p) not in held]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from debias.gradients.base import Again, GradientSource, Plain, SharedForward, TwoPass, no_grad_weight
 from debias.gradients.single_pass import SinglePass, refusal
+from debias.gradients.taps import SamplesNotFirst
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ __all__ = [
     "Again",
     "GradientSource",
     "Plain",
+    "SamplesNotFirst",
     "SharedForward",
     "SinglePass",
     "TwoPass",

@@ -18,6 +18,9 @@ from debias.gradients.base import Again, GradientSource
 from debias.gradients.layers import is_plain_lora, linear_forward, lora_forward
 from debias.gradients.taps import Tap
 
+# DeBERTa projects its position table with the layers that project tokens; OPT flattens samples and tokens.
+SAMPLES_NOT_FIRST = frozenset({"DisentangledSelfAttention", "OPTDecoderLayer"})
+
 
 class SinglePass(GradientSource):
     """One forward, one backward pass; only the instances of layers that hold a selected parameter are touched."""
@@ -90,19 +93,24 @@ def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | Non
 
 def _mixed_samples(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return f"{name} ({kind}) uses statistics of the batch"
-        if "moe" in kind.lower() or "expert" in kind.lower():
-            return f"{name} ({kind}) routes tokens of different samples into one tensor"
-        if getattr(module, "batch_first", True) is False:
-            # The shape check at backward cannot see this where a batch has as many samples as tokens.
-            return f"{name} ({kind}) puts the sequence first: samples are not the first dimension"
-        if kind == "ParamWrapper":
-            return f"{name} adapts a parameter as a materialised delta (target_parameters)"
+        if reason := _mixes(module):
+            return f"{name} ({type(module).__name__}) {reason}"
         if variants := getattr(module, "lora_variant", None):
             return f"{name} is a LoRA variant ({', '.join(type(v).__name__ for v in variants.values())})"
     return None
+
+
+def _mixes(module: nn.Module) -> str | None:
+    kind = type(module).__name__
+    reasons = {
+        "uses statistics of the batch": isinstance(module, nn.modules.batchnorm._BatchNorm),
+        "routes tokens of different samples into one tensor": "moe" in kind.lower() or "expert" in kind.lower(),
+        # The shape check at backward cannot see this where a batch has as many samples as tokens.
+        "puts the sequence first: samples are not the first dimension": getattr(module, "batch_first", True) is False,
+        "calls its layers on tensors whose first dimension is not the samples": kind in SAMPLES_NOT_FIRST,
+        "adapts a parameter as a materialised delta (target_parameters)": kind == "ParamWrapper",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _not_linear(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | None:

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+class SamplesNotFirst(RuntimeError):
+    """A layer saw a tensor whose first dimension is not the samples: single_pass is not exact for this model."""
+
+
 class Collector(Protocol):
     """What a tap needs of the gradient source: this backward pass's weights, and a place for gradients."""
 
@@ -58,7 +62,7 @@ class Tap:
     def _weights(self, tensor: Tensor) -> Tensor | None:
         weight_B = self.source.weight_B
         if weight_B is not None and tensor.shape[0] != weight_B.shape[0]:
-            raise RuntimeError(
+            raise SamplesNotFirst(
                 f"single_pass: {self.weight_name or self.bias_name} saw {tensor.shape[0]} rows while the loss has"
                 f" {weight_B.shape[0]} samples; samples are not its first dimension: use gradients='shared_forward'"
             )

@@ -37,7 +37,13 @@ def load_tokenizer(name: str, head: Head) -> Any:
 
 
 def load_model(
-    name: str, head: Head, labels: Sequence[str], *, dtype: torch.dtype = torch.float32, load_in_4bit: bool = False
+    name: str,
+    head: Head,
+    labels: Sequence[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    load_in_4bit: bool = False,
+    attn_implementation: str | None = None,
 ) -> Any:
     """The base model with a head for `labels`; a classification head is freshly initialised (seed before this).
 
@@ -47,6 +53,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {"dtype": dtype}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
     if load_in_4bit:
         options["quantization_config"] = four_bit(dtype)
     kind: Any = AutoModelForCausalLM

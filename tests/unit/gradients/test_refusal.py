@@ -115,6 +115,15 @@ def mixture(kind):
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, num_local_experts=4))
 
 
+def deberta():
+    import transformers
+
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    attention = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_position_embeddings": 16}
+    config = transformers.DebertaV2Config(**sizes, **attention, intermediate_size=16)
+    return transformers.DebertaV2ForSequenceClassification(config)
+
+
 ATTENTION = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 REFUSED = {
     "BatchNorm": (BatchNorm, r"norm \(BatchNorm1d\) uses statistics of the batch"),
@@ -140,6 +149,7 @@ REFUSED = {
     ),
     "convolution": (lambda: nn.Sequential(nn.Conv1d(2, 3, 1)), "belongs to Conv1d"),
     "sequence first": (SequenceFirst, r"recurrent \(GRU\) puts the sequence first"),
+    "DeBERTa": (lambda: with_lora(deberta(), target_modules=["query_proj"]), "first dimension is not the samples"),
     "tied": (Tied, r"second\.weight is shared by 2 modules"),
     "MultiheadAttention": (Attention, r"attention.*(MultiheadAttention|not to a plain linear)"),
     "a linear layer of one's own": (own_linear, "belongs to OwnLinear"),
