@@ -14,6 +14,7 @@ import numpy as np
 
 from debias.checkpoint import METRICS, SUMMARY, check_run, last_checkpoint, open_run, save_trained
 from debias.config import RunConfig
+from debias.data import Example
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.selection import not_head
@@ -23,6 +24,7 @@ from debias.gradients import SamplesNotFirst
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
 from debias.setup_run import (
+    Task,
     build_bias_weight,
     build_model,
     build_rule,
@@ -48,7 +50,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
 
     started = time.time()
     config = resolve_paths(config, base)
-    rule, bias_weight = build_rule(config), build_bias_weight(config)
+    rule = build_rule(config)
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     if first:
@@ -63,27 +65,8 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     logger.info(
         "%s trainable of %s parameters, %s in 4 bit", *(f"{sizes[k]:,}" for k in ("trainable", "all", "four_bit"))
     )
-    train_data = task.encode(examples, with_answer=True)
-    eval_data = task.encode(validation, with_answer=False) if validation else None
-
     folder = Path(config.output_dir)
-    with _nothing_left(folder):
-        trainer = DebiasTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=train_data,
-            eval_dataset=eval_data,
-            data_collator=Collator(tokenizer),
-            compute_metrics=accuracy,
-            callbacks=[MetricsFile(folder / METRICS)],
-            rule=rule,
-            objective=task.objective,
-            bias_weight=bias_weight,
-            gradients=config.gradients,
-            select=(lambda name, parameter: True) if config.debias_head else not_head,
-            max_nonfinite_steps=config.max_nonfinite_steps,
-        )
-    _drop_printer(trainer)
+    trainer = _trainer(config, model, arguments, task, examples, validation)
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             open_run(config)
@@ -119,6 +102,30 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     if first:
         _write_summary(folder, finished)
     return folder
+
+
+def _trainer(
+    config: RunConfig, model: Any, arguments: Any, task: Task, examples: list[Example], validation: list[Example]
+) -> DebiasTrainer:
+    folder = Path(config.output_dir)
+    with _nothing_left(folder):
+        trainer = DebiasTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=task.encode(examples, with_answer=True),
+            eval_dataset=task.encode(validation, with_answer=False) if validation else None,
+            data_collator=Collator(task.tokenizer),
+            compute_metrics=accuracy,
+            callbacks=[MetricsFile(folder / METRICS)],
+            rule=build_rule(config),
+            objective=task.objective,
+            bias_weight=build_bias_weight(config),
+            gradients=config.gradients,
+            select=(lambda name, parameter: True) if config.debias_head else not_head,
+            max_nonfinite_steps=config.max_nonfinite_steps,
+        )
+    _drop_printer(trainer)
+    return trainer
 
 
 @contextmanager
