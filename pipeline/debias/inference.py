@@ -12,9 +12,8 @@ from debias.config import RunConfig, load_config
 from debias.data.encode import Collator
 from debias.data.examples import Example
 from debias.errors import InputError
-from debias.models.adapters import prepare_quantized
-from debias.models.load import load_model, load_tokenizer
-from debias.setup_run import Task, build_task, check_length
+from debias.models.load import load_tokenizer
+from debias.setup_run import Task, base_model, build_task, check_length
 
 
 class Predictor:
@@ -73,24 +72,11 @@ def load_run(run: Path) -> Predictor:
 
 
 def _load_trained(config: RunConfig, folder: Path) -> Any:
-    lora = folder.name == ADAPTER
-    dtype = torch.bfloat16 if config.bf16 and lora else torch.float32
-    if not lora:
-        return load_model(
-            str(folder), config.head, config.data.labels, dtype=dtype, attn_implementation=config.attn_implementation
-        )
+    if folder.name == MODEL:
+        return base_model(config, str(folder))
     from peft import PeftModel
 
-    base = load_model(
-        config.model,
-        config.head,
-        config.data.labels,
-        dtype=dtype,
-        load_in_4bit=config.load_in_4bit,
-        attn_implementation=config.attn_implementation,
-    )
-    if config.load_in_4bit:
-        base = prepare_quantized(base)
+    base = base_model(config, config.model)
     for name in base.fresh_modules:  # trained and saved in float32, whatever the base's dtype
         base.get_submodule(name).float()
     return PeftModel.from_pretrained(base, str(folder))

@@ -128,18 +128,7 @@ def build_model(config: RunConfig) -> Any:
         )
     if not lora:
         logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter.type)
-    # A frozen base may live in bf16; weights that train stay in float32, with autocast.
-    dtype = torch.bfloat16 if config.bf16 and lora else torch.float32
-    model = load_model(
-        config.model,
-        config.head,
-        config.data.labels,
-        dtype=dtype,
-        load_in_4bit=config.load_in_4bit,
-        attn_implementation=config.attn_implementation,
-    )
-    if config.load_in_4bit:
-        model = prepare_quantized(model)
+    model = base_model(config, config.model)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     if config.adapter.type == "bitfit":
@@ -155,6 +144,21 @@ def build_model(config: RunConfig) -> Any:
         classification=config.head == "classification",
         fresh=model.fresh_modules,
     )
+
+
+def base_model(config: RunConfig, name: str) -> Any:
+    """The model called `name` as the run loads it, in training as in inference: its dtype, head and quantization."""
+    # A frozen base may live in bf16; weights that train stay in float32, with autocast.
+    frozen = config.adapter.type == "lora"
+    model = load_model(
+        name,
+        config.head,
+        config.data.labels,
+        dtype=torch.bfloat16 if config.bf16 and frozen else torch.float32,
+        load_in_4bit=config.load_in_4bit,
+        attn_implementation=config.attn_implementation,
+    )
+    return prepare_quantized(model) if config.load_in_4bit else model
 
 
 def training_arguments(config: RunConfig) -> Any:
