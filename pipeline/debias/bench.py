@@ -51,17 +51,17 @@ def bench_step(setting: Setting, memory: bool = True) -> dict[str, Any]:
     """
     torch.set_num_threads(setting.threads)
     steps = {way: _step_of(way, *_model_and_batch(setting)) for way in WAYS}
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
     for step in steps.values():
         step()
+    pairs: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     for turn in range(setting.rounds):
-        # Every other round runs backwards, so that a machine that slows down hurts all alike.
-        for way in WAYS if turn % 2 == 0 else reversed(WAYS):
-            start = time.process_time()
-            steps[way]()
-            times[way].append(time.process_time() - start)
+        for way in WAYS:
+            # Each way right beside a plain step of its own, before it or after it in turn: a shared machine drifts.
+            order = ("plain", way) if turn % 2 == 0 else (way, "plain")
+            seconds = {name: _cpu_seconds(steps[name]) for name in dict.fromkeys(order)}
+            pairs[way].append((seconds[way], seconds["plain"]))
     del steps
-    rows = {way: _row(times[way], times["plain"]) for way in WAYS}
+    rows = {way: _row(pairs[way]) for way in WAYS}
     for way, error in _errors(setting).items():
         rows[way]["error_to_two_pass"] = error
     if memory:
@@ -92,8 +92,15 @@ def table_of(result: dict[str, Any]) -> Any:
     return table
 
 
-def _row(own: list[float], plain: list[float]) -> dict[str, Any]:
-    ratios = [a / b for a, b in zip(own, plain, strict=True)]
+def _cpu_seconds(step: Callable[[], None]) -> float:
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def _row(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    own = [seconds for seconds, _ in pairs]
+    ratios = [seconds / plain for seconds, plain in pairs]
     return {
         "cpu_seconds": round(statistics.median(own), 4),
         "ratio": round(statistics.median(ratios), 3),
