@@ -18,7 +18,7 @@ from debias.data import Example
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.selection import not_head
-from debias.engines.torch_engine import NonFiniteGradients
+from debias.engines.step import NonFiniteGradients
 from debias.errors import InputError
 from debias.gradients import SamplesNotFirst
 from debias.models.adapters import describe

@@ -15,8 +15,9 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from debias.engines.attaching import attach
 from debias.engines.selection import Select, not_head
-from debias.engines.torch_engine import TorchHook, attach
+from debias.engines.torch_engine import TorchHook
 from debias.gradients.single_pass import refusal
 from debias.losses import BiasWeightSource, Objective, SelfWeight
 from debias.methods import Rule

@@ -28,12 +28,17 @@ def select_parameters(model: nn.Module, select: Select = not_head) -> dict[str, 
     logger.info(
         "the rule acts on %d tensors, %s elements (%s); %d other trainable tensors follow main only%s",
         len(selected),
-        f"{sum(p.numel() for p in selected.values()):,}",
+        f"{sum(elements(p) for p in selected.values()):,}",
         ", ".join(f"{count} {kind}" for kind, count in kinds(selected).items()),
         len(others),
         f": {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}" if others else "",
     )
     return selected
+
+
+def elements(parameter: nn.Parameter) -> int:
+    """How many elements a parameter has, also where ZeRO-3 left only a slice of it here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def kinds(parameters: dict[str, nn.Parameter]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.selection import Select, not_head, select_parameters
-from debias.engines.step import GramSums, StepReport, report
+from debias.engines.step import GramSums, StepReport, check_skipped, raise_silent, report
 from debias.gradients import Again, GradientSource, make_source, no_grad_weight
 from debias.methods import Rule, apply_coefficients, as_rows, gram_of_rows
 
@@ -22,10 +22,6 @@ Marks = dict[str, tuple[int, int] | None]
 
 # Tensors of one shape are combined together up to this many elements; more would only cost memory.
 STACK_ELEMENTS = 1 << 22
-
-
-class NonFiniteGradients(RuntimeError):
-    """More steps than allowed were skipped because their gradients were not finite."""
 
 
 class TorchHook:
@@ -98,7 +94,7 @@ class TorchHook:
         sums = self._write_update(1.0 / count)
         grads = [p.grad for p in trainable.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        self.last = report(sums, 1.0 / count, count, norm)
+        self.last = report(sums, 1.0 / count, count, grad_norm=norm)
         self._forget()
         if not self.last.finite:
             self._skip(trainable)
@@ -132,7 +128,7 @@ class TorchHook:
         used = {name: p.grad is not None for name, p in trainable.items()}
         silent = {name: used[name] and self._needs_bias(name) and name not in self.source.bias for name in trainable}
         if self._ddp is None:
-            _raise_silent(self.gradients, [name for name in silent if silent[name]])
+            raise_silent(self.gradients, [name for name in silent if silent[name]])
             return self._count
         group = self._ddp.process_group
         device = next(iter(trainable.values())).device
@@ -142,7 +138,7 @@ class TorchHook:
         count, *counts = seen.tolist()
         users, missing = counts[: len(used)], counts[len(used) :]
         # On every rank, or the others would wait for this one.
-        _raise_silent(self.gradients, [name for name, n in zip(trainable, missing, strict=True) if n])
+        raise_silent(self.gradients, [name for name, n in zip(trainable, missing, strict=True) if n])
         # A parameter that only some ranks used has a zero gradient on the others; one that none used has none.
         names = [name for name, n in zip(trainable, users, strict=True) if n]
         for name in names:
@@ -212,24 +208,9 @@ class TorchHook:
 
     def _skip(self, trainable: Mapping[str, nn.Parameter]) -> None:
         self.skipped += 1
-        logger.warning("gradients are not finite: step skipped (%d so far)", self.skipped)
         for p in trainable.values():
             p.grad = None
-        if self.skipped > self.max_nonfinite_steps:
-            raise NonFiniteGradients(
-                f"{self.skipped} steps had non-finite gradients, more than"
-                f" max_nonfinite_steps={self.max_nonfinite_steps}; lower the learning rate,"
-                " or train in bf16 or fp32 instead of fp16"
-            )
-
-
-def _raise_silent(gradients: str, names: Sequence[str]) -> None:
-    """A selected parameter with one gradient and not the other was used where the gradient source cannot see it."""
-    if names:
-        raise RuntimeError(
-            f"{gradients}: {names[0]} got a main gradient and no bias gradient (its layer's weight was used without"
-            " calling the layer); use gradients='shared_forward'"
-        )
+        check_skipped(self.skipped, self.max_nonfinite_steps)
 
 
 def _no_averaging(ddp: nn.Module, inputs: Any) -> None:
@@ -253,7 +234,7 @@ def _stack(tensors: list[Tensor]) -> Tensor:
     return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
-def attach(
+def attach_model(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     rule: Rule,
@@ -263,7 +244,7 @@ def attach(
     max_grad_norm: float | None = None,
     max_nonfinite_steps: int = 10,
 ) -> TorchHook:
-    """Hook debiased gradients into a training loop of your own: `hook.backward(loss_B, weight_B)`, then `hook.step()`.
+    """`debias.attach` for gradients in `p.grad`: one process, or a model in DistributedDataParallel.
 
     `model` may be wrapped in DistributedDataParallel. `gradients`: `auto`, `single_pass`, `shared_forward` or
     `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default: all but a task head).

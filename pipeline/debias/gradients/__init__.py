@@ -15,9 +15,14 @@ SOURCES: dict[str, type[GradientSource]] = {s.name: s for s in (SinglePass, Shar
 
 
 def make_source(
-    name: str, model: nn.Module, selected: Mapping[str, nn.Parameter], *, bias: bool = True
+    name: str,
+    model: nn.Module,
+    selected: Mapping[str, nn.Parameter],
+    *,
+    bias: bool = True,
+    fallback: str = "shared_forward",
 ) -> GradientSource:
-    """The gradient source of that name; `auto` is single_pass where it is exact, else shared_forward, and says which.
+    """The gradient source of that name; `auto` is single_pass where it is exact, else `fallback`, and says which.
 
     `bias=False`: nobody looks at the bias gradient, and the ordinary backward pass is enough. Raises ValueError for an
     unknown name, and with the reason when `single_pass` is asked for and not exact.
@@ -29,10 +34,10 @@ def make_source(
     if name == "auto":
         reason = refusal(model, selected)
         if reason:
-            logger.warning("gradients: auto chose shared_forward; single_pass is not exact here: %s", reason)
+            logger.warning("gradients: auto chose %s; single_pass is not exact here: %s", fallback, reason)
         else:
             logger.info("gradients: auto chose single_pass")
-        return SharedForward(model, selected) if reason else SinglePass(model, selected)
+        name = fallback if reason else "single_pass"
     return SOURCES[name](model, selected)
 
 

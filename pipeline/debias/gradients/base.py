@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,22 @@ from torch import Tensor, nn
 Again = Callable[[], tuple[Tensor, Tensor]]
 
 
+class Passes(Protocol):
+    """How one backward pass is run, and which of the two gradients it adds to: the engine's part of a source."""
+
+    def main(self, loss: Tensor, *, retain_graph: bool = False) -> None:
+        """Backpropagate the scalar `loss`, adding to the main gradient."""
+
+    def bias(self, make_loss: Callable[[], Tensor]) -> None:
+        """Backpropagate the scalar that `make_loss` returns, adding to the bias gradient and to nothing else."""
+
+
 class GradientSource:
     """Accumulates sums, not means: `main` of `loss_B` into `p.grad`, `bias` of `weight_B * loss_B` into `self.bias`.
 
     The engine divides both by the one denominator when all micro-batches and ranks are in. `selected` maps names to the
-    parameters that need both gradients; every other trainable parameter gets `main` only.
+    parameters that need both gradients; every other trainable parameter gets `main` only. An engine whose gradients do
+    not live in `p.grad` puts `passes` of its own in the place of `LocalPasses`.
     """
 
     name: ClassVar[str]
@@ -26,6 +37,7 @@ class GradientSource:
         self.model = model
         self.selected = dict(selected)
         self.bias: dict[str, Tensor] = {}
+        self.passes: Passes = LocalPasses(self)
 
     def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
         """Add this micro-batch's two gradients to what is accumulated."""
@@ -39,6 +51,20 @@ class GradientSource:
         """Leave the model as it was."""
         self.reset()
 
+
+class LocalPasses:
+    """The ordinary backward pass; `main` in `p.grad`, `bias` in the source."""
+
+    def __init__(self, source: GradientSource) -> None:
+        self.source = source
+
+    def main(self, loss: Tensor, *, retain_graph: bool = False) -> None:
+        loss.backward(retain_graph=retain_graph)
+
+    def bias(self, make_loss: Callable[[], Tensor]) -> None:
+        with self._into_bias():
+            make_loss().backward()
+
     @contextmanager
     def _into_bias(self) -> Iterator[None]:
         """Inside, a backward pass adds to the bias gradient; every `p.grad` is untouched afterwards.
@@ -46,15 +72,16 @@ class GradientSource:
         Swapping `p.grad` instead of asking autograd for gradients keeps reentrant activation checkpointing working,
         which allows `.backward()` only.
         """
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        source = self.source
+        trainable = [p for p in source.model.parameters() if p.requires_grad]
         kept = [p.grad for p in trainable]
         for p in trainable:
             p.grad = None
-        for name, p in self.selected.items():
-            p.grad = self.bias.get(name)
+        for name, p in source.selected.items():
+            p.grad = source.bias.get(name)
         try:
             yield
-            self.bias = {name: p.grad for name, p in self.selected.items() if p.grad is not None}
+            source.bias = {name: p.grad for name, p in source.selected.items() if p.grad is not None}
         finally:
             for p, grad in zip(trainable, kept, strict=True):
                 p.grad = grad
@@ -66,7 +93,7 @@ class Plain(GradientSource):
     name: ClassVar[str] = "plain"
 
     def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
-        loss_B.sum().backward()
+        self.passes.main(loss_B.sum())
 
 
 class SharedForward(GradientSource):
@@ -76,9 +103,8 @@ class SharedForward(GradientSource):
 
     def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
         # One graph serves both passes: the second is the weighted sum over the same loss_B.
-        loss_B.sum().backward(retain_graph=True)
-        with self._into_bias():
-            (weight_B.detach() * loss_B).sum().backward()
+        self.passes.main(loss_B.sum(), retain_graph=True)
+        self.passes.bias((weight_B.detach() * loss_B).sum)
 
 
 class TwoPass(GradientSource):
@@ -91,10 +117,13 @@ class TwoPass(GradientSource):
             raise ValueError(
                 "gradients 'two_pass' needs backward(..., again=f), f() -> (loss_B, weight_B) of a new forward"
             )
-        loss_B.sum().backward()
-        with self._into_bias():
+        self.passes.main(loss_B.sum())
+
+        def second() -> Tensor:
             second_loss_B, second_weight_B = again()
-            (no_grad_weight(second_weight_B, second_loss_B) * second_loss_B).sum().backward()
+            return (no_grad_weight(second_weight_B, second_loss_B) * second_loss_B).sum()
+
+        self.passes.bias(second)
 
 
 def no_grad_weight(weight_B: Tensor, loss_B: Tensor) -> Tensor:

@@ -34,13 +34,14 @@ class SinglePass(GradientSource):
             raise ValueError(f"gradients 'single_pass' is not exact here: {reason}")
         self.weight_B: Tensor | None = None
         self._names = {id(p): name for name, p in self.selected.items()}
-        self._patched: list[nn.Module] = []
+        # Layers whose forward is replaced, each with the parameters that it now reads without calling their modules.
+        self._patched: dict[nn.Module, tuple[Tensor, ...]] = {}
         self._patch_layers(model)
 
     def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
         self.weight_B = weight_B.detach()
         try:
-            loss_B.sum().backward()
+            self.passes.main(loss_B.sum())
         finally:
             self.weight_B = None
 
@@ -55,8 +56,13 @@ class SinglePass(GradientSource):
     def detach(self) -> None:
         for layer in self._patched:
             del layer.forward
-        self._patched = []
+        self._patched = {}
         self.reset()
+
+    @property
+    def borrowed(self) -> Mapping[nn.Module, tuple[Tensor, ...]]:
+        """Layers that read parameters of modules inside them without calling these: a sharded engine must know."""
+        return {layer: parameters for layer, parameters in self._patched.items() if parameters}
 
     def _patch_layers(self, model: nn.Module) -> None:
         inside_lora: set[int] = set()
@@ -67,7 +73,7 @@ class SinglePass(GradientSource):
                 a, b = _active_pair(module)
                 if id(a.weight) in self._names and id(b.weight) in self._names:
                     inside_lora |= {id(a), id(b)}
-                    self._replace(module, lora_forward(module, self._tap(a), self._tap(b)))
+                    self._replace(module, lora_forward(module, self._tap(a), self._tap(b)), a.weight, b.weight)
             elif isinstance(module, nn.Linear):
                 tap = self._tap(module)
                 if tap.weight_name or tap.bias_name:
@@ -76,9 +82,9 @@ class SinglePass(GradientSource):
     def _tap(self, layer: nn.Linear) -> Tap:
         return Tap(self, self._names.get(id(layer.weight)), self._names.get(id(layer.bias)))
 
-    def _replace(self, layer: nn.Module, forward: Any) -> None:
+    def _replace(self, layer: nn.Module, forward: Any, *borrowed: Tensor) -> None:
         layer.forward = forward
-        self._patched.append(layer)
+        self._patched[layer] = borrowed
 
 
 def _active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:

@@ -1,0 +1,85 @@
+"""One call for people with a training loop of their own, whatever holds their gradients."""
+
+import sys
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import nn
+
+from debias.engines.selection import Select, not_head
+from debias.engines.torch_engine import TorchHook, attach_model
+from debias.methods import Rule
+
+if TYPE_CHECKING:
+    from debias.engines.zero import ZeroHook
+
+
+@overload
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    rule: Rule,
+    gradients: str = ...,
+    *,
+    select: Select = ...,
+    max_grad_norm: float | None = ...,
+    max_nonfinite_steps: int = ...,
+) -> TorchHook: ...
+
+
+@overload
+def attach(
+    model: Any,
+    optimizer: Rule,
+    /,
+    *,
+    gradients: str = ...,
+    select: Select = ...,
+    max_nonfinite_steps: int = ...,
+) -> "ZeroHook": ...
+
+
+def attach(
+    model: Any,
+    optimizer: Any = None,
+    rule: Any = None,
+    gradients: str = "auto",
+    *,
+    select: Select = not_head,
+    max_grad_norm: float | None = None,
+    max_nonfinite_steps: int = 10,
+) -> Any:
+    """Hook debiased gradients into a training loop of your own.
+
+    `attach(model, optimizer, rule)`: `hook.backward(loss_B, weight_B)` for each micro-batch, then `hook.step()`; the
+    model may be wrapped in DistributedDataParallel. `attach(engine, rule)` for a DeepSpeed engine: `hook.backward(...)`
+    in the place of `engine.backward(loss)`, then `engine.step()` as ever.
+
+    `gradients`: `auto`, `single_pass`, `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable
+    tensors the rule acts on (default: all but a task head). `max_grad_norm` clips the update in `hook.step` (an engine
+    clips by its own `gradient_clipping`). Raises ValueError when the rule would act on nothing, when the optimizer
+    lacks a selected parameter, when `single_pass` is asked for where it is not exact, and for an engine with an option
+    that is not supported, with the reason.
+    """
+    options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps}
+    if not _is_engine(model):
+        return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
+    from debias.engines.zero import attach_engine
+
+    found = [given for given in (optimizer, rule) if given is not None]
+    if len(found) != 1 or not isinstance(found[0], Rule):
+        raise ValueError("attach: a DeepSpeed engine has its own optimizer; call attach(engine, rule)")
+    if max_grad_norm is not None:
+        raise ValueError(
+            "attach: max_grad_norm has no effect on a DeepSpeed engine; set gradient_clipping in its config"
+        )
+    return attach_engine(model, found[0], gradients, **options)
+
+
+def _is_engine(model: Any) -> bool:
+    """Without importing deepspeed: if nobody has, this is no engine."""
+    if "deepspeed" not in sys.modules:
+        return False
+    from debias.engines.zero import is_engine
+
+    return is_engine(model)

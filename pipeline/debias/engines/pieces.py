@@ -1,0 +1,173 @@
+"""The combination of two gradients that lie in pieces on many ranks. Shapes: K parameters of one shape [O, I], N slice.
+
+Each rank adds the row sums of what it owns, one float64 all-reduce makes every row's Gram whole on every rank, and the
+update is elementwise on the slices. No gradient is gathered.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from debias.engines.layout import Layout, Piece
+from debias.engines.step import GramSums
+from debias.methods import Rule, apply_coefficients, gram_of_rows
+
+# (factor from the given gradients to what the rule should see, factor from their update to what is written).
+ScaleOf = Callable[[list[float]], tuple[float, float]]
+
+# Slices of one kind are combined together up to this many elements; more would only cost memory.
+STACK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Parameters of one shape [O, I] of which this rank owns the same piece."""
+
+    shape_index: int
+    members: Tensor  # which of the parameters of that shape, [K] int64
+    names: tuple[str, ...]
+    piece: Piece
+    columns: int
+
+    def cut(self, flat_KN: Tensor) -> list[tuple[slice, Tensor]]:
+        """The rows that the slice touches, each part with its view [K, R, columns]: a part of a row, whole rows, rest.
+
+        A row that straddles ranks is a shorter row here: its sums are partial, and its coefficients are the row's own.
+        """
+        parts = []
+        at = self.piece.start
+        for stop in self._cuts():
+            if stop > at:
+                rows = slice(at // self.columns, (stop - 1) // self.columns + 1)
+                part_KN = flat_KN[:, at - self.piece.start : stop - self.piece.start]
+                parts.append((rows, part_KN.unflatten(1, (rows.stop - rows.start, -1))))
+            at = max(at, stop)
+        return parts
+
+    def _cuts(self) -> tuple[int, int, int]:
+        first_whole = min(-(-self.piece.start // self.columns) * self.columns, self.piece.stop)
+        last_whole = max(self.piece.stop // self.columns * self.columns, first_whole)
+        return first_whole, last_whole, self.piece.stop
+
+
+@dataclass
+class Plan:
+    """How the selected parameters are combined: made once, used at each step."""
+
+    shapes: list[torch.Size]
+    counts: list[int]  # parameters of each shape
+    alike: list[Alike]
+    group: dist.ProcessGroup | None
+    sharded: bool
+    device: torch.device
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = sum(count * _rows(shape)[0] for shape, count in zip(self.shapes, self.counts, strict=True))
+
+    def grams(self, buffer_R3: Tensor) -> list[Tensor]:
+        """Views [K, O, 3] of the buffer, one for each shape."""
+        sizes = [count * _rows(shape)[0] for shape, count in zip(self.shapes, self.counts, strict=True)]
+        views = []
+        for part, shape, count in zip(buffer_R3.split(sizes), self.shapes, self.counts, strict=True):
+            views.append(part.view(count, _rows(shape)[0], 3))
+        return views
+
+
+def make_plan(
+    layout: Layout, shapes: Mapping[str, torch.Size], group: dist.ProcessGroup | None, device: torch.device
+) -> Plan:
+    """The plan for parameters of these shapes; the order of `shapes` must be the same on every rank."""
+    by_shape: dict[torch.Size, list[str]] = {}
+    for name, shape in shapes.items():
+        by_shape.setdefault(shape, []).append(name)
+    pieces = layout.pieces
+    alike = [
+        Alike(index, torch.tensor([names.index(n) for n in part], device=device), tuple(part), piece, _rows(shape)[1])
+        for index, (shape, names) in enumerate(by_shape.items())
+        for piece, part in _with_one_piece(names, pieces)
+    ]
+    return Plan(list(by_shape), [len(names) for names in by_shape.values()], alike, group, layout.sharded, device)
+
+
+def _with_one_piece(names: Sequence[str], pieces: Mapping[str, Piece]) -> Iterator[tuple[Piece, list[str]]]:
+    groups: dict[Piece, list[str]] = {}
+    for name in names:
+        if name in pieces:
+            groups.setdefault(pieces[name], []).append(name)
+    for piece, held in groups.items():
+        size = max(1, STACK_ELEMENTS // len(piece))
+        for start in range(0, len(held), size):
+            yield piece, held[start : start + size]
+
+
+def _rows(shape: torch.Size) -> tuple[int, int]:
+    """`(O, I)`: dimension 0 is the rows; 0-D and 1-D tensors are one row."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, max(1, shape.numel() // max(1, rows))
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The sums of a step: over the selected parameters (`sums`), and whatever else went with the one all-reduce."""
+
+    sums: GramSums
+    extras: list[float]
+
+
+def combine_pieces(
+    plan: Plan,
+    rule: Rule,
+    main: Mapping[str, Tensor],
+    bias: Mapping[str, Tensor],
+    extras: Sequence[Tensor | float],
+    scale_of: ScaleOf,
+) -> Combined:
+    """Put the update in the place of `main`, slice by slice; collective over the plan's group, with one all-reduce.
+
+    `main` and `bias` hold this rank's flat pieces. `extras` are further numbers to be summed over the ranks by the same
+    all-reduce; `scale_of(extras)` then says by what a gradient must be multiplied to be what the rule should see, and
+    by what the update, in the same way.
+    """
+    header = len(extras)
+    buffer = torch.zeros(header + 3 * plan.rows, dtype=torch.float64, device=plan.device)
+    for index, value in enumerate(extras):
+        buffer[index] = value
+    grams = plan.grams(buffer[header:].view(-1, 3))
+    stacks = [(_stack(main, group.names), _stack(bias, group.names)) for group in plan.alike]
+    for group, (main_KN, bias_KN) in zip(plan.alike, stacks, strict=True):
+        for (rows, main_KRI), (_, bias_KRI) in zip(group.cut(main_KN), group.cut(bias_KN), strict=True):
+            gram_KR3 = gram_of_rows(main_KRI, bias_KRI)
+            grams[group.shape_index][group.members, rows] += gram_KR3.to(plan.device)
+    dist.all_reduce(buffer, group=plan.group)
+    summed: list[float] = buffer[:header].tolist()
+    seen, written = scale_of(summed)
+    if not plan.sharded:
+        buffer[header:] /= dist.get_world_size(plan.group)  # every rank added the whole
+    coefficients = [rule.coefficients(gram * seen**2) for gram in grams]
+    sums = GramSums()
+    for gram, (x_KO, y_KO) in zip(grams, coefficients, strict=True):
+        sums.add(gram * seen**2, x_KO, y_KO)
+    for group, (main_KN, bias_KN) in zip(plan.alike, stacks, strict=True):
+        x_KO, y_KO = (side[group.members] * written for side in coefficients[group.shape_index])
+        _write(group, x_KO, y_KO, main_KN, bias_KN, [main[name] for name in group.names])
+    return Combined(sums, summed)
+
+
+def _write(group: Alike, x_KO: Tensor, y_KO: Tensor, main_KN: Tensor, bias_KN: Tensor, into: list[Tensor]) -> None:
+    for (rows, main_KRI), (_, bias_KRI) in zip(group.cut(main_KN), group.cut(bias_KN), strict=True):
+        x_KR, y_KR = (side[:, rows].to(main_KN.device) for side in (x_KO, y_KO))
+        main_KRI.copy_(apply_coefficients(x_KR, y_KR, main_KRI, bias_KRI))
+    for target, update_N in zip(into, main_KN.unbind(), strict=True):
+        if target.data_ptr() != update_N.data_ptr():
+            target.copy_(update_N)
+
+
+def _stack(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """[K, N]; a single slice is not copied."""
+    if len(names) == 1:
+        return tensors[names[0]].unsqueeze(0)
+    return torch.stack([tensors[name] for name in names])

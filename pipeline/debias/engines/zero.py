@@ -1,0 +1,363 @@
+"""Debiased gradients under DeepSpeed, stages 0 to 3. Only the engine that is attached to is touched, never a class.
+
+The main gradient takes the engine's own way: reduced over ranks and micro-batches into the partition that this rank
+owns. The bias gradient is brought into the same partition, the two are combined there, and the update is left where the
+engine's overflow check, clipping and optimizer see it.
+"""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import unregister_external_parameter
+from torch import Tensor, nn
+
+from debias.engines.pieces import combine_pieces, make_plan
+from debias.engines.selection import Select, elements, not_head, select_parameters
+from debias.engines.step import StepReport, check_skipped, raise_silent, report
+from debias.engines.zero_homes import Home, at_boundary, home_of, shape_of
+from debias.engines.zero_refusal import refusal_of
+from debias.gradients import Again, GradientSource, SinglePass, make_source, no_grad_weight
+from debias.methods import Rule
+
+logger = logging.getLogger(__name__)
+
+# single_pass keeps a whole float32 bias gradient on every rank: nothing for adapters, too much for a model that is
+# sharded because it does not fit. Above this share of the model, `auto` takes two_pass at stages 2 and 3.
+LARGEST_LOCAL_SHARE = 0.1
+
+
+class ZeroHook:
+    """What `attach` returns for a DeepSpeed engine: `backward` for each micro-batch, then `engine.step()` or `step`.
+
+    Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, then the engine's own clip
+    and step. `last` is the report of the last optimizer step; steps whose update is not finite are counted in
+    `skipped`, and the engine skips them on all ranks.
+    """
+
+    def __init__(
+        self, engine: Any, rule: Rule, source: GradientSource, home: Home, *, max_nonfinite_steps: int
+    ) -> None:
+        self.engine = engine
+        self.model = engine
+        self.rule = rule
+        self.source = source
+        self.home = home
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.skipped = 0
+        self.last: StepReport | None = None
+        self.trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+        self._taken: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        self._takes = home.takes_each_pass or source.name in {"two_pass", "shared_forward"}
+        self._used: set[str] = set()
+        self._count = 0.0
+        self._running = False
+        self._awaiting_step = False
+        # Of the plain loss: where every micro-batch is full, the engine's gradient is the mean without a factor.
+        self._nominal = 1.0 / (engine.train_micro_batch_size_per_gpu() * engine.gradient_accumulation_steps())
+        group = getattr(engine, "seq_data_parallel_group", None)
+        self._world = dist.get_world_size(group)
+        combined = self.source.selected if rule.uses_bias else {}
+        self._layout = home.layout(combined)
+        shapes = {name: shape_of(p) for name, p in combined.items()}
+        self._plan = make_plan(self._layout, shapes, group, engine.device)
+        self._undo = [*self._patch_engine(), *self._watch()]
+        source.passes = self
+
+    @property
+    def gradients(self) -> str:
+        """The name of the way to two gradients in use."""
+        return self.source.name
+
+    @property
+    def selected(self) -> Mapping[str, nn.Parameter]:
+        """The parameters the rule acts on, by name."""
+        return self.source.selected
+
+    def backward(
+        self, loss_B: Tensor, weight_B: Tensor, *, count: float | None = None, again: Again | None = None
+    ) -> None:
+        """Add one micro-batch: `loss_B` [B] (summed over a sample's tokens), `weight_B` [B] its bias weights.
+
+        In the place of `engine.backward(loss)`; `count` and `again` as in `TorchHook.backward`. Raises RuntimeError if
+        `engine.step()` was not called since the last micro-batch, ValueError for shapes that do not fit.
+        """
+        weight_B = no_grad_weight(weight_B, loss_B)
+        if self._awaiting_step and self._must_step():
+            raise RuntimeError(
+                "backward: engine.step() was not called after the last micro-batch (DeepSpeed counts there)"
+            )
+        self.source.backward(loss_B, weight_B, again)
+        self._count += loss_B.numel() if count is None else count
+        self._boundary = self.engine.is_gradient_accumulation_boundary()
+        self._awaiting_step = True
+
+    def step(self) -> StepReport | None:
+        """`engine.step()`; the report of the optimizer step, None between the micro-batches of one."""
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        self.engine.step()
+        return self.last if boundary else None
+
+    def detach(self) -> None:
+        """Leave the engine as it was before `attach`."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
+        self.source.detach()
+        self._forget()
+
+    # The passes of the gradient source: the engine's own backward, and where each one's result goes.
+
+    def main(self, loss: Tensor, *, retain_graph: bool = False) -> None:
+        """See `debias.gradients.base.Passes`."""
+        self._pass(loss, retain_graph)
+        if self._takes:
+            self._take(self._taken[0])
+
+    def bias(self, make_loss: Any) -> None:
+        """See `debias.gradients.base.Passes`."""
+        self._pass(make_loss(), False)
+        self._take(self._taken[1])
+
+    def _pass(self, loss: Tensor, retain_graph: bool) -> None:
+        self._running = True
+        try:
+            if self._takes:
+                self.home.clear()
+                self.home.prepare()
+                with at_boundary(self.engine):
+                    self._backward(loss * self._nominal, retain_graph=retain_graph, scale_wrt_gas=False)
+            else:
+                self.home.prepare()
+                self._backward(loss * self._nominal, retain_graph=retain_graph, scale_wrt_gas=False)
+        finally:
+            self._running = False
+
+    def _take(self, into: dict[str, Tensor]) -> None:
+        for name, gradient in self.home.local().items():
+            if name in into:
+                into[name].add_(gradient)
+            else:
+                into[name] = gradient.float().clone()
+
+    # At the accumulation boundary.
+
+    def _combine(self) -> StepReport:
+        if self._count == 0:
+            raise RuntimeError("step without a backward before it: there is no gradient to combine")
+        local = self.home.local()
+        main = self._taken[0] if self._takes else local
+        silent = self._silent()
+        bias = self._bias_pieces(main)
+        others = [gradient for name, gradient in main.items() if name not in bias]
+        extras: list[Tensor | float] = [self._count, self._squared(others), *silent.values()]
+        loss_scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0))
+        factor: list[float] = []
+
+        def scale_of(summed: list[float]) -> tuple[float, float]:
+            raise_silent(self.gradients, [name for name, n in zip(silent, summed[2:], strict=True) if n])
+            factor.append(self._world / (summed[0] * self._nominal))
+            return factor[0] / loss_scale, factor[0]
+
+        done = combine_pieces(self._plan, self.rule, main, bias, extras, scale_of)
+        if others and factor[0] != 1.0:
+            torch._foreach_mul_(others, factor[0])
+        if self._takes:
+            for name, gradient in local.items():
+                gradient.copy_(main[name])
+        self.home.written()
+        squared = done.extras[1] * (factor[0] / loss_scale) ** 2
+        return report(done.sums, 1.0, done.extras[0], others=squared)
+
+    def _bias_pieces(self, main: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's pieces of the mean bias gradient, each where main's piece lies."""
+        if not self.rule.uses_bias:
+            return {}
+        if self._takes and not isinstance(self.source, SinglePass):
+            taken = self._taken[1]
+            return {
+                name: taken[name] if name in taken else torch.zeros_like(main[name]) for name in self._layout.pieces
+            }
+        pieces = self._layout.reduce(self.source.bias, self.engine.device)
+        self.source.reset()
+        return {name: piece.div_(self._world).to(main[name].device) for name, piece in pieces.items()}
+
+    def _squared(self, tensors: Sequence[Tensor]) -> Tensor | float:
+        if not tensors:
+            return 0.0
+        total = torch.stack([t.double().square().sum() for t in tensors]).sum()
+        return total if self._layout.sharded else total / self._world
+
+    def _silent(self) -> dict[str, float]:
+        """single_pass: parameters that got a main gradient on this rank, and no bias gradient."""
+        if not isinstance(self.source, SinglePass):
+            return {}
+        return {name: float(name in self._used and name not in self.source.bias) for name in self.selected}
+
+    # What is changed on the engine's instance, and how it is put back.
+
+    def _patch_engine(self) -> list[Any]:
+        engine = self.engine
+        self._backward, self._step = engine.backward, engine.step
+        undo = [_replace(engine, "backward", self._refuse_backward), _replace(engine, "step", self._engine_step)]
+        optimizer = engine.optimizer
+        if getattr(optimizer, "check_grad_overflow", True) is False:
+            undo.append(_replace(optimizer, "check_grad_overflow", True))  # or bf16 would step on NaN
+        if isinstance(self.source, SinglePass) and engine.zero_optimization_partition_weights():
+            for layer, parameters in self.source.borrowed.items():
+                for parameter in parameters:
+                    deepspeed.zero.register_external_parameter(layer, parameter)
+                    undo.append(functools.partial(unregister_external_parameter, layer, parameter))
+        return undo
+
+    def _watch(self) -> list[Any]:
+        if not isinstance(self.source, SinglePass):
+            return []
+        hooks = [
+            p.register_post_accumulate_grad_hook(lambda _, name=name: self._used.add(name))
+            for name, p in self.selected.items()
+        ]
+        return [hook.remove for hook in hooks]
+
+    def _refuse_backward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._running:
+            return self._backward(*args, **kwargs)
+        raise RuntimeError("engine.backward beside the hook: only main would get this gradient; call hook.backward")
+
+    def _must_step(self) -> bool:
+        """Whoever sets the boundary by hand (accelerate) steps there alone; everybody else after each micro-batch."""
+        return self._boundary or self.engine._is_gradient_accumulation_boundary is None
+
+    def _engine_step(self, *args: Any, **kwargs: Any) -> Any:
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        if boundary:
+            self.last = self._combine()
+            if not self.last.finite:
+                self.home.skip()
+        elif not self._awaiting_step:
+            raise RuntimeError("step without a backward before it: there is no gradient to combine")
+        result = self._step(*args, **kwargs)
+        self._awaiting_step = False
+        if boundary:
+            self._forget()
+            self._count_skipped()
+        return result
+
+    def _count_skipped(self) -> None:
+        assert self.last is not None
+        if not self.last.finite:
+            self.skipped += 1
+            # A dynamic loss scale finds its size by overflowing.
+            searching = self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()
+            check_skipped(self.skipped, self.skipped if searching else self.max_nonfinite_steps)
+
+    def _forget(self) -> None:
+        self.source.reset()
+        self._taken = ({}, {})
+        self._used.clear()
+        self._count = 0.0
+        self._awaiting_step = False
+        self.home.clear()
+
+
+def _replace(owner: Any, name: str, value: Any) -> Any:
+    """Set an attribute of this instance; returns what puts back what the instance had (or had not)."""
+    before = vars(owner).get(name)
+    had = name in vars(owner)
+    setattr(owner, name, value)
+    return functools.partial(setattr, owner, name, before) if had else functools.partial(delattr, owner, name)
+
+
+def is_engine(model: object) -> bool:
+    """True for a DeepSpeed engine."""
+    return isinstance(model, deepspeed.DeepSpeedEngine)
+
+
+def attach_engine(
+    engine: Any, rule: Rule, gradients: str = "auto", *, select: Select = not_head, max_nonfinite_steps: int = 10
+) -> ZeroHook:
+    """`debias.attach` for a DeepSpeed engine; collective: every rank must call it with the same arguments.
+
+    Raises ValueError, on every rank, for an engine option that is not supported, a selected parameter that the
+    optimizer lacks, `single_pass` where it is not exact, `shared_forward` at stage 3, or ranks that disagree.
+    """
+    if reason := refusal_of(engine):
+        raise ValueError(f"debias.attach: {reason}")
+    selected = select_parameters(engine.module, select)
+    if not sum(elements(p) for p in selected.values()):
+        raise ValueError(f"the rule would act on nothing: {len(selected)} trainable tensors without an element")
+    if lost := _not_optimized(engine, selected):
+        raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
+    _check_agreement(engine, rule, gradients, selected)
+    source = _source(engine, rule, gradients, selected)
+    trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    try:
+        return ZeroHook(engine, rule, source, home_of(engine, trainable), max_nonfinite_steps=max_nonfinite_steps)
+    except BaseException:
+        source.detach()
+        raise
+
+
+def _source(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter]) -> GradientSource:
+    stage = int(engine.zero_optimization_stage())
+    fallback = "two_pass" if stage == 3 else "shared_forward"
+    if stage == 3 and gradients == "shared_forward":
+        raise ValueError(
+            "gradients 'shared_forward' is not safe at stage 3: DeepSpeed gathers the weights for one backward pass of"
+            " a forward, the second would use empty ones; use single_pass or two_pass"
+        )
+    whole = sum(elements(p) for p in engine.module.parameters())
+    share = sum(elements(p) for p in selected.values()) / whole
+    if gradients == "auto" and rule.uses_bias and stage >= 2 and share > LARGEST_LOCAL_SHARE:
+        logger.warning(
+            "gradients: auto chose two_pass; single_pass would keep a float32 gradient of %.0f %% of the model on every"
+            " rank",
+            100 * share,
+        )
+        gradients = "two_pass"
+    return make_source(gradients, engine.module, selected, bias=rule.uses_bias, fallback=fallback)
+
+
+def _not_optimized(engine: Any, selected: Mapping[str, nn.Parameter]) -> list[str]:
+    optimizer = engine.optimizer
+    groups = next(
+        (
+            getattr(optimizer, name)
+            for name in ("fp16_groups", "bit16_groups", "bf16_groups")
+            if hasattr(optimizer, name)
+        ),
+        None,
+    )
+    if groups is None:
+        groups = [group["params"] for group in optimizer.param_groups]
+    held = {id(p) for group in groups for p in group}
+    return [name for name, p in selected.items() if id(p) not in held]
+
+
+def _check_agreement(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter]) -> None:
+    """ValueError, on every rank, where ranks attach differently: later they would wait for each other for ever."""
+    facts = {
+        "rule": repr(rule),
+        "gradients": gradients,
+        "selected parameters": [(name, tuple(shape_of(p))) for name, p in selected.items()],
+        "engine": (
+            int(engine.zero_optimization_stage()),
+            engine.train_micro_batch_size_per_gpu(),
+            engine.gradient_accumulation_steps(),
+            engine.gradient_clipping(),
+            [str(dtype) for dtype in engine.get_data_types()],
+        ),
+    }
+    own = {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in facts.items()}
+    everyone: list[dict[str, str]] = [own] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    for key in own:
+        other = [rank for rank, theirs in enumerate(everyone) if theirs[key] != everyone[0][key]]
+        if other:
+            shown = f" (here {facts[key]})" if key != "selected parameters" else ""
+            raise ValueError(f"debias.attach: rank {other[0]} has another {key} than rank 0{shown}")
