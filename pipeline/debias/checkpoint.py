@@ -1,5 +1,6 @@
 """A run's folder: whose it is, what is in it, and saving so that a folder is there whole or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -8,11 +9,15 @@ from typing import Any
 
 from debias.config import RunConfig, dump_config, load_config
 from debias.errors import InputError
-from debias.telemetry import saving, write_whole
+from debias.telemetry import check_tensors, saving, write_whole
 
 ADAPTER, MODEL, CONFIG, METRICS, SUMMARY = "adapter", "model", "config.yaml", "metrics.jsonl", "run.json"
 # Settings that may differ between a run and its continuation.
-MAY_CHANGE = frozenset({"resume", "overwrite_output_dir", "output_dir", "max_steps", "num_train_epochs"})
+MAY_CHANGE = frozenset(
+    {"resume", "overwrite_output_dir", "output_dir", "max_steps", "num_train_epochs", "sigterm_grace_seconds"}
+)
+# What may change with the number of ranks, as long as a step sees as many samples.
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def check_run(config: RunConfig) -> None:
@@ -75,40 +80,21 @@ def save_whole(folder: Path, save: Callable[[Path], Any]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def save_trained(model: Any, tokenizer: Any, folder: Path) -> Path:
+def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] | None = None) -> Path:
     """Save what was trained: `adapter/` (plain PEFT) for LoRA, `model/` (plain transformers) else; returns the folder.
 
-    Raises RuntimeError if what landed on the disk is empty.
+    `state`: the tensors to save where the model itself holds only a part of them. Raises RuntimeError if what landed
+    on the disk is empty or all zero.
     """
     target = folder / (ADAPTER if hasattr(model, "peft_config") else MODEL)
 
     def save(part: Path) -> None:
-        model.save_pretrained(part)
+        model.save_pretrained(part, **({} if state is None else {"state_dict": state}))
         tokenizer.save_pretrained(part)
-        _check_saved(part)
+        check_tensors(part)
 
     save_whole(target, save)
     return target
-
-
-def _check_saved(folder: Path) -> None:
-    """An adapter that was saved empty looks like one that learned nothing: refuse it here, where it can be seen."""
-    from safetensors import safe_open
-
-    files = list(folder.glob("*.safetensors"))
-    elements = 0
-    for path in files:
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                shape = tensors.get_slice(name).get_shape()
-                size = 1
-                for side in shape:
-                    size *= side
-                if size == 0:
-                    raise RuntimeError(f"saved adapter: tensor {name} in {path.name} is empty, shape {shape}")
-                elements += size
-    if not elements:
-        raise RuntimeError(f"saved adapter: {folder.name} holds no tensor at all")
 
 
 def _check_same(config: RunConfig, folder: Path) -> None:
@@ -116,8 +102,26 @@ def _check_same(config: RunConfig, folder: Path) -> None:
         raise InputError(f"resume: {folder} holds no run to resume")
     before, now = load_config(folder / CONFIG).model_dump(), config.model_dump()
     for key, value in now.items():
-        if key not in MAY_CHANGE and before[key] != value:
-            raise InputError(f"resume: {key} is {value!r}, the run in {folder} was started with {before[key]!r}")
+        if key in MAY_CHANGE or key in BATCH or before[key] == value:
+            continue
+        if key == "deepspeed" and None not in (value, before[key]):
+            continue  # its state is saved whole: any stage can go on with it
+        raise InputError(f"resume: {key} is {value!r}, the run in {folder} was started with {before[key]!r}")
+    _check_same_batch(before, now, folder)
+
+
+def _check_same_batch(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """The data position counts steps: a step must see as many samples as it did, on however many ranks."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    summary = folder / SUMMARY
+    held = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    sizes = [settings[BATCH[0]] * settings[BATCH[1]] for settings in (before, now)]
+    was, will = sizes[0] * int(held.get("machine", {}).get("world_size", world)), sizes[1] * world
+    if was != will:
+        raise InputError(
+            f"resume: {now[BATCH[0]]} samples x {now[BATCH[1]]} micro-batches x {world} ranks are {will} samples a"
+            f" step, the run in {folder} was started with {was}"
+        )
 
 
 def _clear(folder: Path) -> None:

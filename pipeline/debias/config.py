@@ -202,6 +202,7 @@ class RunConfig(Strict):
     max_grad_norm: float = Field(1.0, ge=0)
     gradient_checkpointing: bool = False
     bf16: bool = False
+    deepspeed: str | None = Field(None, min_length=1)  # zero1, zero2, zero3, ... of ds_configs/, or a file
     optim: str = "adamw_torch"
     seed: int = Field(0, ge=0, lt=2**32)
     logging_steps: int = Field(10, ge=1)
@@ -212,6 +213,7 @@ class RunConfig(Strict):
     save_total_limit: int | None = Field(1, ge=1)
     report_to: str | tuple[str, ...] = "none"
     max_nonfinite_steps: int = Field(10, ge=0)  # skipped steps a run survives
+    sigterm_grace_seconds: float = Field(120, gt=0)  # from SIGTERM to a saved checkpoint; then the process exits
     overwrite_output_dir: bool = False
     resume: bool = False
 

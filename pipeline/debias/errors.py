@@ -3,3 +3,9 @@
 
 class InputError(ValueError):
     """Bad input from a person (a config, a data file, a flag); the command line prints it and exits with code 2."""
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop, has saved, and can be resumed: the command line exits with a code to requeue on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -6,19 +6,25 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from debias import zero_config
 from debias.config import DataConfig, DataSource, PlantedBias, RunConfig
 from debias.data import Example, load_examples, plant
 from debias.data.encode import EncodedExamples, Prompt, encode_for_answers, encode_for_classification
+from debias.engines import zero_launch
 from debias.errors import InputError
 from debias.losses import Answers, BiasWeightSource, Classification, ColumnWeight, Objective, SelfWeight
 from debias.methods import Rule, make_rule
 from debias.models.adapters import add_lora, checkpoint_activations, prepare_quantized, train_biases
 from debias.models.load import load_model, longest_input
+
+# A large model may take this long to load on one rank while the others wait.
+LOADING_WAIT = timedelta(minutes=30)
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +106,12 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
         if (source := getattr(config.data, key)) is not None and source.source != "generated"
     }
     model = Path(config.model).expanduser()
+    engine = config.deepspeed
+    if engine is not None and engine not in zero_config.shipped():
+        engine = str(zero_config.find(engine, base))
     return config.model_copy(
         update={
+            "deepspeed": engine,
             "data": config.data.model_copy(update=sources),
             "model": str(model.resolve()) if model.is_dir() else config.model,
         }
@@ -174,6 +184,8 @@ def training_arguments(config: RunConfig) -> Any:
     names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - {"gradient_checkpointing"}
     values = {name: getattr(config, name) for name in names}
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if config.deepspeed is not None:
+        values["deepspeed"] = _deepspeed(config)
     report_to = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
     extra = {
         "report_to": report_to,
@@ -191,6 +203,23 @@ def training_arguments(config: RunConfig) -> Any:
         return _one_gpu_a_process(arguments)
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from None
+
+
+def _deepspeed(config: RunConfig) -> dict[str, Any]:
+    """The checked DeepSpeed configuration of a run, with its process group ready to be opened."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    path = zero_config.find(str(config.deepspeed))
+    found = zero_config.read(path, world, config.per_device_train_batch_size, config.gradient_accumulation_steps)
+    if (found.get("fp16") or {}).get("enabled") is True:
+        raise InputError(f"deepspeed: {path.name}: fp16 is not supported by debias train; use bf16")
+    try:
+        # Before the model is loaded: stage 3 shards it as it comes, over the ranks of this group.
+        zero_launch.open_group(timeout=LOADING_WAIT)
+    except ImportError:
+        raise InputError("deepspeed is not installed; pip install 'debias[deepspeed]'") from None
+    if problems := zero_launch.build_problems():
+        raise InputError(f"deepspeed: {problems[0]}")
+    return found
 
 
 def _one_gpu_a_process(arguments: Any) -> Any:

@@ -83,6 +83,30 @@ def saving() -> Iterator[None]:
         raise OSError(" ".join(str(error).split())) from error
 
 
+def check_tensors(folder: Path) -> None:
+    """RuntimeError unless the safetensors files of a folder hold tensors with elements, one of them not all zero.
+
+    An adapter that was saved empty looks like one that learned nothing: refused here, where it can be seen.
+    """
+    from safetensors import safe_open
+
+    elements, alive = 0, False
+    for path in sorted(folder.glob("*model*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                tensor = tensors.get_tensor(name)
+                if tensor.numel() == 0:
+                    raise RuntimeError(
+                        f"saved adapter: tensor {name} in {path.name} is empty, shape {list(tensor.shape)}"
+                    )
+                elements += tensor.numel()
+                alive = alive or bool(tensor.any())
+    if not elements:
+        raise RuntimeError(f"saved adapter: {folder.name} holds no tensor at all")
+    if not alive:
+        raise RuntimeError(f"saved adapter: {folder.name} holds nothing but zeros")
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and commit: what somebody else needs to run the same thing."""
     import torch

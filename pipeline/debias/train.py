@@ -17,9 +17,10 @@ from debias.config import RunConfig
 from debias.data import Example
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
-from debias.engines.selection import not_head
+from debias.engines.selection import elements, not_head
 from debias.engines.step import NonFiniteGradients
-from debias.errors import InputError
+from debias.engines.stopping import StopRequest
+from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
@@ -66,7 +67,8 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         "%s trainable of %s parameters, %s in 4 bit", *(f"{sizes[k]:,}" for k in ("trainable", "all", "four_bit"))
     )
     folder = Path(config.output_dir)
-    trainer = _trainer(config, model, arguments, task, examples, validation)
+    stop = StopRequest(config.sigterm_grace_seconds)
+    trainer = _trainer(config, model, arguments, task, examples, validation, stop)
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             open_run(config)
@@ -84,9 +86,8 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     if config.resume and checkpoint is None:
         logger.warning("resume: %s holds no checkpoint yet; training starts at step 0", folder)
     try:
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if first:
-            save_trained(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+        with stop:
+            outcome = _fit(trainer, checkpoint, tokenizer, folder)
     except BaseException as error:
         if first:
             _write_summary(folder, {**summary, "status": "failed"}, must=False)
@@ -95,17 +96,35 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         raise
     finished = {
         **summary,
-        "status": "finished",
+        "status": "interrupted" if trainer.interrupted else "finished",
         "seconds": round(time.time() - started, 1),
         **_outcome(trainer, outcome, resumed=checkpoint is not None),
     }
     if first:
         _write_summary(folder, finished)
+    if trainer.interrupted:
+        raise Interrupted(f"{folder}: stopped by SIGTERM at step {finished['steps']}, saved; go on with resume=true")
     return folder
 
 
+def _fit(trainer: DebiasTrainer, checkpoint: Path | None, tokenizer: Any, folder: Path) -> Any:
+    """Train, and save what was trained unless a signal stopped it; what it saved then is a checkpoint."""
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not trainer.interrupted:
+        state = trainer.trained_state()  # on every rank: it may be gathered from them
+        if trainer.args.process_index == 0:
+            save_trained(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder, state)
+    return outcome
+
+
 def _trainer(
-    config: RunConfig, model: Any, arguments: Any, task: Task, examples: list[Example], validation: list[Example]
+    config: RunConfig,
+    model: Any,
+    arguments: Any,
+    task: Task,
+    examples: list[Example],
+    validation: list[Example],
+    stop: StopRequest,
 ) -> DebiasTrainer:
     folder = Path(config.output_dir)
     with _nothing_left(folder):
@@ -123,6 +142,7 @@ def _trainer(
             gradients=config.gradients,
             select=(lambda name, parameter: True) if config.debias_head else not_head,
             max_nonfinite_steps=config.max_nonfinite_steps,
+            stop=stop,
         )
     _drop_printer(trainer)
     return trainer
@@ -160,8 +180,7 @@ def _outcome(trainer: DebiasTrainer, outcome: Any, resumed: bool) -> dict[str, A
         found["train_loss"] = outcome.training_loss
     if hook is None:  # resumed after the last step: nothing was left to train
         return found
-    elements = sum(p.numel() for p in hook.selected.values())
-    acts_on = {"tensors": len(hook.selected), "elements": elements}
+    acts_on = {"tensors": len(hook.selected), "elements": sum(elements(p) for p in hook.selected.values())}
     return {**found, "gradients": hook.gradients, "acts_on": acts_on, "skipped_steps": hook.skipped}
 
 

@@ -6,22 +6,26 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from debias.engines.attaching import attach
 from debias.engines.selection import Select, not_head
-from debias.engines.torch_engine import TorchHook
+from debias.engines.stopping import StopRequest
 from debias.gradients.single_pass import refusal
 from debias.losses import BiasWeightSource, Objective, SelfWeight
 from debias.methods import Rule
-from debias.telemetry import peak_memory_mb, saving
+from debias.telemetry import check_tensors, peak_memory_mb, saving
+
+if TYPE_CHECKING:
+    from debias.engines.torch_engine import TorchHook
+    from debias.engines.zero import ZeroHook
 
 STAGING = ".saving"
 
@@ -44,13 +48,14 @@ class DebiasTrainer(Trainer):
         gradients: str = "auto",
         select: Select = not_head,
         max_nonfinite_steps: int = 10,
+        stop: StopRequest | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if self.args.fp16:
             raise ValueError("fp16 is not supported: use bf16=true or full precision")
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError("DeepSpeed and FSDP are not supported yet: use one process or DistributedDataParallel")
+        if self.is_fsdp_enabled:
+            raise ValueError("FSDP is not supported: use one process, DistributedDataParallel or DeepSpeed")
         if self.args.n_gpu > 1:
             raise ValueError(f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: use torchrun")
         self.rule = rule
@@ -60,7 +65,9 @@ class DebiasTrainer(Trainer):
         self.select = select
         self.max_nonfinite_steps = max_nonfinite_steps
         self._check_exact()
-        self.hook: TorchHook | None = None
+        self.stop = stop
+        self.interrupted = False
+        self.hook: TorchHook | ZeroHook | None = None
         self._since_log = (time.perf_counter(), 0.0)
         # The loss is already a mean over its micro-batch: the Trainer must not divide it by an item count.
         self.model_accepts_loss_kwargs = False
@@ -85,11 +92,25 @@ class DebiasTrainer(Trainer):
             return losses.loss_B, self.bias_weight(losses, inputs), losses.count
 
         loss_B, weight_B, count = forward()
+        boundary = self.accelerator.sync_gradients
+        if self.is_deepspeed_enabled:
+            # As accelerate does, but for its own backward, which steps before the gradients are combined.
+            engine: Any = model
+            engine.set_gradient_accumulation_boundary(boundary)
         hook.backward(loss_B, weight_B, count=count, again=lambda: forward()[:2])
         self._count_samples(loss_B.numel())
-        if self.accelerator.sync_gradients:
-            hook.combine()
+        if boundary:
+            self._combine(hook)
         return loss_B.detach().sum() / count / self.current_gradient_accumulation_steps
+
+    def _combine(self, hook: Any) -> None:
+        hook.asks_to_stop = self.stop is not None and self.stop.asked
+        if self.is_deepspeed_enabled:
+            hook.step()
+        else:
+            hook.combine()
+        if hook.stops:
+            self.interrupted = self.control.should_save = self.control.should_training_stop = True
 
     def prediction_step(
         self,
@@ -132,24 +153,22 @@ class DebiasTrainer(Trainer):
         self.state = state
         return TrainOutput(state.global_step, float("nan"), {})
 
-    def _attached(self, model: nn.Module) -> TorchHook:
-        # Only now is the model wrapped (DDP) as it will be trained.
+    def _attached(self, model: nn.Module) -> "TorchHook | ZeroHook":
+        # Only now is the model wrapped (DDP, DeepSpeed) as it will be trained.
         if self.hook is None or self.hook.model is not model:
-            self.hook = attach(
-                model,
-                None,
-                self.rule,
-                self.gradients,
-                select=self.select,
-                max_nonfinite_steps=self.max_nonfinite_steps,
-            )
+            options: Any = {"select": self.select, "max_nonfinite_steps": self.max_nonfinite_steps}
+            if self.is_deepspeed_enabled:
+                self.hook = attach(model, self.rule, gradients=self.gradients, **options)
+            else:
+                self.hook = attach(model, None, self.rule, self.gradients, **options)
+            self.hook.skipped = self._skipped_before
         return self.hook
 
     def _count_samples(self, samples: int) -> None:
         since, seen = self._since_log
         self._since_log = (since, seen + samples * self.args.world_size)
 
-    def _step_figures(self, hook: TorchHook) -> dict[str, float]:
+    def _step_figures(self, hook: Any) -> dict[str, float]:
         since, seen = self._since_log
         now = time.perf_counter()
         self._since_log = (now, 0.0)
@@ -172,6 +191,57 @@ class DebiasTrainer(Trainer):
             return dataset.sampler(step, self.args.data_seed or self.args.seed)
         return super()._get_train_sampler(train_dataset)
 
+    # Under DeepSpeed: weights and optimizer state whole, for any number of ranks to go on from.
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        self._skipped_before = 0
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            from debias.engines.zero_state import load_state
+
+            self._skipped_before = load_state(self.deepspeed, Path(resume_from_checkpoint))
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from debias.engines.zero_state import save_state
+
+        save_state(self.deepspeed, Path(output_dir), self.hook.skipped if self.hook else 0)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; collective under DeepSpeed."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = self.trained_state()
+        if self.args.should_save:
+            self._save(output_dir or self.args.output_dir, state_dict=state)
+
+    def trained_state(self) -> dict[str, Tensor] | None:
+        """Under DeepSpeed what to save, whole: float32 weights of what trains, or the model where there is no adapter.
+
+        None without DeepSpeed, where the model itself has it. Collective.
+        """
+        if not self.is_deepspeed_enabled or self.deepspeed is None:
+            return None
+        from debias.engines.zero_state import whole_weights
+
+        if hasattr(self.model, "peft_config"):
+            return whole_weights(self.deepspeed)
+        state: dict[str, Tensor] | None = self.accelerator.get_state_dict(self.deepspeed)
+        return state
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        check_tensors(Path(output_dir or self.args.output_dir))
+
     # A full disk or a kill while saving must leave the last good checkpoint: write beside it, then rename.
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -180,6 +250,9 @@ class DebiasTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(super()._get_output_dir(trial))
+        if self.args.should_save:
+            shutil.rmtree(run / STAGING, ignore_errors=True)  # what a killed run had begun must not be published
+        self.accelerator.wait_for_everyone()
         self._saving = True
         try:
             with saving():
@@ -197,9 +270,10 @@ class DebiasTrainer(Trainer):
         for folder in (run / STAGING).iterdir():
             self._name_best(run, folder)
             target = run / folder.name
-            if target.exists():
-                shutil.rmtree(target)
+            if target.exists():  # renamed away, not deleted here: a kill must not leave half of it
+                os.replace(target, run / f".old-{folder.name}")
             os.replace(folder, target)
+            shutil.rmtree(run / f".old-{folder.name}", ignore_errors=True)
         _forget_older(run, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _name_best(self, run: Path, folder: Path) -> None:

@@ -28,7 +28,8 @@ class TorchHook:
     """What `attach` returns: `backward` for each micro-batch, then `step`.
 
     Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, clip, step. A step whose
-    update is not finite is skipped on all ranks and counted in `skipped`.
+    update is not finite is skipped on all ranks and counted in `skipped`. Set `asks_to_stop` on any rank: `stops` is
+    then true on all of them after the same step.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class TorchHook:
         self.max_nonfinite_steps = max_nonfinite_steps
         self.skipped = 0
         self.last: StepReport | None = None
+        self.asks_to_stop, self.stops = False, False
         self._count = 0.0
         self._marks: Marks | None = None
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
@@ -129,13 +131,15 @@ class TorchHook:
         silent = {name: used[name] and self._needs_bias(name) and name not in self.source.bias for name in trainable}
         if self._ddp is None:
             raise_silent(self.gradients, [name for name in silent if silent[name]])
+            self.stops = self.asks_to_stop
             return self._count
         group = self._ddp.process_group
         device = next(iter(trainable.values())).device
-        flags = [self._count, *map(float, used.values()), *map(float, silent.values())]
+        flags = [self._count, float(self.asks_to_stop), *map(float, used.values()), *map(float, silent.values())]
         seen = torch.tensor(flags, dtype=torch.float64, device=device)
         dist.all_reduce(seen, group=group)
-        count, *counts = seen.tolist()
+        count, asked, *counts = seen.tolist()
+        self.stops = asked > 0
         users, missing = counts[: len(used)], counts[len(used) :]
         # On every rank, or the others would wait for this one.
         raise_silent(self.gradients, [name for name, n in zip(trainable, missing, strict=True) if n])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from debias.engines.pieces import combine_pieces, make_plan
 from debias.engines.selection import Select, elements, not_head, select_parameters
 from debias.engines.step import StepReport, check_skipped, raise_silent, report
-from debias.engines.zero_homes import Home, at_boundary, home_of, shape_of
+from debias.engines.zero_homes import Home, at_boundary, forget_fetch_order, home_of, shape_of
 from debias.engines.zero_refusal import refusal_of
 from debias.gradients import Again, GradientSource, SinglePass, make_source, no_grad_weight
 from debias.methods import Rule
@@ -28,8 +28,9 @@ from debias.methods import Rule
 logger = logging.getLogger(__name__)
 
 # single_pass keeps a whole float32 bias gradient on every rank: nothing for adapters, too much for a model that is
-# sharded because it does not fit. Above this share of the model, `auto` takes two_pass at stages 2 and 3.
+# sharded because it does not fit. Above both of these, `auto` takes two_pass at stages 2 and 3.
 LARGEST_LOCAL_SHARE = 0.1
+LARGEST_LOCAL_BYTES = 1 << 30
 
 
 class ZeroHook:
@@ -37,7 +38,8 @@ class ZeroHook:
 
     Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, then the engine's own clip
     and step. `last` is the report of the last optimizer step; steps whose update is not finite are counted in
-    `skipped`, and the engine skips them on all ranks.
+    `skipped`, and the engine skips them on all ranks. Set `asks_to_stop` on any rank: `stops` is then true on all of
+    them after the same step.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ZeroHook:
         self.max_nonfinite_steps = max_nonfinite_steps
         self.skipped = 0
         self.last: StepReport | None = None
+        self.asks_to_stop, self.stops = False, False
         self.trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
         self._taken: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self._takes = home.takes_each_pass or source.name in {"two_pass", "shared_forward"}
@@ -155,12 +158,12 @@ class ZeroHook:
         silent = self._silent()
         bias = self._bias_pieces(main)
         others = [gradient for name, gradient in main.items() if name not in bias]
-        extras: list[Tensor | float] = [self._count, self._squared(others), *silent.values()]
+        extras: list[Tensor | float] = [self._count, self._squared(others), self.asks_to_stop, *silent.values()]
         loss_scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0))
         factor: list[float] = []
 
         def scale_of(summed: list[float]) -> tuple[float, float]:
-            raise_silent(self.gradients, [name for name, n in zip(silent, summed[2:], strict=True) if n])
+            raise_silent(self.gradients, [name for name, n in zip(silent, summed[3:], strict=True) if n])
             factor.append(self._world / (summed[0] * self._nominal))
             return factor[0] / loss_scale, factor[0]
 
@@ -171,6 +174,7 @@ class ZeroHook:
             for name, gradient in local.items():
                 gradient.copy_(main[name])
         self.home.written()
+        self.stops = done.extras[2] > 0
         squared = done.extras[1] * (factor[0] / loss_scale) ** 2
         return report(done.sums, 1.0, done.extras[0], others=squared)
 
@@ -206,13 +210,15 @@ class ZeroHook:
         self._backward, self._step = engine.backward, engine.step
         undo = [_replace(engine, "backward", self._refuse_backward), _replace(engine, "step", self._engine_step)]
         optimizer = engine.optimizer
-        if getattr(optimizer, "check_grad_overflow", True) is False:
-            undo.append(_replace(optimizer, "check_grad_overflow", True))  # or bf16 would step on NaN
+        if not _finds_nonfinite(optimizer):
+            undo.append(_replace(optimizer, "check_grad_overflow", True))  # or it would step on NaN
         if isinstance(self.source, SinglePass) and engine.zero_optimization_partition_weights():
+            undo.append(functools.partial(forget_fetch_order, engine))
             for layer, parameters in self.source.borrowed.items():
                 for parameter in parameters:
                     deepspeed.zero.register_external_parameter(layer, parameter)
                     undo.append(functools.partial(unregister_external_parameter, layer, parameter))
+            forget_fetch_order(engine)
         return undo
 
     def _watch(self) -> list[Any]:
@@ -265,6 +271,13 @@ class ZeroHook:
         self.home.clear()
 
 
+def _finds_nonfinite(optimizer: Any) -> bool:
+    """Whether this optimizer skips a step whose gradients are not finite, by a check of its own or by their norm."""
+    if getattr(optimizer, "check_grad_overflow", True):
+        return True
+    return getattr(optimizer, "dtype", None) != torch.bfloat16 and getattr(optimizer, "compute_grad_norm", True)
+
+
 def _replace(owner: Any, name: str, value: Any) -> Any:
     """Set an attribute of this instance; returns what puts back what the instance had (or had not)."""
     before = vars(owner).get(name)
@@ -312,8 +325,10 @@ def _source(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.P
             " a forward, the second would use empty ones; use single_pass or two_pass"
         )
     whole = sum(elements(p) for p in engine.module.parameters())
-    share = sum(elements(p) for p in selected.values()) / whole
-    if gradients == "auto" and rule.uses_bias and stage >= 2 and share > LARGEST_LOCAL_SHARE:
+    local = sum(elements(p) for p in selected.values())
+    share = local / whole
+    large = share > LARGEST_LOCAL_SHARE and 4 * local > LARGEST_LOCAL_BYTES
+    if gradients == "auto" and rule.uses_bias and stage >= 2 and large:
         logger.warning(
             "gradients: auto chose two_pass; single_pass would keep a float32 gradient of %.0f %% of the model on every"
             " rank",

@@ -3,7 +3,8 @@
 Private attributes of DeepSpeed, as of 0.19, are named in this file alone; `home_of` says so when one is missing.
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -66,6 +67,11 @@ class _Base:
 class Whole(_Base):
     """Stage 0 without a wrapper that keeps gradients of its own: they are in `p.grad`."""
 
+    def __init__(self, engine: Any, trainable: Parameters) -> None:
+        super().__init__(engine, trainable)
+        # What puts back what `skip` changed for the one step.
+        self._skipping: list[Callable[[], None]] = []
+
     def layout(self, names: Parameters) -> Layout:
         return Replicated(self._shapes(names), self.group)
 
@@ -75,12 +81,18 @@ class Whole(_Base):
     def clear(self) -> None:
         for p in self.trainable.values():
             p.grad = None
+        while self._skipping:
+            self._skipping.pop()()
 
     def skip(self) -> None:
-        if not hasattr(self.optimizer, "overflow"):
-            # A plain torch optimizer: a parameter without gradient is left alone, moments and all.
-            self.clear()
-            self.engine.skipped_steps += 1
+        if hasattr(self.optimizer, "overflow"):
+            return
+        # A plain torch optimizer: a parameter without gradient is left alone, moments and all. The engine must not try
+        # to clip none, nor move its schedule on.
+        self.clear()
+        for owner, name, value in ((self.optimizer, "overflow", True), (self.engine, "clip_fp32_gradients", bool)):
+            setattr(owner, name, value)
+            self._skipping.append(functools.partial(delattr, owner, name))
 
 
 class MasterCopies(_Base):
@@ -245,6 +257,13 @@ def at_boundary(engine: Any) -> Iterator[None]:
         engine._is_gradient_accumulation_boundary = before
         if hasattr(engine.optimizer, "set_gradient_accumulation_boundary"):
             engine.optimizer.set_gradient_accumulation_boundary(engine.is_gradient_accumulation_boundary())
+
+
+def forget_fetch_order(engine: Any) -> None:
+    """Stage 3 fetches in the order that it recorded, and fails when a layer reads other parameters than before."""
+    coordinator = engine.optimizer._get_param_coordinator()
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:

@@ -68,5 +68,8 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     "managed_gradient_accumulation: false is not supported: the hook needs DeepSpeed's count of micro-batches": (
         lambda engine: engine.config.get("managed_gradient_accumulation", True) is False
     ),
+    "gradient_allreduce_op: sum is not supported: leave the mean over ranks to DeepSpeed": (
+        lambda engine: str(engine.config.get("gradient_allreduce_op", "mean")).lower() != "mean"
+    ),
     "torch_autocast is not supported: use the bf16 block": _is_on("torch_autocast_enabled"),
 }

@@ -107,11 +107,11 @@ def describe(model: nn.Module) -> dict[str, int]:
     """Element counts: trainable, 4-bit, and all (a 4-bit parameter packs two or more elements in one)."""
     counts = {"trainable": 0, "four_bit": 0, "all": 0}
     for parameter in model.parameters():
-        elements = parameter.numel()
+        elements = whole = int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves a slice of it here
         state = getattr(parameter, "quant_state", None)
         if state is not None:
             elements = state.shape.numel()
             counts["four_bit"] += elements
         counts["all"] += elements
-        counts["trainable"] += parameter.numel() if parameter.requires_grad else 0
+        counts["trainable"] += whole if parameter.requires_grad else 0
     return counts

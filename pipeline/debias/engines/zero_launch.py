@@ -1,0 +1,74 @@
+"""Starting DeepSpeed without surprises: no kernel is built that nothing needs, one process needs no launcher."""
+
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+# A rank that fails stops taking part: the others must not wait for the default half hour.
+LONGEST_WAIT = timedelta(minutes=5)
+# A build takes minutes; a lock that is older than this was left by a process that is gone.
+STALE_LOCK_SECONDS = 1800
+
+
+def prepare() -> None:
+    """Before anything opens DeepSpeed's process group: see that it compiles nothing, and that a group can be opened."""
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        # On Linux DeepSpeed would compile this operator for CPU ranks, for two minutes; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:  # or DeepSpeed would look for an MPI launcher
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"})
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+
+
+def open_group(timeout: timedelta = LONGEST_WAIT) -> torch.device:
+    """Join the process group that the environment names, over NCCL or gloo; returns this rank's device.
+
+    Raises ImportError if deepspeed is not installed.
+    """
+    prepare()
+    import deepspeed
+
+    on_gpu = torch.cuda.is_available()
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False, timeout=timeout)
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[str, Any]) -> Any:
+    """The engine of `deepspeed.initialize`, after `open_group`."""
+    import deepspeed
+
+    # Without these two DeepSpeed refuses a torch optimizer, or compiles its own for the CPU.
+    ours = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config={**ours, **config})
+    return engine
+
+
+def build_problems(ops: Sequence[str] = ()) -> list[str]:
+    """What would stop or hang a kernel build of DeepSpeed, each with its cure; `ops`: kernels that will be built."""
+    problems = []
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    for lock in sorted(folder.glob("**/lock")):
+        age = time.time() - lock.stat().st_mtime
+        if age > STALE_LOCK_SECONDS:
+            problems.append(f"{lock} is {age / 3600:.1f} h old: a killed build left it, later ones wait; delete it")
+    if ops and shutil.which("ninja") is None:
+        problems.append(f"ninja is not on PATH, and {', '.join(ops)} would be compiled; pip install ninja")
+    return problems
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,99 @@
+"""DeepSpeed configurations: the shipped ones by name, a user's own by file, checked before anything is loaded."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from debias.errors import InputError
+
+# DeepSpeed itself ignores what it does not know. Names of 0.19.
+_TOP = """
+train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler fp16 bf16 amp
+gradient_clipping gradient_predivide_factor prescale_gradients communication_data_type data_types zero_optimization
+zero_allow_untested_optimizer zero_force_ds_cpu_optimizer steps_per_print wall_clock_breakdown dump_state
+memory_breakdown activation_checkpointing comms_logger flops_profiler tensorboard wandb csv_monitor checkpoint seed
+disable_allgather dataloader_drop_last disable_python_gc log_level compile elasticity timers
+"""
+TOP_KEYS = frozenset(_TOP.split())
+_ZERO = """
+stage contiguous_gradients reduce_scatter reduce_bucket_size allgather_partitions allgather_bucket_size
+use_multi_rank_bucket_allreduce overlap_comm compute_grad_norm load_from_fp32_weights elastic_checkpoint
+offload_param offload_optimizer sub_group_size stage3_prefetch_bucket_size stage3_param_persistence_threshold
+stage3_model_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance
+stage3_gather_16bit_weights_on_model_save stage3_module_granularity_threshold stage3_allgather_sequential
+stage3_use_all_reduce_for_fetch_params ignore_unused_parameters round_robin_gradients parameter_alignment
+zero_hpz_partition_size zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients
+memory_efficient_linear override_module_apply log_trace_cache_warnings enable_sanity_checks leaf_module
+pipeline_loading_checkpoint mics_shard_size mics_hierarchical_params_gather zenflow
+"""
+ZERO_KEYS = frozenset(_ZERO.split())
+
+
+def shipped() -> dict[str, Path]:
+    """The configurations that come with the project, by name."""
+    here = Path(__file__).parent
+    folders = (here / "ds_configs", here.parents[1] / "ds_configs")
+    return {path.stem: path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))}
+
+
+def find(name: str, base: Path | None = None) -> Path:
+    """The file of a shipped configuration's name or of a path (beside `base` or in the working directory)."""
+    known = shipped()
+    if name in known:
+        return known[name]
+    places = [Path(name).expanduser(), *([base / name] if base is not None else [])]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"deepspeed: {name!r} is no file and not one of {', '.join(known)}{hint}")
+    return found.resolve()
+
+
+def read(path: Path, world: int, micro: int, accumulation: int) -> dict[str, Any]:
+    """The configuration in a file; InputError for broken JSON, an unknown key, or batch sizes that do not multiply.
+
+    `micro` samples a rank and `accumulation` micro-batches a step are the run's; what the file says itself must agree.
+    """
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"deepspeed: {path} cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"deepspeed: {path.name} line {error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"deepspeed: {path.name} holds {type(loaded).__name__}, expected an object of settings")
+    _check_keys(path.name, "", loaded, TOP_KEYS)
+    zero = loaded.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise InputError(f"deepspeed: {path.name}: zero_optimization is {zero!r}, expected an object of settings")
+    _check_keys(path.name, "zero_optimization.", zero, ZERO_KEYS)
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        raise InputError(f"deepspeed: {path.name}: zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3")
+    _check_batch(path.name, loaded, world, micro, accumulation)
+    return loaded
+
+
+def _check_keys(file: str, prefix: str, block: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in block:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"deepspeed: {file}: {prefix}{key} is not a setting that is known here{hint}")
+
+
+def _check_batch(file: str, loaded: Mapping[str, Any], world: int, micro: int, accumulation: int) -> None:
+    own = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation}
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    for (key, value), name in zip(own.items(), names, strict=True):
+        if loaded.get(key, "auto") not in ("auto", value):
+            raise InputError(f"deepspeed: {file}: {key} is {loaded[key]!r}, but the run's {name} is {value}; use auto")
+    whole = micro * accumulation * world
+    if loaded.get("train_batch_size", "auto") not in ("auto", whole):
+        raise InputError(
+            f"deepspeed: {file}: train_batch_size is {loaded['train_batch_size']!r}, but {micro} samples x"
+            f" {accumulation} micro-batches x {world} ranks are {whole}; use auto"
+        )

@@ -1,0 +1,231 @@
+"""`debias train` with `deepspeed:`: results as without, checkpoints for any number of ranks, kills and signals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
+
+from debias import zero_config
+from debias.checkpoint import check_run
+from debias.config import RunConfig
+from debias.errors import InputError
+
+pytest.importorskip("deepspeed")
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(zero_config.shipped())
+STEP = 12  # samples a step, on one, two or three ranks
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zero")
+    save_bert(folder / "bert")
+    save_llama(folder / "llama")
+    return folder
+
+
+def environment():
+    mine = ("PYTEST_", "COV_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(mine)}
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def launch(world, *arguments, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    return subprocess.Popen([*command, *map(str, arguments)], env=environment(), cwd=ROOT, text=True, **options)
+
+
+def train_many(place, world, runs):
+    """All runs in one launch."""
+    runs_file = place / "runs.json"
+    runs_file.write_text(json.dumps(runs))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = launch(world, ROOT / "tests/train_many.py", runs_file, **pipes)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-5000:]
+
+
+def settings(place, name, world=1, **changes):
+    return settings_for(
+        place / "bert", place / name, per_device_train_batch_size=STEP // world, **{"deepspeed": "zero3", **changes}
+    )
+
+
+def losses(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_every_shipped_configuration_trains_what_one_process_trains(place):
+    """Two ranks, accumulation 2; fp32 by the adapter, the 4-bit one by its loss."""
+    shared = {"max_steps": 2, "gradient_accumulation_steps": 2}
+    whole = [name for name in CONFIGS if name != "zero3_qlora"]
+    assert len(whole) == 5
+    quantized = {
+        **settings_for(place / "llama", place / "qlora", head="causal_lm", prompt=PROMPT, load_in_4bit=True, bf16=True),
+        **shared,
+        "per_device_train_batch_size": 3,
+    }
+    runs = [settings(place, name, 4, deepspeed=name, **shared) for name in whole]
+    train_many(place, 2, [*runs, {**quantized, "deepspeed": "zero3_qlora"}])
+    alone = settings(place, "alone", 2, deepspeed=None, **shared)
+    quantized_alone = {**quantized, "output_dir": str(place / "qlora_alone"), "per_device_train_batch_size": 6}
+    train_many(place, 1, [alone, quantized_alone])
+    for name in whole:
+        assert largest_difference(adapter_of(place / name), adapter_of(place / "alone")) < 1e-6, name
+        assert losses(place / name) == pytest.approx(losses(place / "alone"), abs=1e-6)
+    assert losses(place / "qlora") == pytest.approx(losses(place / "qlora_alone"), rel=0.02)
+    summary = json.loads((place / "zero3" / "run.json").read_text())
+    assert summary["gradients"] == "single_pass"
+    assert summary["parameters"]["trainable"] < summary["parameters"]["all"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_at_any_number_of_ranks(place):
+    """The same number bit for bit, another one to 1e-6; over stages too, for the state is saved whole."""
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
+
+    def cut(name, new):
+        """The run as it was when its second step had been saved."""
+        shutil.copytree(place / name, place / new)
+        shutil.rmtree(place / new / "checkpoint-4")
+        shutil.rmtree(place / new / "adapter")
+
+    def again(name, world, **changes):
+        return settings(place, name, world, resume=True, **saving, **changes)
+
+    train_many(place, 2, [settings(place, "two", 2, **saving)])
+    for new in ("two_to_two", "two_to_three", "two_to_one", "two_to_zero1"):
+        cut("two", new)
+    train_many(place, 3, [settings(place, "three", 3, **saving), again("two_to_three", 3)])
+    train_many(place, 1, [settings(place, "one", 1, **saving), again("two_to_one", 1)])
+    cut("one", "one_to_two")
+    cut("three", "three_to_two")
+    train_many(
+        place,
+        2,
+        [
+            again("two_to_two", 2),
+            again("one_to_two", 2),
+            again("three_to_two", 2),
+            again("two_to_zero1", 2, deepspeed="zero1"),
+        ],
+    )
+    assert largest_difference(adapter_of(place / "two_to_two"), adapter_of(place / "two")) == 0.0
+    assert losses(place / "two_to_two") == losses(place / "two")
+    for name in ("one", "three", "two_to_three", "two_to_one", "one_to_two", "three_to_two", "two_to_zero1"):
+        assert losses(place / name) == pytest.approx(losses(place / "two"), abs=1e-6), name
+        assert largest_difference(adapter_of(place / name), adapter_of(place / "two")) < 2e-6, name
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_run_goes_on(place):
+    """Two ranks, the signal to one of them: both stop after the same step, and what follows is bit for bit the same."""
+    saving = {"save_strategy": "steps", "save_steps": 1000, "lr_scheduler_type": "constant"}
+    long = settings(place, "stopped", 2, **{**saving, "max_steps": 100_000})
+    (place / "long.json").write_text(json.dumps([long]))
+    process = launch(
+        2, ROOT / "tests/train_many.py", place / "long.json", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    metrics = place / "stopped" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert "stopped by SIGTERM" in output
+    summary = json.loads((place / "stopped" / "run.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert (place / "stopped" / f"checkpoint-{summary['steps']}").is_dir()
+    assert not (place / "stopped" / "adapter").exists()
+    end = {**saving, "max_steps": summary["steps"] + 2}
+    train_many(place, 2, [{**long, **end, "resume": True}, {**long, **end, "output_dir": str(place / "undisturbed")}])
+    assert largest_difference(adapter_of(place / "stopped"), adapter_of(place / "undisturbed")) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [None, "zero3"])
+def test_sigterm_exits_with_a_code_to_requeue_on(engine, place):
+    command = [
+        Path(sys.executable).with_name("debias"),
+        "train",
+        place / "cli.yaml",
+        f"output_dir={place / f'cli_{engine}'}",
+    ]
+    (place / "cli.yaml").write_text(json.dumps(settings(place, "cli", deepspeed=engine, max_steps=100_000)))
+    process = subprocess.Popen(list(map(str, command)), env=environment(), stderr=subprocess.PIPE, text=True)
+    metrics = place / f"cli_{engine}" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors[-3000:]
+    assert "go on with resume=true" in errors.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_thirty_kills_leave_a_run_that_ends_as_if_nothing_had_happened(place):
+    run = settings(
+        place, "killed", 3, save_strategy="steps", save_steps=1, save_total_limit=2, lr_scheduler_type="constant"
+    )
+    (place / "killed.json").write_text(json.dumps(run))
+    command = [sys.executable, str(ROOT / "tests/killed_many.py"), str(place / "killed.json"), "30"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["steps"]) == 30
+    assert found["steps"] == sorted(found["steps"]), "a kill lost a checkpoint"
+    assert found["steps"][-1] > 10
+    assert largest_difference(adapter_of(place / "killed"), adapter_of(place / "killed-undisturbed")) == 0.0
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"it ended with {process.returncode}"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_checkpoint_of_another_batch_is_refused(tmp_path, monkeypatch):
+    run = RunConfig.model_validate(settings(tmp_path, "run", 2))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(run.model_dump(mode="json")))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"machine": {"world_size": 2}}))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    fits = run.model_copy(update={"resume": True, "per_device_train_batch_size": STEP // 3})
+    check_run(fits)
+    with pytest.raises(InputError, match=r"6 samples x 1 micro-batches x 3 ranks are 18 samples a step.*with 12"):
+        check_run(run.model_copy(update={"resume": True}))
+    with pytest.raises(InputError, match="deepspeed is None"):
+        check_run(fits.model_copy(update={"deepspeed": None}))
+
+
+def test_what_is_saved_is_never_empty(place):
+    """An adapter of zeros looks like one that learned nothing."""
+    from safetensors.torch import save_file
+
+    from debias.telemetry import check_tensors
+
+    folder = place / "saved"
+    folder.mkdir()
+    import torch
+
+    for tensors, message in (
+        ({}, "no tensor"),
+        ({"a": torch.zeros(0, 3)}, "empty"),
+        ({"a": torch.zeros(2, 3)}, "zeros"),
+    ):
+        save_file(tensors, str(folder / "adapter_model.safetensors"))
+        with pytest.raises(RuntimeError, match=message):
+            check_tensors(folder)
+    save_file({"a": torch.zeros(2), "b": torch.ones(2)}, str(folder / "adapter_model.safetensors"))
+    check_tensors(folder)
+    assert load_file(folder / "adapter_model.safetensors")

@@ -1,0 +1,70 @@
+import json
+import re
+
+import pytest
+
+from debias import zero_config
+from debias.errors import InputError
+
+
+@pytest.mark.parametrize("name", sorted(zero_config.shipped()))
+def test_what_is_shipped_reads_and_is_explained(name):
+    path = zero_config.find(name)
+    found = zero_config.read(path, world=8, micro=4, accumulation=2)
+    readme = (path.parent / "README.md").read_text(encoding="utf-8")
+    keys = {*found, *found["zero_optimization"]}
+    assert [key for key in keys if f"`{key}`" not in readme] == []
+    assert f"`{name}`" in readme
+
+
+def test_there_are_the_six():
+    names = {"zero1", "zero2", "zero3", "zero3_offload_optimizer", "zero3_offload_all", "zero3_qlora"}
+    assert set(zero_config.shipped()) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "line 1: not valid JSON"),
+        ("[]", "holds list, expected an object"),
+        ({"zero_optimisation": {}}, "zero_optimisation is not a setting.*did you mean zero_optimization"),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_sice": 5}}, "did you mean reduce_bucket_size"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4, expected 0, 1, 2 or 3"),
+        ({"zero_optimization": 3}, "zero_optimization is 3, expected an object"),
+        (
+            {"train_batch_size": 60},
+            "train_batch_size is 60, but 4 samples x 2 micro-batches x 8 ranks are 64; use auto",
+        ),
+        ({"train_micro_batch_size_per_gpu": 3}, "is 3, but the run's per_device_train_batch_size is 4; use auto"),
+        ({"gradient_accumulation_steps": 1}, "is 1, but the run's gradient_accumulation_steps is 2; use auto"),
+    ],
+)
+def test_what_is_wrong_is_one_line(content, message, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        zero_config.read(path, world=8, micro=4, accumulation=2)
+    assert re.search(message, str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_agrees_is_accepted(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4}))
+    assert zero_config.read(path, world=8, micro=4, accumulation=2)["train_batch_size"] == 64
+
+
+def test_a_name_that_is_none(tmp_path):
+    with pytest.raises(InputError, match=r"'zero33' is no file and not one of .*did you mean zero3"):
+        zero_config.find("zero33")
+    (tmp_path / "own.json").write_text("{}")
+    assert zero_config.find("own.json", tmp_path) == tmp_path / "own.json"
+
+
+def test_every_key_of_deepspeeds_own_is_known():
+    """A new DeepSpeed that adds settings must not make them errors."""
+    config = pytest.importorskip("deepspeed.runtime.zero.config")
+    fields = config.DeepSpeedZeroConfig.model_fields
+    names = {field.alias or name for name, field in fields.items()}
+    old = {name for name in names if "cpu_offload" in name or "fp16_weights" in name or name.startswith("legacy")}
+    assert names - old - zero_config.ZERO_KEYS <= {"save_muon_momentum_buffer_in_memory"}
