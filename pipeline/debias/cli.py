@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from debias.errors import InputError
+from debias.errors import InputError, Interrupted
 
 app = typer.Typer(
     add_completion=False,
@@ -80,6 +80,24 @@ def report(
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look for what would stop or hang a run on this machine; exit code 1 if there is something."""
+    import dataclasses
+
+    from debias.doctor import examine
+
+    checks = examine()
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            typer.echo(
+                f"{'ok  ' if check.ok else 'BAD '} {check.name}: {check.found}{check.cure and f'; cure: {check.cure}'}"
+            )
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the two runs and the report.")] = Path("demo"),
 ) -> None:
@@ -112,6 +130,65 @@ def bench_step(
     changes: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "threads": threads}
     setting = setting_for(model, **changes, load_in_4bit=load_in_4bit, bf16=bf16)
     result = measure(setting, memory=memory)
+    typer.echo(json.dumps(result, indent=2)) if as_json else _print(table_of(result))
+
+
+@bench_app.command("zero")
+def bench_zero(
+    stage: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage (3).")] = None,
+    world: Annotated[int | None, typer.Option(min=1, help="Ranks, on GPUs where there are any (2).")] = None,
+    family: Annotated[str | None, typer.Option(help="qwen3 or llama.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1)] = None,
+    hidden: Annotated[int | None, typer.Option(min=1)] = None,
+    mlp: Annotated[int | None, typer.Option(min=1)] = None,
+    vocab: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples of each rank.")] = None,
+    length: Annotated[int | None, typer.Option(min=4)] = None,
+    lora_r: Annotated[int | None, typer.Option(min=1)] = None,
+    rounds: Annotated[int | None, typer.Option(min=0, help="Interleaved rounds; 0 counts collectives alone.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each rank.")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time and count a step under DeepSpeed on several ranks: plain LoRA, single_pass, two_pass."""
+    from debias.bench_zero import bench_zero as measure
+    from debias.bench_zero import table_of, zero_setting
+
+    sizes: dict[str, Any] = {"layers": layers, "hidden": hidden, "mlp": mlp, "vocab": vocab, "lora_r": lora_r}
+    load: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "threads": threads, "bf16": bf16}
+    result = measure(zero_setting(stage=stage, world=world, family=family, **sizes, **load))
+    typer.echo(json.dumps(result, indent=2)) if as_json else _print(table_of(result))
+
+
+@bench_app.command("combine")
+def bench_combine(
+    model: Annotated[str | None, typer.Option(help="Whose adapters (Qwen3-8B).")] = None,
+    lora_r: Annotated[int | None, typer.Option(min=1)] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Take the share of one of so many ranks.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1)] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the combination alone for a large model's adapters, against the floor that memory sets."""
+    from debias.bench_combine import bench_combine as measure
+    from debias.bench_combine import combine_setting, table_of
+
+    result = measure(combine_setting(model=model, lora_r=lora_r, ranks=ranks, rounds=rounds, threads=threads))
+    typer.echo(json.dumps(result, indent=2)) if as_json else _print(table_of(result))
+
+
+@bench_app.command("cost")
+def bench_cost(
+    model: Annotated[list[str] | None, typer.Option(help="One of the table's models; may be repeated.")] = None,
+    world: Annotated[list[int] | None, typer.Option(min=1, help="Ranks; may be repeated.")] = None,
+    lora_r: Annotated[int, typer.Option(min=1)] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Compute what two gradients add to a step's communication, from 0.6B to 405B parameters, 2 to 4096 ranks."""
+    from debias.bench_cost import bench_cost as compute
+    from debias.bench_cost import table_of
+
+    result = compute(model or (), world or (), lora_r)
     typer.echo(json.dumps(result, indent=2)) if as_json else _print(table_of(result))
 
 
@@ -151,6 +228,9 @@ def main() -> None:
     _quiet()
     try:
         app()
+    except Interrupted as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(Interrupted.exit_code) from None
     except InputError as error:
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         raise SystemExit(2) from None

@@ -145,7 +145,7 @@ def build_model(config: RunConfig) -> Any:
         return train_biases(model, model.fresh_modules)
     if not lora:
         return model
-    return add_lora(
+    adapted = add_lora(
         model,
         r=config.lora_r,
         alpha=config.lora_alpha,
@@ -154,17 +154,23 @@ def build_model(config: RunConfig) -> Any:
         classification=config.head == "classification",
         fresh=model.fresh_modules,
     )
+    if config.deepspeed is not None and config.bf16:
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:  # of one dtype with what stage 3 has sharded; the engine keeps float32 copies
+                parameter.data = parameter.data.bfloat16()
+    return adapted
 
 
 def base_model(config: RunConfig, name: str) -> Any:
     """The model called `name` as the run loads it, in training as in inference: its dtype, head and quantization."""
-    # A frozen base may live in bf16; weights that train stay in float32, with autocast.
-    frozen = config.adapter.type == "lora"
+    # A frozen base may live in bf16; weights that train stay in float32, with autocast. DeepSpeed keeps float32 copies
+    # itself, and what its stage 3 has sharded on the way in must be bf16 already.
+    half = config.adapter.type == "lora" or config.deepspeed is not None
     model = load_model(
         name,
         config.head,
         config.data.labels,
-        dtype=torch.bfloat16 if config.bf16 and frozen else torch.float32,
+        dtype=torch.bfloat16 if config.bf16 and half else torch.float32,
         load_in_4bit=config.load_in_4bit,
         attn_implementation=config.attn_implementation,
     )

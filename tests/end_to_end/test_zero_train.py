@@ -229,3 +229,56 @@ def test_what_is_saved_is_never_empty(place):
     save_file({"a": torch.zeros(2), "b": torch.ones(2)}, str(folder / "adapter_model.safetensors"))
     check_tensors(folder)
     assert load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_every_kind_of_run(place):
+    """Full, BitFit, causal with recomputation, evaluation between, plain, bf16, two passes, a finished run resumed."""
+    judged = {
+        "data": {
+            "train": {"source": "generated", "limit": 64},
+            "validation": {"source": "generated", "split": "validation", "limit": 20},
+        },
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    }
+    saved = {"save_strategy": "steps", "save_steps": 3}
+    answers = {"head": "causal_lm", "prompt": PROMPT, "gradient_checkpointing": True, "loss_mean": "tokens"}
+    kinds = {
+        "full": {"adapter": "full", "learning_rate": 1e-3},
+        "bitfit": {"adapter": "bitfit"},
+        "judged": judged,
+        "causal": {"model": str(place / "llama"), **answers},
+        "erm": {"method": "erm"},
+        "bf16": {"bf16": True},
+        "two_pass": {"gradients": "two_pass"},
+        "finished": saved,
+    }
+
+    def runs(world, engine):
+        # SGD: AdamW makes full-size steps out of the rounding that is a key bias's whole gradient.
+        shared = {"deepspeed": engine, "max_steps": 3, "optim": "sgd"}
+        made = [{**settings(place, f"{kind}_{engine}", world, **shared), **changes} for kind, changes in kinds.items()]
+        return [*made, {**made[-1], "resume": True}]
+
+    train_many(place, 1, runs(1, None))
+    for engine in ("zero2", "zero3"):
+        train_many(place, 2, runs(2, engine))
+        for kind in kinds:
+            difference = largest_difference(*(trained(place / f"{kind}_{name}") for name in (engine, None)))
+            assert difference < (1e-3 if kind == "bf16" else 1e-7), (kind, engine)
+        judgements = [
+            [json.loads(line).get("eval_accuracy") for line in (place / f"judged_{name}" / "metrics.jsonl").open()]
+            for name in (engine, None)
+        ]
+        assert judgements[0] == judgements[1]
+        assert json.loads((place / f"finished_{engine}" / "run.json").read_text())["status"] == "finished"
+
+
+def trained(run):
+    """What a run trained; a whole model by way of the loader, which knows older names of the same tensors."""
+    if (run / "adapter").exists():
+        return adapter_of(run)
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(run / "model").state_dict()

@@ -215,7 +215,8 @@ class ZeroHook:
         if isinstance(self.source, SinglePass) and engine.zero_optimization_partition_weights():
             undo.append(functools.partial(forget_fetch_order, engine))
             for layer, parameters in self.source.borrowed.items():
-                for parameter in parameters:
+                known = dict(getattr(layer, "_external_params", {}))  # DeepSpeed registers what it sees read
+                for parameter in (p for p in parameters if id(p) not in known):
                     deepspeed.zero.register_external_parameter(layer, parameter)
                     undo.append(functools.partial(unregister_external_parameter, layer, parameter))
             forget_fetch_order(engine)

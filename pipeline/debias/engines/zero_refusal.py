@@ -29,6 +29,10 @@ def _base_optimizer(engine: Any) -> str:
     return type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__
 
 
+def _shards_by_mics(engine: Any) -> bool:
+    return int(engine.config.get("zero_optimization", {}).get("mics_shard_size") or 1) > 1
+
+
 def _is_split(*sizes: str) -> Callable[[Any], bool]:
     return lambda engine: any(int(_ask(engine, name) or 1) > 1 for name in sizes)
 
@@ -59,7 +63,7 @@ UNSUPPORTED: dict[str, Callable[[Any], bool]] = {
     ),
     "tensor parallelism is not supported: ranks share their samples": _is_split("autotp_size", "mp_world_size"),
     "MiCS and hpZ are not supported: their partition group is not the data-parallel group": (
-        _is_split("zero_hpz_partition_size", "mics_shard_size")
+        lambda engine: _shards_by_mics(engine) or _is_split("zero_hpz_partition_size")(engine)
     ),
     "DeepCompile is not supported: it reduces gradients inside the compiled graph": _is_on("is_deepcompile_enabled"),
     "sparse_gradients is not supported: rows that are not sent have no Gram": (

@@ -1,0 +1,157 @@
+"""What the combination alone costs for the adapters of a large model, against the memory traffic it cannot do without.
+
+Shapes: N elements, R rows.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from debias.config import Strict
+from debias.engines.layout import Chunked
+from debias.engines.pieces import Plan, combine_pieces, make_plan
+from debias.errors import InputError
+from debias.methods import Edge
+from debias.zero_cost import MODELS
+
+# Both gradients are read for the Gram; read again and main written, for the update: float32.
+ELEMENT_BYTES = 5 * 4
+# The Gram and the two coefficients of a row: written once, read once, float64.
+ROW_BYTES = 2 * (3 + 2) * 8
+
+
+class CombineSetting(Strict):
+    """One benchmark: the adapters of a known model, or one rank's share of them."""
+
+    model: str = "Qwen3-8B"
+    lora_r: int = Field(16, ge=1)
+    ranks: int = Field(1, ge=1)  # this process holds what one of so many ranks would, and all rows' Grams
+    rounds: int = Field(7, ge=1)
+    threads: int = Field(1, ge=1)
+    seed: int = 0
+
+
+def combine_setting(**changes: Any) -> CombineSetting:
+    """The defaults with what is given; InputError for a model that is not in the table."""
+    setting = CombineSetting(**{key: value for key, value in changes.items() if value is not None})
+    if setting.model not in MODELS:
+        raise InputError(f"--model: {setting.model!r} is not in the table; there are {', '.join(MODELS)}")
+    return setting
+
+
+def bench_combine(setting: CombineSetting) -> dict[str, Any]:
+    """Seconds of one combination on the CPU, and on a GPU where there is one, and the floor that memory sets."""
+    torch.set_num_threads(setting.threads)
+    shape = MODELS[setting.model]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return {
+        "setting": setting.model_dump(),
+        "torch": torch.__version__,
+        "elements": shape.adapter_elements(setting.lora_r),
+        "rows": shape.adapter_rows(setting.lora_r),
+        "devices": {name: _measure(setting, torch.device(name)) for name in devices},
+    }
+
+
+def table_of(result: dict[str, Any]) -> Any:
+    """A `rich` table of what `bench_combine` returned."""
+    from rich.table import Table
+
+    setting = result["setting"]
+    share = "" if setting["ranks"] == 1 else f", the share of one of {setting['ranks']} ranks"
+    table = Table(
+        title=f"combine for {setting['model']}, LoRA r={setting['lora_r']}: {result['elements'] / 1e6:.1f}M elements,"
+        f" {result['rows'] / 1e6:.2f}M rows{share}; {setting['threads']} thread(s), {setting['rounds']} rounds"
+    )
+    heads = ("seconds", "min .. max", "Gram + all-reduce", "coefficients + write", "floor", "x floor", "GB/s measured")
+    for heading in ("device", *heads):
+        table.add_column(heading, justify="left" if heading == "device" else "right")
+    for name, row in result["devices"].items():
+        spread = f"{row['seconds_min']:.4f} .. {row['seconds_max']:.4f}"
+        parts = [f"{row[key]:.4f}" for key in ("gram_seconds", "write_seconds", "floor_seconds")]
+        table.add_row(
+            name, f"{row['seconds']:.4f}", spread, *parts, f"{row['times_floor']:.1f}", f"{row['bandwidth'] / 1e9:.1f}"
+        )
+    return table
+
+
+def _measure(setting: CombineSetting, device: torch.device) -> dict[str, Any]:
+    shape = MODELS[setting.model]
+    adapters = shape.adapters(setting.lora_r)
+    shapes = {
+        f"{layer}.{index}": torch.Size(size) for layer in range(shape.layers) for index, size in enumerate(adapters)
+    }
+    layout = Chunked(shapes, rank=0, world=setting.ranks, group=None)
+    with _group_of_one(device):
+        plan = make_plan(layout, shapes, None, device)
+        sizes = {name: len(piece) for name, piece in layout.pieces.items()}
+        main, bias = (_pieces(sizes, setting.seed + side, device) for side in (0, 1))
+        parts = [_combine(plan, main, bias, device) for _ in range(setting.rounds + 1)][1:]
+    # Of vectors that no cache holds, also where the share is small.
+    bandwidth = _bandwidth(shape.adapter_elements(setting.lora_r), setting.rounds, device)
+    floor = (ELEMENT_BYTES * sum(sizes.values()) + ROW_BYTES * plan.rows) / bandwidth
+    seconds = [gram + write for gram, write in parts]
+    return {
+        "seconds": statistics.median(seconds),
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "gram_seconds": statistics.median(gram for gram, _ in parts),
+        "write_seconds": statistics.median(write for _, write in parts),
+        "bandwidth": bandwidth,
+        "floor_seconds": floor,
+        "times_floor": statistics.median(seconds) / floor,
+    }
+
+
+def _pieces(sizes: dict[str, int], seed: int, device: torch.device) -> dict[str, Tensor]:
+    """Views of one flat buffer, as an engine holds them."""
+    generator = torch.Generator(device).manual_seed(seed)
+    flat_N = torch.randn(sum(sizes.values()), generator=generator, device=device)
+    return dict(zip(sizes, flat_N.split(list(sizes.values())), strict=True))
+
+
+def _combine(plan: Plan, main: dict[str, Tensor], bias: dict[str, Tensor], device: torch.device) -> tuple[float, float]:
+    """Seconds to the end of the all-reduce, and from there."""
+    between: list[float] = []
+
+    def scale_of(summed: list[float]) -> tuple[float, float]:
+        between.append(_now(device))
+        return 1.0, 1.0
+
+    start = _now(device)
+    combine_pieces(plan, Edge(), main, bias, [1.0, 0.0], scale_of)
+    return between[0] - start, _now(device) - between[0]
+
+
+def _bandwidth(elements: int, rounds: int, device: torch.device) -> float:
+    """Bytes a second of the best `a = b + s c` (STREAM's triad) over float32 vectors of that length: 12 an element."""
+    a_N, b_N, c_N = (torch.ones(elements, device=device) for _ in range(3))
+    best = float("inf")
+    for _ in range(rounds + 1):
+        start = _now(device)
+        torch.add(b_N, c_N, alpha=2.0, out=a_N)
+        best = min(best, _now(device) - start)
+    return 12 * elements / best
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextmanager
+def _group_of_one(device: torch.device) -> Iterator[None]:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

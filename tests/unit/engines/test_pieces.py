@@ -1,0 +1,190 @@
+"""The update made of slices on many ranks, against the update of whole tensors. The ranks are threads."""
+
+import threading
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from debias.engines.layout import Chunked, Flat, Replicated, Span
+from debias.engines.pieces import combine_pieces, make_plan
+from debias.engines.step import report
+from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Subtract, combine
+
+RULES = [Edge(), Edge(0.5, "row"), Edge(1.0, "tensor"), Subtract(), Orthogonal(), PCGrad(), PCGrad("main"), MainOnly()]
+CPU = torch.device("cpu")
+
+
+class Ranks:
+    """An all-reduce between threads: all add up, all get the sum."""
+
+    def __init__(self, world):
+        self.world, self.brought = world, []
+        self.barrier, self.lock = threading.Barrier(world), threading.Lock()
+
+    def all_reduce(self, buffer, group=None):
+        with self.lock:
+            self.brought.append(buffer.clone())
+        self.barrier.wait(20)
+        buffer.copy_(torch.stack(self.brought).sum(dim=0))
+
+    def run(self, work):
+        """`work(rank)` of every rank, side by side."""
+        results = [None] * self.world
+        threads = [
+            threading.Thread(target=lambda r=rank: results.__setitem__(r, work(r))) for rank in range(self.world)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        return results
+
+
+def layouts_of(kind, shapes, world):
+    if kind == "chunked":
+        return [Chunked(shapes, rank, world, None) for rank in range(world)]
+    if kind == "replicated":
+        return [Replicated(shapes, None) for _ in range(world)]
+    offsets, at = {}, 0
+    for name, shape in shapes.items():
+        offsets[name] = at
+        at += shape.numel()
+    span = Span(offsets, -(-at // (2 * world)) * 2)
+    return [Flat(shapes, [span], rank, world, None) for rank in range(world)]
+
+
+def by_pieces(kind, world, rule, main, bias, seen=1.0):
+    """The update, put together from the pieces of all ranks, and rank 0's report."""
+    shapes = {name: tensor.shape for name, tensor in main.items()}
+    layouts = layouts_of(kind, shapes, world)
+    ranks = Ranks(world)
+
+    def cut(tensors, pieces):
+        return {name: tensors[name].flatten()[piece.start : piece.stop].clone() for name, piece in pieces.items()}
+
+    def work(rank):
+        pieces = layouts[rank].pieces
+        mine = cut(main, pieces)
+        plan = make_plan(layouts[rank], shapes, None, CPU)
+        done = combine_pieces(plan, rule, mine, cut(bias, pieces), [1.0, float(rank)], lambda _: (seen, seen))
+        return mine, done
+
+    before = dist.all_reduce, dist.get_world_size
+    dist.all_reduce, dist.get_world_size = ranks.all_reduce, lambda group=None: world
+    try:
+        results = ranks.run(work)
+    finally:
+        dist.all_reduce, dist.get_world_size = before
+    update = {name: torch.full_like(tensor, float("nan")).flatten() for name, tensor in main.items()}
+    for layout, (mine, done) in zip(layouts, results, strict=True):
+        assert done.extras == [float(world), float(sum(range(world)))]
+        for name, piece in layout.pieces.items():
+            update[name][piece.start : piece.stop] = mine[name]
+    done = results[0][1]
+    return {name: flat.view(main[name].shape) for name, flat in update.items()}, report(done.sums, 1.0, 1.0)
+
+
+def ugly(seed):
+    """Zeros, a single row, a single element, a vector, rank one, rows of unlike size, and nothing to remove."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    main = {
+        "plain": random(5, 7),
+        "another": random(5, 7),
+        "no main": torch.zeros(3, 4),
+        "no bias": random(3, 4),
+        "one row": random(1, 9),
+        "one": random(1),
+        "scalar": random(),
+        "vector": random(6),
+        "cube": random(3, 2, 4),
+        "rank one": random(6, 1) @ random(1, 5),
+        "rows": random(7, 3) * torch.logspace(-8, 8, 7)[:, None],
+        "parallel": random(4, 4),
+    }
+    bias = {name: random(*tensor.shape) for name, tensor in main.items()}
+    bias["no bias"] = torch.zeros(3, 4)
+    bias["rank one"] = random(6, 1) @ random(1, 5)
+    bias["parallel"] = 0.5 * main["parallel"]
+    return main, bias
+
+
+def assert_close(got, want, main, bias):
+    for name, tensor in want.items():
+        # Row by row: what is left after a cancellation is as exact as what went into it, not more.
+        size = (main[name].double().abs() + bias[name].double().abs()).reshape(_rows(tensor), -1).amax(dim=1)
+        error = (got[name].double() - tensor.double()).abs().reshape(_rows(tensor), -1).amax(dim=1)
+        assert bool((error <= 3e-6 * size.clamp(min=1e-37)).all()), (name, float((error / size).max()))
+
+
+def _rows(tensor):
+    return tensor.shape[0] if tensor.dim() > 1 else 1
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("kind", ["chunked", "flat", "replicated"])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_pieces_are_the_whole(world, kind, rule):
+    main, bias = ugly(world)
+    want = {name: combine(rule, main[name], bias[name]) for name in main}
+    got, _ = by_pieces(kind, world, rule, main, bias)
+    assert_close(got, want, main, bias)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("scale", [1e-20, 1e-10, 1e6, 1e15])
+def test_gradients_of_any_size(scale, rule):
+    main, bias = ({name: t * scale for name, t in side.items() if name != "rows"} for side in ugly(0))
+    want = {name: combine(rule, main[name], bias[name]) for name in main}
+    got, _ = by_pieces("chunked", 3, rule, main, bias)
+    assert_close(got, want, main, bias)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.lists(st.integers(1, 6), max_size=3), min_size=1, max_size=4),
+    st.integers(1, 6),
+    st.sampled_from(["chunked", "flat"]),
+    st.sampled_from(RULES),
+    st.integers(0, 999),
+)
+def test_any_shapes_over_any_world(shapes, world, kind, rule, seed):
+    generator = torch.Generator().manual_seed(seed)
+    main, bias = ({f"p{i}": torch.randn(s, generator=generator) for i, s in enumerate(shapes)} for _ in range(2))
+    want = {name: combine(rule, main[name], bias[name]) for name in main}
+    got, _ = by_pieces(kind, world, rule, main, bias)
+    assert_close(got, want, main, bias)
+
+
+def test_the_figures_do_not_depend_on_the_ranks():
+    main, bias = ({name: t for name, t in side.items() if name != "rows"} for side in ugly(3))
+    want = by_pieces("chunked", 1, Edge(), main, bias)[1]
+    for kind, world in (("chunked", 3), ("flat", 4), ("replicated", 2)):
+        got = by_pieces(kind, world, Edge(), main, bias)[1]
+        for figure, value in vars(want).items():
+            assert getattr(got, figure) == pytest.approx(value, rel=1e-6)
+    flat = torch.cat([t.flatten() for t in main.values()]).double()
+    assert want.main_norm == pytest.approx(float(flat.norm()), rel=1e-6)
+
+
+def test_rules_see_scaled_gradients():
+    """Subtract does not scale out: the factor is applied once to what the rule sees, and once to its update."""
+    main, bias = ugly(4)
+    want = {name: combine(Subtract(), main[name] * 0.25, bias[name] * 0.25) for name in main}
+    got, figures = by_pieces("flat", 2, Subtract(), main, bias, seen=0.25)
+    assert_close(got, want, main, bias)
+    assert figures.finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_on_one_rank_is_not_finite_on_all(value):
+    main, bias = ugly(5)
+    main["plain"][4, 6] = value
+    _, figures = by_pieces("chunked", 3, Edge(), main, bias)
+    assert not figures.finite
