@@ -91,7 +91,7 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any]
     def save(part: Path) -> None:
         model.save_pretrained(part, **({} if state is None else {"state_dict": state}))
         tokenizer.save_pretrained(part)
-        check_tensors(part)
+        check_tensors(part, (getattr(p, "ds_shape", p.shape) for p in model.parameters() if p.requires_grad))
 
     save_whole(target, save)
     return target

@@ -6,7 +6,8 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -83,14 +84,15 @@ def saving() -> Iterator[None]:
         raise OSError(" ".join(str(error).split())) from error
 
 
-def check_tensors(folder: Path) -> None:
+def check_tensors(folder: Path, shapes: Iterable[Sequence[int]] = ()) -> None:
     """RuntimeError unless the safetensors files of a folder hold tensors with elements, one of them not all zero.
 
-    An adapter that was saved empty looks like one that learned nothing: refused here, where it can be seen.
+    `shapes`: of what was trained; each must be there. An adapter that was saved empty, or as one rank's slice, looks
+    like one that learned nothing: refused here, where it can be seen.
     """
     from safetensors import safe_open
 
-    elements, alive = 0, False
+    elements, alive, missing = 0, False, Counter(map(tuple, shapes))
     for path in sorted(folder.glob("*model*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
@@ -100,11 +102,14 @@ def check_tensors(folder: Path) -> None:
                         f"saved adapter: tensor {name} in {path.name} is empty, shape {list(tensor.shape)}"
                     )
                 elements += tensor.numel()
+                missing[tuple(tensor.shape)] -= 1
                 alive = alive or bool(tensor.any())
     if not elements:
         raise RuntimeError(f"saved adapter: {folder.name} holds no tensor at all")
     if not alive:
         raise RuntimeError(f"saved adapter: {folder.name} holds nothing but zeros")
+    if lost := [f"{n} of shape {list(shape)}" for shape, n in missing.items() if n > 0]:
+        raise RuntimeError(f"saved adapter: {folder.name} lacks what was trained: {', '.join(lost)}")
 
 
 def environment() -> dict[str, Any]:

@@ -227,7 +227,9 @@ def test_what_is_saved_is_never_empty(place):
         with pytest.raises(RuntimeError, match=message):
             check_tensors(folder)
     save_file({"a": torch.zeros(2), "b": torch.ones(2)}, str(folder / "adapter_model.safetensors"))
-    check_tensors(folder)
+    check_tensors(folder, [(2,), (2,)])
+    with pytest.raises(RuntimeError, match=r"lacks what was trained: 1 of shape \[2\]"):
+        check_tensors(folder, [(2,)] * 3)
     assert load_file(folder / "adapter_model.safetensors")
 
 

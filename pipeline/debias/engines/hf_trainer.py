@@ -16,7 +16,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from debias.engines.attaching import attach
-from debias.engines.selection import Select, not_head
+from debias.engines.selection import Select, not_head, whole_shape
 from debias.engines.stopping import StopRequest
 from debias.gradients.single_pass import refusal
 from debias.losses import BiasWeightSource, Objective, SelfWeight
@@ -240,7 +240,8 @@ class DebiasTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        check_tensors(Path(output_dir or self.args.output_dir))
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        check_tensors(Path(output_dir or self.args.output_dir), map(whole_shape, trained))
 
     # A full disk or a kill while saving must leave the last good checkpoint: write beside it, then rename.
 

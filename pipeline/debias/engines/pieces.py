@@ -147,10 +147,11 @@ def combine_pieces(
     seen, written = scale_of(summed)
     if not plan.sharded:
         buffer[header:] /= dist.get_world_size(plan.group)  # every rank added the whole
-    coefficients = [rule.coefficients(gram * seen**2) for gram in grams]
+    buffer[header:] *= seen**2
+    coefficients = [rule.coefficients(gram) for gram in grams]
     sums = GramSums()
     for gram, (x_KO, y_KO) in zip(grams, coefficients, strict=True):
-        sums.add(gram * seen**2, x_KO, y_KO)
+        sums.add(gram, x_KO, y_KO)
     for group, (main_KN, bias_KN) in zip(plan.alike, stacks, strict=True):
         x_KO, y_KO = (side[group.members] * written for side in coefficients[group.shape_index])
         _write(group, x_KO, y_KO, main_KN, bias_KN, [main[name] for name in group.names])

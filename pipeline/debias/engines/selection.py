@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,11 @@ def select_parameters(model: nn.Module, select: Select = not_head) -> dict[str, 
 def elements(parameter: nn.Parameter) -> int:
     """How many elements a parameter has, also where ZeRO-3 left only a slice of it here."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The whole parameter's shape, also where ZeRO-3 left only a slice of it here."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def kinds(parameters: dict[str, nn.Parameter]) -> dict[str, int]:
