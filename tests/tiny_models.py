@@ -8,7 +8,7 @@ from torch import Tensor, nn
 VOCABULARY = 61
 
 
-def bert(dropout: float = 0.0, seed: int = 0, **settings: Any) -> nn.Module:
+def bert(dropout: float = 0.0, seed: int = 0, layers: int = 2, **settings: Any) -> nn.Module:
     """A three-way sequence classifier, two layers of 16."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -16,7 +16,7 @@ def bert(dropout: float = 0.0, seed: int = 0, **settings: Any) -> nn.Module:
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=24,
         max_position_embeddings=32,
