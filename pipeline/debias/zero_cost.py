@@ -74,8 +74,8 @@ def step_payload(way: str, shape: Shape, *, stage: int, world: int, rank: int = 
     payload = forms[stage](way, shape, world, rank, width)
     if way != "plain":
         tensors = shape.layers * len(shape.adapters(rank))
-        # Each tensor's flag: single_pass checks that no tap stayed silent.
-        flags = tensors if way == "single_pass" else 0
+        # Of each tensor: which passes used it, and that squared; single_pass also flags a tap that stayed silent.
+        flags = tensors * (3 if way == "single_pass" else 2)
         grams = GRAM_BYTES * shape.adapter_rows(rank) + 8 * flags
         payload["all_reduce"] = payload.get("all_reduce", 0) + grams
     return payload

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from debias.engines.hook import Hook
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.selection import Select, not_head, select_parameters
 from debias.engines.step import GramSums, StepReport, check_skipped, raise_silent, report
@@ -24,12 +25,10 @@ Marks = dict[str, tuple[int, int] | None]
 STACK_ELEMENTS = 1 << 22
 
 
-class TorchHook:
+class TorchHook(Hook):
     """What `attach` returns: `backward` for each micro-batch, then `step`.
 
-    Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, clip, step. A step whose
-    update is not finite is skipped on all ranks and counted in `skipped`. Set `asks_to_stop` on any rank: `stops` is
-    then true on all of them after the same step.
+    Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, clip, step.
     """
 
     def __init__(
@@ -42,31 +41,14 @@ class TorchHook:
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
     ) -> None:
-        self.model = model
+        super().__init__(model, rule, source, max_nonfinite_steps)
         self.optimizer = optimizer
-        self.rule = rule
-        self.source = source
         self.max_grad_norm = max_grad_norm
-        self.max_nonfinite_steps = max_nonfinite_steps
-        self.skipped = 0
-        self.last: StepReport | None = None
-        self.asks_to_stop, self.stops = False, False
-        self._count = 0.0
         self._marks: Marks | None = None
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself. Said before every
         # forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
         self._ddp_guard = self._ddp.register_forward_pre_hook(_no_averaging) if self._ddp is not None else None
-
-    @property
-    def gradients(self) -> str:
-        """The name of the way to two gradients in use."""
-        return self.source.name
-
-    @property
-    def selected(self) -> Mapping[str, nn.Parameter]:
-        """The parameters the rule acts on, by name."""
-        return self.source.selected
 
     def backward(
         self, loss_B: Tensor, weight_B: Tensor, *, count: float | None = None, again: Again | None = None

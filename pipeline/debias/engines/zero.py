@@ -17,10 +17,11 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import unregister_external_parameter
 from torch import Tensor, nn
 
+from debias.engines.hook import Hook
 from debias.engines.pieces import combine_pieces, make_plan
-from debias.engines.selection import Select, elements, not_head, select_parameters
+from debias.engines.selection import Select, elements, not_head, select_parameters, whole_shape
 from debias.engines.step import StepReport, check_skipped, raise_silent, report
-from debias.engines.zero_homes import Home, at_boundary, forget_fetch_order, home_of, shape_of
+from debias.engines.zero_homes import Home, at_boundary, forget_fetch_order, home_of
 from debias.engines.zero_refusal import refusal_of
 from debias.gradients import Again, GradientSource, SinglePass, make_source, no_grad_weight
 from debias.methods import Rule
@@ -33,32 +34,25 @@ LARGEST_LOCAL_SHARE = 0.1
 LARGEST_LOCAL_BYTES = 1 << 30
 
 
-class ZeroHook:
+class ZeroHook(Hook):
     """What `attach` returns for a DeepSpeed engine: `backward` for each micro-batch, then `engine.step()` or `step`.
 
     Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, then the engine's own clip
-    and step. `last` is the report of the last optimizer step; steps whose update is not finite are counted in
-    `skipped`, and the engine skips them on all ranks. Set `asks_to_stop` on any rank: `stops` is then true on all of
-    them after the same step.
+    and step.
     """
 
     def __init__(
         self, engine: Any, rule: Rule, source: GradientSource, home: Home, *, max_nonfinite_steps: int
     ) -> None:
+        super().__init__(engine, rule, source, max_nonfinite_steps)
         self.engine = engine
-        self.model = engine
-        self.rule = rule
-        self.source = source
         self.home = home
-        self.max_nonfinite_steps = max_nonfinite_steps
-        self.skipped = 0
-        self.last: StepReport | None = None
-        self.asks_to_stop, self.stops = False, False
         self.trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
         self._taken: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self._takes = home.takes_each_pass or source.name in {"two_pass", "shared_forward"}
-        self._used: set[str] = set()
-        self._count = 0.0
+        # Which passes of this step gave a parameter a gradient on this rank, a bit for each.
+        self._used: dict[str, int] = {}
+        self._passes = 0
         self._running = False
         self._awaiting_step = False
         # Of the plain loss: where every micro-batch is full, the engine's gradient is the mean without a factor.
@@ -67,20 +61,10 @@ class ZeroHook:
         self._world = dist.get_world_size(group)
         combined = self.source.selected if rule.uses_bias else {}
         self._layout = home.layout(combined)
-        shapes = {name: shape_of(p) for name, p in combined.items()}
+        shapes = {name: whole_shape(p) for name, p in combined.items()}
         self._plan = make_plan(self._layout, shapes, group, engine.device)
         self._undo = [*self._patch_engine(), *self._watch()]
         source.passes = self
-
-    @property
-    def gradients(self) -> str:
-        """The name of the way to two gradients in use."""
-        return self.source.name
-
-    @property
-    def selected(self) -> Mapping[str, nn.Parameter]:
-        """The parameters the rule acts on, by name."""
-        return self.source.selected
 
     def backward(
         self, loss_B: Tensor, weight_B: Tensor, *, count: float | None = None, again: Again | None = None
@@ -140,6 +124,7 @@ class ZeroHook:
                 self._backward(loss * self._nominal, retain_graph=retain_graph, scale_wrt_gas=False)
         finally:
             self._running = False
+            self._passes += 1
 
     def _take(self, into: dict[str, Tensor]) -> None:
         for name, gradient in self.home.local().items():
@@ -158,12 +143,15 @@ class ZeroHook:
         silent = self._silent()
         bias = self._bias_pieces(main)
         others = [gradient for name, gradient in main.items() if name not in bias]
-        extras: list[Tensor | float] = [self._count, self._squared(others), self.asks_to_stop, *silent.values()]
+        used = self._uses()
+        extras: list[Tensor | float] = [self._count, self._squared(others), self.asks_to_stop, *silent.values(), *used]
         loss_scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0))
         factor: list[float] = []
 
         def scale_of(summed: list[float]) -> tuple[float, float]:
-            raise_silent(self.gradients, [name for name, n in zip(silent, summed[3:], strict=True) if n])
+            flags, codes = summed[3 : 3 + len(silent)], summed[3 + len(silent) :]
+            raise_silent(self.gradients, [name for name, n in zip(silent, flags, strict=True) if n])
+            self._check_uses(codes)
             factor.append(self._world / (summed[0] * self._nominal))
             return factor[0] / loss_scale, factor[0]
 
@@ -203,6 +191,27 @@ class ZeroHook:
             return {}
         return {name: float(name in self._used and name not in self.source.bias) for name in self.selected}
 
+    def _uses(self) -> list[float]:
+        """For each selected parameter the passes that gave it a gradient, as a number, then the squares of these."""
+        if int(self.engine.zero_optimization_stage()) == 0:
+            return []
+        codes = [float(self._used.get(name, 0)) for name in self.selected]
+        return [*codes, *(code**2 for code in codes)]
+
+    def _check_uses(self, summed: list[float]) -> None:
+        """RuntimeError, on every rank, where ranks used different layers: DeepSpeed then adds up different parameters.
+
+        Equal numbers on W ranks are the only ones with `W * sum of squares = square of the sum`.
+        """
+        half = len(summed) // 2
+        for name, total, squares in zip(self.selected, summed[:half], summed[half:], strict=False):
+            if self._world * squares != total**2:
+                raise RuntimeError(
+                    f"{name} got a gradient on some ranks and none on others in the same micro-batch: stage"
+                    f" {self.engine.zero_optimization_stage()} of DeepSpeed then reduces wrongly, without a word; use"
+                    " stage 0 or DistributedDataParallel, or a model that uses the same layers on every rank"
+                )
+
     # What is changed on the engine's instance, and how it is put back.
 
     def _patch_engine(self) -> list[Any]:
@@ -223,11 +232,14 @@ class ZeroHook:
         return undo
 
     def _watch(self) -> list[Any]:
-        if not isinstance(self.source, SinglePass):
-            return []
+        def used(name: str, _: Tensor) -> None:
+            # Stage 1 reduces once a step; the others after each pass. With 8 bits the sums below are exact in float64
+            # on a hundred thousand ranks.
+            each = int(self.engine.zero_optimization_stage()) >= 2 or self._takes
+            self._used[name] = self._used.get(name, 0) | 1 << (self._passes % 8 if each else 0)
+
         hooks = [
-            p.register_post_accumulate_grad_hook(lambda _, name=name: self._used.add(name))
-            for name, p in self.selected.items()
+            p.register_post_accumulate_grad_hook(functools.partial(used, name)) for name, p in self.selected.items()
         ]
         return [hook.remove for hook in hooks]
 
@@ -267,6 +279,7 @@ class ZeroHook:
         self.source.reset()
         self._taken = ({}, {})
         self._used.clear()
+        self._passes = 0
         self._count = 0.0
         self._awaiting_step = False
         self.home.clear()
@@ -360,7 +373,7 @@ def _check_agreement(engine: Any, rule: Rule, gradients: str, selected: Mapping[
     facts = {
         "rule": repr(rule),
         "gradients": gradients,
-        "selected parameters": [(name, tuple(shape_of(p))) for name, p in selected.items()],
+        "selected parameters": [(name, tuple(whole_shape(p))) for name, p in selected.items()],
         "engine": (
             int(engine.zero_optimization_stage()),
             engine.train_micro_batch_size_per_gpu(),

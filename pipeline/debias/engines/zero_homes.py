@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from debias.engines.layout import Chunked, Flat, Layout, Replicated, Span
+from debias.engines.selection import whole_shape
 
 Parameters = Mapping[str, nn.Parameter]
 
@@ -61,7 +62,7 @@ class _Base:
         """Nothing: the engine's own check finds what is not finite, on every rank, and skips its step."""
 
     def _shapes(self, names: Parameters) -> dict[str, torch.Size]:
-        return {name: shape_of(p) for name, p in names.items()}
+        return {name: whole_shape(p) for name, p in names.items()}
 
 
 class Whole(_Base):
@@ -264,8 +265,3 @@ def forget_fetch_order(engine: Any) -> None:
     coordinator = engine.optimizer._get_param_coordinator()
     if not coordinator.is_invalid_trace():
         coordinator._invalidate_trace()
-
-
-def shape_of(parameter: nn.Parameter) -> torch.Size:
-    """The whole parameter's shape, also where stage 3 left only a slice of it here."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from debias.engines.layout import Piece
 from debias.engines.reduce import BUCKET_ELEMENTS
-from debias.engines.zero_homes import Chunks, Home, MasterCopies, Stretches, Whole, home_of, shape_of
+from debias.engines.selection import whole_shape
+from debias.engines.zero_homes import Chunks, Home, MasterCopies, Stretches, Whole, home_of
 
 TENSORS, STATE = "zero_tensors.safetensors", "zero_state.json"
 WEIGHT = "weight"  # beside the optimizer's own names (exp_avg, ...)
@@ -215,7 +216,7 @@ def _scalars(states: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float]
 def _whole(engine: Any, home: Home, masters: Sequence[Master], flats: Mapping[int, Tensor]) -> dict[str, Tensor]:
     """Each parameter put together from all ranks' pieces, on the CPU."""
     sharded = not isinstance(home, Whole)  # otherwise every rank has everything, and one of them is enough
-    shapes = {name: shape_of(p) for name, p in trainable_of(engine).items()}
+    shapes = {name: whole_shape(p) for name, p in trainable_of(engine).items()}
     group = getattr(engine, "seq_data_parallel_group", None)
     mine: dict[str, tuple[Piece, Tensor]] = {}
     for master in masters:
