@@ -205,6 +205,14 @@ class DebiasTrainer(Trainer):
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
+    def _load_best_model(self) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        from debias.engines.zero_state import load_state
+
+        load_state(self.deepspeed, Path(str(self.state.best_model_checkpoint)))
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
