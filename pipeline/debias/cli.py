@@ -216,6 +216,8 @@ def _quiet() -> None:
     """Our log lines, and of the libraries only errors: their load reports bury what a run has to say."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("debias").setLevel(logging.INFO if _first_rank() else logging.WARNING)
+    # A filter, for DeepSpeed sets the level when it is imported; and it prints to stdout, which is ours.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

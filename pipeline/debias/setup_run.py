@@ -218,6 +218,8 @@ def _deepspeed(config: RunConfig) -> dict[str, Any]:
     found = zero_config.read(path, world, config.per_device_train_batch_size, config.gradient_accumulation_steps)
     if (found.get("fp16") or {}).get("enabled") is True:
         raise InputError(f"deepspeed: {path.name}: fp16 is not supported by debias train; use bf16")
+    if found.get("zero_optimization", {}).get("stage") == 3 and config.gradients == "shared_forward":
+        raise InputError("gradients: shared_forward is not safe at stage 3 of DeepSpeed; use auto or two_pass")
     try:
         # Before the model is loaded: stage 3 shards it as it comes, over the ranks of this group.
         zero_launch.open_group(timeout=LOADING_WAIT)

@@ -73,8 +73,23 @@ def read(path: Path, world: int, micro: int, accumulation: int) -> dict[str, Any
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise InputError(f"deepspeed: {path.name}: zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3")
+    _check_supported(path.name, loaded, zero)
     _check_batch(path.name, loaded, world, micro, accumulation)
     return loaded
+
+
+def _check_supported(file: str, loaded: Mapping[str, Any], zero: Mapping[str, Any]) -> None:
+    """What the hook on the engine would refuse anyway, said before the model is loaded."""
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(zero.get(key), dict) and zero[key].get("device") == "nvme":
+            raise InputError(f"deepspeed: {file}: {key}.device is 'nvme', which is not supported; use cpu")
+    kind = loaded.get("optimizer", {})
+    kind = str(kind.get("type", "")) if isinstance(kind, dict) else str(kind)
+    if kind.lower() in {"muon", "onebitadam", "onebitlamb", "zerooneadam"}:
+        raise InputError(f"deepspeed: {file}: optimizer.type is {kind!r}, which is not supported; leave it out")
+    for key in ("zenflow", "mics_shard_size", "zero_hpz_partition_size"):
+        if zero.get(key) not in (None, False, -1, 0, 1):
+            raise InputError(f"deepspeed: {file}: zero_optimization.{key} is not supported; remove it")
 
 
 def _check_keys(file: str, prefix: str, block: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -32,6 +32,13 @@ def test_there_are_the_six():
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4, expected 0, 1, 2 or 3"),
         ({"zero_optimization": 3}, "zero_optimization is 3, expected an object"),
         (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "offload_param.device is 'nvme', which is not supported; use cpu",
+        ),
+        ({"optimizer": {"type": "Muon"}}, "optimizer.type is 'Muon', which is not supported"),
+        ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, "zenflow is not supported; remove it"),
+        ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "zero_hpz_partition_size is not supported"),
+        (
             {"train_batch_size": 60},
             "train_batch_size is 60, but 4 samples x 2 micro-batches x 8 ranks are 64; use auto",
         ),
@@ -68,3 +75,13 @@ def test_every_key_of_deepspeeds_own_is_known():
     names = {field.alias or name for name, field in fields.items()}
     old = {name for name in names if "cpu_offload" in name or "fp16_weights" in name or name.startswith("legacy")}
     assert names - old - zero_config.ZERO_KEYS <= {"save_muon_momentum_buffer_in_memory"}
+
+
+def test_shared_forward_at_stage_3_is_refused_before_anything_is_loaded(tmp_path):
+    from debias.config import RunConfig
+    from debias.setup_run import training_arguments
+
+    run = {"model": "x", "data": {"train": "generated"}, "output_dir": str(tmp_path / "run"), "deepspeed": "zero3"}
+    with pytest.raises(InputError, match="shared_forward is not safe at stage 3"):
+        training_arguments(RunConfig.model_validate(run | {"gradients": "shared_forward"}))
+    assert not (tmp_path / "run").exists()
