@@ -54,6 +54,30 @@ class LabelCount(_Read):
     predicted: int = Field(ge=0)
 
 
+class Bin(_Read):
+    """One bar of a reliability diagram: `n` predictions whose confidence lies in (low, high], their mean and accuracy."""
+
+    low: Share
+    high: Share
+    n: int = Field(ge=0)
+    confidence: Share | None = None
+    accuracy: Share | None = None
+
+
+class PartialInput(Part):
+    """What a classifier reaches that sees only `fields` of each example: a floor that no model should be praised for."""
+
+    fields: tuple[str, ...]
+    how: str = ""
+
+
+class Overlap(_Read):
+    """How many of the suite's rows are also in the training data (normalised text), and whether they were left out."""
+
+    rows: int = Field(ge=0)
+    excluded: bool = False
+
+
 class Result(Part):
     """One run judged on one suite. `available` counts the suite's examples, so `n` below it means a subset."""
 
@@ -73,6 +97,14 @@ class Result(Part):
     limit: int | None = None
     examples_sha256: str | None = None
     description: str = ""
+    task: str = ""
+    macro_f1: Share | None = None
+    clusters: int | None = None  # None: every example stands for itself, and intervals are Wilson's
+    consistency: Part | None = None  # share of clusters in which every example is right
+    reliability: tuple[Bin, ...] = ()
+    partial_input: PartialInput | None = None
+    overlap: Overlap | None = None
+    judge: dict[str, Any] = {}  # how labels were scored: normalisation, calibration, dtype, check of the adapter
 
     @property
     def limited(self) -> bool:
@@ -87,6 +119,8 @@ class Prediction(_Read):
     prediction: str
     probabilities: dict[str, Share]
     group: str | None = None
+    cluster: str | None = None
+    texts: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_labels(self) -> "Prediction":
@@ -142,6 +176,8 @@ def _prediction_line(i: int, example: Example, judged: Judged) -> str:
         "prediction": judged.labels[judged.prediction_N[i]],
         "probabilities": {name: min(1.0, float(f"{value:.6g}")) for name, value in probabilities},
         "group": example.group,
+        "cluster": example.cluster,
+        "texts": list(example.texts),
     }
     return json.dumps(record, ensure_ascii=False) + "\n"
 

@@ -143,13 +143,17 @@ def majority_accuracy(gold_N: Ints) -> float:
 
 @dataclass(frozen=True)
 class Judged:
-    """Predictions beside what was right: `prediction_N` and `gold_N` index `labels`, `probabilities_NC` are merged."""
+    """Predictions beside what was right: `prediction_N` and `gold_N` index `labels`, `probabilities_NC` are merged.
+
+    `clusters` names the cluster of each example; empty where every example stands for itself.
+    """
 
     labels: tuple[str, ...]
     gold_N: Ints
     prediction_N: Ints
     probabilities_NC: Floats
     groups: tuple[str | None, ...]
+    clusters: tuple[str, ...] = ()
 
 
 def check(judged: Judged) -> None:

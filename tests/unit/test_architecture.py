@@ -29,7 +29,7 @@ ROOMS = {
 # What only the rooms of mathematics may import of others' packages.
 TORCH_ONLY = ("debias.methods", "debias.losses")
 # The only places that know the evaluator, and they only inside a function.
-MAY_USE_EVALUATOR = ("debias.cli", "debias.demo")
+MAY_USE_EVALUATOR = ("debias.cli", "debias.cli_eval", "debias.demo")
 WITHOUT_TORCH = ("scoring", "results", "report", "runs", "summary", "charts", "verdict", "suite")
 
 

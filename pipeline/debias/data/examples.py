@@ -1,6 +1,7 @@
 """The one type that leaves the data room."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,6 +10,8 @@ class Example:
 
     `texts` follows the order of `text_fields`; `label` is an index into `labels`; `group` names a subpopulation
     (a planted-bias tag, a HANS subcase); `bias_weight` is the value of the data's weight column, if one was asked for.
+    Examples of one `cluster` (a counterfactual pair, a template) are not independent. `image` is a uint8 array
+    [channels, height, width] where the input is a picture; `texts` is then empty.
     """
 
     id: str
@@ -16,3 +19,5 @@ class Example:
     label: int
     group: str | None = None
     bias_weight: float | None = None
+    cluster: str | None = None
+    image: Any = None

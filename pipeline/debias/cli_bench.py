@@ -1,0 +1,93 @@
+"""The verbs of `debias bench`."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from debias.cli_print import AsJson, print_table
+
+app = typer.Typer(no_args_is_help=True, help="Measure cost.")
+
+
+@app.command("step")
+def bench_step(
+    model: Annotated[
+        str, typer.Option(help="package:minilm, package:smollm2, a folder or a hub id.")
+    ] = "package:minilm",
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    length: Annotated[int | None, typer.Option(min=4)] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    load_in_4bit: Annotated[bool | None, typer.Option("--load-in-4bit")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16")] = None,
+    memory: Annotated[bool, typer.Option(help="Also measure peak memory, in processes of their own.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step: plain LoRA, the published procedure, two_pass, shared_forward, single_pass."""
+    from debias.bench import bench_step as measure
+    from debias.bench import setting_for, table_of
+
+    changes: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "threads": threads}
+    setting = setting_for(model, **changes, load_in_4bit=load_in_4bit, bf16=bf16)
+    result = measure(setting, memory=memory)
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
+@app.command("zero")
+def bench_zero(
+    stage: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage (3).")] = None,
+    world: Annotated[int | None, typer.Option(min=1, help="Ranks, on GPUs where there are any (2).")] = None,
+    family: Annotated[str | None, typer.Option(help="qwen3 or llama.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1)] = None,
+    hidden: Annotated[int | None, typer.Option(min=1)] = None,
+    mlp: Annotated[int | None, typer.Option(min=1)] = None,
+    vocab: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples of each rank.")] = None,
+    length: Annotated[int | None, typer.Option(min=4)] = None,
+    lora_r: Annotated[int | None, typer.Option(min=1)] = None,
+    rounds: Annotated[int | None, typer.Option(min=0, help="Interleaved rounds; 0 counts collectives alone.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each rank.")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time and count a step under DeepSpeed on several ranks: plain LoRA, single_pass, two_pass."""
+    from debias.bench_zero import bench_zero as measure
+    from debias.bench_zero import table_of, zero_setting
+
+    sizes: dict[str, Any] = {"layers": layers, "hidden": hidden, "mlp": mlp, "vocab": vocab, "lora_r": lora_r}
+    load: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "threads": threads, "bf16": bf16}
+    result = measure(zero_setting(stage=stage, world=world, family=family, **sizes, **load))
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
+@app.command("combine")
+def bench_combine(
+    model: Annotated[str | None, typer.Option(help="Whose adapters (Qwen3-8B).")] = None,
+    lora_r: Annotated[int | None, typer.Option(min=1)] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Take the share of one of so many ranks.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1)] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the combination alone for a large model's adapters, against the floor that memory sets."""
+    from debias.bench_combine import bench_combine as measure
+    from debias.bench_combine import combine_setting, table_of
+
+    result = measure(combine_setting(model=model, lora_r=lora_r, ranks=ranks, rounds=rounds, threads=threads))
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
+@app.command("cost")
+def bench_cost(
+    model: Annotated[list[str] | None, typer.Option(help="One of the table's models; may be repeated.")] = None,
+    world: Annotated[list[int] | None, typer.Option(min=1, help="Ranks; may be repeated.")] = None,
+    lora_r: Annotated[int, typer.Option(min=1)] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Compute what two gradients add to a step's communication, from 0.6B to 405B parameters, 2 to 4096 ranks."""
+    from debias.bench_cost import bench_cost as compute
+    from debias.bench_cost import table_of
+
+    result = compute(model or (), world or (), lora_r)
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
