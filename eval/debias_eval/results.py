@@ -55,7 +55,7 @@ class LabelCount(_Read):
 
 
 class Bin(_Read):
-    """One bar of a reliability diagram: `n` predictions whose confidence lies in (low, high], their mean and accuracy."""
+    """A bar of a reliability diagram: `n` predictions with a confidence in (low, high], their mean and accuracy."""
 
     low: Share
     high: Share
@@ -65,7 +65,7 @@ class Bin(_Read):
 
 
 class PartialInput(Part):
-    """What a classifier reaches that sees only `fields` of each example: a floor that no model should be praised for."""
+    """What a classifier reaches that sees only `fields` of each example: a floor, nothing to be praised for."""
 
     fields: tuple[str, ...]
     how: str = ""
