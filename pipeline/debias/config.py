@@ -6,107 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from debias.config_data import DataConfig, DataSource, PlantedBias, Strict, is_list  # noqa: F401 (importable from here as well)
 from debias.errors import InputError
-
-
-class Strict(BaseModel):
-    """A block of settings in which every key must be known and every number finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_flag_for_a_number(cls, value: Any, info: Any) -> Any:
-        numbers = {int, float, int | None, float | None}
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in numbers:
-            raise ValueError(f"expected a number, got {value}")
-        return value
-
-
-class PlantedBias(Strict):
-    """A shortcut written into the data (EDGE's biased-SNLI): a cue that predicts one label.
-
-    `prevalence` is the share of examples that carry the cue; `strength` is P(label == target | cue). The cue is
-    appended to the text field, after a space. Li et al., CCL 2025: train 0.33 / 0.9, test 0.95 / 0.33.
-    """
-
-    cue: str = Field("!!", min_length=1)
-    field: str = "premise"
-    label: str = "neutral"
-    prevalence: float = Field(0.33, ge=0, le=1)
-    strength: float = Field(0.9, ge=0, le=1)
-    seed: int = 0
-
-
-class DataSource(Strict):
-    """Where examples come from: `generated`, a local file (.jsonl, .csv, .parquet, each also .gz), or a hub id.
-
-    A local path is looked up beside the config, in the working directory, then in the folder `DEBIAS_DATA`.
-    `limit` keeps a random subset of that size, drawn with `seed`; for `generated` it is the number of pairs made, and
-    `phenomena` says of what kinds (default: all but `plain_`).
-    """
-
-    source: str = Field(min_length=1)
-    split: str = "train"
-    name: str | None = None  # configuration of a hub dataset
-    phenomena: tuple[str, ...] | None = Field(None, min_length=1)
-    limit: int | None = Field(None, ge=1)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _only_generated_has_phenomena(self) -> "DataSource":
-        if self.phenomena and self.source != "generated":
-            raise ValueError(f"phenomena goes with source 'generated', not with {self.source!r}")
-        return self
-
-
-class DataConfig(Strict):
-    """Training and in-distribution validation data, and how a row is read."""
-
-    train: DataSource
-    validation: DataSource | None = None
-    text_fields: tuple[str, ...] = Field(("premise", "hypothesis"), min_length=1)
-    label_field: str = "label"
-    id_field: str | None = "id"
-    group_field: str | None = None
-    labels: tuple[str, ...] = Field(("entailment", "neutral", "contradiction"), min_length=2)
-    label_map: dict[str, str] = {}
-    planted_bias: PlantedBias | None = None
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _labels_are_names(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple) and any(isinstance(label, bool) for label in value):
-            raise ValueError("YAML reads a bare yes, no, true or false as a flag; put quotes around such a label")
-        return [str(label) if isinstance(label, int) else label for label in value] if _is_list(value) else value
-
-    @field_validator("label_map", mode="before")
-    @classmethod
-    def _integer_labels(cls, value: Any) -> Any:
-        # `{0: entailment}`: rows are looked up by the text of their label.
-        return {str(raw): name for raw, name in value.items()} if isinstance(value, dict) else value
-
-    @field_validator("train", "validation", mode="before")
-    @classmethod
-    def _short_source(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _names_exist(self) -> "DataConfig":
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels holds a name twice: {list(self.labels)}")
-        if len(set(self.text_fields)) != len(self.text_fields):
-            raise ValueError(f"text_fields holds a name twice: {list(self.text_fields)}")
-        for raw, name in self.label_map.items():
-            if name not in self.labels:
-                raise ValueError(f"label_map sends {raw!r} to {name!r}, which is not in labels {list(self.labels)}")
-        if self.planted_bias and self.planted_bias.label not in self.labels:
-            raise ValueError(f"planted_bias.label is {self.planted_bias.label!r}, not one of {list(self.labels)}")
-        if self.planted_bias and self.planted_bias.field not in self.text_fields:
-            raise ValueError(f"planted_bias.field is {self.planted_bias.field!r}, not in {list(self.text_fields)}")
-        return self
 
 
 class PromptConfig(Strict):
@@ -154,7 +57,7 @@ class AdapterConfig(Strict):
     @field_validator("targets", mode="before")
     @classmethod
     def _targets_are_names(cls, value: Any) -> Any:
-        named = _is_list(value) and value and all(isinstance(name, str) for name in value)
+        named = is_list(value) and value and all(isinstance(name, str) for name in value)
         if not named and value not in ("auto", "all-linear"):
             raise ValueError(f"expected auto, all-linear or a list of module names, got {value!r}")
         return value
@@ -176,7 +79,7 @@ class RunConfig(Strict):
     prompt: PromptConfig | None = None
     max_length: int = Field(128, ge=4)
 
-    method: dict[str, Any] = {"name": "edge"}
+    method: dict[str, Any] = Field({"name": "edge"})
     gradients: Literal["auto", "single_pass", "shared_forward", "two_pass"] = "auto"
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -231,7 +134,7 @@ class RunConfig(Strict):
     @field_validator("report_to", mode="before")
     @classmethod
     def _reporters(cls, value: Any) -> Any:
-        if not isinstance(value, str) and not (_is_list(value) and all(isinstance(name, str) for name in value)):
+        if not isinstance(value, str) and not (is_list(value) and all(isinstance(name, str) for name in value)):
             raise ValueError(f"expected a name such as tensorboard, or a list of names, got {value!r}")
         return value
 
@@ -264,10 +167,6 @@ class RunConfig(Strict):
                 if "{" + field + "}" not in self.prompt.template:
                     raise ValueError(f"prompt.template does not use {{{field}}}, one of data.text_fields")
         return self
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
