@@ -1,0 +1,310 @@
+"""How sure a number is: intervals and tests for shares, where examples come in clusters and models in seeds.
+
+Shapes: N examples, K clusters, C columns, B bootstrap replicates, S training seeds. Everything that draws is seeded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.stats import binomtest, norm
+from scipy.stats import t as student
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Interval = tuple[float, float]
+Z95 = float(norm.ppf(0.975))
+
+REPLICATES = 4000  # of one share: percentiles need many, and equal clusters make them cheap
+PAIRED_REPLICATES = 1000  # of a difference: only a variance is taken from them, known to about 2 % of its root
+FEW_CLUSTERS = 10  # below it resampling says too little: each cluster then counts as one example
+_FEW_KINDS = 512
+_CHUNK = 4_000_000
+
+
+def wilson(correct: float, n: float, z: float = Z95) -> Interval:
+    """Score interval of a share (Wilson, JASA 22, 1927): inside [0, 1], usable for small n and for 0 or n right."""
+    if not 0 <= correct <= n or n == 0:
+        raise ValueError(f"correct is {correct} and n is {n}; expected 0 <= correct <= n and n > 0")
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # Rounding must not push the interval off the share at the two ends, where they coincide by algebra.
+    return (0.0 if correct == 0 else max(0.0, centre - half)), (1.0 if correct == n else min(1.0, centre + half))
+
+
+def square_and_add(first: float, first_ci: Interval, second: float, second_ci: Interval, phi: float = 0.0) -> Interval:
+    """95 % interval of `first - second` from the intervals of both (Newcombe, Stat. Med. 17, 1998, method 10).
+
+    `phi` is the correlation of two shares of the same examples, 0 for independent ones.
+    """
+    (low1, high1), (low2, high2) = first_ci, second_ci
+    below = _root(first - low1, high2 - second, phi)
+    above = _root(high1 - first, second - low2, phi)
+    return max(-1.0, first - second - below), min(1.0, first - second + above)
+
+
+def _root(x: float, y: float, phi: float) -> float:
+    return sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+
+def paired_newcombe(both: float, first_only: float, second_only: float, neither: float) -> Interval:
+    """95 % interval of `second - first`, two shares of the same examples (Newcombe, Stat. Med. 17, 1998, 2635).
+
+    The four counts say how many examples both, only one, or neither got right.
+    """
+    n = both + first_only + second_only + neither
+    one, two = both + second_only, both + first_only
+    margins = one * (n - one) * two * (n - two)
+    excess = both * neither - first_only * second_only
+    # Method 10: the continuity correction applies to a positive correlation only.
+    excess = max(0.0, excess - n / 2) if excess > 0 else excess
+    phi = excess / sqrt(margins) if margins > 0 else 0.0
+    return square_and_add(one / n, wilson(one, n), two / n, wilson(two, n), phi)
+
+
+def mcnemar(first_right_N: ArrayLike, second_right_N: ArrayLike) -> float:
+    """Exact two-sided p that two classifiers are right equally often on the same examples (McNemar, 1947).
+
+    1 where they never differ.
+    """
+    first_N, second_N = np.asarray(first_right_N, dtype=bool), np.asarray(second_right_N, dtype=bool)
+    if first_N.shape != second_N.shape or first_N.size == 0:
+        raise ValueError(f"{first_N.size} and {second_N.size} answers; expected the same number, over 0")
+    return sign_test(int((first_N & ~second_N).sum()), int((~first_N & second_N).sum()))
+
+
+def sign_test(losses: int, wins: int) -> float:
+    """Exact two-sided p of `losses` against `wins` under even odds; 1 where there is neither."""
+    return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, in the order given (Holm, Scand. J. Stat. 6, 1979)."""
+    p_N = np.asarray(p, dtype=np.float64)
+    if p_N.size and not ((p_N >= 0) & (p_N <= 1)).all():
+        raise ValueError(f"p is {list(p)}; expected numbers from 0 to 1")
+    order_N = np.argsort(p_N, kind="stable")
+    adjusted_N = np.empty_like(p_N)
+    adjusted_N[order_N] = np.minimum(1.0, np.maximum.accumulate(p_N[order_N] * np.arange(p_N.size, 0, -1)))
+    return [float(value) for value in adjusted_N]
+
+
+def cluster_index(names: Sequence[str | None]) -> Ints:
+    """Cluster names as numbers 0..K-1, `[N]`; an example without a name is a cluster of its own."""
+    seen: dict[Any, int] = {}
+    keys = (("row", i) if name is None else name for i, name in enumerate(names))
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
+
+
+def compact(cluster_N: Ints) -> tuple[Ints, int]:
+    """The same clusters numbered without holes, and their number K."""
+    names, index_N = np.unique(cluster_N, return_inverse=True)
+    return index_N.astype(np.int64), len(names)
+
+
+def cluster_sums(values_NC: ArrayLike, cluster_N: Ints, clusters: int) -> Floats:
+    """Sums of the columns within each cluster, `[K, C]`."""
+    columns = np.atleast_2d(np.asarray(values_NC, dtype=np.float64).T)
+    return np.stack([np.bincount(cluster_N, weights=column, minlength=clusters) for column in columns], axis=1)
+
+
+def cluster_bootstrap(sums_KC: Any, replicates: int = REPLICATES, seed: int = 0) -> Floats:
+    """Column totals `[B, C]` of samples of K whole clusters drawn with replacement; `sums_KC` may be sparse.
+
+    Clusters with equal sums are interchangeable, so where there are few kinds of them only the number of each kind is
+    drawn: the same distribution, much faster.
+    """
+    rng = np.random.default_rng(seed)
+    clusters = sums_KC.shape[0]
+    if not sparse.issparse(sums_KC):
+        kinds_UC, count_U = np.unique(sums_KC, axis=0, return_counts=True)
+        if len(count_U) <= min(_FEW_KINDS, clusters):
+            return np.asarray(rng.multinomial(clusters, count_U / clusters, size=replicates) @ kinds_UC)
+    columns = sparse.csr_matrix(sums_KC).T.tocsr()
+    step = max(1, _CHUNK // clusters)
+    chunks = [_draw(rng, clusters, min(step, replicates - start)) for start in range(0, replicates, step)]
+    return np.concatenate([(columns @ times_KB).T for times_KB in chunks])
+
+
+def _draw(rng: np.random.Generator, clusters: int, replicates: int) -> Floats:
+    """How often each cluster is in each replicate, `[K, B]`."""
+    times_BK = np.empty((replicates, clusters))
+    for times_K in times_BK:
+        times_K[:] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
+    return np.ascontiguousarray(times_BK.T)
+
+
+def expanded_percentiles(values_B: Floats, clusters: int) -> Interval:
+    """95 % percentile interval, its levels widened for few clusters (Hesterberg, Am. Stat. 69, 2015, section 5)."""
+    width = sqrt(clusters / (clusters - 1)) * student.ppf(0.975, clusters - 1)
+    level = float(norm.cdf(-width))
+    low, high = np.quantile(values_B, [level, 1 - level])
+    return float(low), float(high)
+
+
+def share_interval(right_N: Bools, cluster_N: Ints | None = None, seed: int = 0) -> Interval:
+    """95 % interval of the share of right answers.
+
+    Wilson's where every cluster is one example; else by resampling whole clusters, and where that cannot speak (fewer
+    than ten clusters, or all of them alike) Wilson's with each cluster counting as one example.
+    """
+    correct, n = int(right_N.sum()), len(right_N)
+    index_N, clusters = compact(cluster_N) if cluster_N is not None else (None, n)
+    if index_N is None or clusters == n:
+        return wilson(correct, n)
+    share = correct / n
+    if clusters >= FEW_CLUSTERS:
+        sums_KC = cluster_sums(np.stack([right_N, np.ones(n)], axis=1), index_N, clusters)
+        sums_BC = cluster_bootstrap(sums_KC, seed=seed)
+        shares_B = sums_BC[:, 0] / sums_BC[:, 1]
+        if np.ptp(shares_B) > 0:
+            low, high = expanded_percentiles(shares_B, clusters)
+            return min(low, share), max(high, share)
+    return wilson(share * clusters, clusters)
+
+
+def gap_interval(
+    right_N: Bools, first_N: Bools, second_N: Bools, cluster_N: Ints | None = None, seed: int = 0
+) -> Interval:
+    """95 % interval of the accuracy on `first_N` minus that on `second_N` (masks of disjoint, non-empty parts).
+
+    Newcombe's where every cluster is one example; else by resampling clusters, which may hold examples of both parts.
+    """
+    chosen_N = first_N | second_N
+    parts = [right_N[mask_N] for mask_N in (first_N, second_N)]
+    shares = [float(part.mean()) for part in parts]
+    index_N, clusters = compact(cluster_N[chosen_N]) if cluster_N is not None else (None, int(chosen_N.sum()))
+    if index_N is None or clusters == chosen_N.sum():
+        sizes = [len(part) for part in parts]
+        return _independent(shares, sizes)
+    if clusters >= FEW_CLUSTERS:
+        columns = np.stack([right_N & first_N, first_N, right_N & second_N, second_N], axis=1)[chosen_N]
+        sums_BC = cluster_bootstrap(cluster_sums(columns, index_N, clusters), seed=seed)
+        whole_BC = sums_BC[(sums_BC[:, 1] > 0) & (sums_BC[:, 3] > 0)]
+        gaps_B = whole_BC[:, 0] / whole_BC[:, 1] - whole_BC[:, 2] / whole_BC[:, 3]
+        if len(gaps_B) > len(sums_BC) / 2 and np.ptp(gaps_B) > 0:
+            low, high = expanded_percentiles(gaps_B, clusters)
+            gap = shares[0] - shares[1]
+            return min(low, gap), max(high, gap)
+    return _independent(shares, [compact(cluster_N[mask_N])[1] for mask_N in (first_N, second_N)])  # type: ignore[index]
+
+
+def _independent(shares: Sequence[float], sizes: Sequence[int]) -> Interval:
+    (first, second), (n1, n2) = shares, sizes
+    return square_and_add(first, wilson(first * n1, n1), second, wilson(second * n2, n2))
+
+
+def over_seeds(
+    values_S: Sequence[float], intervals_S: Sequence[Interval], bounds: Interval = (-1.0, 1.0)
+) -> tuple[float, float, float]:
+    """Mean over training seeds with its 95 % interval: (mean, low, high), inside `bounds`.
+
+    Student's t over seeds and the examples' own interval, combined in quadrature. The seeds share one test set, so the
+    examples' part does not shrink with their number. One seed keeps its own interval, which knows of examples alone.
+    """
+    if not len(values_S) == len(intervals_S) > 0:
+        raise ValueError(f"{len(values_S)} values and {len(intervals_S)} intervals; expected the same number, over 0")
+    values, ends = np.asarray(values_S, dtype=np.float64), np.asarray(intervals_S, dtype=np.float64)
+    seeds, mean = len(values), float(values.mean())
+    below, above = (values - ends[:, 0]).mean(), (ends[:, 1] - values).mean()
+    spread = student.ppf(0.975, seeds - 1) * values.std(ddof=1) / sqrt(seeds) if seeds > 1 else 0.0
+    low, high = mean - np.hypot(spread, below), mean + np.hypot(spread, above)
+    return mean, float(max(low, bounds[0])), float(min(high, bounds[1]))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """`second - first` on the same examples, with its 95 % interval, two-sided p, and the test in words."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    test: str
+
+
+def paired_bootstrap(
+    first_SN: ArrayLike,
+    second_SN: ArrayLike,
+    cluster_N: Ints | None = None,
+    *,
+    replicates: int = PAIRED_REPLICATES,
+    seed: int = 0,
+) -> Paired:
+    """Difference in accuracy of two methods, each `[S, N]` (right or not; S may differ), over seeds and clusters.
+
+    See `two_level` for what varies. ValueError for shapes that do not fit.
+    """
+    first_SN, second_SN = np.atleast_2d(np.asarray(first_SN)), np.atleast_2d(np.asarray(second_SN))
+    n = first_SN.shape[1]
+    if second_SN.shape[1] != n or 0 in (*first_SN.shape, *second_SN.shape):
+        raise ValueError(f"answers of shapes {first_SN.shape} and {second_SN.shape}; expected [seeds, examples]")
+    index_N, clusters = compact(np.arange(n) if cluster_N is None else cluster_N)
+    columns = np.concatenate([first_SN, second_SN, np.ones((1, n))]).T
+    sums_BC = cluster_bootstrap(cluster_sums(columns, index_N, clusters), replicates, seed)
+    shares_BS = sums_BC[:, :-1] / sums_BC[:, -1:]
+    seeds = len(first_SN)
+    return two_level(
+        first_SN.mean(axis=1), second_SN.mean(axis=1), shares_BS[:, :seeds], shares_BS[:, seeds:], clusters
+    )
+
+
+def two_level(first_S: Floats, second_S: Floats, first_BS: Floats, second_BS: Floats, clusters: int) -> Paired:
+    """Difference of two methods' means over seeds, from each seed's value and its replicates over clusters.
+
+    Two things vary: which examples are in the test set, shared by all runs (the replicates' variance), and the training
+    seed (the variance between seeds, in closed form what resampling seeds gives, times S / (S - 1); the part of it that
+    resampled clusters already show is taken out). Student's t with Satterthwaite's degrees of freedom makes up for few
+    seeds. A lone seed beside several is taken to vary as they do. With one seed each only the examples vary.
+    """
+    difference = float(second_S.mean() - first_S.mean())
+    seeds = (len(first_S), len(second_S))
+    test = "paired bootstrap over clusters" if max(seeds) == 1 else "paired bootstrap over seeds and clusters"
+    difference_B = second_BS.mean(axis=1) - first_BS.mean(axis=1)
+    difference_B = difference_B[np.isfinite(difference_B)]
+    if clusters < 2 or len(difference_B) < 2:
+        return Paired(difference, -1.0, 1.0, 1.0, f"{test}: a single cluster says nothing")
+    of_examples = float(difference_B.var(ddof=1)) * clusters / (clusters - 1)
+    of_seeds = _seed_variances((first_S, first_BS), (second_S, second_BS))
+    variance = of_examples + sum(part for part, _ in of_seeds)
+    if variance <= 1e-18:
+        return _without_spread(difference, float(first_S.mean()), clusters)
+    freedom = variance**2 / sum(part**2 / df for part, df in [(of_examples, clusters - 1), *of_seeds])
+    error = sqrt(variance)
+    half = float(student.ppf(0.975, freedom)) * error
+    p = float(2 * student.sf(abs(difference) / error, freedom))
+    return Paired(difference, max(-1.0, difference - half), min(1.0, difference + half), p, test)
+
+
+def _seed_variances(*sides: tuple[Floats, Floats]) -> list[tuple[float, int]]:
+    """(variance of the mean that seeds cause, its degrees of freedom) of each side; one seed each gives none."""
+    known = [_of_one_run(values_S, values_BS) for values_S, values_BS in sides if len(values_S) > 1]
+    if not known:
+        return []
+    lone = max(known)
+    per_side = [_of_one_run(values_S, values_BS) if len(values_S) > 1 else lone for values_S, values_BS in sides]
+    return [(part / len(values_S), df) for (part, df), (values_S, _) in zip(per_side, sides, strict=True)]
+
+
+def _of_one_run(values_S: Floats, values_BS: Floats) -> tuple[float, int]:
+    """Variance of a run's true value over training seeds, without what its own answers' noise adds."""
+    seeds = len(values_S)
+    apart_BS = values_BS - values_BS.mean(axis=1, keepdims=True)
+    noise = float(np.nanvar(apart_BS, axis=0, ddof=1).mean()) * seeds / (seeds - 1)
+    return max(0.0, float(values_S.var(ddof=1)) - noise), seeds - 1
+
+
+def _without_spread(difference: float, first: float, clusters: int) -> Paired:
+    """Every cluster differs by the same: each counts as one example, so that a handful of them proves little."""
+    moved = round(abs(difference) * clusters)
+    wins, losses = (moved, 0) if difference > 0 else (0, moved)
+    both = min(max(first * clusters - losses, 0.0), clusters - moved)
+    low, high = paired_newcombe(both, losses, wins, clusters - moved - both)
+    p = sign_test(losses, wins)
+    return Paired(difference, min(low, difference), max(high, difference), p, "sign test over clusters")
