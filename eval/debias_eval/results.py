@@ -105,10 +105,61 @@ class Result(Part):
     partial_input: PartialInput | None = None
     overlap: Overlap | None = None
     judge: dict[str, Any] = {}  # how labels were scored: normalisation, calibration, dtype, check of the adapter
+    predictions_sha256: str | None = None  # of the file of predictions that these numbers were counted from
 
     @property
     def limited(self) -> bool:
         return self.available is not None and self.n < self.available
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "Result":
+        for broken in filter(None, (rule(self) for rule in _CONTRADICTIONS)):
+            raise ValueError(broken)
+        return self
+
+
+def _wrong_count(result: Result) -> str | None:
+    right = result.accuracy * result.n
+    if abs(right - round(right)) > 1e-6 * result.n:
+        return f"accuracy {result.accuracy} is no share of {result.n} examples"
+    if result.available is not None and result.n > result.available:
+        return f"n is {result.n}, but the suite has {result.available} examples available"
+    in_groups = sum(part.n for part in result.groups.values())
+    return f"groups hold {in_groups} examples, but n is {result.n}" if in_groups > result.n else None
+
+
+def _wrong_labels(result: Result) -> str | None:
+    for name in ("n", "predicted"):
+        total = sum(getattr(count, name) for count in result.labels.values())
+        if result.labels and total != result.n:
+            return f"labels.*.{name} add up to {total}, but n is {result.n}"
+    binned = sum(one.n for one in result.reliability)
+    return f"reliability counts {binned} examples, but n is {result.n}" if binned not in (0, result.n) else None
+
+
+def _wrong_groups(result: Result) -> str | None:
+    worst = result.worst_group
+    if worst and worst.name not in result.groups:
+        return f"worst_group is {worst.name!r}, not one of the groups {list(result.groups)}"
+    if worst and abs(worst.accuracy - min(part.accuracy for part in result.groups.values())) > 1e-9:
+        return f"worst_group has the accuracy {worst.accuracy}, but that is not the lowest among the groups"
+    if result.gap is None or result.aligned is None or result.conflicting is None:
+        return None
+    if abs(result.gap - (result.aligned.accuracy - result.conflicting.accuracy)) > 1e-9:
+        return f"gap is {result.gap}, but aligned - conflicting is not"
+    low, high = result.gap_ci95 or (-1.0, 1.0)
+    return None if low - 1e-9 <= result.gap <= high + 1e-9 else f"gap_ci95 [{low}, {high}] does not hold {result.gap}"
+
+
+def _wrong_clusters(result: Result) -> str | None:
+    if result.clusters is not None and not 1 <= result.clusters <= result.n:
+        return f"clusters is {result.clusters}, but n is {result.n}"
+    if result.consistency and (result.clusters is None or result.consistency.n > result.clusters):
+        return f"consistency counts {result.consistency.n} clusters, but clusters is {result.clusters}"
+    return None
+
+
+_CONTRADICTIONS = (_wrong_count, _wrong_labels, _wrong_groups, _wrong_clusters)
 
 
 class Prediction(_Read):
@@ -159,12 +210,15 @@ def predictions_path(run: Path, suite: str) -> Path:
 def write_results(run: Path, result: Mapping[str, Any], examples: Sequence[Example], judged: Judged) -> Path:
     """Write predictions, then the results that vouch for them; returns the results' path.
 
-    Probabilities are kept to 6 significant digits. The same predictions give the same bytes.
+    Probabilities are kept to 6 significant digits. The same predictions give the same bytes, and the results hold their
+    digest.
     """
     lines = "".join(_prediction_line(i, example, judged) for i, example in enumerate(examples))
-    write_whole(predictions_path(run, result["suite"]), gzip.compress(lines.encode(), mtime=0))
+    content = gzip.compress(lines.encode(), mtime=0)
+    write_whole(predictions_path(run, result["suite"]), content)
     path = result_path(run, result["suite"])
-    write_whole(path, (json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    vouched = {**result, "predictions_sha256": hashlib.sha256(content).hexdigest()}
+    write_whole(path, (json.dumps(vouched, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return path
 
 
@@ -206,17 +260,39 @@ def read_results(run: Path) -> dict[str, Result]:
     return {path.stem: read_result(path) for path in sorted((Path(run) / "eval").glob("*.json"))}
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """The predictions of one result, validated; InputError with the line number if the file is damaged."""
+def read_predictions(path: Path, result: Result | None = None) -> list[Prediction]:
+    """The predictions of one result, validated; InputError with the line number if the file is damaged.
+
+    With `result`, also an InputError if they are not the ones that its numbers were counted from: another version of
+    the suite, another model, a file put in their place.
+    """
     predictions: list[Prediction] = []
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
-                predictions.append(Prediction.model_validate(json.loads(line)))
+                predictions.append(Prediction.model_validate_json(line))
     except (OSError, EOFError, ValueError) as error:
         row = len(predictions) + 1
         raise InputError(f"{path}, line {row}: damaged predictions: {_why(error)}; run `debias eval` again") from None
+    if result is not None:
+        _check_belong(path, predictions, result)
     return predictions
+
+
+def _check_belong(path: Path, predictions: Sequence[Prediction], result: Result) -> None:
+    right = sum(one.label == one.prediction for one in predictions)
+    counted = round(result.accuracy * result.n)
+    digest = result.predictions_sha256
+    if len(predictions) != result.n:
+        broken = f"holds {len(predictions)} predictions, the results count {result.n}"
+    elif right != counted:
+        broken = f"holds {right} right answers, the results count {counted}"
+    elif digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        broken = "is not the file that the results were counted from"
+    else:
+        return
+    where = f"{result.suite} version {result.version}"
+    raise InputError(f"{path}: {broken} ({where}); run `debias eval` again")
 
 
 def _why(error: Exception) -> str:

@@ -4,58 +4,50 @@ Shapes: N examples, M labels of the model, C labels of the suite. Probabilities 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import norm
 
 from debias.errors import InputError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Z95 = float(norm.ppf(0.975))
+from debias_eval.calibration import brier, expected_calibration_error, reliability
+from debias_eval.statistics import (
+    Bools,
+    Floats,
+    Interval,
+    Ints,
+    cluster_index,
+    compact,
+    gap_interval,
+    share_interval,
+    square_and_add,
+    wilson,
+)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`correct` right answers out of `n`, and the 95 % interval of their share."""
+    """`correct` right answers out of `n`, and the 95 % interval of their share (Wilson's, unless clusters gave it)."""
 
     n: int
     correct: int
+    interval: Interval | None = field(default=None, compare=False)
 
     @property
     def value(self) -> float:
         return self.correct / self.n
 
     @property
-    def ci95(self) -> tuple[float, float]:
-        return wilson(self.correct, self.n)
+    def ci95(self) -> Interval:
+        return self.interval or wilson(self.correct, self.n)
 
     def as_dict(self) -> dict[str, Any]:
         return {"n": self.n, "accuracy": self.value, "ci95": list(self.ci95)}
 
 
-def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Score interval of a share (Wilson, JASA 22, 1927): inside [0, 1], usable for small n and for 0 or n right."""
-    if not 0 <= correct <= n or n == 0:
-        raise ValueError(f"correct is {correct} and n is {n}; expected 0 <= correct <= n and n > 0")
-    share = correct / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # Rounding must not push the interval off the share at the two ends, where they coincide by algebra.
-    return (0.0 if correct == 0 else max(0.0, centre - half)), (1.0 if correct == n else min(1.0, centre + half))
-
-
-def newcombe(first: Accuracy, second: Accuracy) -> tuple[float, float]:
+def newcombe(first: Accuracy, second: Accuracy) -> Interval:
     """95 % interval of `first - second`, two independent shares (Newcombe, Stat. Med. 17, 1998, method 10)."""
-    (low1, high1), (low2, high2) = first.ci95, second.ci95
-    difference = first.value - second.value
-    below = sqrt((first.value - low1) ** 2 + (high2 - second.value) ** 2)
-    above = sqrt((high1 - first.value) ** 2 + (second.value - low2) ** 2)
-    return max(-1.0, difference - below), min(1.0, difference + above)
+    return square_and_add(first.value, wilson(first.correct, first.n), second.value, wilson(second.correct, second.n))
 
 
 def softmax(scores_NM: Floats) -> Floats:
@@ -89,23 +81,31 @@ def merged_prediction(probabilities_NM: Floats, suite_label_M: Ints) -> Ints:
     return np.asarray(suite_label_M[np.argmax(probabilities_NM, axis=1)])
 
 
-def accuracy(prediction_N: Ints, gold_N: Ints) -> Accuracy:
-    """Share of right answers; an empty input is a ValueError."""
+def accuracy(prediction_N: Ints, gold_N: Ints, cluster_N: Ints | None = None) -> Accuracy:
+    """Share of right answers, its interval over clusters where there are any; an empty input is a ValueError."""
     if len(prediction_N) != len(gold_N) or len(gold_N) == 0:
         raise ValueError(f"{len(prediction_N)} predictions for {len(gold_N)} labels; expected the same number, over 0")
-    return Accuracy(len(gold_N), int((prediction_N == gold_N).sum()))
+    right_N = prediction_N == gold_N
+    interval = None if cluster_N is None else share_interval(right_N, cluster_N)
+    return Accuracy(len(gold_N), int(right_N.sum()), interval)
 
 
-def group_accuracy(prediction_N: Ints, gold_N: Ints, groups: Sequence[str | None]) -> dict[str, Accuracy]:
+def group_accuracy(
+    prediction_N: Ints, gold_N: Ints, groups: Sequence[str | None], cluster_N: Ints | None = None
+) -> dict[str, Accuracy]:
     """Accuracy of each named group, names sorted; examples whose group is None belong to none."""
-    group_N = np.array(["" if name is None else name for name in groups])
-    named_N = np.array([name is not None for name in groups], dtype=bool)
     names = sorted({name for name in groups if name is not None})
-    return {name: _within(prediction_N, gold_N, named_N & (group_N == name)) for name in names}
+    return {name: _within(prediction_N, gold_N, in_groups(groups, [name]), cluster_N) for name in names}
 
 
-def _within(prediction_N: Ints, gold_N: Ints, mask_N: NDArray[np.bool_]) -> Accuracy:
-    return accuracy(prediction_N[mask_N], gold_N[mask_N])
+def in_groups(groups: Sequence[str | None], names: Sequence[str]) -> Bools:
+    """`[N]`: which examples belong to one of the named groups."""
+    wanted = set(names)
+    return np.array([name in wanted for name in groups], dtype=bool)
+
+
+def _within(prediction_N: Ints, gold_N: Ints, mask_N: Bools, cluster_N: Ints | None) -> Accuracy:
+    return accuracy(prediction_N[mask_N], gold_N[mask_N], None if cluster_N is None else cluster_N[mask_N])
 
 
 def worst_group(groups: Mapping[str, Accuracy]) -> str | None:
@@ -119,21 +119,24 @@ def pooled(groups: Mapping[str, Accuracy], names: Sequence[str]) -> Accuracy | N
     return Accuracy(sum(part.n for part in parts), sum(part.correct for part in parts)) if parts else None
 
 
-def expected_calibration_error(confidence_N: Floats, correct_N: NDArray[np.bool_], bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by size (Guo et al., ICML 2017, eq. 3).
+def macro_f1(prediction_N: Ints, gold_N: Ints, classes: int) -> float:
+    """Mean of the labels' F1, each label the same weight; a label neither right nor answered anywhere has no part."""
+    right_C = np.bincount(gold_N[prediction_N == gold_N], minlength=classes)
+    total_C = np.bincount(gold_N, minlength=classes) + np.bincount(prediction_N, minlength=classes)
+    seen_C = total_C > 0
+    return float((2 * right_C[seen_C] / total_C[seen_C]).mean())
 
-    Bins are open below and closed above; a confidence of exactly 0 falls in the first.
+
+def consistency(right_N: Bools, cluster_N: Ints) -> Accuracy | None:
+    """Share of clusters of at least two examples in which every example is right; None if there is no such cluster.
+
+    The clusters are what is counted, so the interval is Wilson's.
     """
-    inner_edges = np.linspace(0, 1, bins + 1)[1:-1]
-    bin_N = np.searchsorted(inner_edges, confidence_N, side="left")
-    difference = np.bincount(bin_N, weights=confidence_N - correct_N, minlength=bins)
-    return float(np.abs(difference).sum() / len(confidence_N))
-
-
-def brier(probabilities_NC: Floats, gold_N: Ints) -> float:
-    """Mean squared distance to the one-hot label, summed over labels: 0 (sure and right) to 2 (Brier, 1950)."""
-    one_hot_NC = np.eye(probabilities_NC.shape[1])[gold_N]
-    return float(((probabilities_NC - one_hot_NC) ** 2).sum(1).mean())
+    index_N, clusters = compact(cluster_N)
+    size_K = np.bincount(index_N, minlength=clusters)
+    right_K = np.bincount(index_N, weights=right_N, minlength=clusters) == size_K
+    several_K = size_K > 1
+    return Accuracy(int(several_K.sum()), int(right_K[several_K].sum())) if several_K.any() else None
 
 
 def majority_accuracy(gold_N: Ints) -> float:
@@ -166,36 +169,62 @@ def check(judged: Judged) -> None:
     for name, index_N in (("gold_N", judged.gold_N), ("prediction_N", judged.prediction_N)):
         if n == 0 or index_N.min() < 0 or index_N.max() >= classes:
             raise ValueError(f"{name} is empty or holds an index outside 0..{classes - 1}")
+    if len(judged.clusters) not in (0, n):
+        raise ValueError(f"{len(judged.clusters)} clusters for {n} examples; expected one each, or none at all")
 
 
-def score(judged: Judged, aligned: Sequence[str] = (), conflicting: Sequence[str] = ()) -> dict[str, Any]:
+def real_clusters(clusters: Sequence[str | None]) -> Ints | None:
+    """Cluster numbers `[N]` where some cluster holds several examples, else None."""
+    if not clusters:
+        return None
+    index_N = cluster_index(clusters)
+    return index_N if index_N.max() + 1 < len(index_N) else None
+
+
+def score(
+    judged: Judged, aligned: Sequence[str] = (), conflicting: Sequence[str] = (), with_consistency: bool = False
+) -> dict[str, Any]:
     """Every number of a results file; `aligned` and `conflicting` name the groups whose difference is the gap.
 
-    Groups that the examples do not hold count as absent: a side without examples leaves the gap None.
+    Groups that the examples do not hold count as absent: a side without examples leaves the gap None. Where clusters
+    hold several examples, intervals come from resampling whole clusters; `with_consistency` counts the clusters that
+    are right throughout.
     """
     check(judged)
-    groups = group_accuracy(judged.prediction_N, judged.gold_N, judged.groups)
+    cluster_N = real_clusters(judged.clusters)
+    right_N = judged.prediction_N == judged.gold_N
+    groups = group_accuracy(judged.prediction_N, judged.gold_N, judged.groups, cluster_N)
     worst = worst_group(groups)
-    correct_N = judged.prediction_N == judged.gold_N
-    confidence_N = judged.probabilities_NC[np.arange(len(correct_N)), judged.prediction_N]
+    confidence_N = judged.probabilities_NC[np.arange(len(right_N)), judged.prediction_N]
+    held = consistency(right_N, cluster_N) if with_consistency and cluster_N is not None else None
     return {
-        **accuracy(judged.prediction_N, judged.gold_N).as_dict(),
+        **accuracy(judged.prediction_N, judged.gold_N, cluster_N).as_dict(),
         "majority_accuracy": majority_accuracy(judged.gold_N),
+        "macro_f1": macro_f1(judged.prediction_N, judged.gold_N, len(judged.labels)),
         "groups": {name: group.as_dict() for name, group in groups.items()},
         "worst_group": None if worst is None else {"name": worst, "accuracy": groups[worst].value},
-        **_gap(pooled(groups, aligned), pooled(groups, conflicting)),
-        "ece": expected_calibration_error(confidence_N, correct_N),
+        **_gap(judged, right_N, cluster_N, (aligned, conflicting)),
+        "clusters": None if cluster_N is None else compact(cluster_N)[1],
+        "consistency": None if held is None else held.as_dict(),
+        "ece": expected_calibration_error(confidence_N, right_N),
         "brier": brier(judged.probabilities_NC, judged.gold_N),
+        "reliability": reliability(confidence_N, right_N),
         "labels": _label_counts(judged),
     }
 
 
-def _gap(aligned: Accuracy | None, conflicting: Accuracy | None) -> dict[str, Any]:
-    if aligned is None or conflicting is None:
+def _gap(
+    judged: Judged, right_N: Bools, cluster_N: Ints | None, sides: tuple[Sequence[str], Sequence[str]]
+) -> dict[str, Any]:
+    first_N, second_N = (in_groups(judged.groups, names) for names in sides)
+    if not (first_N.any() and second_N.any()):
         return {"gap": None, "gap_ci95": None, "aligned": None, "conflicting": None}
+    aligned, conflicting = (
+        _within(judged.prediction_N, judged.gold_N, mask_N, cluster_N) for mask_N in (first_N, second_N)
+    )
     return {
         "gap": aligned.value - conflicting.value,
-        "gap_ci95": list(newcombe(aligned, conflicting)),
+        "gap_ci95": list(gap_interval(right_N, first_N, second_N, cluster_N)),
         "aligned": aligned.as_dict(),
         "conflicting": conflicting.as_dict(),
     }

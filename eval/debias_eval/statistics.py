@@ -23,7 +23,7 @@ Z95 = float(norm.ppf(0.975))
 REPLICATES = 4000  # of one share: percentiles need many, and equal clusters make them cheap
 PAIRED_REPLICATES = 1000  # of a difference: only a variance is taken from them, known to about 2 % of its root
 FEW_CLUSTERS = 10  # below it resampling says too little: each cluster then counts as one example
-_FEW_KINDS = 512
+_FEW_KINDS = 64
 _CHUNK = 4_000_000
 
 
@@ -124,7 +124,7 @@ def cluster_bootstrap(sums_KC: Any, replicates: int = REPLICATES, seed: int = 0)
     clusters = sums_KC.shape[0]
     if not sparse.issparse(sums_KC):
         kinds_UC, count_U = np.unique(sums_KC, axis=0, return_counts=True)
-        if len(count_U) <= min(_FEW_KINDS, clusters):
+        if len(count_U) <= max(_FEW_KINDS, clusters // 4):
             return np.asarray(rng.multinomial(clusters, count_U / clusters, size=replicates) @ kinds_UC)
     columns = sparse.csr_matrix(sums_KC).T.tocsr()
     step = max(1, _CHUNK // clusters)

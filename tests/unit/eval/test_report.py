@@ -84,7 +84,7 @@ def test_the_page_needs_nothing_but_itself(make_run, tmp_path):
 
 def test_hostile_text_is_text(make_run, put, tmp_path):
     run = make_run("x" + HOSTILE.replace("/", "-"), suites={"s": CONFLICT})
-    put(run, "t", {HOSTILE: 50}, description=HOSTILE, labels={HOSTILE: {"n": 1, "predicted": 1}})
+    put(run, "t", {HOSTILE: 50}, description=HOSTILE, labels={HOSTILE: {"n": 100, "predicted": 100}})
     (run / "run.json").write_text(
         json.dumps(
             {"status": HOSTILE, "commit": HOSTILE, "versions": {HOSTILE: HOSTILE}, "gradients": [HOSTILE], "seed": {}}
