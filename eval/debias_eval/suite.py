@@ -2,26 +2,101 @@
 
 import difflib
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
 
-import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from debias.config import DataConfig, DataSource, PlantedBias, Strict, parse, read_yaml
-from debias.data import Example, load_examples, plant, resolve_path
-from debias.data.files import kind_of
+from debias.data.files import SUFFIXES, kind_of
 from debias.errors import InputError
 
 BUILT_IN = Path(__file__).parent / "suites"
 
+Task = Literal["nli", "fact_verification", "paraphrase", "sentiment", "toxicity", "vision"]
+Stress = Literal["negation", "word_overlap", "length_mismatch"]
+
+
+class Hub(Strict):
+    """The same data on the Hugging Face hub (Parquet: dataset scripts no longer run), read where the file is absent.
+
+    A key that is given replaces the suite's own for the hub's rows; `group_field: null` says that they have no group.
+    """
+
+    source: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*/[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
+    )
+    name: str | None = None
+    split: str = Field("test", min_length=1)
+    text_fields: tuple[str, ...] | None = Field(None, min_length=1)
+    label_field: str | None = None
+    id_field: str | None = None
+    group_field: str | None = None
+    label_map: dict[str, str] | None = None
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _integer_labels(cls, value: Any) -> Any:
+        return _text_keys(value)
+
+
+class Cluster(Strict):
+    """Which examples are related: those for which the first group of `regex` in `field` (or all of it) is the same.
+
+    `field` is `id`, `group`, a text field or any other column of the rows.
+    """
+
+    field: str = Field("id", min_length=1)
+    regex: str | None = None
+
+    @field_validator("regex")
+    @classmethod
+    def _has_a_group(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and re.compile(value).groups == 0:
+                raise ValueError(f"{value!r} has no group in parentheses; the first one names the cluster")
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+        return value
+
+
+class Keep(Strict):
+    """The rows that belong to the suite: those whose `field` has one of `values`."""
+
+    field: str = Field(min_length=1)
+    values: tuple[str, ...] = Field(min_length=1)
+
+
+class PartialInputGroups(Strict):
+    """Groups `partial_easy` and `partial_hard`: whether a classifier that sees only `fields` is right.
+
+    The classifier is this project's own (TF-IDF and logistic regression), fitted on the files `train`.
+    """
+
+    fields: tuple[str, ...] = Field(min_length=1)
+    train: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("train")
+    @classmethod
+    def _stays_inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_inside(path) for path in value)
+
 
 class GroupRule(Strict):
-    """How the value of `group_field` becomes a group: the part before `keep_before`, then `/label` with `by_label`."""
+    """How the value of `group_field` becomes a group: the part before `keep_before`, then `/` and what else is asked.
+
+    `partial_input` adds how a classifier of a part of the input fares, `by_label` the right label.
+    """
 
     keep_before: str | None = Field(default=None, min_length=1)
     by_label: bool = False
+    partial_input: PartialInputGroups | None = None
 
 
 class Gap(Strict):
@@ -32,48 +107,153 @@ class Gap(Strict):
 
 
 class Suite(Strict):
-    """One test set with its labels, groups and gap; `version` changes whenever a number could.
+    """One test set with its labels, groups, clusters and gap; `version` changes whenever a number could.
 
     `label_map` reads the data's labels, `merge` the model's (neutral -> not_entailment); equal names need neither.
+    `input_ablation` names the fields that the floor under every number sees: the last of a pair, none of one text.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # becomes a file name
     version: int = Field(ge=1)
     description: str = Field(min_length=1)
     licence: str = Field(min_length=1)
-    source: DataSource
+    task: Task
+    source: DataSource | None = None
+    hub: Hub | None = None
     text_fields: tuple[str, ...] = Field(("premise", "hypothesis"), min_length=1)
     label_field: str = "label"
     id_field: str | None = "id"
     labels: tuple[str, ...] = Field(("entailment", "neutral", "contradiction"), min_length=2)
     label_map: dict[str, str] = Field(default_factory=dict)
     merge: dict[str, str] = Field(default_factory=dict)
+    keep: Keep | None = None
     group_field: str | None = None
     group_rule: GroupRule = GroupRule()
+    cluster: Cluster | None = None
+    consistency: bool = False
+    stress: Stress | None = None
     planted_bias: PlantedBias | None = None
     gap: Gap | None = None
+    input_ablation: tuple[str, ...] = Field(default_factory=lambda known: _last_of_pair(known.get("text_fields", ())))
+    _folder: Path | None = PrivateAttr(None)
 
     @field_validator("source", mode="before")
     @classmethod
     def _short_source(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
+    @field_validator("source")
+    @classmethod
+    def _stays_inside(cls, value: DataSource | None) -> DataSource | None:
+        if value is not None:
+            _inside(value.source)
+        return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_are_names(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        if any(isinstance(label, bool) for label in value):
+            raise ValueError("YAML reads a bare yes, no, true or false as a flag; put quotes around such a label")
+        return [str(label) if isinstance(label, int) else label for label in value]
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _integer_labels(cls, value: Any) -> Any:
+        return _text_keys(value)
+
+    @model_validator(mode="after")
+    def _data_is_named(self) -> "Suite":
+        if self.source is None and self.hub is None:
+            raise ValueError("no data: give source (a file beside the suite or in DEBIAS_DATA), hub, or both")
+        named = None if self.source is None else self.source.source
+        if named not in (None, "generated") and self.task != "vision" and not kind_of(str(named)):
+            raise ValueError(
+                f"source is {named!r}, expected a file ({', '.join(SUFFIXES)}, each also .gz) or generated; "
+                "a hub id goes under hub: {source: ...}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _names_exist(self) -> "Suite":
         for model_label, label in self.merge.items():
             if label not in self.labels:
                 raise ValueError(f"merge sends {model_label!r} to {label!r}, not one of labels {list(self.labels)}")
+        for field in self.input_ablation:
+            if field not in self.text_fields:
+                raise ValueError(f"input_ablation names {field!r}, not one of text_fields {list(self.text_fields)}")
+        if self.hub and self.hub.text_fields and len(self.hub.text_fields) != len(self.text_fields):
+            raise ValueError(f"hub.text_fields must be as many as text_fields {list(self.text_fields)}, in their order")
+        partial = self.group_rule.partial_input
+        if partial and not set(partial.fields) < set(self.text_fields):
+            raise ValueError(
+                f"group_rule.partial_input.fields is {list(partial.fields)}, expected some but not all of text_fields "
+                f"{list(self.text_fields)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> "Suite":
         if self.planted_bias and (self.group_field or self.group_rule != GroupRule()):
             raise ValueError("planted_bias makes the groups itself; remove group_field and group_rule")
-        if self.gap and not (self.planted_bias or self.group_field or self.group_rule.by_label):
+        made = self.group_rule.by_label or self.group_rule.partial_input
+        if self.gap and not (self.planted_bias or self.group_field or made):
             raise ValueError("gap names groups, but the suite has none: give group_field, group_rule or planted_bias")
+        if self.consistency and self.cluster is None:
+            raise ValueError("consistency is about clusters, but the suite has none: give cluster")
+        if self.stress and len(self.text_fields) != 2:
+            raise ValueError(f"stress changes premise or hypothesis; text_fields are {list(self.text_fields)}, not two")
         return self
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the suite's YAML file, where its data may lie; None for a suite that was not read from one."""
+        return self._folder
 
     @property
     def data_config(self) -> dict[str, Any]:
         """The suite's reading rules as the mapping that a DataConfig takes."""
         shared = ("text_fields", "label_field", "id_field", "group_field", "labels", "label_map", "planted_bias")
-        return {"train": self.source, **{key: getattr(self, key) for key in shared}}
+        return {"train": self.source or self._hub_source(), **{key: getattr(self, key) for key in shared}}
+
+    @property
+    def hub_config(self) -> dict[str, Any]:
+        """The same for the hub's rows: what `hub` says, and the suite's own where it says nothing."""
+        assert self.hub is not None
+        changed = self.hub.model_fields_set - {"source", "name", "split"}
+        return {
+            **self.data_config,
+            "train": self._hub_source(),
+            **{key: getattr(self.hub, key) for key in changed},
+            "planted_bias": None,
+        }
+
+    def _hub_source(self) -> DataSource | None:
+        if self.hub is None:
+            return None
+        return DataSource.model_validate(self.hub.model_dump(include={"source", "name", "split"}))
+
+
+def _last_of_pair(text_fields: tuple[str, ...]) -> tuple[str, ...]:
+    return text_fields[-1:] if len(text_fields) > 1 else ()
+
+
+def _text_keys(value: Any) -> Any:
+    """`{0: entailment}`: rows are looked up by the text of their label."""
+    return {str(raw): name for raw, name in value.items()} if isinstance(value, dict) else value
+
+
+def _inside(path: str) -> str:
+    """The path itself; ValueError if it could name a file outside the folder it is looked up in."""
+    windows = PureWindowsPath(path)
+    outside = PurePosixPath(path).is_absolute() or windows.drive or windows.root or path.startswith("~")
+    if outside or ".." in windows.parts or "://" in path:
+        raise ValueError(
+            f"{path!r} leads outside; expected a path below the suite's own folder or DEBIAS_DATA, "
+            "relative and without '..'"
+        )
+    return path
 
 
 def available_suites() -> list[str]:
@@ -85,14 +265,15 @@ def load_suite(name_or_path: str | Path) -> Suite:
     """A built-in suite by name, or any suite by the path of its YAML file or folder.
 
     A path has a separator or ends in .yaml / .yml, so a folder that happens to be called like a built-in suite does not
-    shadow it. InputError for an unknown name (nearest given), an unknown key, or labels and fields that do not exist.
+    shadow it. InputError for an unknown name (nearest given), an unknown key, labels and fields that do not exist, or a
+    path that leads out of the suite's folder and DEBIAS_DATA.
     """
     path = _suite_file(name_or_path)
     suite = parse(Suite, read_yaml(path), where=str(name_or_path))
+    suite._folder = path.parent.resolve()
     parse(DataConfig, suite.data_config, where=str(name_or_path))
-    beside = path.parent / suite.source.source
-    if suite.source.source != "generated" and beside.exists():
-        return suite.model_copy(update={"source": suite.source.model_copy(update={"source": str(beside.resolve())})})
+    if suite.hub:
+        parse(DataConfig, suite.hub_config, where=f"{name_or_path}: hub")
     return suite
 
 
@@ -109,64 +290,10 @@ def _suite_file(name_or_path: str | Path) -> Path:
     raise InputError(f"unknown suite {text!r}; {hint}built in: {', '.join(names)}; or give the path of a suite.yaml")
 
 
-def suite_examples(suite: Suite, limit: int | None = None, seed: int = 0) -> list[Example]:
-    """The suite's examples with their groups; `limit` keeps a random subset of that size, drawn with `seed`.
+def __getattr__(name: str) -> Any:
+    """What lies in `debias_eval.suite_data`, under its former address."""
+    if name in ("all_examples", "suite_examples", "subset"):
+        from debias_eval import suite_data
 
-    The subset is drawn last, so an example has the same text and group under every limit. InputError for data that is
-    not found or does not fit, and for a gap whose groups the data does not hold.
-    """
-    return subset(all_examples(suite), limit, seed)
-
-
-def all_examples(suite: Suite) -> list[Example]:
-    """Every example of the suite, cue planted and groups named."""
-    _check_found(suite)
-    data = DataConfig.model_validate(suite.data_config)
-    examples = load_examples(suite.source, data)
-    if suite.planted_bias:
-        examples = plant(examples, suite.planted_bias, data)
-    elif suite.group_field or suite.group_rule.by_label:
-        examples = [_regrouped(example, suite) for example in examples]
-    _check_gap(suite, examples)
-    return examples
-
-
-def subset(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most `limit` examples, a simple random sample in the original order."""
-    if limit is not None and limit < 1:
-        raise InputError(f"limit: expected a number over 0, got {limit}")
-    if limit is None or limit >= len(examples):
-        return list(examples)
-    chosen = np.random.default_rng(seed).choice(len(examples), size=limit, replace=False)
-    return [examples[i] for i in sorted(chosen)]
-
-
-def _regrouped(example: Example, suite: Suite) -> Example:
-    rule = suite.group_rule
-    parts = []
-    if example.group is not None:
-        parts.append(example.group.split(rule.keep_before)[0] if rule.keep_before else example.group)
-    if rule.by_label and (parts or suite.group_field is None):
-        parts.append(suite.labels[example.label])
-    return Example(example.id, example.texts, example.label, "/".join(parts) or None, example.bias_weight)
-
-
-def _check_found(suite: Suite) -> None:
-    source = suite.source.source
-    if not kind_of(source):
-        return
-    try:
-        resolve_path(source)
-    except InputError:
-        folder = os.environ.get("DEBIAS_DATA")
-        looked = f"and {folder} lacks it" if folder else "and is not set"
-        raise InputError(
-            f"suite {suite.name}: no {source}; DEBIAS_DATA names the folder of local data, {looked}"
-        ) from None
-
-
-def _check_gap(suite: Suite, examples: Sequence[Example]) -> None:
-    present = {example.group for example in examples if example.group is not None}
-    for name in (*suite.gap.aligned, *suite.gap.conflicting) if suite.gap else ():
-        if name not in present:
-            raise InputError(f"suite {suite.name}: gap names the group {name!r}; the data has {sorted(present)}")
+        return getattr(suite_data, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

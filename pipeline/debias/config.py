@@ -72,10 +72,10 @@ class AdapterConfig(Strict):
 class RunConfig(Strict):
     """One fine-tuning run. Names that Hugging Face has are Hugging Face's."""
 
-    model: str = Field(min_length=1)  # hub id, local folder, package:minilm, package:smollm2
+    model: str = Field(min_length=1)  # hub id, local folder, package:minilm, package:smollm2, vision:mlp, vision:vit
     data: DataConfig
     output_dir: str = Field(min_length=1)
-    head: Literal["classification", "causal_lm"] = "classification"
+    head: Literal["classification", "causal_lm", "image_classification"] = "classification"
     prompt: PromptConfig | None = None
     max_length: int = Field(128, ge=4)
 
@@ -148,6 +148,18 @@ class RunConfig(Strict):
             for key in ("prompt", "answer_probability", "loss_mean"):
                 if getattr(self, key) != RunConfig.model_fields[key].default:
                     raise ValueError(f"{key} goes with head 'causal_lm'; remove it, or set the head")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_fit(self) -> "RunConfig":
+        pictures = self.head == "image_classification"
+        if pictures != self.data.pictures:
+            what = "is no IDX file of pictures" if pictures else "is pictures, which head 'image_classification' reads"
+            raise ValueError(f"head is {self.head!r}, but data.train {self.data.train.source!r} {what}")
+        if self.model.startswith("vision:") and not pictures:
+            raise ValueError(f"model {self.model!r} reads pictures; set head: image_classification")
+        if pictures and self.max_length != RunConfig.model_fields["max_length"].default:
+            raise ValueError("max_length has no effect on pictures; remove it")
         return self
 
     @model_validator(mode="after")
@@ -266,6 +278,8 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), [key.split(".")[-1] for key in key_names(model)], n=1)
         matches = [key for key in key_names(model) if near and key.split(".")[-1] == near[0]]
+        beside = ".".join([*map(str, first["loc"][:-1]), *near])
+        matches = [beside] if beside in matches else matches  # where it was written, before other blocks
         return f"{name}: unknown key" + (f"; did you mean {' or '.join(matches)}?" if matches else "")
     if first["type"] == "missing":
         return f"{name}: missing, and it has no default"

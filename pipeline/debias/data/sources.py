@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from debias.config import DataConfig, DataSource
 from debias.data.examples import Example
@@ -21,6 +21,7 @@ from debias.data.grammar import PHENOMENA
 from debias.errors import InputError
 
 log = logging.getLogger(__name__)
+Read = TypeVar("Read")
 
 GENERATED_SIZE = 3000
 NO_GOLD_LABEL = ("-1", "-")
@@ -39,18 +40,30 @@ def load_examples(
     `base` is the folder relative paths are looked up in first; `bias_column` fills `Example.bias_weight`. Raises
     InputError (file and row, value seen, what would be right); with `require_every_label` also for an absent class.
     """
+    kept = [example for example, _ in load_with_columns(source, data, (), base=base, bias_column=bias_column)]
+    if require_every_label:
+        _check_every_label(kept, data.labels, source.source)
+    return kept
+
+
+def load_with_columns(
+    source: DataSource,
+    data: DataConfig,
+    columns: Sequence[str],
+    *,
+    base: Path | None = None,
+    bias_column: str | None = None,
+) -> list[tuple[Example, dict[str, Any]]]:
+    """As `load_examples`, each example beside the values of these other columns of its row."""
     where, rows, classes = _open(source, data, base)
     reader = _Reader(where, source.split, data, classes, bias_column)
-    read = [reader.example(number, row) for number, row in rows]
-    examples = [example for example in read if example is not None]
-    if len(examples) < len(read):
-        log.info("%s: dropped %d of %d rows without a gold label", where, len(read) - len(examples), len(read))
-    if not examples:
+    read = [(reader.example(number, row), reader.columns(number, row, columns)) for number, row in rows]
+    gold = [(example, extra) for example, extra in read if example is not None]
+    if len(gold) < len(read):
+        log.info("%s: dropped %d of %d rows without a gold label", where, len(read) - len(gold), len(read))
+    if not gold:
         raise InputError(f"{where}: no examples" + (", all rows lack a gold label" if read else ", it is empty"))
-    kept = _subset(examples, source, where)
-    if require_every_label:
-        _check_every_label(kept, data.labels, where)
-    return kept
+    return _subset(gold, source, where)
 
 
 def resolve_path(source: str, base: Path | None = None) -> Path:
@@ -142,6 +155,10 @@ class _Reader:
             bias_weight=weight,
         )
 
+    def columns(self, number: int, row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """What the row holds under these names; InputError for a column that it lacks."""
+        return {name: _column(row, name, "column", f"{self.where}: row {number}") for name in names}
+
     def _id(self, number: int, row: Mapping[str, Any]) -> str:
         given = row.get(self.data.id_field) if self.data.id_field else None
         return f"{self.split}-{number}" if given is None else str(given)
@@ -189,7 +206,7 @@ def _weight(row: Mapping[str, Any], column: str, where: str) -> float:
     return weight
 
 
-def _subset(examples: list[Example], source: DataSource, where: str) -> list[Example]:
+def _subset(examples: list[Read], source: DataSource, where: str) -> list[Read]:
     if source.limit is None or source.source == "generated":
         return examples
     if source.limit >= len(examples):

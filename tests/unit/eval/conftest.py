@@ -57,7 +57,8 @@ def write_suite(tmp_path: Path) -> Callable[..., Path]:
         (folder / "rows.jsonl").write_text(
             "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows)
         )
-        base = {"name": "mine", "version": 1, "description": "Mine.", "licence": "CC0", "source": "rows.jsonl"}
+        base = {"name": "mine", "version": 1, "description": "Mine.", "licence": "CC0"}
+        base |= {"task": "nli", "source": "rows.jsonl"}
         (folder / "suite.yaml").write_text(json.dumps(base | settings))  # JSON is YAML
         return folder / "suite.yaml"
 

@@ -159,4 +159,4 @@ def test_built_in_suites_keep_the_shape_of_the_schema():
     for name in available_suites():
         keys = set(read_yaml(BUILT_IN / name / "suite.yaml"))
         assert keys <= set(Suite.model_fields)
-        assert {"name", "version", "description", "licence", "source", "labels"} <= keys
+        assert {"name", "version", "description", "licence", "task", "labels"} <= keys

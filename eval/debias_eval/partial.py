@@ -1,0 +1,56 @@
+"""Easy and hard by a classifier that sees only a part of the input: ours, fitted the same way every time.
+
+Not the published SNLI-hard (Gururangan et al., NAACL 2018), whose classifier and pairs are others.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from debias.config import DataSource
+from debias.data import Example, load_examples
+from debias.errors import InputError
+from debias_eval.suite import PartialInputGroups, Suite
+from debias_eval.suite_data import local_config, local_file, not_found
+
+EASY, HARD = "partial_easy", "partial_hard"
+
+
+def easy_or_hard(suite: Suite, examples: Sequence[Example]) -> list[str]:
+    """For each example whether the classifier gets its label from the rule's fields alone.
+
+    Word and word-pair TF-IDF, multinomial logistic regression. InputError without scikit-learn or the training files.
+    """
+    rule = suite.group_rule.partial_input
+    assert rule is not None
+    train = _training_examples(suite, rule)
+    texts = [_seen(suite, rule, example) for example in train]
+    model = classifier().fit(texts, [example.label for example in train])
+    predicted = model.predict([_seen(suite, rule, example) for example in examples])
+    return [EASY if label == example.label else HARD for label, example in zip(predicted, examples, strict=True)]
+
+
+def classifier() -> Any:
+    """The unfitted classifier of a part of the input, a scikit-learn pipeline from texts to labels."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError:
+        raise InputError("groups by partial input need scikit-learn: pip install 'debias[eval]'") from None
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\S+")
+    return make_pipeline(words, LogisticRegression(C=1.0, max_iter=1000))
+
+
+def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Example]:
+    examples: list[Example] = []
+    for name in rule.train:
+        path = local_file(suite, name)
+        if path is None:
+            raise InputError(f"{not_found(suite, name)}; its classifier of {' and '.join(rule.fields)} is fitted on it")
+        config = local_config(suite, DataSource.model_validate({"source": str(path)}))
+        examples += load_examples(config.train, config.model_copy(update={"group_field": None}))
+    return examples
+
+
+def _seen(suite: Suite, rule: PartialInputGroups, example: Example) -> str:
+    return " \n ".join(example.texts[suite.text_fields.index(field)] for field in rule.fields)

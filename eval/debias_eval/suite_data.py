@@ -1,0 +1,232 @@
+"""A suite's examples: read from its file or its hub id, kept, clustered, grouped, stressed; seeded subsets of them."""
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from debias.config import DataConfig, DataSource
+from debias.data import Example, plant
+from debias.data.sources import load_with_columns
+from debias.errors import InputError
+from debias_eval.stress import stressed
+from debias_eval.suite import Cluster, Suite
+
+log = logging.getLogger(__name__)
+Read = tuple[Example, Mapping[str, Any]]
+
+
+def suite_examples(suite: Suite, limit: int | None = None, seed: int = 0) -> list[Example]:
+    """The suite's examples with their groups; `limit` keeps a random subset of at most that size, drawn with `seed`.
+
+    The subset is drawn last, so an example has the same text and group under every limit. InputError for data that is
+    not found or does not fit, and for a gap whose groups the data does not hold.
+    """
+    return subset(all_examples(suite), limit, seed)
+
+
+def all_examples(suite: Suite) -> list[Example]:
+    """Every example of the suite: clusters and groups named from the rows as they are, then stress or cue written in.
+
+    An id that occurs again becomes `id#2`, so that an example can be named.
+    """
+    examples = _clustered(suite, _kept(suite, _rows(suite)))
+    if suite.stress:
+        examples = stressed(examples, suite.stress)
+    if suite.planted_bias:
+        examples = plant(examples, suite.planted_bias, DataConfig.model_validate(suite.data_config))
+    else:
+        examples = _grouped(suite, examples)
+    _check_gap(suite, examples)
+    return _named_apart(examples)
+
+
+def subset(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    """At most `limit` examples in the original order: whole clusters in random order, as many as fit.
+
+    Without clusters a simple random sample of exactly that size. InputError for a limit below the first cluster drawn.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: expected a number over 0, got {limit}")
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    members: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        members.setdefault(f"#{index}" if example.cluster is None else f"c{example.cluster}", []).append(index)
+    clusters = list(members.values())
+    kept: list[int] = []
+    for chosen in np.random.default_rng(seed).permutation(len(clusters)):
+        if len(kept) + len(clusters[chosen]) > limit:
+            break
+        kept += clusters[chosen]
+    if not kept:
+        largest = max(len(cluster) for cluster in clusters)
+        raise InputError(f"limit: {limit} is too few: whole clusters are drawn, and they hold up to {largest} examples")
+    return [examples[i] for i in sorted(kept)]
+
+
+def local_file(suite: Suite, name: str) -> Path | None:
+    """The file or folder `name` beside the suite's YAML or in DEBIAS_DATA; None if there is none.
+
+    InputError for a link that leads out of the folder in which it lies.
+    """
+    for folder in (suite.folder, os.environ.get("DEBIAS_DATA") or None):
+        if folder is None:
+            continue
+        root = Path(folder).expanduser().resolve()
+        place = root / name
+        if place.exists():
+            if not place.resolve().is_relative_to(root):
+                raise InputError(f"suite {suite.name}: {place} is a link that leads out of {root}; put the file there")
+            return place
+    return None
+
+
+def where_from(suite: Suite) -> str:
+    """`local`, `generated`, `hub` (nothing is asked of the hub), or `missing`: where the examples would come from."""
+    if suite.source is not None and suite.source.source == "generated":
+        return "generated"
+    names = [*([suite.source.source] if suite.source else ()), *([suite.hub.source] if suite.hub else ())]
+    if any(local_file(suite, name) for name in names):
+        return "local"
+    return "hub" if suite.hub else "missing"
+
+
+def local_config(suite: Suite, source: DataSource, path: Path | None = None) -> DataConfig:
+    """How a file of this suite's schema is read; `path` is where it lies."""
+    found = source if path is None else source.model_copy(update={"source": str(path)})
+    return DataConfig.model_validate({**suite.data_config, "train": found})
+
+
+def not_found(suite: Suite, name: str) -> str:
+    """What to say of a local file that is not there."""
+    folder = os.environ.get("DEBIAS_DATA")
+    looked = f"and {folder} lacks it" if folder else "and is not set"
+    return f"suite {suite.name}: no {name}; DEBIAS_DATA names the folder of local data, {looked}"
+
+
+def _rows(suite: Suite) -> list[Read]:
+    """The rows as examples, beside the columns that the rules need."""
+    if suite.source is None:
+        return _hub_rows(suite, f"suite {suite.name}")
+    if suite.source.source == "generated":
+        return _load(suite, local_config(suite, suite.source))
+    path = local_file(suite, suite.source.source)
+    if path is not None:
+        return _load(suite, local_config(suite, suite.source, path))
+    absent = not_found(suite, suite.source.source)
+    if suite.hub is None:
+        raise InputError(absent)
+    log.info("%s; reading %s from the hub", absent, suite.hub.source)
+    return _hub_rows(suite, absent)
+
+
+def _hub_rows(suite: Suite, otherwise: str) -> list[Read]:
+    config = DataConfig.model_validate(suite.hub_config)
+    folder = local_file(suite, config.train.source)
+    if folder is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"source": str(folder)})})
+    try:
+        return _load(suite, config)
+    except InputError as error:
+        raise InputError(f"{otherwise}; and from the hub: {error}") from None
+
+
+def _load(suite: Suite, config: DataConfig) -> list[Read]:
+    rules = (suite.cluster, suite.keep)
+    own = {"id", "group", suite.id_field, suite.group_field, *suite.text_fields}
+    columns = {rule.field for rule in rules if rule is not None} - own
+    return [*load_with_columns(config.train, config, sorted(columns))]
+
+
+def _field(suite: Suite, field: str, read: Read) -> str | None:
+    """What an example has under a field of the suite's or a column of its row, as text."""
+    example, columns = read
+    if field in suite.text_fields:
+        return example.texts[suite.text_fields.index(field)]
+    if field in columns:
+        return None if columns[field] is None else str(columns[field])
+    return example.group if field in ("group", suite.group_field) else example.id
+
+
+def _kept(suite: Suite, rows: list[Read]) -> list[Read]:
+    keep = suite.keep
+    if keep is None:
+        return rows
+    values = Counter(_field(suite, keep.field, read) for read in rows)
+    for value in keep.values:
+        if value not in values:
+            seen = ", ".join(repr(name) for name, _ in values.most_common(8))
+            raise InputError(f"suite {suite.name}: keep names {keep.field} {value!r}; the data has {seen}")
+    return [read for read in rows if _field(suite, keep.field, read) in keep.values]
+
+
+def _clustered(suite: Suite, rows: Sequence[Read]) -> list[Example]:
+    rule = suite.cluster
+    if rule is None:
+        return [example for example, _ in rows]
+    return [replace(read[0], cluster=_cluster(suite, rule, read, number)) for number, read in enumerate(rows, start=1)]
+
+
+def _cluster(suite: Suite, rule: Cluster, read: Read, number: int) -> str:
+    value = _field(suite, rule.field, read)
+    if value is None:
+        return f"row {number}"  # a row that says nothing of relatives has none
+    if rule.regex is not None:
+        found = re.search(rule.regex, value)
+        if found is None or found[1] is None:
+            raise InputError(
+                f"suite {suite.name}: cluster.regex {rule.regex!r} finds nothing in {rule.field} {value!r}"
+            )
+        value = found[1]
+    return value
+
+
+def _grouped(suite: Suite, examples: Sequence[Example]) -> list[Example]:
+    rule = suite.group_rule
+    if not (suite.group_field or rule.by_label or rule.partial_input):
+        return list(examples)
+    from debias_eval.partial import easy_or_hard
+
+    difficulty = easy_or_hard(suite, examples) if rule.partial_input else [None] * len(examples)
+    return [
+        replace(example, group=_group(suite, example, partial))
+        for example, partial in zip(examples, difficulty, strict=True)
+    ]
+
+
+def _group(suite: Suite, example: Example, partial: str | None) -> str | None:
+    rule = suite.group_rule
+    parts = []
+    if suite.group_field is not None:
+        if example.group is None:
+            return None
+        parts.append(example.group.split(rule.keep_before)[0] if rule.keep_before else example.group)
+    if partial is not None:
+        parts.append(partial)
+    if rule.by_label:
+        parts.append(suite.labels[example.label])
+    return "/".join(parts) or None
+
+
+def _check_gap(suite: Suite, examples: Sequence[Example]) -> None:
+    present = {example.group for example in examples if example.group is not None}
+    for name in (*suite.gap.aligned, *suite.gap.conflicting) if suite.gap else ():
+        if name not in present:
+            raise InputError(f"suite {suite.name}: gap names the group {name!r}; the data has {sorted(present)}")
+
+
+def _named_apart(examples: Sequence[Example]) -> list[Example]:
+    seen: Counter[str] = Counter()
+    named = []
+    for example in examples:
+        seen[example.id] += 1
+        again = seen[example.id]
+        named.append(example if again == 1 else replace(example, id=f"{example.id}#{again}"))
+    return named
