@@ -58,7 +58,7 @@ class Plan:
     """How the selected parameters are combined: made once, used at each step."""
 
     shapes: list[torch.Size]
-    counts: list[int]  # parameters of each shape
+    names: list[tuple[str, ...]]  # of the parameters of each shape
     alike: list[Alike]
     group: dist.ProcessGroup | None
     sharded: bool
@@ -66,14 +66,14 @@ class Plan:
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = sum(count * _rows(shape)[0] for shape, count in zip(self.shapes, self.counts, strict=True))
+        self.rows = sum(len(names) * _rows(shape)[0] for shape, names in zip(self.shapes, self.names, strict=True))
 
     def grams(self, buffer_R3: Tensor) -> list[Tensor]:
         """Views [K, O, 3] of the buffer, one for each shape."""
-        sizes = [count * _rows(shape)[0] for shape, count in zip(self.shapes, self.counts, strict=True)]
+        sizes = [len(names) * _rows(shape)[0] for shape, names in zip(self.shapes, self.names, strict=True)]
         views = []
-        for part, shape, count in zip(buffer_R3.split(sizes), self.shapes, self.counts, strict=True):
-            views.append(part.view(count, _rows(shape)[0], 3))
+        for part, shape, names in zip(buffer_R3.split(sizes), self.shapes, self.names, strict=True):
+            views.append(part.view(len(names), _rows(shape)[0], 3))
         return views
 
 
@@ -90,7 +90,7 @@ def make_plan(
         for index, (shape, names) in enumerate(by_shape.items())
         for piece, part in _with_one_piece(names, pieces)
     ]
-    return Plan(list(by_shape), [len(names) for names in by_shape.values()], alike, group, layout.sharded, device)
+    return Plan(list(by_shape), [tuple(names) for names in by_shape.values()], alike, group, layout.sharded, device)
 
 
 def _with_one_piece(names: Sequence[str], pieces: Mapping[str, Piece]) -> Iterator[tuple[Piece, list[str]]]:
@@ -150,8 +150,8 @@ def combine_pieces(
     buffer[header:] *= seen**2
     coefficients = [rule.coefficients(gram) for gram in grams]
     sums = GramSums()
-    for gram, (x_KO, y_KO) in zip(grams, coefficients, strict=True):
-        sums.add(gram, x_KO, y_KO)
+    for names, gram, (x_KO, y_KO) in zip(plan.names, grams, coefficients, strict=True):
+        sums.add(names, gram, x_KO, y_KO)
     for group, (main_KN, bias_KN) in zip(plan.alike, stacks, strict=True):
         x_KO, y_KO = (side[group.members] * written for side in coefficients[group.shape_index])
         _write(group, x_KO, y_KO, main_KN, bias_KN, [main[name] for name in group.names])

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 # Where each gradient lies and how often it was written to.
 Marks = dict[str, tuple[int, int] | None]
 
+# A parameter's name with its main and its bias gradient.
+Pair = tuple[str, Tensor, Tensor]
+
 # Tensors of one shape are combined together up to this many elements; more would only cost memory.
 STACK_ELEMENTS = 1 << 22
 
@@ -167,29 +170,31 @@ class TorchHook(Hook):
     def _write_update(self, scale: float) -> GramSums:
         """Turn the sums in `p.grad` into the update; `scale` is one over the whole batch's count."""
         sums = GramSums()
-        pairs, others = [], []
+        pairs: list[Pair] = []
+        others = []
         for name, p in self.model.named_parameters():
             if p.grad is not None:
                 bias = self.source.bias.get(name)
                 if bias is None:
                     others.append(p.grad)
                 else:
-                    pairs.append((p.grad, bias))
+                    pairs.append((name, p.grad, bias))
         for same in groups_of_one_shape(pairs):
             self._write_group(same, scale, sums)
         if others:
             torch._foreach_mul_(others, scale)
         return sums
 
-    def _write_group(self, pairs: list[tuple[Tensor, Tensor]], scale: float, sums: GramSums) -> None:
+    def _write_group(self, pairs: list[Pair], scale: float, sums: GramSums) -> None:
         """Parameters of one shape at once: hundreds of adapter tensors would otherwise be thousands of tiny kernels."""
-        main_KOI, bias_KOI = (_stack([as_rows(pair[side]) for pair in pairs]) for side in (0, 1))
+        names, mains, biases = zip(*pairs, strict=True)
+        main_KOI, bias_KOI = (_stack([as_rows(tensor) for tensor in side]) for side in (mains, biases))
         gram_KO3 = gram_of_rows(main_KOI, bias_KOI)
         # Rules see means: the scale goes into the Gram squared and comes back out of the coefficients.
         x_KO, y_KO = self.rule.coefficients(gram_KO3 * scale**2)
-        sums.add(gram_KO3, x_KO, y_KO)
+        sums.add(names, gram_KO3, x_KO, y_KO)
         update_KOI = apply_coefficients(x_KO * scale, y_KO * scale, main_KOI, bias_KOI)
-        for (grad, _), update_OI in zip(pairs, update_KOI.unbind(), strict=True):
+        for grad, update_OI in zip(mains, update_KOI.unbind(), strict=True):
             grad.copy_(update_OI.view_as(grad))
 
     def _skip(self, trainable: Mapping[str, nn.Parameter]) -> None:
@@ -204,13 +209,13 @@ def _no_averaging(ddp: nn.Module, inputs: Any) -> None:
     vars(ddp)["require_backward_grad_sync"] = False
 
 
-def groups_of_one_shape(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """(main, bias) pairs of equal shape and dtype together, as many as make a stack of `STACK_ELEMENTS`."""
-    groups: dict[Any, list[tuple[Tensor, Tensor]]] = {}
-    for main, bias in pairs:
-        groups.setdefault((main.shape, main.dtype, bias.dtype, main.device), []).append((main, bias))
+def groups_of_one_shape(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+    """(name, main, bias) of equal shape and dtype together, as many as make a stack of `STACK_ELEMENTS`."""
+    groups: dict[Any, list[Pair]] = {}
+    for name, main, bias in pairs:
+        groups.setdefault((main.shape, main.dtype, bias.dtype, main.device), []).append((name, main, bias))
     for group in groups.values():
-        size = max(1, STACK_ELEMENTS // max(1, group[0][0].numel()))
+        size = max(1, STACK_ELEMENTS // max(1, group[0][1].numel()))
         for start in range(0, len(group), size):
             yield group[start : start + size]
 

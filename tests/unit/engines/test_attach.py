@@ -592,14 +592,14 @@ def test_the_head_by_its_name(name, selected):
 
 def test_tensors_are_grouped_by_shape_and_none_is_lost():
     def tensors(*shape, dtype=torch.float32):
-        return torch.zeros(shape), torch.zeros(shape, dtype=dtype)
+        return "name", torch.zeros(shape), torch.zeros(shape, dtype=dtype)
 
     pairs = [tensors(2, 3), tensors(3, 2), tensors(2, 3), tensors(6), tensors(2, 3, dtype=torch.float64)]
     groups = list(groups_of_one_shape(pairs))
     assert sorted(len(group) for group in groups) == [1, 1, 1, 2]
-    assert sorted(id(m) for group in groups for m, _ in group) == sorted(id(m) for m, _ in pairs)
+    assert sorted(id(m) for group in groups for _, m, _ in group) == sorted(id(m) for _, m, _ in pairs)
     large = torch.empty(STACK_ELEMENTS // 2 + 1)
-    assert [len(group) for group in groups_of_one_shape([(large, large)] * 3)] == [1, 1, 1]
+    assert [len(group) for group in groups_of_one_shape([("name", large, large)] * 3)] == [1, 1, 1]
 
 
 def test_buckets_keep_order_and_dtype():
