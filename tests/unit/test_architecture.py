@@ -30,8 +30,19 @@ ROOMS = {
 # What only the rooms of mathematics may import of others' packages.
 TORCH_ONLY = ("debias.methods", "debias.losses")
 # The only places that know the evaluator, and they only inside a function.
-MAY_USE_EVALUATOR = ("debias.cli", "debias.cli_eval", "debias.demo")
-WITHOUT_TORCH = ("scoring", "results", "report", "runs", "summary", "charts", "verdict", "suite")
+MAY_USE_EVALUATOR = ("debias.cli", "debias.cli_bench", "debias.cli_eval", "debias.cli_harness", "debias.demo")
+WITHOUT_TORCH = (
+    "scoring",
+    "results",
+    "report",
+    "runs",
+    "summary",
+    "charts",
+    "verdict",
+    "suite",
+    "harness",
+    "harness_import",
+)
 
 
 def module_of(path: Path) -> str:
