@@ -1,8 +1,11 @@
 """The settings of data: where examples come from, how a row is read, what shortcut is planted."""
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+COLORS = 10  # of planted_color
 
 
 class Strict(BaseModel):
@@ -34,8 +37,23 @@ class PlantedBias(Strict):
     seed: int = 0
 
 
+class PlantedColor(Strict):
+    """A shortcut painted into pictures (Colored MNIST): each label has its colour, and most pictures of it wear that.
+
+    `strength` is the share of each label's pictures in the label's own colour (bias-aligned); the others share the
+    remaining colours evenly (bias-conflicting). Nam et al., NeurIPS 2020 (LfF): training 0.95 .. 0.995; a test with
+    0.1 has every colour on every one of ten digits equally often, one with 0 only wrong colours.
+    """
+
+    strength: float = Field(0.98, ge=0, le=1)
+    seed: int = Field(0, ge=0)
+
+
 class DataSource(Strict):
     """Where examples come from: `generated`, a local file (.jsonl, .csv, .parquet, each also .gz), or a hub id.
+
+    Pictures come from a local IDX file (`train-images-idx3-ubyte.gz`); their labels lie beside it, in a file whose name
+    has `labels-idx1` in the place of `images-idx3`.
 
     A local path is looked up beside the config, in the working directory, then in the folder `DEBIAS_DATA`.
     `limit` keeps a random subset of that size, drawn with `seed`; for `generated` it is the number of pairs made, and
@@ -57,17 +75,21 @@ class DataSource(Strict):
 
 
 class DataConfig(Strict):
-    """Training and in-distribution validation data, and how a row is read."""
+    """Training and in-distribution validation data, and how a row is read.
+
+    An IDX file of pictures has no columns: `text_fields` is then empty, and no other field can be named.
+    """
 
     train: DataSource
     validation: DataSource | None = None
-    text_fields: tuple[str, ...] = Field(("premise", "hypothesis"), min_length=1)
+    text_fields: tuple[str, ...] = ("premise", "hypothesis")  # none for pictures
     label_field: str = "label"
     id_field: str | None = "id"
     group_field: str | None = None
     labels: tuple[str, ...] = Field(("entailment", "neutral", "contradiction"), min_length=2)
     label_map: dict[str, str] = {}
     planted_bias: PlantedBias | None = None
+    planted_color: PlantedColor | None = None
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -87,6 +109,46 @@ class DataConfig(Strict):
     def _short_source(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pictures_have_no_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "text_fields" not in values and has_pictures(_name(values.get("train"))):
+            return {**values, "text_fields": ()}
+        return values
+
+    @field_validator("text_fields")
+    @classmethod
+    def _texts_have_fields(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        train = info.data.get("train")
+        if not value and train is not None and not has_pictures(train.source):
+            raise ValueError("expected at least one column of text, got none")
+        return value
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the examples are pictures, not texts."""
+        return has_pictures(self.train.source)
+
+    @model_validator(mode="after")
+    def _pictures_fit(self) -> "DataConfig":
+        if self.validation and has_pictures(self.validation.source) != self.pictures:
+            raise ValueError(
+                f"validation is {self.validation.source!r} and train {self.train.source!r}: both must be IDX files of "
+                "pictures, or neither"
+            )
+        if not self.pictures:
+            if self.planted_color:
+                raise ValueError(f"planted_color paints pictures, and {self.train.source!r} is no IDX file of pictures")
+            return self
+        for key in ("label_field", "id_field", "group_field", "planted_bias", "text_fields"):
+            if getattr(self, key) != (() if key == "text_fields" else DataConfig.model_fields[key].default):
+                raise ValueError(f"{key} has no effect on pictures (IDX files have no columns or text); remove it")
+        if self.planted_color and len(self.labels) > COLORS:
+            raise ValueError(
+                f"planted_color has {COLORS} colours, one for each label; there are {len(self.labels)} labels"
+            )
+        return self
+
     @model_validator(mode="after")
     def _names_exist(self) -> "DataConfig":
         if len(set(self.labels)) != len(self.labels):
@@ -101,6 +163,17 @@ class DataConfig(Strict):
         if self.planted_bias and self.planted_bias.field not in self.text_fields:
             raise ValueError(f"planted_bias.field is {self.planted_bias.field!r}, not in {list(self.text_fields)}")
         return self
+
+
+def has_pictures(name: str) -> bool:
+    """Whether a source of that name is an IDX file of pictures (`train-images-idx3-ubyte`, `.gz` too)."""
+    return re.search(r"images[-.]idx3-ubyte(\.gz)?$", name) is not None
+
+
+def _name(source: Any) -> str:
+    """The name in a source as it is written: a string, a mapping, or a DataSource already."""
+    name = source.get("source") if isinstance(source, dict) else getattr(source, "source", source)
+    return name if isinstance(name, str) else ""
 
 
 def is_list(value: Any) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from debias import zero_config
-from debias.config import DataConfig, DataSource, PlantedBias, RunConfig
-from debias.data import Example, load_examples, plant
-from debias.data.encode import EncodedExamples, Prompt, encode_for_answers, encode_for_classification
+from debias.config import SELECTIONS, DataConfig, DataSource, RunConfig
+from debias.data import Example, load_examples, paint, plant
+from debias.data.encode import Collator, EncodedExamples, Prompt, encode_for_answers, encode_for_classification
+from debias.data.encode_images import ImageCollator, encode_images
 from debias.engines import zero_launch
 from debias.errors import InputError
 from debias.losses import Answers, BiasWeightSource, Classification, ColumnWeight, Objective, SelfWeight
@@ -31,24 +32,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """How examples become tokens and tokens become losses; the same for training, evaluation and inference."""
+    """How examples become tokens and tokens become losses; the same for training, evaluation and inference.
+
+    With `pictures`, `tokenizer` is the model's image processor.
+    """
 
     objective: Objective
     prompt: Prompt | None
     tokenizer: Any
     max_length: int
+    pictures: bool = False
 
     def encode(self, examples: list[Example], *, with_answer: bool) -> EncodedExamples:
         """Token ids of `examples`; a causal model's training examples carry their right answer."""
+        if self.pictures:
+            return encode_images(examples)
         if self.prompt is None:
             return encode_for_classification(examples, self.tokenizer, self.max_length)
         return encode_for_answers(examples, self.prompt, self.max_length, with_answer=with_answer)
 
+    @property
+    def collate(self) -> Collator | ImageCollator:
+        """What makes a batch of encoded examples."""
+        return ImageCollator(self.tokenizer) if self.pictures else Collator(self.tokenizer)
+
 
 def build_task(config: RunConfig, tokenizer: Any) -> Task:
     """The run's objective and prompt."""
-    if config.prompt is None or config.head == "classification":
-        return Task(Classification(), None, tokenizer, config.max_length)
+    if config.prompt is None or config.head != "causal_lm":
+        pictures = config.head == "image_classification"
+        return Task(Classification(), None, tokenizer, config.max_length, pictures)
     answers = [config.prompt.verbalizers[label] for label in config.data.labels]
     fields = config.data.text_fields
     prompt = Prompt(tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat)
@@ -73,7 +86,7 @@ def training_examples(config: RunConfig, base: Path | None) -> list[Example]:
     """Training data with its planted bias, if any; every label must occur."""
     column = config.bias_weight.column
     examples = load_examples(config.data.train, config.data, base=base, bias_column=column, require_every_label=True)
-    return _planted(examples, config.data, config.data.planted_bias)
+    return _planted(examples, config.data, later=0)
 
 
 def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:
@@ -84,9 +97,7 @@ def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:
     if config.eval_strategy == "no":
         logger.info("data.validation is not read: eval_strategy is no")
         return []
-    planted = config.data.planted_bias
-    drawn = planted.model_copy(update={"seed": planted.seed + 1}) if planted else None
-    return _planted(load_examples(source, config.data, base=base), config.data, drawn)
+    return _planted(load_examples(source, config.data, base=base), config.data, later=1)
 
 
 def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
@@ -118,8 +129,14 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
     )
 
 
-def _planted(examples: list[Example], data: DataConfig, planted: PlantedBias | None) -> list[Example]:
-    return plant(examples, planted, data) if planted else examples
+def _planted(examples: list[Example], data: DataConfig, later: int) -> list[Example]:
+    """The examples with the shortcut of `data`, if any, drawn with its seed plus `later`."""
+    cue, color = data.planted_bias, data.planted_color
+    if cue:
+        return plant(examples, cue.model_copy(update={"seed": cue.seed + later}), data)
+    if color:
+        return paint(examples, color.model_copy(update={"seed": color.seed + later}), len(data.labels))
+    return examples
 
 
 def check_length(config: RunConfig, model: Any) -> None:
@@ -151,7 +168,7 @@ def build_model(config: RunConfig) -> Any:
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         targets=config.adapter.targets,
-        classification=config.head == "classification",
+        classification=config.head != "causal_lm",
         fresh=model.fresh_modules,
     )
     if config.deepspeed is not None and config.bf16:
@@ -173,6 +190,7 @@ def base_model(config: RunConfig, name: str) -> Any:
         dtype=torch.bfloat16 if config.bf16 and half else torch.float32,
         load_in_4bit=config.load_in_4bit,
         attn_implementation=config.attn_implementation,
+        seed=config.seed,
     )
     return prepare_quantized(model) if config.load_in_4bit else model
 
@@ -203,6 +221,9 @@ def training_arguments(config: RunConfig) -> Any:
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
     }
+    if config.selection != "last":
+        best = {"load_best_model_at_end": True, "greater_is_better": True}
+        extra |= {**best, "metric_for_best_model": SELECTIONS[config.selection]}
     known = {k: v for k, v in extra.items() if k in TrainingArguments.__dataclass_fields__}
     try:
         arguments = TrainingArguments(**{**values, **known})

@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from debias.best_checkpoint import check_selection, selected, validation_figures
 from debias.checkpoint import METRICS, SUMMARY, check_run, last_checkpoint, open_run, save_trained
 from debias.config import RunConfig
 from debias.data import Example
-from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.selection import elements, not_head
 from debias.engines.step import NonFiniteGradients
@@ -57,6 +55,9 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     if first:
         check_run(config)
     examples, validation = training_examples(config, base), validation_examples(config, base)
+    folder = Path(config.output_dir)
+    checkpoint = last_checkpoint(folder) if config.resume else None
+    check_selection(config, len(examples), checkpoint)
     tokenizer = load_tokenizer(config.model, config.head)
     task = build_task(config, tokenizer)
     set_seed(config.seed)  # before the head and the adapter are drawn
@@ -66,7 +67,6 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     logger.info(
         "%s trainable of %s parameters, %s in 4 bit", *(f"{sizes[k]:,}" for k in ("trainable", "all", "four_bit"))
     )
-    folder = Path(config.output_dir)
     stop = StopRequest(config.sigterm_grace_seconds)
     trainer = _trainer(config, model, arguments, task, examples, validation, stop)
     with arguments.main_process_first(local=False, desc="opening the run"):
@@ -82,7 +82,6 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     }
     if first:
         _write_summary(folder, summary)
-    checkpoint = last_checkpoint(folder) if config.resume else None
     if config.resume and checkpoint is None:
         logger.warning("resume: %s holds no checkpoint yet; training starts at step 0", folder)
     try:
@@ -98,6 +97,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         **summary,
         "status": "interrupted" if trainer.interrupted else "finished",
         "seconds": round(time.time() - started, 1),
+        **selected(config, trainer),
         **_outcome(trainer, outcome, resumed=checkpoint is not None),
     }
     if first:
@@ -133,9 +133,8 @@ def _trainer(
             args=arguments,
             train_dataset=task.encode(examples, with_answer=True),
             eval_dataset=task.encode(validation, with_answer=False) if validation else None,
-            data_collator=Collator(task.tokenizer),
-            compute_metrics=accuracy,
-            callbacks=[MetricsFile(folder / METRICS)],
+            data_collator=task.collate,
+            compute_metrics=validation_figures,
             rule=build_rule(config),
             objective=task.objective,
             bias_weight=build_bias_weight(config),
@@ -144,6 +143,7 @@ def _trainer(
             max_nonfinite_steps=config.max_nonfinite_steps,
             stop=stop,
         )
+    trainer.add_callback(MetricsFile(folder / METRICS, trainer.layer_figures))
     _drop_printer(trainer)
     return trainer
 
@@ -166,11 +166,6 @@ def _what_stays(folder: Path, error: Exception) -> str:
     what = f"saving failed: {error.strerror or error}" if isinstance(error, OSError) else str(error)
     kept = last_checkpoint(folder)
     return f"{folder}: {what}; " + (f"the last good checkpoint is {kept}" if kept else "no checkpoint had been saved")
-
-
-def accuracy(prediction: Any) -> dict[str, float]:
-    """Share of label scores [N, C] whose largest is the label's."""
-    return {"accuracy": float(np.mean(prediction.predictions.argmax(axis=-1) == prediction.label_ids))}
 
 
 def _outcome(trainer: DebiasTrainer, outcome: Any, resumed: bool) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_every_accepted_key_is_known_to_the_search() -> None:
         ("max_steps=-5", ("max_steps", "-5")),
         ("gradient_accumulation_steps=0", ("gradient_accumulation_steps", "got 0")),
         ("bf16=maybe", ("bf16", "boolean", "'maybe'")),
-        ("head=regression", ("head", "'classification' or 'causal_lm'", "'regression'")),
+        ("head=regression", ("head", "'classification', 'causal_lm' or 'image_classification'", "'regression'")),
         ("gradients=three_pass", ("gradients", "'two_pass'", "'three_pass'")),
         ("save_strategy=often", ("save_strategy", "'epoch'", "'often'")),
         ("eval_strategy=steps", ("eval_strategy is 'steps'", "data.validation")),

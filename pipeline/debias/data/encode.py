@@ -43,7 +43,7 @@ def encode_for_classification(examples: Sequence[Example], tokenizer: Any, max_l
     encoded = tokenizer(*[list(column) for column in columns], truncation=True, max_length=max_length)
     keys = [key for key in encoded if key != "attention_mask"]
     return EncodedExamples(
-        [{**{key: encoded[key][i] for key in keys}, **_targets(example)} for i, example in enumerate(examples)]
+        [{**{key: encoded[key][i] for key in keys}, **targets(example)} for i, example in enumerate(examples)]
     )
 
 
@@ -65,6 +65,7 @@ class Prompt:
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.answers = tuple(answers)
         self.text_fields = tuple(text_fields)
         self.chat = chat
         self.answer_ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
@@ -75,7 +76,10 @@ class Prompt:
 
     def ids(self, example: Example) -> list[int]:
         """The prompt's tokens, without an answer."""
-        text = self.template.format(**dict(zip(self.text_fields, example.texts, strict=True)))
+        return self.ids_of_text(self.template.format(**dict(zip(self.text_fields, example.texts, strict=True))))
+
+    def ids_of_text(self, text: str) -> list[int]:
+        """The tokens of a filled template, in the chat template's user turn where `chat` says so."""
         if not self.chat:
             return list(self.tokenizer(text)["input_ids"])
         turns = [{"role": "user", "content": text}]
@@ -126,7 +130,7 @@ def encode_for_answers(
         cut += len(ids) > room
         ids = ids[-room:]
         answer = prompt.answer_ids[example.label] if with_answer else []
-        feature = {"input_ids": ids + answer, **_targets(example)}
+        feature = {"input_ids": ids + answer, **targets(example)}
         if with_answer:
             feature["answer_mask"] = [False] * len(ids) + [True] * len(answer)
         features.append(feature)
@@ -137,7 +141,8 @@ def encode_for_answers(
     return EncodedExamples(features)
 
 
-def _targets(example: Example) -> Feature:
+def targets(example: Example) -> Feature:
+    """The right label of an example, and its bias weight where the data has one."""
     weight = {} if example.bias_weight is None else {"bias_weight": example.bias_weight}
     return {"labels": example.label, **weight}
 

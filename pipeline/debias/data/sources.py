@@ -7,7 +7,7 @@ Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted 
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ from debias.data.examples import Example
 from debias.data.files import NumberedRow, kind_of, parquet_classes, read_rows
 from debias.data.generator import generate
 from debias.data.grammar import PHENOMENA
+from debias.data.images import image_rows
 from debias.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,14 @@ def load_with_columns(
     *,
     base: Path | None = None,
     bias_column: str | None = None,
+    through: Callable[[Iterable[NumberedRow]], Iterable[NumberedRow]] = iter,
 ) -> list[tuple[Example, dict[str, Any]]]:
-    """As `load_examples`, each example beside the values of these other columns of its row."""
+    """As `load_examples`, each example beside the values of these other columns of its row.
+
+    The rows go `through` a function first, which may leave some out and change others.
+    """
     where, rows, classes = _open(source, data, base)
+    rows = through(rows)
     reader = _Reader(where, source.split, data, classes, bias_column)
     read = [(reader.example(number, row), reader.columns(number, row, columns)) for number, row in rows]
     gold = [(example, extra) for example, extra in read if example is not None]
@@ -97,9 +103,11 @@ def _open(
         made = generate(source.split, source.limit or GENERATED_SIZE, source.seed, chosen)
         return f"generated[{source.split}]", enumerate(made, start=1), None
     found = next((place for place in _places(source.source, base) if place.exists()), None)
-    if kind_of(source.source) or (found is not None and found.is_file()):
+    if data.pictures or kind_of(source.source) or (found is not None and found.is_file()):
         _refuse_name(source)
         path = resolve_path(source.source, base)
+        if data.pictures:
+            return str(path), image_rows(path), None
         classes = parquet_classes(path, data.label_field) if kind_of(path.name) == ".parquet" else None
         return str(path), read_rows(path), classes
     return _open_hub(source, data, found)
@@ -153,6 +161,7 @@ class _Reader:
             label=label,
             group=None if group is None else str(group),
             bias_weight=weight,
+            image=row["image"] if data.pictures else None,
         )
 
     def columns(self, number: int, row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def add_lora(
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
+    pictures = getattr(model, "main_input_name", None) == "pixel_values"
     chosen = "all-linear" if isinstance(targets, str) else list(targets)
+    if pictures and isinstance(targets, str):
+        chosen = linear_names(model)  # without a task type PEFT takes the head for a layer like any other
     if not isinstance(chosen, str):
         _check_targets(model, chosen)
     config = LoraConfig(
@@ -38,14 +41,22 @@ def add_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=chosen,
-        modules_to_save=[name for name in fresh if name.partition(".")[0] not in PEFT_HEADS] or None,
-        task_type=TaskType.SEQ_CLS if classification else TaskType.CAUSAL_LM,
+        modules_to_save=_saved_whole(model, fresh, pictures) or None,
+        task_type=None if pictures else TaskType.SEQ_CLS if classification else TaskType.CAUSAL_LM,
     )
     adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():
         if parameter.requires_grad:  # PEFT sees to LoRA's own, not to a head that trains whole
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _saved_whole(model: nn.Module, fresh: Sequence[str], pictures: bool) -> list[str]:
+    """What PEFT must be told to train whole and to save; of texts it knows the heads itself."""
+    if not pictures:
+        return [name for name in fresh if name.partition(".")[0] not in PEFT_HEADS]
+    heads = [name for name, _ in model.named_children() if name in HEADS]
+    return [*heads, *(name for name in fresh if name not in heads)]
 
 
 def linear_names(model: nn.Module) -> list[str]:

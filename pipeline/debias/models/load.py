@@ -13,7 +13,7 @@ from debias.errors import InputError
 from debias.models.packages import model_path
 
 logger = logging.getLogger(__name__)
-Head = Literal["classification", "causal_lm"]
+Head = Literal["classification", "causal_lm", "image_classification"]
 
 # Modules that stay 16- or 32-bit. Given by name, because the default list lets a head with a bias become 4-bit. The
 # last two are layers that many encoders' checkpoints lack: drawn at random here, they train whole.
@@ -21,10 +21,17 @@ NOT_QUANTIZED = ["classifier", "score", "lm_head", "pre_classifier", "pooler.den
 
 
 def load_tokenizer(name: str, head: Head) -> Any:
-    """The model's tokenizer; causal models are padded on the left, with the end token where there is no pad token."""
+    """The model's tokenizer; causal models are padded on the left, with the end token where there is no pad token.
+
+    For image classifiers their image processor, which has its place.
+    """
     from transformers import AutoTokenizer
 
     with _readable_errors(name):
+        if head == "image_classification":
+            from debias.models.vision import load_image_processor
+
+            return load_image_processor(name)
         tokenizer = AutoTokenizer.from_pretrained(model_path(name))
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -44,11 +51,13 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     load_in_4bit: bool = False,
     attn_implementation: str | None = None,
+    seed: int = 0,
 ) -> Any:
     """The base model with a head for `labels`; a classification head is freshly initialised (seed before this).
 
-    `fresh_modules` of the result names what the checkpoint lacks and was drawn at random. Raises InputError when the
-    model cannot be found or lacks the head, or bitsandbytes is asked for and missing.
+    `seed` is what a model without trained weights (`vision:mlp`, `vision:vit`) is drawn with. `fresh_modules` of the
+    result names what the checkpoint lacks and was drawn at random. Raises InputError when the model cannot be found or
+    lacks the head, or bitsandbytes is asked for and missing.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -58,17 +67,23 @@ def load_model(
     if load_in_4bit:
         options["quantization_config"] = four_bit(dtype)
     kind: Any = AutoModelForCausalLM
-    if head == "classification":
+    if head != "causal_lm":
         kind = AutoModelForSequenceClassification
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {label: index for index, label in enumerate(labels)}
     with _readable_errors(name):
-        model, found = kind.from_pretrained(model_path(name), output_loading_info=True, **options)
+        if head == "image_classification":
+            from debias.models.vision import load_image_model
+
+            model, missing = load_image_model(name, labels, options, seed)
+        else:
+            model, found = kind.from_pretrained(model_path(name), output_loading_info=True, **options)
+            missing = found["missing_keys"]
     parameters = dict(model.named_parameters())
-    model.fresh_modules = sorted({key.rpartition(".")[0] for key in found["missing_keys"] if key in parameters})
+    model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing if key in parameters})
     if head == "causal_lm":
         _check_causal(name, model)
-    if model.config.pad_token_id is None:
+    if head != "image_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name, head).pad_token_id
     if load_in_4bit:
         _close_cpu_trap(model)
