@@ -1,28 +1,53 @@
-"""A trained run as a predictor: base model, adapter, labels. Shapes: N examples, C labels."""
+"""A trained model as a predictor: what evaluation asks of it. Shapes: N examples, C labels.
 
-from collections.abc import Sequence
+`inference_load.py` makes one of a run's folder, of a hub model or of an adapter.
+"""
+
+import logging
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from debias.checkpoint import ADAPTER, CONFIG, MODEL
-from debias.config import RunConfig, load_config
+from debias.config import RunConfig
 from debias.data.encode import Collator
 from debias.data.examples import Example
 from debias.errors import InputError
-from debias.models.load import load_tokenizer
-from debias.setup_run import Task, base_model, build_task, check_length
+from debias.inference_adapter import adapter_change, merge
+from debias.inference_answers import AnswerScorer, Scoring
+from debias.inference_batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
+from debias.losses import Answers
+from debias.setup_run import Task
+
+logger = logging.getLogger(__name__)
+CHECKED = 8  # examples that the adapter is checked on
+PICTURE_TOKENS = 200  # what a picture counts as in a batch's budget
 
 
 class Predictor:
-    """Scores labels with the model of a run."""
+    """Scores labels with a model; the same texts are computed once, whatever suites they come in.
 
-    def __init__(self, model: Any, task: Task, config: RunConfig) -> None:
+    Under torchrun each rank scores its share and all have all scores. `sharded`: the weights are spread over the ranks.
+    """
+
+    def __init__(
+        self, model: Any, task: Task, config: RunConfig, scoring: Scoring | None = None, *, sharded: bool = False
+    ) -> None:
         self.model = model
         self.task = task
         self.config = config
+        self.scoring = scoring or Scoring()
+        self.sharded = sharded
+        self.any_texts = False  # a classifier of which nobody said what it reads
+        self.refuses_idle_adapter = False
+        self._answers: AnswerScorer | None = None
+        if isinstance(task.objective, Answers) and task.prompt is not None:
+            self._answers = AnswerScorer(model, task.objective, task.prompt, task.max_length, self.scoring)
+        self._known: dict[Hashable, np.ndarray] = {}
+        self._change: float | None = None  # of the scores, by the adapter
+        self._batch_size: int | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -31,52 +56,93 @@ class Predictor:
 
     @property
     def text_fields(self) -> tuple[str, ...]:
-        """The texts the model reads, in order."""
-        return self.config.data.text_fields
+        """The texts the model reads, in order; empty: whatever a suite has."""
+        return () if self.any_texts else self.config.data.text_fields
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """How labels were scored, for the results; whole once something was scored."""
+        told: dict[str, Any] = {
+            "how": "answers" if self._answers is not None else "classification",
+            "normalize": self.scoring.normalize,
+            "calibrate": self.scoring.calibrate,
+            "dtype": str(next(p.dtype for p in self.model.parameters() if p.is_floating_point())).removeprefix(
+                "torch."
+            ),
+            "load_in_4bit": self.config.load_in_4bit,
+            "batch": self._batch_size or "by tokens",
+            "ranks": join()[1],
+            "deepspeed": self.config.deepspeed if self.sharded else None,
+        }
+        if self._answers is not None:
+            told["one_pass"] = self._answers.trees
+        if self._change is not None:
+            told |= {"adapter_changes_logits": self._change > 0, "max_change": float(f"{self._change:.3g}")}
+        return told
 
     def label_scores(self, examples: Sequence[Example], batch_size: int | None = None) -> np.ndarray:
-        """Log-likelihood of each label, [N, C] float64, in the order of `examples`."""
-        encoded = self.task.encode(list(examples), with_answer=False).features
-        collate = Collator(self.task.tokenizer)
-        # Longest first: little padding, and a batch that is too large fails at once.
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
-        size = batch_size or self.config.per_device_eval_batch_size
-        scores_NC = np.empty((len(encoded), len(self.labels)))
-        device = next(self.model.parameters()).device
+        """Log-likelihood of each label, [N, C] float64, in the order of `examples`.
+
+        Batches are made by length under a budget of tokens; `batch_size` is the most examples of one. InputError when
+        the device's memory does not suffice.
+        """
+        self._batch_size = batch_size
+        if not examples:
+            return np.empty((0, len(self.labels)))
         self.model.eval()
+        device = next(self.model.parameters()).device
         # As in training: a bf16 base, and autocast for what trained in float32.
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16)
         with torch.inference_mode(), bf16:
-            for start in range(0, len(order), size):
-                chosen = order[start : start + size]
-                batch = {key: value.to(device) for key, value in collate([encoded[i] for i in chosen]).items()}
-                scores_NC[chosen] = self.task.objective.label_scores(self.model, batch).double().cpu().numpy()
-        return scores_NC
+            try:
+                self._check_adapter(examples)
+                return self._scores(examples, batch_size)
+            except RuntimeError as error:
+                raise out_of_memory(error) from error
+
+    def _scores(self, examples: Sequence[Example], batch_size: int | None) -> np.ndarray:
+        keys = [_key(example) for example in examples]
+        new = {key: example for key, example in zip(keys, examples, strict=True) if key not in self._known}
+        if new:
+            self._known |= zip(new, self._raw(list(new.values()), batch_size), strict=True)
+        raw_NC = np.stack([self._known[key] for key in keys])
+        return raw_NC if self._answers is None else self._answers.adjusted(raw_NC)
+
+    def _raw(self, examples: list[Example], most: int | None = None, *, everywhere: bool = False) -> np.ndarray:
+        features = self.task.encode(examples, with_answer=False).features
+        if self._answers is not None:
+            return self._answers.raw([feature["input_ids"] for feature in features], most, everywhere=everywhere)
+        collate, device = Collator(self.task.tokenizer), next(self.model.parameters()).device
+
+        def compute(batch: Sequence[int]) -> Scores:
+            inputs = {key: value.to(device) for key, value in collate([features[i] for i in batch]).items()}
+            return batch, self.task.objective.label_scores(self.model, inputs).double().cpu().numpy()
+
+        lengths = [len(feature.get("input_ids", ())) or PICTURE_TOKENS for feature in features]
+        batches = by_length(lengths, budget_for(lengths, device.type, join()[1]), most)
+        return score_batches(batches, compute, len(features), len(self.labels), everywhere=everywhere)
+
+    def _check_adapter(self, examples: Sequence[Example]) -> None:
+        """Once: whether the adapter changes the scores of a few examples; then it is merged where nothing is lost."""
+        if self._change is not None or not hasattr(self.model, "peft_config"):
+            return
+        few = list(examples[:CHECKED])
+        self._change = adapter_change(self.model, lambda: self._raw(few, everywhere=True))
+        if self._change == 0:
+            told = "the adapter changes nothing: scores are those of the model without it"
+            if self.refuses_idle_adapter:
+                raise InputError(told)
+            logger.warning("WARNING: %s", told)
+        if not self.sharded and not self.config.bf16:
+            merge(self.model)
 
 
-def load_run(run: Path) -> Predictor:
+def _key(example: Example) -> Hashable:
+    return example.texts if example.image is None else id(example.image)
+
+
+def load_run(run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None) -> Predictor:
     """The predictor of a finished run's folder. InputError when the folder holds no trained model."""
-    run = Path(run)
-    if not (run / CONFIG).exists():
-        raise InputError(f"{run}: holds no {CONFIG}; give the folder of a run")
-    config = load_config(run / CONFIG)
-    trained = [run / name for name in (ADAPTER, MODEL) if (run / name).is_dir()]
-    if not trained:
-        raise InputError(f"{run}: holds no {ADAPTER}/ or {MODEL}/; the run has not finished")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _load_trained(config, trained[0])
-    check_length(config, model)
-    if not config.load_in_4bit:
-        model = model.to(device)
-    return Predictor(model, build_task(config, load_tokenizer(config.model, config.head)), config)
+    from debias.inference_load import load_run as load
 
-
-def _load_trained(config: RunConfig, folder: Path) -> Any:
-    if folder.name == MODEL:
-        return base_model(config, str(folder))
-    from peft import PeftModel
-
-    base = base_model(config, config.model)
-    for name in base.fresh_modules:  # trained and saved in float32, whatever the base's dtype
-        base.get_submodule(name).float()
-    return PeftModel.from_pretrained(base, str(folder))
+    return load(run, scoring, deepspeed=deepspeed)

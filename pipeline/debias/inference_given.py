@@ -1,0 +1,142 @@
+"""Models that no run of ours made: from a hub id or folder, an adapter, a prompt, the names of labels."""
+
+import logging
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from debias.checkpoint import CONFIG
+from debias.config import AdapterConfig, RunConfig, load_config, parse, read_yaml
+from debias.config_data import Strict
+from debias.errors import InputError
+from debias.inference import Predictor
+from debias.inference_adapter import adapter_base
+from debias.inference_answers import Scoring
+from debias.inference_load import hub_config, load, own_labels
+from debias.models.packages import model_path
+
+logger = logging.getLogger(__name__)
+LONGEST = 512  # tokens, where neither prompt file nor model says
+
+
+class PromptFile(Strict):
+    """A short `--prompt` file: the text fields are those of the template, the labels those that have an answer."""
+
+    template: str = Field(min_length=1)
+    verbalizers: dict[str, str] = Field(min_length=2)
+    chat: bool = False
+    max_length: int | None = Field(None, ge=4)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model to judge that no run of ours made; `adapter` alone names its base itself.
+
+    `prompt`: a run's settings or recipe, or a file of `template` and `verbalizers`. `labels`: the names of a
+    classifier's outputs, in order, where the model itself has none.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    prompt: Path | None = None
+    labels: tuple[str, ...] | None = None
+    bf16: bool | None = None
+    load_in_4bit: bool | None = None
+    deepspeed: str | None = None
+
+
+def load_given(given: Given, scoring: Scoring | None = None) -> Predictor:
+    """The predictor of any model, with or without an adapter. InputError for whatever does not fit together.
+
+    An adapter that changes nothing is an error as soon as something is scored.
+    """
+    config = given_config(given)
+    predictor = load(config, config.model, given.adapter, scoring or Scoring(), given.deepspeed, shorten=True)
+    predictor.refuses_idle_adapter = True
+    predictor.any_texts = config.head == "classification" and _source(given) is None
+    return predictor
+
+
+def given_config(given: Given) -> RunConfig:
+    """The settings under which a model is judged, before anything large is loaded."""
+    source = _source(given)
+    if source is None:
+        config = _classifier(_model(given), given.labels)
+    elif {"template", "verbalizers"} & set(read_yaml(source)):
+        config = _asked(source, _model(given))
+    else:
+        config = load_config(source)
+        config = config.model_copy(update={"model": given.model or config.model, "adapter": AdapterConfig()})
+    default = torch.cuda.is_available() if source is None or source == given.prompt else config.bf16
+    chosen = {"bf16": default if given.bf16 is None else given.bf16, "deepspeed": given.deepspeed}
+    if given.load_in_4bit is not None:
+        chosen["load_in_4bit"] = given.load_in_4bit
+    config = config.model_copy(update=chosen)
+    _check_base(given.adapter, config.model)
+    return config if config.head == "causal_lm" else _ordered(config, given)
+
+
+def _model(given: Given) -> str:
+    model = given.model or (adapter_base(given.adapter) if given.adapter else None)
+    if model is None:
+        raise InputError(f"adapter: {given.adapter!r} names no base model; give --model")
+    return model
+
+
+def _source(given: Given) -> Path | None:
+    """The file of settings: the one given, else that of the run that the adapter lies in."""
+    beside = Path(given.adapter).resolve().parent / CONFIG if given.adapter else None
+    return given.prompt or (beside if beside is not None and beside.is_file() else None)
+
+
+def _check_base(adapter: str | None, model: str) -> None:
+    base = adapter_base(adapter) if adapter else None
+    if base is not None and model_path(base) != model_path(model):
+        logger.warning("WARNING: the adapter was trained on %s and is put on %s", base, model)
+
+
+def _ordered(config: RunConfig, given: Given) -> RunConfig:
+    """A classifier's labels in the order of its outputs; InputError where names show that they are others."""
+    if given.adapter is None:
+        labels = _in_models_order(config.model, given.labels or config.data.labels)
+        return config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
+    if given.labels is not None and given.labels != config.data.labels:
+        raise InputError(f"labels: {list(given.labels)}, but {_source(given)} has {list(config.data.labels)}")
+    return config
+
+
+def _asked(path: Path, model: str) -> RunConfig:
+    file = parse(PromptFile, read_yaml(path), str(path))
+    fields = [name for _, name, _, _ in string.Formatter().parse(file.template) if name]
+    data = {"train": "generated", "text_fields": list(dict.fromkeys(fields)), "labels": list(file.verbalizers)}
+    prompt = file.model_dump(include={"template", "verbalizers", "chat"})
+    values = {"model": model, "head": "causal_lm", "prompt": prompt, "data": data, "output_dir": "none"}
+    return parse(RunConfig, {**values, "max_length": file.max_length or LONGEST}, str(path))
+
+
+def _classifier(model: str, labels: Sequence[str] | None) -> RunConfig:
+    kinds = getattr(hub_config(model), "architectures", None) or []
+    if labels is None and any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
+        raise InputError(
+            f"model: {model!r} is a causal language model; give --prompt, a file of template and verbalizers"
+        )
+    names = labels or own_labels(model)
+    if names is None:
+        raise InputError(f"model: {model!r} does not name its labels; give them in order with --labels")
+    data = {"train": "generated", "labels": list(names)}
+    return parse(RunConfig, {"model": model, "data": data, "output_dir": "none", "max_length": LONGEST}, "labels")
+
+
+def _in_models_order(model: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """`labels` in the order of the model's outputs: by the names it gives them itself, whatever their case."""
+    own = own_labels(model)
+    if own is None:
+        return tuple(labels)
+    by_name = {label.casefold(): label for label in labels}
+    if sorted(by_name) != sorted(name.casefold() for name in own):
+        raise InputError(f"model: {model!r} has the labels {list(own)}, expected {list(labels)}")
+    return tuple(by_name[name.casefold()] for name in own)

@@ -1,0 +1,162 @@
+"""Models to judge, loaded: the one of a run's folder, or any other as settings say; whole, or sharded over ranks."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from debias import zero_config
+from debias.checkpoint import ADAPTER, CONFIG, MODEL
+from debias.config import RunConfig, load_config
+from debias.engines import zero_inference, zero_launch
+from debias.errors import InputError
+from debias.inference import Predictor
+from debias.inference_adapter import attach_adapter
+from debias.inference_answers import Scoring
+from debias.inference_batches import LONGEST_WAIT, join
+from debias.models.load import load_tokenizer, longest_input
+from debias.models.packages import model_path
+from debias.setup_run import base_model, build_task, check_length
+
+
+def load_run(run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None) -> Predictor:
+    """The predictor of a finished run's folder. InputError when the folder holds no trained model.
+
+    `deepspeed`: weights are sharded over the ranks, with this configuration of stage 3; so are those of a run that
+    trained at stage 3, where there are several ranks.
+    """
+    run = Path(run)
+    if not (run / CONFIG).exists():
+        raise InputError(f"{run}: holds no {CONFIG}; give the folder of a run")
+    config = load_config(run / CONFIG)
+    trained = [run / name for name in (ADAPTER, MODEL) if (run / name).is_dir()]
+    if not trained:
+        raise InputError(f"{run}: holds no {ADAPTER}/ or {MODEL}/; the run has not finished")
+    if deepspeed is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and _stage(config.deepspeed) == 3:
+        deepspeed = config.deepspeed
+    whole = trained[0].name == MODEL
+    if whole:
+        check_order(trained[0].as_posix(), config.data.labels, config.head)
+    source = str(trained[0]) if whole else config.model
+    return load(config, source, None if whole else str(trained[0]), scoring or Scoring(), deepspeed)
+
+
+def load(
+    config: RunConfig,
+    source: str,
+    adapter: str | None,
+    scoring: Scoring,
+    deepspeed: str | None = None,
+    *,
+    shorten: bool = False,
+) -> Predictor:
+    """The predictor of the model `source`, with or without an adapter, loaded as `config` says.
+
+    `shorten`: a `max_length` above what the model reads becomes that, and is no error.
+    """
+    if deepspeed is not None:
+        return _load_sharded(config, source, adapter, scoring, deepspeed, shorten)
+    join()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    float32 = device == "cpu" and config.bf16 and not has_bf16()
+    model = _assembled(config, source, adapter, float32=float32)
+    if float32:
+        config = config.model_copy(update={"bf16": False})
+    if not config.load_in_4bit:
+        model = model.to(device)
+    return _predictor(config, model, scoring, shorten)
+
+
+def _load_sharded(
+    config: RunConfig, source: str, adapter: str | None, scoring: Scoring, name: str, shorten: bool
+) -> Predictor:
+    try:
+        zero_launch.open_group(timeout=LONGEST_WAIT)
+    except ImportError:
+        raise InputError("deepspeed is not installed; pip install 'debias[deepspeed]'") from None
+    config = config.model_copy(update={"deepspeed": name})
+    settings = zero_inference.settings(_zero_block(name), bf16=config.bf16)
+    with zero_inference.loading(settings):
+        model = _assembled(config, source, adapter)
+    return _predictor(config, zero_inference.shard(model, settings), scoring, shorten, sharded=True)
+
+
+def _predictor(config: RunConfig, model: Any, scoring: Scoring, shorten: bool, *, sharded: bool = False) -> Predictor:
+    limit = longest_input(model)
+    if shorten and limit is not None:
+        config = config.model_copy(update={"max_length": min(limit, config.max_length)})
+    check_length(config, model)
+    task = build_task(config, load_tokenizer(config.model, config.head))
+    return Predictor(model, task, config, scoring, sharded=sharded)
+
+
+def _assembled(config: RunConfig, source: str, adapter: str | None, *, float32: bool = False) -> Any:
+    base = base_model(config, source)
+    if float32:
+        base = _in_float32(base)
+    if adapter is None:
+        if config.head == "classification" and base.fresh_modules:
+            raise InputError(
+                f"model: {source!r} has no trained {', '.join(base.fresh_modules)}; give an adapter that has"
+            )
+        return base
+    if config.deepspeed is None:
+        for name in base.fresh_modules:  # trained and saved in float32, whatever the base's dtype
+            base.get_submodule(name).float()
+    return attach_adapter(base, adapter, base.fresh_modules)
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 numbers itself; where it does not, float32 is exact and many times faster."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _in_float32(base: Any) -> Any:
+    """The same weights, 4-bit and bf16 ones too, as float32 numbers."""
+    fresh = base.fresh_modules
+    if getattr(base, "is_quantized", False):
+        base = base.dequantize()
+    base = base.float()
+    base.fresh_modules = fresh
+    return base
+
+
+def _stage(name: str | None) -> int:
+    return 0 if name is None else int(_zero_block(name).get("stage", 0))
+
+
+def _zero_block(name: str) -> dict[str, Any]:
+    path = zero_config.find(name)
+    try:
+        block = json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"deepspeed: {path} cannot be read: {' '.join(str(error).split())}") from None
+    return block if isinstance(block, dict) else {}
+
+
+def check_order(model: str, labels: Sequence[str], head: str) -> None:
+    """InputError if a saved classifier names its outputs otherwise, or in another order, than `labels`."""
+    own = own_labels(model) if head == "classification" else None
+    if own is not None and own != tuple(labels):
+        raise InputError(f"{model}: its config.json has the labels {list(own)}, the run's config.yaml {list(labels)}")
+
+
+def own_labels(model: str) -> tuple[str, ...] | None:
+    """A classifier's names of its outputs in order; None where they are LABEL_0 and so on, which names nothing."""
+    names = getattr(hub_config(model), "id2label", None) or {}
+    ordered = tuple(str(names[index]) for index in sorted(names))
+    return None if all(name.startswith("LABEL_") for name in ordered) else ordered
+
+
+def hub_config(model: str) -> Any:
+    """The configuration of a model by name; InputError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model_path(model))
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model: {model!r} could not be loaded: {first}") from None
