@@ -171,6 +171,11 @@ def assert_same_run(got: Outcome, want: Outcome, tolerance: float) -> None:
         for figure in ("main_norm", "bias_norm", "cosine", "removed_share", "grad_norm"):
             mine, its = getattr(ours, figure), getattr(theirs, figure)
             assert abs(mine - its) <= 1e-4 * abs(its) + 1e-7, f"{figure}: {mine} instead of {its}"
+        for figure in ("cosine_by_layer", "removed_share_by_layer"):
+            mine, its = getattr(ours, figure), getattr(theirs, figure)
+            assert mine.keys() == its.keys()
+            for layer, value in its.items():
+                assert abs(mine[layer] - value) <= 1e-4 * abs(value) + 1e-7, f"{figure} {layer}: {mine} not {its}"
 
 
 def same_on_all_ranks(weights: Weights) -> bool:

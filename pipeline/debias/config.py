@@ -11,6 +11,9 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from debias.config_data import DataConfig, DataSource, PlantedBias, Strict, is_list  # noqa: F401 (importable from here as well)
 from debias.errors import InputError
 
+# Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
+SELECTIONS = {"validation": "eval_accuracy", "worst_class": "eval_worst_class_accuracy"}
+
 
 class PromptConfig(Strict):
     """How a causal model is asked: a template over the text fields and one answer for each label.
@@ -114,6 +117,7 @@ class RunConfig(Strict):
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_steps: int = Field(500, ge=1)
     save_total_limit: int | None = Field(1, ge=1)
+    selection: Literal["last", "validation", "worst_class"] = "last"  # which checkpoint is kept; see SELECTIONS
     report_to: str | tuple[str, ...] = "none"
     max_nonfinite_steps: int = Field(10, ge=0)  # skipped steps a run survives
     sigterm_grace_seconds: float = Field(120, gt=0)  # from SIGTERM to a saved checkpoint; then the process exits
@@ -160,6 +164,25 @@ class RunConfig(Strict):
             raise ValueError(f"model {self.model!r} reads pictures; set head: image_classification")
         if pictures and self.max_length != RunConfig.model_fields["max_length"].default:
             raise ValueError("max_length has no effect on pictures; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _selection_is_possible(self) -> "RunConfig":
+        if self.selection == "last":
+            return self
+        wants = f"selection {self.selection!r}"
+        if self.data.validation is None:
+            raise ValueError(f"{wants} needs data.validation, the in-distribution examples to select on")
+        if self.eval_strategy == "no" or self.save_strategy != self.eval_strategy:
+            raise ValueError(
+                f"{wants} keeps a checkpoint that was validated: set eval_strategy and save_strategy both to steps or"
+                f" both to epoch; they are {self.eval_strategy!r} and {self.save_strategy!r}"
+            )
+        every = self.eval_steps or self.logging_steps  # as the Trainer reads a missing eval_steps
+        if self.eval_strategy == "steps" and every != self.save_steps:
+            raise ValueError(f"{wants} needs eval_steps equal to save_steps; they are {every} and {self.save_steps}")
+        if self.eval_strategy == "steps" and 0 < self.max_steps < every:
+            raise ValueError(f"{wants}: nothing is validated, eval_steps is {every} and max_steps {self.max_steps}")
         return self
 
     @model_validator(mode="after")

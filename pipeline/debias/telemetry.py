@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -21,11 +21,13 @@ PACKAGES = ("debias", "torch", "transformers", "peft", "accelerate", "bitsandbyt
 class MetricsFile(TrainerCallback):
     """Appends every log of the Trainer to `metrics.jsonl`, one JSON object a line, `step` and `epoch` first.
 
-    After a resume the lines past the checkpoint's step are dropped first: they are about to be trained again.
+    After a resume the lines past the checkpoint's step are dropped first: they are about to be trained again. `more`
+    gives what else belongs to a line of logs, in a form that other reporters could not take.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, more: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda logs: {}) -> None:
         self.path = path
+        self.more = more
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -43,7 +45,8 @@ class MetricsFile(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, "epoch": state.epoch, **{k: v for k, v in logs.items() if k != "epoch"}}
+            figures = {key: value for key, value in logs.items() if key != "epoch"}
+            line = {"step": state.global_step, "epoch": state.epoch, **figures, **self.more(logs)}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -117,6 +117,9 @@ def test_two_ranks_are_one_process(name, way, optimizer, rank):
         assert ours.samples == theirs.samples == 14
         for figure in ("main_norm", "bias_norm", "cosine", "removed_share", "grad_norm"):
             assert getattr(ours, figure) == pytest.approx(getattr(theirs, figure), rel=1e-4)
+        assert set(ours.cosine_by_layer) == ({"0", "1", "other"} if name == "bert lora" else {"other"})
+        for figure in ("cosine_by_layer", "removed_share_by_layer"):
+            assert getattr(ours, figure) == pytest.approx(getattr(theirs, figure), rel=1e-4, abs=1e-7)
     hook.detach()
 
 

@@ -1,6 +1,5 @@
 """The Hugging Face Trainer with two gradients in each step; everything else is as its users know it."""
 
-import dataclasses
 import os
 import shutil
 import time
@@ -133,6 +132,16 @@ class DebiasTrainer(Trainer):
             logs |= self._step_figures(self.hook)
         super().log(logs, start_time)
 
+    def layer_figures(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the last step did in each transformer layer, to go with a log of the training loss; else nothing."""
+        done = self.hook.last if self.hook is not None and "loss" in logs else None
+        if done is None or not done.cosine_by_layer:
+            return {}
+        return {
+            "cosine_by_layer": dict(done.cosine_by_layer),
+            "removed_share_by_layer": dict(done.removed_share_by_layer),
+        }
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; the model is left without hooks."""
         if isinstance(resume_from_checkpoint, str) and (done := self._done(Path(resume_from_checkpoint))):
@@ -149,8 +158,10 @@ class DebiasTrainer(Trainer):
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if not 0 < self.args.max_steps <= state.global_step:
             return None
-        self._load_from_checkpoint(str(checkpoint))
         self.state = state
+        self._find_best()
+        kept = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(kept or str(checkpoint))
         return TrainOutput(state.global_step, float("nan"), {})
 
     def _attached(self, model: nn.Module) -> "TorchHook | ZeroHook":
@@ -172,10 +183,9 @@ class DebiasTrainer(Trainer):
         since, seen = self._since_log
         now = time.perf_counter()
         self._since_log = (now, 0.0)
-        figures: Mapping[str, Any] = dataclasses.asdict(hook.last) if hook.last else {}
         kept = ("main_norm", "bias_norm", "cosine", "removed_share") if self.rule.uses_bias else ()
         return {
-            **{key: figures[key] for key in kept},
+            **{key: getattr(hook.last, key) for key in kept},
             "skipped_steps": hook.skipped,
             "samples_per_second": round(seen / max(now - since, 1e-9), 3),
             "peak_memory_mb": peak_memory_mb(),
@@ -204,6 +214,24 @@ class DebiasTrainer(Trainer):
             self._skipped_before = load_state(self.deepspeed, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        found: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        self._find_best()
+        return found
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self.interrupted:
+            # Or the Trainer would load the best checkpoint and delete the newest, which is there to be resumed.
+            self.state.best_model_checkpoint = None
+        done: TrainOutput = super()._finalize_training(*args, **kwargs)
+        return done
+
+    def _find_best(self) -> None:
+        """The best checkpoint where it lies now: a run's folder may have moved since its name was written down."""
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
 
     def _load_best_model(self) -> None:
         if not self.is_deepspeed_enabled:
