@@ -18,7 +18,7 @@ EASY, HARD = "partial_easy", "partial_hard"
 def easy_or_hard(suite: Suite, examples: Sequence[Example]) -> list[str]:
     """For each example whether the classifier gets its label from the rule's fields alone.
 
-    Word and word-pair TF-IDF, multinomial logistic regression. InputError without scikit-learn or the training files.
+    TF-IDF of words and pairs of words, logistic regression. InputError without scikit-learn or the training files.
     """
     rule = suite.group_rule.partial_input
     assert rule is not None
@@ -37,8 +37,9 @@ def classifier() -> Any:
         from sklearn.pipeline import make_pipeline
     except ImportError:
         raise InputError("groups by partial input need scikit-learn: pip install 'debias[eval]'") from None
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\S+")
-    return make_pipeline(words, LogisticRegression(C=1.0, max_iter=1000))
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    # Newton to full convergence: the same answers as lbfgs run to its end, in a fifth of the time.
+    return make_pipeline(words, LogisticRegression(C=1.0, solver="newton-cg", tol=1e-8, max_iter=200))
 
 
 def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Example]:

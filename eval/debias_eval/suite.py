@@ -44,11 +44,20 @@ class Hub(Strict):
 class Cluster(Strict):
     """Which examples are related: those for which the first group of `regex` in `field` (or all of it) is the same.
 
-    `field` is `id`, `group`, a text field or any other column of the rows.
+    `field` is `id`, `group`, a text field, any other column of the rows or `texts` (all texts, in any order), or several
+    of these, together. `words` keeps only these words of a text and blanks all others, so that sentences of one
+    template are the same; `mask` blanks these words and phrases, in upper or lower case, and keeps all others.
     """
 
-    field: str = Field("id", min_length=1)
+    field: tuple[str, ...] = Field(("id",), min_length=1)
     regex: str | None = None
+    words: tuple[str, ...] = ()
+    mask: tuple[str, ...] = ()
+
+    @field_validator("field", mode="before")
+    @classmethod
+    def _one_field(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("regex")
     @classmethod
@@ -60,12 +69,27 @@ class Cluster(Strict):
             raise ValueError(f"{value!r} is not a regular expression: {error}") from None
         return value
 
+    @model_validator(mode="after")
+    def _regex_has_one_field(self) -> "Cluster":
+        if self.regex is not None and (len(self.field) > 1 or self.words or self.mask):
+            raise ValueError("regex reads one field as it is; remove words, mask and the other fields, or regex")
+        if self.words and self.mask:
+            raise ValueError("words keeps some words, mask blanks some; remove one")
+        return self
+
 
 class Keep(Strict):
     """The rows that belong to the suite: those whose `field` has one of `values`."""
 
     field: str = Field(min_length=1)
     values: tuple[str, ...] = Field(min_length=1)
+
+
+class GroupColumns(Strict):
+    """A group from several columns of numbers: the name of the one that is `at_least` so high, `several`, or `none`."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+    at_least: float
 
 
 class PartialInputGroups(Strict):
@@ -110,6 +134,8 @@ class Suite(Strict):
     """One test set with its labels, groups, clusters and gap; `version` changes whenever a number could.
 
     `label_map` reads the data's labels, `merge` the model's (neutral -> not_entailment); equal names need neither.
+    `label_threshold` turns numbers in `label_field` into the second of two labels where they reach it, else the first;
+    `group_columns` fill `group_field`; `skip_empty` leaves rows without text out.
     `input_ablation` names the fields that the floor under every number sees: the last of a pair, none of one text.
     """
 
@@ -125,9 +151,12 @@ class Suite(Strict):
     id_field: str | None = "id"
     labels: tuple[str, ...] = Field(("entailment", "neutral", "contradiction"), min_length=2)
     label_map: dict[str, str] = Field(default_factory=dict)
+    label_threshold: float | None = None
     merge: dict[str, str] = Field(default_factory=dict)
     keep: Keep | None = None
+    skip_empty: bool = False
     group_field: str | None = None
+    group_columns: GroupColumns | None = None
     group_rule: GroupRule = GroupRule()
     cluster: Cluster | None = None
     consistency: bool = False
@@ -200,8 +229,14 @@ class Suite(Strict):
         made = self.group_rule.by_label or self.group_rule.partial_input
         if self.gap and not (self.planted_bias or self.group_field or made):
             raise ValueError("gap names groups, but the suite has none: give group_field, group_rule or planted_bias")
+        if self.cluster and self.cluster.words and not set(self.cluster.field) & set(self.text_fields):
+            raise ValueError(f"cluster.words blanks text, but cluster.field names none of {list(self.text_fields)}")
         if self.consistency and self.cluster is None:
             raise ValueError("consistency is about clusters, but the suite has none: give cluster")
+        if self.label_threshold is not None and (len(self.labels) != 2 or self.label_map):
+            raise ValueError("label_threshold needs two labels, lower first, and no label_map")
+        if self.group_columns and not self.group_field:
+            raise ValueError("group_columns fill group_field; give it a name")
         if self.stress and len(self.text_fields) != 2:
             raise ValueError(f"stress changes premise or hypothesis; text_fields are {list(self.text_fields)}, not two")
         return self

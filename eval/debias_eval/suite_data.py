@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from debias.data.sources import load_with_columns
 from debias.errors import InputError
 from debias_eval.stress import stressed
 from debias_eval.suite import Cluster, Suite
+from debias_eval.suite_rows import Rows
 
 log = logging.getLogger(__name__)
 Read = tuple[Example, Mapping[str, Any]]
+LARGEST_WHOLE_CLUSTER = 16
 
 
 def suite_examples(suite: Suite, limit: int | None = None, seed: int = 0) -> list[Example]:
@@ -36,7 +39,7 @@ def all_examples(suite: Suite) -> list[Example]:
 
     An id that occurs again becomes `id#2`, so that an example can be named.
     """
-    examples = _clustered(suite, _kept(suite, _rows(suite)))
+    examples = _clustered(suite, _rows(suite))
     if suite.stress:
         examples = stressed(examples, suite.stress)
     if suite.planted_bias:
@@ -48,27 +51,35 @@ def all_examples(suite: Suite) -> list[Example]:
 
 
 def subset(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most `limit` examples in the original order: whole clusters in random order, as many as fit.
+    """At most `limit` examples in the original order, drawn at random with `seed`.
 
-    Without clusters a simple random sample of exactly that size. InputError for a limit below the first cluster drawn.
+    Clusters of up to 16 examples (pairs, edits of one original) are drawn whole, so that a few places may stay empty;
+    larger ones (templates) example by example, or a small subset would hold few of them. Without clusters it is a
+    simple random sample of exactly `limit`. InputError for a limit too small for the cluster drawn first.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: expected a number over 0, got {limit}")
     if limit is None or limit >= len(examples):
         return list(examples)
-    members: dict[str, list[int]] = {}
-    for index, example in enumerate(examples):
-        members.setdefault(f"#{index}" if example.cluster is None else f"c{example.cluster}", []).append(index)
-    clusters = list(members.values())
+    units = _drawn_together(examples)
     kept: list[int] = []
-    for chosen in np.random.default_rng(seed).permutation(len(clusters)):
-        if len(kept) + len(clusters[chosen]) > limit:
+    for chosen in np.random.default_rng(seed).permutation(len(units)):
+        if len(kept) + len(units[chosen]) > limit:
             break
-        kept += clusters[chosen]
+        kept += units[chosen]
     if not kept:
-        largest = max(len(cluster) for cluster in clusters)
-        raise InputError(f"limit: {limit} is too few: whole clusters are drawn, and they hold up to {largest} examples")
+        raise InputError(f"limit: {limit} is too few: clusters are drawn whole, and hold up to {max(map(len, units))}")
     return [examples[i] for i in sorted(kept)]
+
+
+def _drawn_together(examples: Sequence[Example]) -> list[list[int]]:
+    members: dict[str | int, list[int]] = {}
+    for index, example in enumerate(examples):
+        members.setdefault(index if example.cluster is None else example.cluster, []).append(index)
+    units: list[list[int]] = []
+    for cluster in members.values():
+        units += [cluster] if len(cluster) <= LARGEST_WHOLE_CLUSTER else [[index] for index in cluster]
+    return units
 
 
 def local_file(suite: Suite, name: str) -> Path | None:
@@ -139,10 +150,9 @@ def _hub_rows(suite: Suite, otherwise: str) -> list[Read]:
 
 
 def _load(suite: Suite, config: DataConfig) -> list[Read]:
-    rules = (suite.cluster, suite.keep)
-    own = {"id", "group", suite.id_field, suite.group_field, *suite.text_fields}
-    columns = {rule.field for rule in rules if rule is not None} - own
-    return [*load_with_columns(config.train, config, sorted(columns))]
+    own = {"id", "group", "texts", suite.id_field, suite.group_field, *suite.text_fields}
+    columns = {*suite.cluster.field} - own if suite.cluster else set()
+    return [*load_with_columns(config.train, config, sorted(columns), through=Rows(suite, config))]
 
 
 def _field(suite: Suite, field: str, read: Read) -> str | None:
@@ -152,19 +162,9 @@ def _field(suite: Suite, field: str, read: Read) -> str | None:
         return example.texts[suite.text_fields.index(field)]
     if field in columns:
         return None if columns[field] is None else str(columns[field])
+    if field == "texts":
+        return "\n".join(sorted(example.texts))
     return example.group if field in ("group", suite.group_field) else example.id
-
-
-def _kept(suite: Suite, rows: list[Read]) -> list[Read]:
-    keep = suite.keep
-    if keep is None:
-        return rows
-    values = Counter(_field(suite, keep.field, read) for read in rows)
-    for value in keep.values:
-        if value not in values:
-            seen = ", ".join(repr(name) for name, _ in values.most_common(8))
-            raise InputError(f"suite {suite.name}: keep names {keep.field} {value!r}; the data has {seen}")
-    return [read for read in rows if _field(suite, keep.field, read) in keep.values]
 
 
 def _clustered(suite: Suite, rows: Sequence[Read]) -> list[Example]:
@@ -175,17 +175,34 @@ def _clustered(suite: Suite, rows: Sequence[Read]) -> list[Example]:
 
 
 def _cluster(suite: Suite, rule: Cluster, read: Read, number: int) -> str:
-    value = _field(suite, rule.field, read)
-    if value is None:
+    values = [_field(suite, field, read) for field in rule.field]
+    if None in values:
         return f"row {number}"  # a row that says nothing of relatives has none
     if rule.regex is not None:
-        found = re.search(rule.regex, value)
-        if found is None or found[1] is None:
-            raise InputError(
-                f"suite {suite.name}: cluster.regex {rule.regex!r} finds nothing in {rule.field} {value!r}"
-            )
-        value = found[1]
-    return value
+        return _found(suite, rule, str(values[0]))
+    if rule.words:
+        texts = zip(rule.field, values, strict=True)
+        values = [_skeleton(value, rule.words) if field in suite.text_fields else value for field, value in texts]
+    if rule.mask:
+        values = [_any_of(rule.mask).sub("_", str(value)) for value in values]
+    return " | ".join(map(str, values))
+
+
+def _found(suite: Suite, rule: Cluster, value: str) -> str:
+    found = re.search(str(rule.regex), value)
+    if found is None or found[1] is None:
+        raise InputError(f"suite {suite.name}: cluster.regex {rule.regex!r} finds nothing in {rule.field[0]} {value!r}")
+    return found[1]
+
+
+def _skeleton(text: str | None, words: Sequence[str]) -> str:
+    return " ".join(word if word in words else "_" for word in re.findall(r"\w+", str(text).lower()))
+
+
+@cache
+def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(phrases, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
 
 
 def _grouped(suite: Suite, examples: Sequence[Example]) -> list[Example]:

