@@ -71,6 +71,13 @@ class PartialInput(Part):
     how: str = ""
 
 
+class GapGroups(_Read):
+    """The groups whose accuracies the gap is the difference of."""
+
+    aligned: tuple[str, ...]
+    conflicting: tuple[str, ...]
+
+
 class Overlap(_Read):
     """How many of the suite's rows are also in the training data (normalised text), and whether they were left out."""
 
@@ -87,6 +94,7 @@ class Result(Part):
     worst_group: Worst | None = None
     gap: Difference | None = None
     gap_ci95: tuple[Difference, Difference] | None = None
+    gap_groups: GapGroups | None = None
     aligned: Part | None = None
     conflicting: Part | None = None
     ece: Share

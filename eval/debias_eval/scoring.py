@@ -218,13 +218,14 @@ def _gap(
 ) -> dict[str, Any]:
     first_N, second_N = (in_groups(judged.groups, names) for names in sides)
     if not (first_N.any() and second_N.any()):
-        return {"gap": None, "gap_ci95": None, "aligned": None, "conflicting": None}
+        return {"gap": None, "gap_ci95": None, "gap_groups": None, "aligned": None, "conflicting": None}
     aligned, conflicting = (
         _within(judged.prediction_N, judged.gold_N, mask_N, cluster_N) for mask_N in (first_N, second_N)
     )
     return {
         "gap": aligned.value - conflicting.value,
         "gap_ci95": list(gap_interval(right_N, first_N, second_N, cluster_N)),
+        "gap_groups": {"aligned": list(sides[0]), "conflicting": list(sides[1])},
         "aligned": aligned.as_dict(),
         "conflicting": conflicting.as_dict(),
     }

@@ -255,13 +255,16 @@ def paired_bootstrap(
     )
 
 
-def two_level(first_S: Floats, second_S: Floats, first_BS: Floats, second_BS: Floats, clusters: int) -> Paired:
+def two_level(
+    first_S: Floats, second_S: Floats, first_BS: Floats, second_BS: Floats, clusters: int, most: float = 1.0
+) -> Paired:
     """Difference of two methods' means over seeds, from each seed's value and its replicates over clusters.
 
     Two things vary: which examples are in the test set, shared by all runs (the replicates' variance), and the training
     seed (the variance between seeds, in closed form what resampling seeds gives, times S / (S - 1); the part of it that
     resampled clusters already show is taken out). Student's t with Satterthwaite's degrees of freedom makes up for few
-    seeds. A lone seed beside several is taken to vary as they do. With one seed each only the examples vary.
+    seeds. A lone seed beside several is taken to vary as they do. With one seed each only the examples vary. `most` is
+    the largest difference there can be.
     """
     difference = float(second_S.mean() - first_S.mean())
     seeds = (len(first_S), len(second_S))
@@ -269,7 +272,7 @@ def two_level(first_S: Floats, second_S: Floats, first_BS: Floats, second_BS: Fl
     difference_B = second_BS.mean(axis=1) - first_BS.mean(axis=1)
     difference_B = difference_B[np.isfinite(difference_B)]
     if clusters < 2 or len(difference_B) < 2:
-        return Paired(difference, -1.0, 1.0, 1.0, f"{test}: a single cluster says nothing")
+        return Paired(difference, -most, most, 1.0, f"{test}: a single cluster says nothing")
     of_examples = float(difference_B.var(ddof=1)) * clusters / (clusters - 1)
     of_seeds = _seed_variances((first_S, first_BS), (second_S, second_BS))
     variance = of_examples + sum(part for part, _ in of_seeds)
@@ -279,7 +282,7 @@ def two_level(first_S: Floats, second_S: Floats, first_BS: Floats, second_BS: Fl
     error = sqrt(variance)
     half = float(student.ppf(0.975, freedom)) * error
     p = float(2 * student.sf(abs(difference) / error, freedom))
-    return Paired(difference, max(-1.0, difference - half), min(1.0, difference + half), p, test)
+    return Paired(difference, max(-most, difference - half), min(most, difference + half), p, test)
 
 
 def _seed_variances(*sides: tuple[Floats, Floats]) -> list[tuple[float, int]]:
@@ -302,7 +305,7 @@ def _of_one_run(values_S: Floats, values_BS: Floats) -> tuple[float, int]:
 
 def _without_spread(difference: float, first: float, clusters: int) -> Paired:
     """Every cluster differs by the same: each counts as one example, so that a handful of them proves little."""
-    moved = round(abs(difference) * clusters)
+    moved = min(round(abs(difference) * clusters), clusters)
     wins, losses = (moved, 0) if difference > 0 else (0, moved)
     both = min(max(first * clusters - losses, 0.0), clusters - moved)
     low, high = paired_newcombe(both, losses, wins, clusters - moved - both)

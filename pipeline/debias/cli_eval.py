@@ -7,12 +7,15 @@ from typing import Annotated
 import typer
 
 from debias.cli_print import AsJson, print_table
+from debias.errors import InputError
 
 
 def add_to(app: typer.Typer) -> None:
     """Give the command line the verbs of this file."""
     app.command(name="eval")(evaluate)
     app.command()(report)
+    # `--against B B2` takes any number of folders, which an option cannot: the words are read as they come.
+    app.command(context_settings={"ignore_unknown_options": True})(compare)
 
 
 def evaluate(
@@ -46,3 +49,32 @@ def report(
     from debias_eval.report import write_report
 
     typer.echo(write_report(runs, out))
+
+
+def compare(
+    folders: Annotated[
+        list[str], typer.Argument(metavar="A [A2 ...] [--against] B [B2 ...]", help="Runs, or folders of runs.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Say which of two methods is better, where, by how much, with intervals and the number of seeds.
+
+    Two folders (`A B`) give B minus A; `A A2 --against B B2` gives the A's minus the B's. A folder of the runs of
+    exactly two methods does as well. The runs of one side must differ in their seed alone.
+    """
+    import dataclasses
+
+    from debias_eval.compare import compare_folders, comparison_table
+
+    mine, against = folders, []
+    if "--against" in folders:
+        cut = folders.index("--against")
+        mine, against = folders[cut + 1 :], folders[:cut]
+        if not mine or not against:
+            raise InputError("--against: expected folders of runs before it and after it")
+    comparison = compare_folders([Path(one) for one in mine], [Path(one) for one in against])
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(comparison), indent=2))
+    else:
+        print_table(comparison_table(comparison))
+        typer.echo(comparison.verdict)

@@ -33,6 +33,15 @@ TORCH_ONLY = ("debias.methods", "debias.losses")
 MAY_USE_EVALUATOR = ("debias.cli", "debias.cli_bench", "debias.cli_eval", "debias.cli_harness", "debias.demo")
 WITHOUT_TORCH = (
     "scoring",
+    "statistics",
+    "calibration",
+    "answers",
+    "differences",
+    "objections",
+    "compare",
+    "robustness",
+    "floors",
+    "training_overlap",
     "results",
     "report",
     "runs",
