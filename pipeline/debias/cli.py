@@ -36,8 +36,9 @@ def train(
 ) -> None:
     """Train a model: LoRA, QLoRA, BitFit or full, with a method's update."""
     from debias.config import load_config
+    from debias.paths import find_recipe
 
-    config = _recipe(config)
+    config = find_recipe(config)
     settings = load_config(config, overrides or [])
     from debias.train import train as run
 
@@ -74,15 +75,6 @@ def demo(
     table, page = run_demo(out)
     print_table(table)
     typer.echo(f"report: {page}")
-
-
-def _recipe(path: Path) -> Path:
-    """The file itself, or the recipe of that name that comes with the package."""
-    here = Path(__file__).parent
-    shipped = [
-        folder / path.with_suffix(".yaml").name for folder in (here / "recipes", here.parents[1] / "launch/recipes")
-    ]
-    return next((place for place in (path, *shipped) if place.is_file()), path)
 
 
 def _first_rank() -> bool:

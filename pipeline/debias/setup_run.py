@@ -100,35 +100,6 @@ def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:
     return _planted(load_examples(source, config.data, base=base), config.data, later=1)
 
 
-def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
-    """The config with local files and folders as absolute paths, so that it means the same from anywhere.
-
-    A file that is found through DEBIAS_DATA alone keeps its short name.
-    """
-    places = [folder for folder in (base, Path.cwd()) if folder is not None]
-
-    def absolute(name: str) -> str:
-        found = next((folder / name for folder in places if (folder / name).exists()), None)
-        return str(found.resolve()) if found is not None else name
-
-    sources = {
-        key: source.model_copy(update={"source": absolute(source.source)})
-        for key in ("train", "validation")
-        if (source := getattr(config.data, key)) is not None and source.source != "generated"
-    }
-    model = Path(config.model).expanduser()
-    engine = config.deepspeed
-    if engine is not None and engine not in zero_config.shipped():
-        engine = str(zero_config.find(engine, base))
-    return config.model_copy(
-        update={
-            "deepspeed": engine,
-            "data": config.data.model_copy(update=sources),
-            "model": str(model.resolve()) if model.is_dir() else config.model,
-        }
-    )
-
-
 def _planted(examples: list[Example], data: DataConfig, later: int) -> list[Example]:
     """The examples with the shortcut of `data`, if any, drawn with its seed plus `later`."""
     cue, color = data.planted_bias, data.planted_color

@@ -22,6 +22,7 @@ from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
+from debias.paths import resolve_paths
 from debias.setup_run import (
     Task,
     build_bias_weight,
@@ -29,7 +30,6 @@ from debias.setup_run import (
     build_rule,
     build_task,
     check_length,
-    resolve_paths,
     training_arguments,
     training_examples,
     validation_examples,

@@ -7,7 +7,6 @@ import pytest
 from tiny_runs import adapter_of, config_for, largest_difference
 
 from debias.checkpoint import save_whole
-from debias.cli import _recipe
 from debias.config import load_config
 from debias.data import generate
 from debias.data.encode import Collator
@@ -15,6 +14,7 @@ from debias.engines.hf_trainer import DebiasTrainer
 from debias.losses import Classification
 from debias.methods import Edge
 from debias.models.load import load_tokenizer
+from debias.paths import find_recipe
 from debias.setup_run import build_model, build_task, training_arguments, training_examples
 from debias.train import train
 
@@ -96,6 +96,6 @@ def test_a_save_that_was_killed_between_the_renames_is_mended(tmp_path):
 
 def test_a_recipe_is_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = _recipe(Path("minilm_biased_snli_edge"))
+    found = find_recipe(Path("minilm_biased_snli_edge"))
     assert load_config(found).model == "package:minilm"
-    assert _recipe(Path("no_such_recipe")) == Path("no_such_recipe")
+    assert find_recipe(Path("no_such_recipe")) == Path("no_such_recipe")

@@ -1,0 +1,44 @@
+"""Where a run's files lie: recipes by name, data and models as absolute paths."""
+
+from pathlib import Path
+
+from debias import zero_config
+from debias.config import RunConfig
+
+
+def find_recipe(path: Path) -> Path:
+    """The file itself, or the recipe of that name that comes with the package."""
+    here = Path(__file__).parent
+    shipped = [
+        folder / path.with_suffix(".yaml").name for folder in (here / "recipes", here.parents[1] / "launch/recipes")
+    ]
+    return next((place for place in (path, *shipped) if place.is_file()), path)
+
+
+def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
+    """The config with local files and folders as absolute paths, so that it means the same from anywhere.
+
+    A file that is found through DEBIAS_DATA alone keeps its short name.
+    """
+    places = [folder for folder in (base, Path.cwd()) if folder is not None]
+
+    def absolute(name: str) -> str:
+        found = next((folder / name for folder in places if (folder / name).exists()), None)
+        return str(found.resolve()) if found is not None else name
+
+    sources = {
+        key: source.model_copy(update={"source": absolute(source.source)})
+        for key in ("train", "validation")
+        if (source := getattr(config.data, key)) is not None and source.source != "generated"
+    }
+    model = Path(config.model).expanduser()
+    engine = config.deepspeed
+    if engine is not None and engine not in zero_config.shipped():
+        engine = str(zero_config.find(engine, base))
+    return config.model_copy(
+        update={
+            "deepspeed": engine,
+            "data": config.data.model_copy(update=sources),
+            "model": str(model.resolve()) if model.is_dir() else config.model,
+        }
+    )
