@@ -44,7 +44,7 @@ class Hub(Strict):
 class Cluster(Strict):
     """Which examples are related: those for which the first group of `regex` in `field` (or all of it) is the same.
 
-    `field` is `id`, `group`, a text field, any other column of the rows or `texts` (all texts, in any order), or several
+    `field` is `id`, `group`, a text field, any other column of the rows, `texts` (all texts, in any order), or several
     of these, together. `words` keeps only these words of a text and blanks all others, so that sentences of one
     template are the same; `mask` blanks these words and phrases, in upper or lower case, and keeps all others.
     """
