@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from debias import cli_bench, cli_eval, cli_harness
+from debias import cli_bench, cli_eval, cli_harness, cli_sweep
 from debias.cli_print import AsJson, print_table
 from debias.errors import InputError, Interrupted
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_bench.app, name="bench")
 cli_eval.add_to(app)
+cli_sweep.add_to(app)
 cli_harness.add_to(app)
 
 Overrides = Annotated[

@@ -124,6 +124,13 @@ def _configured(recipe: Path, changes: tuple[str, ...], seed: int, new_data: boo
     return resolve_paths(config, recipe.resolve().parent), overrides
 
 
+def check_recipe(run: PlannedRun) -> None:
+    """InputError if the recipe's file no longer says what was planned."""
+    config = resolve_paths(load_config(run.recipe, run.overrides), run.recipe.resolve().parent)
+    if digest_of(settings_of(config)) != run.digest:
+        raise InputError(f"{run.recipe} was changed while the sweep ran; start the sweep again")
+
+
 def _data_seeds(config: RunConfig, seed: int) -> tuple[str, ...]:
     planted = [key for key in ("planted_bias", "planted_color") if getattr(config.data, key, None) is not None]
     drawn = ["train"] if config.data.train.limit is not None else []

@@ -30,8 +30,9 @@ ROOMS = {
 # What only the rooms of mathematics may import of others' packages.
 TORCH_ONLY = ("debias.methods", "debias.losses")
 # The only places that know the evaluator, and they only inside a function.
-MAY_USE_EVALUATOR = ("debias.cli", "debias.cli_bench", "debias.cli_eval", "debias.cli_harness", "debias.demo")
+MAY_USE_EVALUATOR = ("debias.cli", "debias.cli_bench", "debias.cli_eval", "debias.cli_harness", "debias.cli_sweep", "debias.demo")
 WITHOUT_TORCH = (
+    "selection",
     "scoring",
     "statistics",
     "calibration",

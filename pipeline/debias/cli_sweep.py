@@ -1,0 +1,165 @@
+"""The verbs for many runs: train and judge a grid of them, and choose among them."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from debias.cli_print import AsJson, print_table
+from debias.errors import InputError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the command line the verbs of this file."""
+    app.command()(sweep)
+    app.command()(select)
+
+
+def sweep(
+    recipes: Annotated[list[Path], typer.Argument(help="Runs' YAML files, or names of shipped recipes.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The sweep's folder; runs are RECIPE/SETTINGS/seedN in it.")],
+    seeds: Annotated[str, typer.Option(help="How many, from 0, or a list: 3,7,11.")] = "5",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=V1,V2", help="A grid over a setting; may be repeated.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option("--suite", help="Judge each run on a suite, a collection or a suite's file.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge a random subset of this size.")] = None,
+    new_data: Annotated[bool, typer.Option("--new-data", help="Seeds also draw planted bias and subset.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    launcher: Annotated[str, typer.Option(help="In the place of python, such as 'torchrun --nproc-per-node 2'.")] = "",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Train anew what was trained with other settings.")
+    ] = False,
+    only: Annotated[list[int] | None, typer.Option(min=0, help="Only the K-th run, from 0; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
+    print_commands: Annotated[bool, typer.Option("--print-commands", help="A command a run, for a job array.")] = False,
+) -> None:
+    """Train and judge recipes x settings x seeds; the same command again goes on where it stopped.
+
+    Exit code 1 if a run failed (the others go on), 75 if a signal stopped the sweep.
+    """
+    from debias.sweep import Sweep
+    from debias.sweep_plan import parse_grid, parse_seeds, plan_sweep
+
+    if print_commands and only:
+        raise InputError("--print-commands is for all runs; leave out --only")
+    planned = plan_sweep(recipes, parse_seeds(seeds), parse_grid(set_ or []), out, new_data=new_data)
+    runs = _only(planned, only)
+    judge = _SuiteJudge(suite or [], limit)
+    _check_methods(runs)
+    work = Sweep(runs, out, judge, jobs, launcher, overwrite)
+    if print_commands:
+        for run in runs:
+            typer.echo(f"{_this_command()} --only {run.index}  # {run.name}")
+        return
+    work.check()
+    if dry_run:
+        print_table(_todo(runs, judge))
+        return
+    work.run()
+    _show([run.folder for run in runs])
+    if work.failed:
+        sys.stderr.write("".join(f"failed: {name}: {why}\n" for name, why in work.failed.items()))
+        raise typer.Exit(1)
+
+
+def select(
+    folder: Annotated[Path, typer.Argument(help="A sweep's folder, or any folder of runs.")],
+    rule: Annotated[str, typer.Option(help="last, validation, worst_class or oracle.")] = "validation",
+    suite: Annotated[str | None, typer.Option(help="oracle: the suite whose answers it chooses by.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose a configuration of each method by the mean over its seeds; only oracle looks at a suite."""
+    from debias_eval.selection import choice_table, choices_in, remember
+
+    choices = choices_in(folder, rule, suite)
+    remember(folder, choices)
+    if as_json:
+        typer.echo(json.dumps([choice.as_dict() for choice in choices], indent=2))
+    else:
+        print_table(choice_table(choices))
+
+
+class _SuiteJudge:
+    """The suites that were asked for; a result of another version, limit or a damaged file counts as none."""
+
+    def __init__(self, names: Sequence[str], limit: int | None) -> None:
+        from debias_eval.collections import expand
+        from debias_eval.suite import load_suite
+
+        self.limit = limit
+        self.suites = {name: load_suite(name) for name in expand(names)} if names else {}
+
+    def missing(self, run: Path) -> list[str]:
+        return [name for name in self.suites if not self._has(run, name)]
+
+    def options(self) -> list[str]:
+        return [] if self.limit is None else ["--limit", str(self.limit)]
+
+    def _has(self, run: Path, name: str) -> bool:
+        from debias_eval.results import read_result, result_path
+
+        suite = self.suites[name]
+        try:
+            result = read_result(result_path(run, suite.name))
+        except InputError:
+            return False
+        return (result.version, result.limit) == (suite.version, self.limit)
+
+
+def _only(planned: list[Any], only: Sequence[int] | None) -> list[Any]:
+    if only is None or not only:
+        return planned
+    if bad := [k for k in only if k >= len(planned)]:
+        raise InputError(f"--only {bad[0]}: the sweep has {len(planned)} runs, 0 to {len(planned) - 1}")
+    return [planned[k] for k in dict.fromkeys(only)]
+
+
+def _check_methods(runs: Sequence[Any]) -> None:
+    """A method's own settings, which only its class knows; here, and not hours later when its turn has come."""
+    from debias.methods import make_rule
+
+    for run in runs:
+        try:
+            make_rule(run.settings.get("method", {"name": "edge"}))
+        except ValueError as error:
+            raise InputError(f"{run.recipe}: {error}") from None
+
+
+def _this_command() -> str:
+    words = [word for word in sys.argv[1:] if word != "--print-commands"]
+    return shlex.join(["debias", *words])
+
+
+def _todo(runs: Sequence[Any], judge: _SuiteJudge) -> Any:
+    from rich.table import Table
+
+    from debias.sweep_plan import changed_settings, state_of
+
+    table = Table(caption=f"{len(runs)} runs")
+    for name in ("#", "run", "training", "still to be judged on"):
+        table.add_column(name, overflow="fold")
+    for run in runs:
+        state = state_of(run.folder)
+        if changed_settings(run) is not None:
+            state = "anew: its settings have changed"
+        elif state == "begun":
+            state = "begun, to go on"
+        suites = judge.missing(run.folder)
+        table.add_row(str(run.index), run.name, state, ", ".join(suites) or "–")
+    return table
+
+
+def _show(folders: Sequence[Path]) -> None:
+    """The table of what has been judged, whatever may have failed."""
+    from debias_eval.report import terminal_table
+
+    judged = [folder for folder in folders if any((folder / "eval").glob("*.json"))]
+    if judged:
+        print_table(terminal_table(judged))
