@@ -245,10 +245,11 @@ def _prediction_line(i: int, example: Example, judged: Judged) -> str:
 
 
 def examples_sha256(examples: Sequence[Example]) -> str:
-    """Digest of ids and texts in order: two results with the same digest were judged on the same examples."""
+    """Digest of ids and texts or pictures in order: results with the same digest were judged on the same examples."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps([example.id, *example.texts]).encode())
+        digest.update(b"" if example.image is None else example.image.tobytes())
     return digest.hexdigest()
 
 

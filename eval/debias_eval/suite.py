@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from debias.config import DataConfig, DataSource, PlantedBias, Strict, parse, read_yaml
+from debias.config_data import PlantedColor, has_pictures
 from debias.data.files import SUFFIXES, kind_of
 from debias.errors import InputError
 
@@ -146,7 +147,7 @@ class Suite(Strict):
     task: Task
     source: DataSource | None = None
     hub: Hub | None = None
-    text_fields: tuple[str, ...] = Field(("premise", "hypothesis"), min_length=1)
+    text_fields: tuple[str, ...] = Field(default_factory=lambda known: _texts_of(known.get("task")), min_length=1)
     label_field: str = "label"
     id_field: str | None = "id"
     labels: tuple[str, ...] = Field(("entailment", "neutral", "contradiction"), min_length=2)
@@ -162,6 +163,7 @@ class Suite(Strict):
     consistency: bool = False
     stress: Stress | None = None
     planted_bias: PlantedBias | None = None
+    planted_color: PlantedColor | None = None
     gap: Gap | None = None
     input_ablation: tuple[str, ...] = Field(default_factory=lambda known: _last_of_pair(known.get("text_fields", ())))
     _folder: Path | None = PrivateAttr(None)
@@ -197,6 +199,8 @@ class Suite(Strict):
         if self.source is None and self.hub is None:
             raise ValueError("no data: give source (a file beside the suite or in DEBIAS_DATA), hub, or both")
         named = None if self.source is None else self.source.source
+        if self.task == "vision" and (named is None or not has_pictures(named) or self.hub):
+            raise ValueError(f"task vision reads an IDX file of pictures (images-idx3-ubyte, .gz too), got {named!r}")
         if named not in (None, "generated") and self.task != "vision" and not kind_of(str(named)):
             raise ValueError(
                 f"source is {named!r}, expected a file ({', '.join(SUFFIXES)}, each also .gz) or generated; "
@@ -224,10 +228,11 @@ class Suite(Strict):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> "Suite":
-        if self.planted_bias and (self.group_field or self.group_rule != GroupRule()):
-            raise ValueError("planted_bias makes the groups itself; remove group_field and group_rule")
+        planted = "planted_bias" if self.planted_bias else "planted_color" if self.planted_color else None
+        if planted and (self.group_field or self.group_rule != GroupRule()):
+            raise ValueError(f"{planted} makes the groups itself; remove group_field and group_rule")
         made = self.group_rule.by_label or self.group_rule.partial_input
-        if self.gap and not (self.planted_bias or self.group_field or made):
+        if self.gap and not (planted or self.group_field or made):
             raise ValueError("gap names groups, but the suite has none: give group_field, group_rule or planted_bias")
         if self.cluster and self.cluster.words and not set(self.cluster.field) & set(self.text_fields):
             raise ValueError(f"cluster.words blanks text, but cluster.field names none of {list(self.text_fields)}")
@@ -249,7 +254,8 @@ class Suite(Strict):
     @property
     def data_config(self) -> dict[str, Any]:
         """The suite's reading rules as the mapping that a DataConfig takes."""
-        shared = ("text_fields", "label_field", "id_field", "group_field", "labels", "label_map", "planted_bias")
+        fields = ("text_fields", "label_field", "id_field", "group_field")
+        shared = (*fields, "labels", "label_map", "planted_bias", "planted_color")
         return {"train": self.source or self._hub_source(), **{key: getattr(self, key) for key in shared}}
 
     @property
@@ -268,6 +274,10 @@ class Suite(Strict):
         if self.hub is None:
             return None
         return DataSource.model_validate(self.hub.model_dump(include={"source", "name", "split"}))
+
+
+def _texts_of(task: str | None) -> tuple[str, ...]:
+    return () if task == "vision" else ("premise", "hypothesis")
 
 
 def _last_of_pair(text_fields: tuple[str, ...]) -> tuple[str, ...]:

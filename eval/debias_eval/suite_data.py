@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from debias.config import DataConfig, DataSource
-from debias.data import Example, plant
+from debias.data import Example, paint, plant
 from debias.data.sources import load_with_columns
 from debias.errors import InputError
 from debias_eval.stress import stressed
@@ -44,6 +44,8 @@ def all_examples(suite: Suite) -> list[Example]:
         examples = stressed(examples, suite.stress)
     if suite.planted_bias:
         examples = plant(examples, suite.planted_bias, DataConfig.model_validate(suite.data_config))
+    elif suite.planted_color:
+        examples = paint(examples, suite.planted_color, len(suite.labels))
     else:
         examples = _grouped(suite, examples)
     _check_gap(suite, examples)

@@ -3,6 +3,7 @@
 `inference_load.py` makes one of a run's folder, of a hub model or of an adapter.
 """
 
+import hashlib
 import logging
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 
 from debias.config import RunConfig
-from debias.data.encode import Collator
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias.inference_adapter import adapter_change, merge
@@ -112,7 +112,7 @@ class Predictor:
         features = self.task.encode(examples, with_answer=False).features
         if self._answers is not None:
             return self._answers.raw([feature["input_ids"] for feature in features], most, everywhere=everywhere)
-        collate, device = Collator(self.task.tokenizer), next(self.model.parameters()).device
+        collate, device = self.task.collate, next(self.model.parameters()).device
 
         def compute(batch: Sequence[int]) -> Scores:
             inputs = {key: value.to(device) for key, value in collate([features[i] for i in batch]).items()}
@@ -138,7 +138,7 @@ class Predictor:
 
 
 def _key(example: Example) -> Hashable:
-    return example.texts if example.image is None else id(example.image)
+    return example.texts if example.image is None else hashlib.sha256(example.image.tobytes()).digest()
 
 
 def load_run(run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None) -> Predictor:

@@ -98,7 +98,7 @@ def _assembled(config: RunConfig, source: str, adapter: str | None, *, float32: 
     if float32:
         base = _in_float32(base)
     if adapter is None:
-        if config.head == "classification" and base.fresh_modules:
+        if config.head != "causal_lm" and base.fresh_modules:
             raise InputError(
                 f"model: {source!r} has no trained {', '.join(base.fresh_modules)}; give an adapter that has"
             )
@@ -139,7 +139,9 @@ def _zero_block(name: str) -> dict[str, Any]:
 
 def check_order(model: str, labels: Sequence[str], head: str) -> None:
     """InputError if a saved classifier names its outputs otherwise, or in another order, than `labels`."""
-    own = own_labels(model) if head == "classification" else None
+    if head == "image_classification":
+        import debias.models.vision  # noqa: F401 (makes its own kind of model known to AutoConfig)
+    own = own_labels(model) if head != "causal_lm" else None
     if own is not None and own != tuple(labels):
         raise InputError(f"{model}: its config.json has the labels {list(own)}, the run's config.yaml {list(labels)}")
 
