@@ -45,7 +45,7 @@ def evaluate_run(
     settings = load_suite(suite)
     every = all_examples(settings)
     kept, found = _without_training_rows(run, settings, every, overlap)
-    examples = subset(kept, limit, seed)
+    examples = subset(kept, limit, seed, whole=settings.consistency)
     model = predictor or load(run)
     started = time.perf_counter()
     judged = _with_clusters(predict(model, settings, examples, batch_size), examples)

@@ -24,7 +24,7 @@ from debias_eval.harness_tokens import check_tokens
 from debias_eval.predict import in_model_order, suite_labels
 from debias_eval.results import write_whole
 from debias_eval.suite import Suite, load_suite
-from debias_eval.suite_data import all_examples, subset
+from debias_eval.suite_data import suite_examples
 
 LOADER = Path(__file__).parent / "templates_harness" / "debias_tasks.py"
 TAG = "debias"
@@ -62,12 +62,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class Task:
-    """A suite as the harness reads it: the YAML's settings, the rows, and the prompt of each row."""
+    """A suite as the harness reads it: the YAML's settings, the rows, and the prompt and example of each row.
+
+    The examples have their texts in the model's order.
+    """
 
     suite: Suite
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
     prompts: list[str]
+    examples: list[Example]
 
 
 def read_prompt(path: Path) -> RunConfig:
@@ -121,9 +125,7 @@ def export(
         raise InputError(f"no suite can be exported; {next(iter(left_out.values()))}")
     if compare_tokens:
         check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts])
-    for task in tasks.values():
-        _write(task, out)
-    write_whole(out / LOADER.name, LOADER.read_bytes())
+    write(list(tasks.values()), out)
     return Exported(out, tuple(task_name(task.suite) for task in tasks.values()), left_out)
 
 
@@ -136,11 +138,14 @@ def _members(names: Sequence[str]) -> list[tuple[str, bool]]:
     return list(collected.items())
 
 
-def _write(task: Task, out: Path) -> None:
-    name = task_name(task.suite)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in task.rows)
-    write_whole(out / f"{name}.jsonl", _utf8(lines, task.suite))
-    write_whole(out / f"{name}.yaml", _yaml(task.settings).encode())
+def write(tasks: Sequence[Task], out: Path) -> None:
+    """The tasks' files, each whole or not at all, and the loader they share."""
+    for task in tasks:
+        name = task_name(task.suite)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in task.rows)
+        write_whole(out / f"{name}.jsonl", _utf8(lines, task.suite))
+        write_whole(out / f"{name}.yaml", _yaml(task.settings).encode())
+    write_whole(out / LOADER.name, LOADER.read_bytes())
 
 
 def command_line(exported: Exported, config: RunConfig, prompt: Path) -> str:
@@ -174,7 +179,7 @@ def task_of(suite: Suite, config: RunConfig, *, limit: int | None = None, seed: 
     suite_label_M = suite_labels(suite, labels).tolist()
     # The harness takes the form of the first row's target for that of all: a list for each, or a number for each.
     several = len(set(suite_label_M)) < len(labels)
-    examples = subset(all_examples(suite), limit, seed)
+    examples = suite_examples(suite, limit, seed)
     template = jinja_template(prompt.template, dict(zip(fields, column_names(fields), strict=True)))
     render = environment().from_string(template).render
     answers = tuple(prompt.verbalizers[label] for label in labels)
@@ -182,7 +187,8 @@ def task_of(suite: Suite, config: RunConfig, *, limit: int | None = None, seed: 
         suite.name, suite.version, fields, labels, answers, len(examples), limit=limit, seed=seed, chat=prompt.chat
     )
     rows, prompts = [], []
-    for example, ordered in zip(examples, in_model_order(examples, suite.text_fields, fields, suite.name), strict=True):
+    in_order = in_model_order(examples, suite.text_fields, fields, suite.name)
+    for example, ordered in zip(examples, in_order, strict=True):
         texts = dict(zip(column_names(fields), ordered.texts, strict=True))
         prompts.append(render(**texts))
         _check_prompt(prompts[-1], prompt, fields, ordered, suite)
@@ -196,7 +202,7 @@ def task_of(suite: Suite, config: RunConfig, *, limit: int | None = None, seed: 
             prompt_sha256=sha256(prompts[-1]),
         )
         rows.append({**texts, TARGET: right if several else right[0], ORIGIN: asdict(placed)})
-    return Task(suite, _settings(suite, template, origin), rows, prompts)
+    return Task(suite, _settings(suite, template, origin), rows, prompts, in_order)
 
 
 def _prompt_of(config: RunConfig) -> PromptConfig:

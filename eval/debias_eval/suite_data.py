@@ -31,7 +31,7 @@ def suite_examples(suite: Suite, limit: int | None = None, seed: int = 0) -> lis
     The subset is drawn last, so an example has the same text and group under every limit. InputError for data that is
     not found or does not fit, and for a gap whose groups the data does not hold.
     """
-    return subset(all_examples(suite), limit, seed)
+    return subset(all_examples(suite), limit, seed, whole=suite.consistency)
 
 
 def all_examples(suite: Suite) -> list[Example]:
@@ -52,18 +52,19 @@ def all_examples(suite: Suite) -> list[Example]:
     return _named_apart(examples)
 
 
-def subset(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+def subset(examples: Sequence[Example], limit: int | None, seed: int, *, whole: bool = False) -> list[Example]:
     """At most `limit` examples in the original order, drawn at random with `seed`.
 
     Clusters of up to 16 examples (pairs, edits of one original) are drawn whole, so that a few places may stay empty;
-    larger ones (templates) example by example, or a small subset would hold few of them. Without clusters it is a
-    simple random sample of exactly `limit`. InputError for a limit too small for the cluster drawn first.
+    larger ones (templates) example by example, or a small subset would hold few of them, unless `whole`, as consistency
+    needs. Without clusters it is a simple random sample of exactly `limit`. InputError for a limit too small for the
+    cluster drawn first.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: expected a number over 0, got {limit}")
     if limit is None or limit >= len(examples):
         return list(examples)
-    units = _drawn_together(examples)
+    units = _drawn_together(examples, len(examples) if whole else LARGEST_WHOLE_CLUSTER)
     kept: list[int] = []
     for chosen in np.random.default_rng(seed).permutation(len(units)):
         if len(kept) + len(units[chosen]) > limit:
@@ -74,13 +75,13 @@ def subset(examples: Sequence[Example], limit: int | None, seed: int) -> list[Ex
     return [examples[i] for i in sorted(kept)]
 
 
-def _drawn_together(examples: Sequence[Example]) -> list[list[int]]:
+def _drawn_together(examples: Sequence[Example], largest: int) -> list[list[int]]:
     members: dict[str | int, list[int]] = {}
     for index, example in enumerate(examples):
         members.setdefault(index if example.cluster is None else example.cluster, []).append(index)
     units: list[list[int]] = []
     for cluster in members.values():
-        units += [cluster] if len(cluster) <= LARGEST_WHOLE_CLUSTER else [[index] for index in cluster]
+        units += [cluster] if len(cluster) <= largest else [[index] for index in cluster]
     return units
 
 

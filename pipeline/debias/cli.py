@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from debias import cli_bench, cli_eval, cli_harness, cli_sweep
+from debias import cli_bench, cli_eval, cli_harness, cli_suites, cli_sweep
 from debias.cli_print import AsJson, print_table
 from debias.errors import InputError, Interrupted
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_bench.app, name="bench")
 cli_eval.add_to(app)
+cli_suites.add_to(app)
 cli_sweep.add_to(app)
 cli_harness.add_to(app)
 
@@ -85,7 +86,8 @@ def _first_rank() -> bool:
 def _quiet() -> None:
     """Our log lines, and of the libraries only errors: their load reports bury what a run has to say."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("debias").setLevel(logging.INFO if _first_rank() else logging.WARNING)
+    for name in ("debias", "debias_eval"):
+        logging.getLogger(name).setLevel(logging.INFO if _first_rank() else logging.WARNING)
     # A filter, for DeepSpeed sets the level when it is imported; and it prints to stdout, which is ours.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

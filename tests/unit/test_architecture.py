@@ -30,7 +30,15 @@ ROOMS = {
 # What only the rooms of mathematics may import of others' packages.
 TORCH_ONLY = ("debias.methods", "debias.losses")
 # The only places that know the evaluator, and they only inside a function.
-MAY_USE_EVALUATOR = ("debias.cli", "debias.cli_bench", "debias.cli_eval", "debias.cli_harness", "debias.cli_sweep", "debias.demo")
+MAY_USE_EVALUATOR = (
+    "debias.cli",
+    "debias.cli_bench",
+    "debias.cli_eval",
+    "debias.cli_harness",
+    "debias.cli_sweep",
+    "debias.demo",
+    "debias.cli_suites",
+)
 WITHOUT_TORCH = (
     "selection",
     "scoring",
@@ -52,6 +60,13 @@ WITHOUT_TORCH = (
     "suite",
     "harness",
     "harness_import",
+    "suite_data",
+    "suite_rows",
+    "collections",
+    "overlap",
+    "stress",
+    "partial",
+    "catalogue",
 )
 
 
