@@ -91,7 +91,7 @@ def _without_training_rows(
     """The rows to judge, and how many of all rows are in the training data (None where that is not known)."""
     if rule == "ignore" or any(example.image is not None for example in examples):
         return examples, None
-    shared_N = contaminated(run, examples)
+    shared_N = contaminated(run, suite.text_fields, examples)
     if shared_N is None:
         if rule == "exclude":
             raise InputError(f"{run}: its training data cannot be read, so overlapping rows cannot be left out")

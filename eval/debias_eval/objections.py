@@ -9,6 +9,8 @@ from debias_eval.runs import Method, Run
 from debias_eval.suite import available_suites, load_suite
 
 FEWEST_SEEDS = 5
+# Keys of a result's `judge` that two results may differ in and still be compared.
+NO_MATTER = ("adapter", "max_change", "batch", "ranks", "deepspeed", "one_pass", "seconds", "samples", "device")
 FINISHED = ("finished", "done", "complete", "completed", "ok")
 
 
@@ -111,9 +113,5 @@ def _judges(suite: str, results: Sequence[Result]) -> list[str]:
 
 
 def _settings(judge: dict[str, Any]) -> dict[str, str]:
-    """How labels were scored, without what is measured about each model while doing it."""
-    return {key: json.dumps(value, sort_keys=True) for key, value in judge.items() if not key.startswith(MEASURED)}
-
-
-# Keys of `judge` that hold what was found rather than what was asked for.
-MEASURED = ("adapter", "seconds", "samples", "device")
+    """How labels were scored, without how the work was spread and what was measured on the way."""
+    return {key: json.dumps(value, sort_keys=True) for key, value in judge.items() if not key.startswith(NO_MATTER)}

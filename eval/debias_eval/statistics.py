@@ -275,32 +275,52 @@ def two_level(
         return Paired(difference, -most, most, 1.0, f"{test}: a single cluster says nothing")
     of_examples = float(difference_B.var(ddof=1)) * clusters / (clusters - 1)
     of_seeds = _seed_variances((first_S, first_BS), (second_S, second_BS))
-    variance = of_examples + sum(part for part, _ in of_seeds)
+    variance = of_examples + sum(part.without_noise for part in of_seeds)
     if variance <= 1e-18:
         return _without_spread(difference, float(first_S.mean()), clusters)
-    freedom = variance**2 / sum(part**2 / df for part, df in [(of_examples, clusters - 1), *of_seeds])
+    freedom = _freedom(variance, [_Part(of_examples, of_examples, clusters - 1), *of_seeds])
     error = sqrt(variance)
     half = float(student.ppf(0.975, freedom)) * error
     p = float(2 * student.sf(abs(difference) / error, freedom))
     return Paired(difference, max(-most, difference - half), min(most, difference + half), p, test)
 
 
-def _seed_variances(*sides: tuple[Floats, Floats]) -> list[tuple[float, int]]:
-    """(variance of the mean that seeds cause, its degrees of freedom) of each side; one seed each gives none."""
-    known = [_of_one_run(values_S, values_BS) for values_S, values_BS in sides if len(values_S) > 1]
-    if not known:
-        return []
-    lone = max(known)
-    per_side = [_of_one_run(values_S, values_BS) if len(values_S) > 1 else lone for values_S, values_BS in sides]
-    return [(part / len(values_S), df) for (part, df), (values_S, _) in zip(per_side, sides, strict=True)]
+@dataclass(frozen=True)
+class _Part:
+    """A variance as measured, without what another part already holds, and its degrees of freedom."""
+
+    measured: float
+    without_noise: float
+    df: int
+
+    def times(self, factor: float) -> "_Part":
+        return _Part(self.measured * factor, self.without_noise * factor, self.df)
 
 
-def _of_one_run(values_S: Floats, values_BS: Floats) -> tuple[float, int]:
-    """Variance of a run's true value over training seeds, without what its own answers' noise adds."""
+def _freedom(variance: float, parts: Sequence[_Part]) -> float:
+    """Satterthwaite's degrees of freedom; not fewer than those of the part that has fewest.
+
+    What is subtracted from a variance makes it smaller but no surer, so the parts count here as they were measured.
+    """
+    return max(variance**2 / sum(part.measured**2 / part.df for part in parts), min(part.df for part in parts))
+
+
+def _seed_variances(*sides: tuple[Floats, Floats]) -> list[_Part]:
+    """The variance of the difference that seeds cause, by source; one seed each gives none."""
+    known = [(_of_one_run(*side), 1 / len(side[0])) for side in sides if len(side[0]) > 1]
+    if len(known) == 1:  # one variance for both sides, known from one of them
+        ((part, of_mean),) = known
+        return [part.times(1 + of_mean)]
+    return [part.times(of_mean) for part, of_mean in known]
+
+
+def _of_one_run(values_S: Floats, values_BS: Floats) -> _Part:
+    """Variance of a run's value over training seeds, and the same without the noise of its own answers."""
     seeds = len(values_S)
     apart_BS = values_BS - values_BS.mean(axis=1, keepdims=True)
     noise = float(np.nanvar(apart_BS, axis=0, ddof=1).mean()) * seeds / (seeds - 1)
-    return max(0.0, float(values_S.var(ddof=1)) - noise), seeds - 1
+    measured = float(values_S.var(ddof=1))
+    return _Part(measured, max(0.0, measured - noise), seeds - 1)
 
 
 def _without_spread(difference: float, first: float, clusters: int) -> Paired:
