@@ -1,6 +1,7 @@
 """From a model's scores to judged predictions: which model label counts as which suite label."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,10 @@ from debias_eval.suite import Suite
 
 
 class Predictor(Protocol):
-    """A trained model as the evaluator sees it; `debias.inference` has the real one."""
+    """A trained model as the evaluator sees it; `debias.inference` has the real one.
+
+    A `description` says how it scored, and goes into the results.
+    """
 
     @property
     def labels(self) -> tuple[str, ...]: ...
@@ -53,18 +57,24 @@ def predict(predictor: Predictor, suite: Suite, examples: Sequence[Example], bat
     )
 
 
+def check_fit(suite: Suite, labels: Sequence[str], text_fields: Sequence[str]) -> None:
+    """InputError if a model with these labels and texts cannot be judged on the suite."""
+    suite_labels(suite, labels)
+    in_model_order([], suite.text_fields, text_fields, suite.name)
+
+
 def in_model_order(
     examples: Sequence[Example], suite_fields: Sequence[str], model_fields: Sequence[str], suite: str
 ) -> list[Example]:
     """The examples with their texts in the model's order: by name if the names are the same, else by position."""
+    if not model_fields:  # a classifier of which nobody said what it reads: the suite's texts, in their order
+        return list(examples)
     if len(suite_fields) != len(model_fields):
         raise InputError(f"suite {suite}: has text_fields {list(suite_fields)}, the model reads {list(model_fields)}")
     if set(suite_fields) != set(model_fields) or tuple(suite_fields) == tuple(model_fields):
         return list(examples)
     order = [list(suite_fields).index(name) for name in model_fields]
-    return [
-        Example(one.id, tuple(one.texts[i] for i in order), one.label, one.group, one.bias_weight) for one in examples
-    ]
+    return [replace(one, texts=tuple(one.texts[i] for i in order)) for one in examples]
 
 
 def suite_labels(suite: Suite, model_labels: Sequence[str]) -> Ints:

@@ -1,8 +1,10 @@
 """The verbs that judge: nothing here trains."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,41 +16,120 @@ def add_to(app: typer.Typer) -> None:
     """Give the command line the verbs of this file."""
     app.command(name="eval")(evaluate)
     app.command()(report)
+    app.command()(card)
     # `--against B B2` takes any number of folders, which an option cannot: the words are read as they come.
     app.command(context_settings={"ignore_unknown_options": True})(compare)
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    suite: Annotated[list[str], typer.Option("--suite", help="A suite's name or its YAML file; may be repeated.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Judge a random subset of this size.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    run: Annotated[Path | None, typer.Argument(help="The folder of a run; none with --model or --adapter.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option("--suite", help="A suite, a collection (nli, all, ...) or a YAML file; repeat.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Any model: a hub id, a folder, package:minilm.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, by folder or hub id.")] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(help="How to ask: a recipe, a run's config.yaml, or a file of template, verbalizers.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="A classifier's labels in order, with commas, if it names none.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results of --model.")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16/--float32", help="Default: bf16 on a GPU.")] = None,
+    load_in_4bit: Annotated[bool | None, typer.Option("--load-in-4bit/--no-load-in-4bit")] = None,
+    deepspeed: Annotated[str | None, typer.Option(help="zero3: the weights spread over the ranks of torchrun.")] = None,
+    normalize: Annotated[str, typer.Option(help="Score of an answer: none (the sum), tokens, characters.")] = "none",
+    calibrate: Annotated[str, typer.Option(help="Prior of the labels taken off: none, contextual, pmi.")] = "none",
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge a random subset of this size of each suite.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the subset.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Most examples of a batch; default: by tokens.")] = None,
+    overlap: Annotated[str, typer.Option(help="Rows that are in the training data: count, exclude, ignore.")] = "count",
     as_json: AsJson = False,
 ) -> None:
-    """Judge a run on suites; writes RUN/eval/NAME.json and the predictions beside it."""
-    from debias_eval.evaluate import evaluate_run
-    from debias_eval.predict import load
-    from debias_eval.report import terminal_table
-    from debias_eval.suite import load_suite
+    """Judge a run, or any model, on suites; writes eval/NAME.json into the folder and the predictions beside it."""
+    from debias_eval.judge import Judging, judge_given, judge_run
+    from debias_eval.tables import terminal_table
 
-    for name in suite:
-        load_suite(name)  # all names are known before the model is loaded
-    predictor = load(run)
-    results = [evaluate_run(run, name, limit=limit, batch_size=batch_size, predictor=predictor) for name in suite]
-    if as_json:
-        typer.echo(json.dumps(results, indent=2))
+    _one_of("--normalize", normalize, ("none", "tokens", "characters"))
+    _one_of("--calibrate", calibrate, ("none", "contextual", "pmi"))
+    _one_of("--overlap", overlap, ("count", "exclude", "ignore"))
+    given = {"model": model, "adapter": adapter, "prompt": prompt, "labels": _names(labels), "bf16": bf16}
+    given |= {"load_in_4bit": load_in_4bit}
+    judging = Judging(limit, batch_size, seed, overlap)  # type: ignore[arg-type]
+    scoring = {"normalize": normalize, "calibrate": calibrate}
+    if not suite:
+        raise InputError("--suite is missing: name a suite or a collection such as nli")
+    if run is not None:
+        _refuse_with_run(given, out)
+        folder = run
+        outcome = judge_run(run, suite, deepspeed=deepspeed, judging=judging, **scoring)
     else:
-        print_table(terminal_table([run]))
+        folder = _folder_of(given, out)
+        outcome = judge_given(folder, suite, {**given, "deepspeed": deepspeed}, judging=judging, **scoring)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        typer.echo(json.dumps(outcome.results, indent=2))
+    else:
+        print_table(terminal_table([folder]))
+
+
+def _one_of(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{option}: {value!r} is not one of {', '.join(known)}")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _refuse_with_run(given: dict[str, Any], out: Path | None) -> None:
+    extra = [f"--{key.replace('_', '-')}" for key, value in {**given, "out": out}.items() if value is not None]
+    if extra:
+        raise InputError(f"{', '.join(extra)}: a run has its own; leave it out, or give --model instead of the run")
+
+
+def _folder_of(given: dict[str, Any], out: Path | None) -> Path:
+    if given["model"] is None and given["adapter"] is None:
+        raise InputError("nothing to judge: give the folder of a run, or --model or --adapter with -o FOLDER")
+    if out is None:
+        raise InputError("-o is missing: a folder for the results")
+    return out
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or a folder of runs.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also the tables in Markdown.")] = None,
+    latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Also the tables in LaTeX (booktabs).")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Also a model card in each run's adapter folder.")] = False,
 ) -> None:
-    """Write one self-contained HTML page that compares runs."""
-    from debias_eval.report import write_report
+    """Write one self-contained HTML page that compares runs; the first method (plain fine-tuning) is the reference."""
+    from debias_eval.card import write_cards
+    from debias_eval.report import write_latex, write_markdown, write_report
 
     typer.echo(write_report(runs, out))
+    if markdown:
+        typer.echo(write_markdown(runs, markdown))
+    if latex:
+        typer.echo(write_latex(runs, latex))
+    if card:
+        _tell(write_cards(runs))
+
+
+def card(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or a folder of runs.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace cards that were edited by hand.")] = False,
+) -> None:
+    """Write a model card, README.md in each run's adapter folder, with its results, floors and limits."""
+    from debias_eval.card import write_cards
+
+    _tell(write_cards(runs, force=force))
+
+
+def _tell(cards: Sequence[tuple[Path, str]]) -> None:
+    for path, said in cards:
+        typer.echo(f"{path}{said and f': {said}'}")
 
 
 def compare(
