@@ -46,31 +46,32 @@ class Chart:
 
 def curve_chart(methods: Sequence[Method], key: str, title: str, note: str) -> Chart | None:
     """The logged value `key` over training steps, every run of every method; None if no run logged it."""
-    raw = [(run.name, method.style, _points(run.metrics, key)) for method in methods for run in method.runs]
+    raw = [(run.name, method.style, logged(run.metrics, key)) for method in methods for run in method.runs]
     found = [(name, style, points) for name, style, points in raw if points]
     if not found:
         return None
     mean_of = max(ceil(len(points) / MAX_POINTS) for _, _, points in found)
     drawn = [(name, style, bucket_means(points, mean_of)) for name, style, points in found]
-    x_ticks = ticks(*_span([x for _, _, points in drawn for x, _ in points]))
-    y_ticks = ticks(*_span([y for _, _, points in drawn for _, y in points]))
+    x_ticks = ticks(*span([x for _, _, points in drawn for x, _ in points]))
+    y_ticks = ticks(*span([y for _, _, points in drawn for _, y in points]))
     return Chart(
         title=title,
         note=note,
         lines=tuple(_line(name, style, points, x_ticks, y_ticks) for name, style, points in drawn),
-        x_ticks=_placed(x_ticks, flip=False),
-        y_ticks=_placed(y_ticks, flip=True),
+        x_ticks=placed(x_ticks, flip=False),
+        y_ticks=placed(y_ticks, flip=True),
         mean_of=mean_of,
     )
 
 
-def _points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+def logged(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
     """(step, value) in order of steps; lines that lack either, or hold no finite number, are passed over."""
     pairs: list[tuple[Any, Any]] = [(line.get("step"), line.get(key)) for line in metrics]
-    return sorted((float(x), float(y)) for x, y in pairs if _is_number(x) and _is_number(y))
+    return sorted((float(x), float(y)) for x, y in pairs if is_number(x) and is_number(y))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """True for a number that can be drawn: finite, of a size that is no sign of divergence, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < BEYOND
 
 
@@ -80,7 +81,8 @@ def bucket_means(points: Sequence[Point], size: int) -> list[Point]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in buckets]
 
 
-def _span(values: Sequence[float]) -> Point:
+def span(values: Sequence[float]) -> Point:
+    """Smallest and largest value, with room around them if they are the same."""
     low, high = min(values), max(values)
     size = max(abs(low), abs(high))
     room = size * 0.05 or 1.0
@@ -97,17 +99,23 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def _placed(values: Sequence[float], *, flip: bool) -> tuple[Tick, ...]:
-    return tuple(Tick(100 - at if flip else at, f"{value:g}") for value in values for at in [_percent(value, values)])
+def placed(values: Sequence[float], *, flip: bool, scale: float = 1) -> tuple[Tick, ...]:
+    """Labelled positions of the values on their own axis; labels are `scale` times the values."""
+    return tuple(
+        Tick(100 - at if flip else at, f"{value * scale:g}".replace("-", "−"))
+        for value in values
+        for at in [percent(value, values)]
+    )
 
 
-def _percent(value: float, axis: Sequence[float]) -> float:
+def percent(value: float, axis: Sequence[float]) -> float:
+    """Where a value lies between the ends of an axis, in percent."""
     return round(100 * (value - axis[0]) / (axis[-1] - axis[0]), 2)
 
 
 def _line(run: str, style: int, points: Sequence[Point], x_axis: Sequence[float], y_axis: Sequence[float]) -> Line:
-    placed = [(_percent(x, x_axis), round(100 - _percent(y, y_axis), 2)) for x, y in points]
-    every = max(1, ceil(len(placed) / MARKERS))
+    spots = [(percent(x, x_axis), round(100 - percent(y, y_axis), 2)) for x, y in points]
+    every = max(1, ceil(len(spots) / MARKERS))
     # Each style starts its markers elsewhere, so that curves lying on each other stay apart.
-    markers = placed[(style * every // 4) % every :: every]
-    return Line(run, style, " ".join(f"{x},{y}" for x, y in placed), tuple(markers))
+    markers = spots[(style * every // 4) % every :: every]
+    return Line(run, style, " ".join(f"{x},{y}" for x, y in spots), tuple(markers))

@@ -1,27 +1,45 @@
-"""Several runs side by side: one self-contained HTML page, and the same rows as a table for the terminal."""
+"""Several runs side by side: one self-contained HTML page, and the same rows as tables for papers and terminals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.table import Table
-from rich.text import Text
 
 from debias.errors import InputError
-from debias_eval.charts import Chart, curve_chart
+from debias_eval.charts import Chart, curve_chart, placed
+from debias_eval.collections import pairings
+from debias_eval.compare import Comparison, compare
+from debias_eval.figures import forest, reliability, scatter, signed
+from debias_eval.flips import SHOWN, flip_page
+from debias_eval.heatmaps import group_map, layer_maps
+from debias_eval.reproduce import what_was_run
 from debias_eval.results import write_whole
-from debias_eval.runs import Method, Run, differing_settings, group_runs, read_runs
-from debias_eval.summary import Estimate, Row, points, suites_of, table
+from debias_eval.runs import Method, Run, group_runs, read_runs
+from debias_eval.statistics import holm
+from debias_eval.summary import Row, floors, points, suite_notes, suites_of, table
+from debias_eval.tables import (
+    Grid,
+    comparison_grid,
+    interval_note,
+    latex,
+    markdown,
+    marks_of,
+    result_grid,
+    significance_note,
+)
 from debias_eval.verdict import verdict
 
 CURVES = (
     ("loss", "Training loss", "mean over the batch, as logged"),
     ("cosine", "Cosine of the two gradients", "main against bias: 1 means they point the same way"),
-    ("removed_share", "Removed share", "|main - update| / |main|: how much of the gradient the rule changed"),
+    ("removed_share", "Removed share", "|main − update| / |main|: how much of the gradient the rule changed"),
 )
-FLOOR = "always the most frequent label"
+LAYERS = (
+    ("removed_share_by_layer", "Removed share by layer", False),
+    ("cosine_by_layer", "Cosine of the two gradients by layer", True),
+)
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -29,11 +47,65 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
     A piece that a run lacks is named on the page. InputError for a folder that is no run and for a damaged file.
     """
+    return _write(out, "an HTML file", lambda: render(read_runs(runs)))
+
+
+def write_markdown(runs: Sequence[Path], out: Path) -> Path:
+    """The page's tables in GitHub's Markdown, written whole to `out`; returns `out`."""
+    return _write(out, "a Markdown file", lambda: markdown(grids(read_runs(runs))))
+
+
+def write_latex(runs: Sequence[Path], out: Path) -> Path:
+    """The page's tables for LaTeX with booktabs, written whole to `out`; returns `out`."""
+    return _write(out, "a LaTeX file", lambda: latex(grids(read_runs(runs))))
+
+
+def _write(out: Path, kind: str, content: Callable[[], str]) -> Path:
     out = Path(out)
     if out.is_dir():
-        raise InputError(f"{out}: is a folder, expected the name of an HTML file")
-    write_whole(out, render(read_runs(runs)).encode())
+        raise InputError(f"{out}: is a folder, expected the name of {kind}")
+    write_whole(out, content().encode("utf-8", errors="replace"))
     return out
+
+
+def grids(runs: Sequence[Run]) -> list[Grid]:
+    """The result table and one table for each comparison."""
+    methods = group_runs(runs)
+    pairs = comparisons_of(methods)
+    results = result_grid(table(methods), methods, pairs)
+    return [results, *(comparison_grid(pair) for pair in pairs if pair.differences)]
+
+
+def comparisons_of(methods: Sequence[Method]) -> list[Comparison]:
+    """Each further method against the first, p-values adjusted for the tests of all of them together.
+
+    Where two methods cannot be compared, the reason is the comparison's objection.
+    """
+    pairs = [_compared(methods[0], other) for other in methods[1:]]
+    if len(pairs) < 2:
+        return pairs
+    families: dict[str, list[tuple[int, int, float]]] = {}
+    for i, pair in enumerate(pairs):
+        for k, one in enumerate(pair.differences):
+            if one.p is not None:
+                families.setdefault("primary" if one.primary else one.measure, []).append((i, k, one.p))
+    adjusted: dict[tuple[int, int], float] = {}
+    for members in families.values():
+        joint = holm([p for _, _, p in members])
+        adjusted |= {(i, k): p for (i, k, _), p in zip(members, joint, strict=True)}
+    return [_with(pair, {k: p for (at, k), p in adjusted.items() if at == i}) for i, pair in enumerate(pairs)]
+
+
+def _compared(first: Method, second: Method) -> Comparison:
+    try:
+        return compare(first, second)
+    except InputError as error:
+        return Comparison(first.name, second.name, (first.seeds, second.seeds), (), "", (str(error),))
+
+
+def _with(pair: Comparison, p_holm: Mapping[int, float]) -> Comparison:
+    differences = (replace(one, p_holm=p_holm.get(k)) for k, one in enumerate(pair.differences))
+    return replace(pair, differences=tuple(differences))
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -45,7 +117,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"points": points, "pct": _percent}
+    environment.filters |= {"points": points, "pct": _percent, "signed": signed}
     return environment.get_template("report.html.j2").render(**_page(runs))
 
 
@@ -53,148 +125,94 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
+@dataclass(frozen=True)
+class Suite:
+    """What the page shows of one suite."""
+
+    name: str
+    description: str
+    rows: Sequence[Row]
+    notes: Sequence[str]
+    floors: Sequence[Any]
+    groups: Sequence[str]
+    group_map: Any
+    reliability: Any
+
+    @property
+    def guess(self) -> float | None:
+        return self.rows[0].guess
+
+    @property
+    def gap(self) -> list[Row]:
+        return [row for row in self.rows if row.aligned and row.conflicting]
+
+
 def _page(runs: Sequence[Run]) -> dict[str, Any]:
     methods = group_runs(runs)
     rows = table(methods)
-    described = {name: result.description for run in runs for name, result in run.results.items()}
+    pairs = comparisons_of(methods)
+    suites = [_suite(name, rows, methods) for name in suites_of(methods)]
     return {
-        "verdict": verdict(rows),
+        "verdict": verdict(rows, pairs),
         "methods": methods,
-        "suites": [_suite(name, described[name], rows, methods) for name in suites_of(methods)],
+        "suites": suites,
+        "columns": _columns(rows),
+        "marks": marks_of(pairs),
+        "notes": _notes(rows, pairs, suites),
+        "forest": forest(pairs, methods, suites_of(methods)),
+        "unit_x": placed((0.0, 0.5, 1.0), flip=False, scale=100),
+        "unit_y": placed((0.0, 0.5, 1.0), flip=True, scale=100),
+        "panels": scatter(methods, pairings()),
+        "flips": flip_page([method for method in methods if any(run.results for run in method.runs)]),
+        "flips_shown": SHOWN,
         "charts": _charts(methods),
+        "layers": [one for key, title, both in LAYERS for one in layer_maps(methods, key, title, diverging=both)],
         "unlogged": [title for key, title, _ in CURVES if curve_chart(methods, key, title, "") is None],
         "several_seeds": any(method.seeds > 1 for method in methods),
-        "run": _what_was_run(methods),
+        "run": what_was_run(methods),
         "missing": [(run.name, note) for run in runs for note in run.notes],
-        "floor": FLOOR,
     }
 
 
-def _suite(name: str, description: str, rows: Sequence[Row], methods: Sequence[Method]) -> dict[str, Any]:
+def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Measures that any row has, with their headings, in the table's order."""
+    heads = {
+        "accuracy": "Accuracy",
+        "conflicting": "Shortcut wrong",
+        "gap": "Gap",
+        "worst_group": "Worst group",
+        "consistency": "Clusters right",
+    }
+    return [(key, head) for key, head in heads.items() if any(row.measure(key) for row in rows)]
+
+
+def _notes(rows: Sequence[Row], pairs: Sequence[Comparison], suites: Sequence[Suite]) -> list[str]:
+    if not rows:
+        return []
+    tested = [significance_note(pairs)] if any(pair.differences for pair in pairs) else []
+    of_suites = [f"{suite.name} {note}" for suite in suites for note in suite.notes]
+    how: dict[str, list[str]] = {}
+    for suite in suites:
+        for floor in suite.floors:
+            if floor.how:
+                how.setdefault(f"The floor is {floor.name}: {floor.how}.", []).append(suite.name)
+    return [interval_note(max(row.accuracy.seeds for row in rows)), *tested, *of_suites, *how]
+
+
+def _suite(name: str, rows: Sequence[Row], methods: Sequence[Method]) -> Suite:
     mine = [row for row in rows if row.suite == name]
-    judged = [method for method in methods if any(run.results for run in method.runs)]
-    return {
-        "name": name,
-        "description": description,
-        "rows": mine,
-        "absent": [method.name for method in judged if method not in [row.method for row in mine]],
-        "majority": mine[0].majority,
-        "guess": mine[0].guess,
-        "groups": sorted({group for row in mine for group in row.groups}),
-        "gap": [row for row in mine if row.aligned and row.conflicting],
-        "limited": any(row.limited for row in mine),
-    }
+    return Suite(
+        name=name,
+        description=mine[0].results[0].description,
+        rows=mine,
+        notes=suite_notes(mine, methods),
+        floors=floors(mine),
+        groups=sorted({group for row in mine for group in row.groups}),
+        group_map=group_map(name, mine, mine[0].majority),
+        reliability=reliability(name, mine),
+    )
 
 
 def _charts(methods: Sequence[Method]) -> list[Chart]:
     charts = [curve_chart(methods, key, title, note) for key, title, note in CURVES]
     return [chart for chart in charts if chart is not None]
-
-
-def _what_was_run(methods: Sequence[Method]) -> dict[str, Any]:
-    runs = [run for method in methods for run in method.runs]
-    keys = differing_settings(runs)
-    shared = next((run.settings for run in runs if run.config), {})
-    common = {key: value for key, value in shared.items() if key not in keys}
-    return {
-        "keys": keys,
-        "settings": [(method, [_setting(method.runs[0], key) for key in keys]) for method in methods],
-        "common": yaml.safe_dump(common, sort_keys=True, allow_unicode=True) if common else "",
-        "facts": [(run, method, _facts(run)) for method in methods for run in method.runs],
-        "versions": _versions(runs),
-    }
-
-
-def _setting(run: Run, key: str) -> str:
-    return _plain(run.settings.get(key, "not set")) if run.config else "unknown"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(one) for one in value)
-    return "none" if value is None else str(value)
-
-
-def _facts(run: Run) -> dict[str, str]:
-    info = run.info
-    acts_on = info.get("acts_on")
-    acts_on = acts_on if isinstance(acts_on, Mapping) else {}
-    return {
-        "Seed": _plain(run.seed) if run.seed is not None else "unknown",
-        "Status": _plain(info.get("status", "unknown")),
-        "Steps": _count(info.get("steps")),
-        "Examples": _count(info.get("train_examples")),
-        "Time": duration(info.get("seconds")),
-        "Gradients": _plain(info.get("gradients", "unknown")),
-        "Rule acts on": f"{_count(acts_on.get('tensors'))} tensors, {_count(acts_on.get('elements'))} values"
-        if acts_on
-        else "unknown",
-        "Trainable": _count(info.get("trainable_parameters")),
-        "Commit": _plain(info.get("commit") or "unknown")[:12],
-    }
-
-
-def _count(value: Any) -> str:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:,}" if known else "unknown"
-
-
-def duration(seconds: Any) -> str:
-    """`75` as `1 min 15 s`; anything that is no number as `unknown`."""
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < 1e9:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """(who, versions): a line for the runs that agree."""
-    who: dict[str, list[str]] = {}
-    for run in runs:
-        who.setdefault(_version_text(run.info.get("versions")), []).append(run.name)
-    return [("all runs" if len(who) == 1 else ", ".join(names), text) for text, names in who.items()]
-
-
-def _version_text(versions: Any) -> str:
-    if not isinstance(versions, Mapping) or not versions:
-        return "unknown"
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def terminal_table(runs: Sequence[Path]) -> Table:
-    """The rows of the report as a rich table: suites by runs, each number with its interval, the floor under them."""
-    rows = table(group_runs(read_runs(runs)))
-    several = any(row.accuracy.seeds > 1 for row in rows)
-    caption = "[ ] 95 % interval" + (", or minimum and maximum over seeds" if several else "; one seed each")
-    result = Table(caption=Text(caption), caption_justify="left")
-    for name in ("suite", "method"):
-        result.add_column(name, overflow="fold")
-    for name in ("examples", "accuracy %", "shortcut right %", "shortcut wrong %", "gap", "worst group %"):
-        result.add_column(name, justify="right")
-    for suite in dict.fromkeys(row.suite for row in rows):
-        mine = [row for row in rows if row.suite == suite]
-        for row in mine:
-            result.add_row(*(_safe(cell) for cell in _cells(row)))
-        if mine[0].majority is not None:
-            result.add_row(_safe(suite), Text(FLOOR, style="dim"), "", points(mine[0].majority))
-        result.add_section()
-    return result
-
-
-def _cells(row: Row) -> list[str]:
-    worst = f"{points(row.worst.value)} {row.worst_name}" if row.worst else "–"
-    estimates = (row.accuracy, row.aligned, row.conflicting, row.gap)
-    return [row.suite, row.method.name, row.examples, *(_cell(one) for one in estimates), worst]
-
-
-def _cell(estimate: Estimate | None) -> str:
-    return estimate.text() if estimate else "–"
-
-
-def _safe(text: str) -> Text:
-    """Text for a terminal: no markup, no escape sequences from a folder's name."""
-    return Text("".join(letter if letter.isprintable() else "?" for letter in text))

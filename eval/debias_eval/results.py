@@ -103,6 +103,7 @@ class Result(Part):
     labels: dict[str, LabelCount] = {}
     available: int | None = None
     limit: int | None = None
+    limit_seed: int | None = None
     examples_sha256: str | None = None
     description: str = ""
     task: str = ""

@@ -12,6 +12,7 @@ from debias_eval.results import Result, read_results
 
 # What two seeds of one method may differ in.
 SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to")
+PIECES = ("config.yaml", "run.json", "metrics.jsonl")
 BASELINES = ("erm", "main_only", "main-only", "mainonly", "main only", "plain")
 
 
@@ -40,6 +41,16 @@ class Run:
     @property
     def seed(self) -> Any:
         return self.config.get("seed", self.info.get("seed"))
+
+    @property
+    def selection(self) -> str:
+        """The rule that chose the checkpoint, `unknown` for a run that did not say."""
+        return str(self.info.get("selection") or self.config.get("selection") or "unknown")
+
+    @property
+    def is_oracle(self) -> bool:
+        """True if the checkpoint was chosen with what only the test could tell."""
+        return "oracle" in self.selection.lower()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -79,8 +90,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Every run once, named by its folder, with as many parent folders as it takes to tell them apart."""
-    folders = list(dict.fromkeys(Path(path).resolve() for path in paths))
+    """Every run once, named by its folder, with as many parent folders as it takes to tell them apart.
+
+    A folder that is no run but holds runs stands for all of them.
+    """
+    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(Path(path).resolve())))
     if not folders:
         raise InputError("no run folder given")
     depth = 1
@@ -89,12 +103,23 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [read_run(folder, "/".join(folder.parts[-depth:])) for folder in folders]
 
 
+def run_folders(path: Path) -> list[Path]:
+    """The folder itself, or the runs right below it if it is none itself."""
+    if not path.is_dir() or _is_run(path):
+        return [path]
+    return [below for below in sorted(path.iterdir()) if below.is_dir() and _is_run(below)] or [path]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / file).is_file() for file in PIECES) or any((path / "eval").glob("*.json"))
+
+
 def read_run(path: Path, name: str | None = None) -> Run:
     """One run folder; what is missing becomes a note. InputError if it is no run, or for a damaged file in it."""
     if not path.is_dir():
         raise InputError(f"{path}: no such run folder")
     results = read_results(path)
-    present = [file for file in ("config.yaml", "run.json", "metrics.jsonl") if (path / file).is_file()]
+    present = [file for file in PIECES if (path / file).is_file()]
     if not present and not results:
         raise InputError(f"{path}: not a run folder: it has no config.yaml, run.json, metrics.jsonl or eval/*.json")
     config = read_yaml(path / "config.yaml") if "config.yaml" in present else {}
@@ -134,7 +159,7 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
 
 
 def _missing(present: Sequence[str], results: Mapping[str, Result], info: Mapping[str, Any], broken: int) -> list[str]:
-    notes = [f"has no {file}" for file in ("config.yaml", "run.json", "metrics.jsonl") if file not in present]
+    notes = [f"has no {file}" for file in PIECES if file not in present]
     if not results:
         notes.append("has not been evaluated (`debias eval RUN --suite NAME`)")
     if broken:
@@ -151,12 +176,17 @@ def group_runs(runs: Sequence[Run]) -> list[Method]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps(run.settings, sort_keys=True, default=str) if run.config else ""
+        settings = {**run.settings, "selection": run.selection}
+        key = json.dumps(settings, sort_keys=True, default=str) if run.config else ""
         if not key or run.seed in [other.seed for other in groups.get(key, [])]:
             key = f"only {run.name}"
         groups.setdefault(key, []).append(run)
     members = list(groups.values())
     names = method_names(members)
+    # The name carries the flag, so that no table and no sentence can lose it.
+    names = [
+        f"{name} (oracle selection)" if group[0].is_oracle else name for name, group in zip(names, members, strict=True)
+    ]
     methods = [Method(name, tuple(group)) for name, group in zip(names, members, strict=True)]
     methods.sort(key=lambda method: not method.is_baseline)
     return [Method(method.name, method.runs, style) for style, method in enumerate(methods)]

@@ -3,85 +3,129 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from debias_eval.summary import Estimate, Row, comparable, points
+from debias_eval.compare import WHERE, Comparison, Difference, p_text
+from debias_eval.summary import Estimate, Row, points
+
+SENTENCES = 5  # of one pair of methods; the rest is in the forest plot
+HEADLINES = 3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`headline` is about the first suite, `findings` are about the others, `claim` says what the seeds allow."""
+    """`headline` first, `claim` on what the seeds allow, `objections` to a claim, `findings` on the rest."""
 
     headline: str
     claim: str
-    findings: tuple[str, ...]
+    objections: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
-def verdict(rows: Sequence[Row]) -> Verdict:
-    """Words for a table of rows; the number of seeds and the overlap of the intervals are always part of them."""
+def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> Verdict:
+    """Words for a table of rows and its comparisons with the reference."""
     if not rows:
-        return Verdict("No run here has been evaluated yet.", "Judge one with: debias eval RUN --suite NAME", ())
-    by_suite = [[one for one in rows if one.suite == suite] for suite in dict.fromkeys(one.suite for one in rows)]
-    findings = [_finding(group) for group in by_suite]
-    return Verdict(findings[0], _claim(rows), tuple(findings[1:]))
+        return Verdict("No run here has been evaluated yet.", "Judge one with: debias eval RUN --suite NAME")
+    objections = tuple(dict.fromkeys(text for pair in comparisons for text in pair.objections))
+    compared = [pair for pair in comparisons if any(one.primary for one in pair.differences)]
+    if not compared:
+        findings = _listed(rows)
+        return Verdict(findings[0], _why_alone(rows), objections, tuple(findings[1:]))
+    headlines = [headline(pair) for pair in compared]
+    findings = [text for pair in compared for text in sentences(pair)]
+    return Verdict(
+        " ".join(headlines[:HEADLINES]), _seeds_of(compared), objections, tuple([*headlines[HEADLINES:], *findings])
+    )
 
 
-def _claim(rows: Sequence[Row]) -> str:
-    fewest = min(one.accuracy.seeds for one in rows)
-    if len({one.method.name for one in rows}) == 1:
-        return f"One method, {_seeds(fewest)}: there is nothing here to compare it with."
-    if fewest == 1:
-        return (
-            "No claim that one method is better can be made: there is a number here that comes from one seed, and "
-            "another seed can move it by more than its interval shows (which counts test examples, not training)."
-        )
-    return f"At least {fewest} seeds a number. The ranges show how far they reached; no significance test was made."
+def headline(pair: Comparison) -> str:
+    """Which is better and on how many suites; with objections, that no claim is made."""
+    primary = [one for one in pair.differences if one.primary]
+    suites = "1 suite" if len(primary) == 1 else f"{len(primary)} suites"
+    if pair.objections:
+        return f"No claim that {pair.second} or {pair.first} is better."
+    better = sum(one.clear and one.difference > 0 for one in primary)
+    worse = sum(one.clear and one.difference < 0 for one in primary)
+    if not better and not worse:
+        return f"No clear difference between {pair.second} and {pair.first} on {suites}."
+    if not better:
+        return f"{pair.first} is better than {pair.second} on {worse} of {suites}."
+    also = f" and worse on {worse}" if worse else ""
+    return f"{pair.second} is better than {pair.first} on {better} of {suites}{also}."
+
+
+def sentences(pair: Comparison) -> list[str]:
+    """The pair's differences in the measure that counts, the largest first, each with interval and p."""
+    primary = sorted((one for one in pair.differences if one.primary), key=lambda one: -abs(one.difference))
+    told = [one for one in primary if one.clear or pair.objections]
+    words = [_sentence(pair, one) for one in told[:SENTENCES]]
+    if len(told) > SENTENCES:
+        words.append(f"{len(told) - SENTENCES} more below: {', '.join(one.suite for one in told[SENTENCES:])}.")
+    unclear = [one.suite for one in primary if not one.clear]
+    return [*words, f"No clear difference on {', '.join(unclear)}."] if unclear and not pair.objections else words
+
+
+def _sentence(pair: Comparison, one: Difference) -> str:
+    size = points(abs(one.difference))
+    more = "no difference" if size == "0.0" else f"{size} points {'more' if one.difference > 0 else 'less'}"
+    numbers = (
+        f"{pair.second} is right on {points(one.second)}\u00a0% and {pair.first} on {points(one.first)}\u00a0%: "
+        f"{more}, difference [{points(one.low)}, {points(one.high)}]"
+    )
+    p = p_text(one.p_holm)
+    test = "" if one.p_holm is None else f", p {p}" if p.startswith("<") else f", p = {p}"
+    own = [note for note in _notes(one) if note not in _shared_notes([pair])]
+    note = f" ({'; '.join(own)})" if own else ""
+    return f"On {one.suite}, {WHERE.get(one.measure, one.measure)}, {numbers}{test}{note}."
+
+
+def _notes(one: Difference) -> list[str]:
+    return one.note.split("; ") if one.note else []
+
+
+def _shared_notes(pairs: Sequence[Comparison]) -> list[str]:
+    """What is noted on every difference is said once."""
+    primary = [_notes(one) for pair in pairs for one in pair.differences if one.primary]
+    return [note for note in primary[0] if all(note in other for other in primary)] if len(primary) > 1 else []
+
+
+def _seeds_of(pairs: Sequence[Comparison]) -> str:
+    counts = {pairs[0].first: pairs[0].seeds[0]} | {pair.second: pair.seeds[1] for pair in pairs}
+    if len(set(counts.values())) == 1:
+        seeds = f"{_seeds(pairs[0].seeds[0])} each"
+    else:
+        seeds = ", ".join(f"{name}: {_seeds(count)}" for name, count in counts.items())
+    over = "test examples" if max(counts.values()) == 1 else "seeds and examples"
+    shared = "".join(f" {note[0].upper()}{note[1:]}." for note in _shared_notes(pairs))
+    return f"{seeds}; 95\u00a0% intervals over {over}; p-values adjusted for the number of tests (Holm).{shared}"
 
 
 def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
+def _why_alone(rows: Sequence[Row]) -> str:
+    if len({one.method.name for one in rows}) == 1:
+        return f"One method, {_seeds(rows[0].accuracy.seeds)}: there is nothing here to compare it with."
+    return "The methods here were not compared."
+
+
+def _listed(rows: Sequence[Row]) -> list[str]:
+    """Nothing to compare: each suite's numbers as they are."""
+    by_suite = [[one for one in rows if one.suite == suite] for suite in dict.fromkeys(one.suite for one in rows)]
+    return [_finding(group) for group in by_suite]
+
+
 def _measure(rows: Sequence[Row]) -> tuple[str, list[Estimate]]:
     """The suite's telling number: accuracy where the shortcut fails if all rows have it, else accuracy."""
-    conflicting = [one.conflicting for one in rows]
-    if all(estimate is not None for estimate in conflicting):
-        return "where the shortcut gives a wrong answer", [one for one in conflicting if one is not None]
-    return "on all examples", [one.accuracy for one in rows]
+    conflicting = [one.conflicting for one in rows if one.conflicting is not None]
+    if len(conflicting) == len(rows):
+        return WHERE["conflicting"], conflicting
+    return WHERE["accuracy"], [one.accuracy for one in rows]
 
 
 def _finding(rows: Sequence[Row]) -> str:
     where, estimates = _measure(rows)
-    opening = f"On {rows[0].suite}, {where},"
     subset = f" Judged on a subset ({rows[0].examples} examples)." if any(one.limited for one in rows) else ""
-    if len(rows) == 1:
-        only = estimates[0]
-        return f"{opening} {rows[0].method.name} is right on {only.words()}, {only.spread} {only.range}.{subset}"
-    if not comparable(rows):
-        listed = ", ".join(f"{one.method.name} on {e.words()}" for one, e in zip(rows, estimates, strict=True))
-        return f"{opening} {listed}: not compared, because they were not judged on the same examples.{subset}"
-    return f"{opening} {_comparison(rows, estimates)}{subset}"
-
-
-def _comparison(rows: Sequence[Row], estimates: Sequence[Estimate]) -> str:
-    """The first method (plain fine-tuning where there is one) against the other, or against the best of the others."""
-    best = max(range(1, len(rows)), key=lambda i: estimates[i].value)
-    which = f" (best of {len(rows) - 1}, picked after the fact)" if len(rows) > 2 else ""
-    mine, other = estimates[best], estimates[0]
-    return (
-        f"{rows[best].method.name}{which} is right on {mine.words()} and {rows[0].method.name} on {other.words()}: "
-        f"{_difference(mine.value - other.value)}, and {_overlap(mine, other)}."
+    numbers = ", ".join(
+        f"{row.method.name} is right on {one.words()} {one.range}" for row, one in zip(rows, estimates, strict=True)
     )
-
-
-def _difference(difference: float) -> str:
-    size = points(abs(difference))
-    return "no difference" if size == "0.0" else f"{size} points {'more' if difference > 0 else 'less'}"
-
-
-def _overlap(first: Estimate, second: Estimate) -> str:
-    overlapping = first.low <= second.high and second.low <= first.high
-    if first.seeds == second.seeds == 1:
-        return f"their 95\u00a0% intervals {'overlap' if overlapping else 'do not overlap'} (1\u00a0seed each)"
-    if min(first.seeds, second.seeds) == 1:
-        return f"{_seeds(first.seeds)} against {_seeds(second.seeds)}, which is too few to compare"
-    relation = "overlap" if overlapping else "do not overlap"
-    return f"their ranges over seeds {relation} ({first.seeds} and {second.seeds} seeds)"
+    return f"On {rows[0].suite}, {where}, {numbers}.{subset}"

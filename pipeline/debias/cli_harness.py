@@ -50,7 +50,7 @@ def import_harness(
 ) -> None:
     """Turn samples that lm-evaluation-harness logged into results: groups, worst group, gap, intervals."""
     from debias_eval.harness_import import import_samples
-    from debias_eval.report import terminal_table
+    from debias_eval.tables import terminal_table
 
     results = import_samples(samples, out, suite or ())
     typer.echo(json.dumps(results, indent=2)) if as_json else print_table(terminal_table([out]))

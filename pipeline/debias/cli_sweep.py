@@ -158,7 +158,7 @@ def _todo(runs: Sequence[Any], judge: _SuiteJudge) -> Any:
 
 def _show(folders: Sequence[Path]) -> None:
     """The table of what has been judged, whatever may have failed."""
-    from debias_eval.report import terminal_table
+    from debias_eval.tables import terminal_table
 
     judged = [folder for folder in folders if any((folder / "eval").glob("*.json"))]
     if judged:

@@ -38,7 +38,8 @@ def run_demo(folder: Path) -> tuple[Any, Path]:
     """Train both runs in `folder` (an earlier demo there is replaced) and judge them; the table and the page."""
     from debias_eval.evaluate import evaluate_run
     from debias_eval.predict import load
-    from debias_eval.report import terminal_table, write_report
+    from debias_eval.report import write_report
+    from debias_eval.tables import terminal_table
 
     runs = []
     for name, method in METHODS.items():

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from debias_eval.charts import MAX_POINTS, bucket_means, curve_chart, ticks
+from debias_eval.results import Part
 from debias_eval.runs import Method, Run, group_runs, read_runs
-from debias_eval.summary import Estimate, points, row, suites_of, table
+from debias_eval.summary import Estimate, of_parts, points, row, suites_of, table
 
 
 def names(runs):
@@ -55,13 +56,19 @@ def test_suites_with_a_planted_cue_come_first(make_run, put):
     assert suites_of(group_runs(read_runs([run]))) == ["z", "b", "a"]
 
 
-def test_seeds_become_mean_and_range(make_run):
+def test_seeds_become_a_mean_with_an_interval_over_seeds(make_run):
     groups = [{"bias-aligned": 90, "bias-conflicting": right} for right in (10, 20, 40)]
     runs = [make_run(f"r{seed}", seed=seed, suites={"s": one}) for seed, one in enumerate(groups)]
     (one,) = table(group_runs(read_runs(runs)))
-    assert one.conflicting == Estimate(pytest.approx(0.7 / 3), 0.1, 0.4, 3)
-    assert one.gap == Estimate(pytest.approx(0.9 - 0.7 / 3), pytest.approx(0.5), pytest.approx(0.8), 3)
-    assert (one.worst.low, one.worst_name, one.examples) == (0.1, "bias-conflicting", "200")
+    # Student's t of three values (4.3027) over their standard error, and the mean Wilson half-widths, in quadrature.
+    over_seeds = 4.302653 * (((0.1 - 0.7 / 3) ** 2 + (0.2 - 0.7 / 3) ** 2 + (0.4 - 0.7 / 3) ** 2) / 2 / 3) ** 0.5
+    wilson = [(0.055229, 0.174366), (0.133367, 0.288829), (0.309401, 0.497998)]
+    above = sum(high - value for (_, high), value in zip(wilson, (0.1, 0.2, 0.4), strict=True)) / 3
+    high = 0.7 / 3 + (over_seeds**2 + above**2) ** 0.5
+    assert one.conflicting == Estimate(pytest.approx(0.7 / 3), 0.0, pytest.approx(high, abs=1e-4), 3)
+    assert one.gap.value == pytest.approx(0.9 - 0.7 / 3)
+    assert one.gap.high == 1.0 or one.gap.low < 0.5 < 0.8 < one.gap.high
+    assert (one.worst.high, one.worst_name, one.examples) == (one.conflicting.high, "bias-conflicting", "200")
 
 
 def test_seeds_judged_on_different_numbers_say_both(make_run, put):
@@ -71,11 +78,9 @@ def test_seeds_judged_on_different_numbers_say_both(make_run, put):
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
-def test_a_mean_lies_in_its_range(values):
-    from debias_eval.summary import _of_seeds
-
-    one = _of_seeds(values)
-    assert one.low <= one.value <= one.high
+def test_a_mean_lies_in_its_interval(values):
+    one = of_parts([Part(n=10, accuracy=value, ci95=(value, value)) for value in values])
+    assert 0 <= one.low <= one.value <= one.high <= 1
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.12345, "12.3"), (-0.0001, "0.0"), (-0.5, "−50.0"), (1, "100.0")])
