@@ -1,6 +1,7 @@
 """The verbs of `debias bench`."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -90,4 +91,33 @@ def bench_cost(
     from debias.bench_cost import table_of
 
     result = compute(model or (), world or (), lora_r)
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
+@app.command("judge")
+def bench_judge(
+    model: Annotated[str | None, typer.Option(help="A causal model (package:smollm2, or the prompt's).")] = None,
+    suite: Annotated[str | None, typer.Option(help="A suite's name or its YAML file (snli).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples, drawn at random (300).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds (3).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of both (1).")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16")] = None,
+    trial: Annotated[int | None, typer.Option(min=1, help="Examples on which batch sizes are tried (96).")] = None,
+    batch_size: Annotated[
+        list[str] | None, typer.Option(help="Of the harness, a number or auto; may be repeated, and the best is timed.")
+    ] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(help="A run's folder or YAML file: its prompt, not the two built in.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time judging beside lm-evaluation-harness: the same model, examples, prompts and threads, in turn."""
+    from debias_eval.bench_judge import JudgeSetting, table_of
+    from debias_eval.bench_judge import bench_judge as measure
+    from debias_eval.harness import read_prompt
+
+    given: dict[str, Any] = {"model": model, "suite": suite, "limit": limit, "rounds": rounds, "threads": threads}
+    given |= {"bf16": bf16, "trial": trial, "batch_sizes": batch_size}
+    setting = JudgeSetting(**{key: value for key, value in given.items() if value is not None})
+    result = measure(setting, read_prompt(prompt) if prompt else None)
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
