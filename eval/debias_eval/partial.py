@@ -3,6 +3,7 @@
 Not the published SNLI-hard (Gururangan et al., NAACL 2018), whose classifier and pairs are others.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from debias.config import DataSource
 from debias.data import Example, load_examples
 from debias.errors import InputError
 from debias_eval.suite import PartialInputGroups, Suite
-from debias_eval.suite_data import local_config, local_file, not_found
+from debias_eval.suite_data import hub_config, local_config, local_file, not_found
 
+log = logging.getLogger(__name__)
+MOST_HUB_ROWS = 60_000
 EASY, HARD = "partial_easy", "partial_hard"
 
 
@@ -43,12 +46,19 @@ def classifier() -> Any:
 
 
 def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Example]:
+    files = {name: local_file(suite, name) for name in rule.train}
+    absent = [name for name, path in files.items() if path is None]
+    if not absent:
+        sources = [DataSource.model_validate({"source": str(path)}) for path in files.values()]
+        configs = [local_config(suite, source) for source in sources]
+    elif rule.hub is not None:
+        log.info("%s; fitting the classifier behind the groups on %s", not_found(suite, absent[0]), rule.hub.source)
+        configs = [hub_config(suite, rule.hub, MOST_HUB_ROWS)]
+    else:
+        wanted = f"its classifier of {' and '.join(rule.fields)} is fitted on it"
+        raise InputError(f"{not_found(suite, absent[0])}; {wanted}")
     examples: list[Example] = []
-    for name in rule.train:
-        path = local_file(suite, name)
-        if path is None:
-            raise InputError(f"{not_found(suite, name)}; its classifier of {' and '.join(rule.fields)} is fitted on it")
-        config = local_config(suite, DataSource.model_validate({"source": str(path)}))
+    for config in configs:
         examples += load_examples(config.train, config.model_copy(update={"group_field": None}))
     return examples
 

@@ -96,11 +96,13 @@ class GroupColumns(Strict):
 class PartialInputGroups(Strict):
     """Groups `partial_easy` and `partial_hard`: whether a classifier that sees only `fields` is right.
 
-    The classifier is this project's own (TF-IDF and logistic regression), fitted on the files `train`.
+    The classifier is this project's own (TF-IDF and logistic regression), fitted on the files `train`, or on a seeded
+    sample of `hub` where one of them is absent (the groups then differ a little).
     """
 
     fields: tuple[str, ...] = Field(min_length=1)
     train: tuple[str, ...] = Field(min_length=1)
+    hub: Hub | None = None
 
     @field_validator("train", mode="before")
     @classmethod
@@ -256,24 +258,17 @@ class Suite(Strict):
         """The suite's reading rules as the mapping that a DataConfig takes."""
         fields = ("text_fields", "label_field", "id_field", "group_field")
         shared = (*fields, "labels", "label_map", "planted_bias", "planted_color")
-        return {"train": self.source or self._hub_source(), **{key: getattr(self, key) for key in shared}}
+        own = {key: getattr(self, key) for key in shared}
+        return {"train": self.source or (self.hub and _source_of(self.hub)), **own}
 
-    @property
-    def hub_config(self) -> dict[str, Any]:
-        """The same for the hub's rows: what `hub` says, and the suite's own where it says nothing."""
-        assert self.hub is not None
-        changed = self.hub.model_fields_set - {"source", "name", "split"}
-        return {
-            **self.data_config,
-            "train": self._hub_source(),
-            **{key: getattr(self.hub, key) for key in changed},
-            "planted_bias": None,
-        }
+    def hub_config(self, hub: Hub) -> dict[str, Any]:
+        """The same for rows of a hub id: what `hub` says, and the suite's own where it says nothing."""
+        changed = {key: getattr(hub, key) for key in hub.model_fields_set - {"source", "name", "split"}}
+        return {**self.data_config, "train": _source_of(hub), **changed, "planted_bias": None}
 
-    def _hub_source(self) -> DataSource | None:
-        if self.hub is None:
-            return None
-        return DataSource.model_validate(self.hub.model_dump(include={"source", "name", "split"}))
+
+def _source_of(hub: Hub) -> DataSource:
+    return DataSource.model_validate(hub.model_dump(include={"source", "name", "split"}))
 
 
 def _texts_of(task: str | None) -> tuple[str, ...]:
@@ -318,7 +313,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
     suite._folder = path.parent.resolve()
     parse(DataConfig, suite.data_config, where=str(name_or_path))
     if suite.hub:
-        parse(DataConfig, suite.hub_config, where=f"{name_or_path}: hub")
+        parse(DataConfig, suite.hub_config(suite.hub), where=f"{name_or_path}: hub")
     return suite
 
 

@@ -17,7 +17,7 @@ from debias.data import Example, paint, plant
 from debias.data.sources import load_with_columns
 from debias.errors import InputError
 from debias_eval.stress import stressed
-from debias_eval.suite import Cluster, Suite
+from debias_eval.suite import Cluster, Hub, Suite
 from debias_eval.suite_rows import Rows
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,17 @@ def local_config(suite: Suite, source: DataSource, path: Path | None = None) -> 
     return DataConfig.model_validate({**suite.data_config, "train": found})
 
 
+def hub_config(suite: Suite, hub: Hub, limit: int | None = None) -> DataConfig:
+    """How the rows of a hub id are read; a folder of that name in DEBIAS_DATA stands in for it.
+
+    `limit` keeps a random sample of the rows, the same every time.
+    """
+    config = DataConfig.model_validate(suite.hub_config(hub))
+    folder = local_file(suite, hub.source)
+    found = {"limit": limit, "source": hub.source if folder is None else str(folder)}
+    return config.model_copy(update={"train": config.train.model_copy(update=found)})
+
+
 def not_found(suite: Suite, name: str) -> str:
     """What to say of a local file that is not there."""
     folder = os.environ.get("DEBIAS_DATA")
@@ -128,7 +139,8 @@ def not_found(suite: Suite, name: str) -> str:
 def _rows(suite: Suite) -> list[Read]:
     """The rows as examples, beside the columns that the rules need."""
     if suite.source is None:
-        return _hub_rows(suite, f"suite {suite.name}")
+        assert suite.hub is not None
+        return _hub_rows(suite, suite.hub, f"suite {suite.name}")
     if suite.source.source == "generated":
         return _load(suite, local_config(suite, suite.source))
     path = local_file(suite, suite.source.source)
@@ -138,16 +150,12 @@ def _rows(suite: Suite) -> list[Read]:
     if suite.hub is None:
         raise InputError(absent)
     log.info("%s; reading %s from the hub", absent, suite.hub.source)
-    return _hub_rows(suite, absent)
+    return _hub_rows(suite, suite.hub, absent)
 
 
-def _hub_rows(suite: Suite, otherwise: str) -> list[Read]:
-    config = DataConfig.model_validate(suite.hub_config)
-    folder = local_file(suite, config.train.source)
-    if folder is not None:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"source": str(folder)})})
+def _hub_rows(suite: Suite, hub: Hub, otherwise: str) -> list[Read]:
     try:
-        return _load(suite, config)
+        return _load(suite, hub_config(suite, hub))
     except InputError as error:
         raise InputError(f"{otherwise}; and from the hub: {error}") from None
 
@@ -243,10 +251,13 @@ def _check_gap(suite: Suite, examples: Sequence[Example]) -> None:
 
 
 def _named_apart(examples: Sequence[Example]) -> list[Example]:
-    seen: Counter[str] = Counter()
+    taken, seen = {example.id for example in examples}, Counter[str]()
     named = []
     for example in examples:
         seen[example.id] += 1
-        again = seen[example.id]
-        named.append(example if again == 1 else replace(example, id=f"{example.id}#{again}"))
+        name, number = example.id, seen[example.id]
+        while number > 1 and name in taken:  # `x#2` may be an id of the data's own
+            name, number = f"{example.id}#{number}", number + 1
+        taken.add(name)
+        named.append(example if name == example.id else replace(example, id=name))
     return named
