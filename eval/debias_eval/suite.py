@@ -328,12 +328,3 @@ def _suite_file(name_or_path: str | Path) -> Path:
     near = difflib.get_close_matches(text, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InputError(f"unknown suite {text!r}; {hint}built in: {', '.join(names)}; or give the path of a suite.yaml")
-
-
-def __getattr__(name: str) -> Any:
-    """What lies in `debias_eval.suite_data`, under its former address."""
-    if name in ("all_examples", "suite_examples", "subset"):
-        from debias_eval import suite_data
-
-        return getattr(suite_data, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,8 @@ import pytest
 
 from debias.config import read_yaml
 from debias.errors import InputError
-from debias_eval.suite import BUILT_IN, Suite, available_suites, load_suite, subset, suite_examples
+from debias_eval.suite import BUILT_IN, Suite, available_suites, load_suite
+from debias_eval.suite_data import subset, suite_examples
 
 ROWS = [
     ("1", "p", "x yes", "Yes", "a/one"),
@@ -31,7 +32,7 @@ def test_every_built_in_suite_loads_and_is_documented():
 
 
 def test_unknown_suite_names_the_nearest_and_lists_all():
-    with pytest.raises(InputError, match=r"unknown suite 'hanz'; did you mean hans\? built in: biased_snli, cad_nli, "):
+    with pytest.raises(InputError, match=r"unknown suite 'hanz'; did you mean hans\? built in: anli_r1, .*, wanli"):
         load_suite("hanz")
 
 
@@ -62,6 +63,33 @@ def test_a_folder_named_like_a_built_in_suite_does_not_shadow_it(tmp_path, monke
         ({"name": ".."}, "name: string should match pattern"),
         ({"version": 0}, "version: "),
         ({"labels": ["a"]}, "labels: "),
+        ({"labels": [True, False]}, "labels: YAML reads a bare yes, no, true or false as a flag"),
+        ({"task": "translation"}, "task: input should be 'nli', 'fact_verification', "),
+        ({"source": None}, "no data: give source (a file beside the suite or in DEBIAS_DATA), hub, or both"),
+        ({"source": "stanfordnlp/snli"}, "a hub id goes under hub: {source: ...}"),
+        ({"hub": {"source": "snli"}}, "hub.source: string should match pattern"),
+        ({"hub": {"source": "../snli"}}, "hub.source: string should match pattern"),
+        ({"hub": {"source": "/etc/passwd"}}, "hub.source: string should match pattern"),
+        ({"hub": {"source": "a/b", "splitt": "test"}}, "hub.splitt: unknown key; did you mean hub.split?"),
+        ({"hub": {"source": "a/b", "text_fields": ["one"]}}, "hub.text_fields must be as many as text_fields"),
+        ({"hub": {"source": "a/b", "label_map": {0: "nope"}}}, "hub: label_map sends '0' to 'nope'"),
+        ({"cluster": {"regex": "x"}}, "cluster.regex: 'x' has no group in parentheses"),
+        ({"cluster": {"regex": "("}}, "cluster.regex: '(' is not a regular expression"),
+        ({"cluster": {"field": ["id", "group"], "regex": "(x)"}}, "cluster: regex reads one field as it is"),
+        ({"cluster": {"field": "id", "words": ["the"]}}, "cluster.words blanks text, but cluster.field names none of"),
+        ({"consistency": True}, "consistency is about clusters, but the suite has none: give cluster"),
+        ({"stress": "typos"}, "stress: input should be 'negation', 'word_overlap' or 'length_mismatch', got 'typos'"),
+        ({"stress": "negation", "text_fields": ["premise"]}, "text_fields are ['premise'], not two"),
+        ({"input_ablation": ["text"]}, "input_ablation names 'text', not one of text_fields"),
+        ({"keep": {"field": "group", "values": []}}, "keep.values: "),
+        (
+            {"group_rule": {"partial_input": {"fields": ["premise", "hypothesis"], "train": "t.jsonl"}}},
+            "group_rule.partial_input.fields is ['premise', 'hypothesis'], expected some but not all of text_fields",
+        ),
+        (
+            {"group_rule": {"partial_input": {"fields": ["premise"], "train": "../t.jsonl"}}},
+            "group_rule.partial_input.train: '../t.jsonl' leads outside",
+        ),
     ],
 )
 def test_a_wrong_suite_is_one_clear_line(write_suite, settings, message):
@@ -70,6 +98,71 @@ def test_a_wrong_suite_is_one_clear_line(write_suite, settings, message):
         load_suite(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/etc/passwd.jsonl",
+        "../rows.jsonl",
+        "a/../../rows.jsonl",
+        "~/rows.jsonl",
+        "..\\rows.jsonl",
+        "C:\\rows.jsonl",
+        "https://example.org/rows.jsonl",
+        "file:///etc/rows.jsonl",
+    ],
+)
+def test_a_path_out_of_the_suites_folder_is_refused(write_suite, source):
+    with pytest.raises(InputError) as caught:
+        load_suite(write_suite(ROWS, source=source))
+    assert f"source: {source!r} leads outside; expected a path below the suite's own folder" in str(caught.value)
+
+
+def test_a_link_out_of_the_suites_folder_is_refused(write_suite, tmp_path):
+    (tmp_path / "secret.jsonl").write_text("{}\n")
+    path = write_suite(ROWS, source="link.jsonl")
+    (path.parent / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(InputError, match=r"suite mine: .*link\.jsonl is a link that leads out of .*mine; put the file"):
+        suite_examples(load_suite(path))
+
+
+def test_a_link_of_a_folder_out_of_the_data_is_refused(write_suite, tmp_path, monkeypatch):
+    outside, data = tmp_path / "outside", tmp_path / "data"
+    outside.mkdir()
+    data.mkdir()
+    (outside / "rows.jsonl").write_text("{}\n")
+    (data / "inside").symlink_to(outside)
+    monkeypatch.setenv("DEBIAS_DATA", str(data))
+    with pytest.raises(InputError, match="is a link that leads out of"):
+        suite_examples(load_suite(write_suite(ROWS, source="inside/rows.jsonl")))
+
+
+def test_links_within_the_data_and_to_the_data_are_followed(write_suite, tmp_path, monkeypatch):
+    path = write_suite(ROWS, source="again.jsonl", **YES_NO)
+    real = tmp_path / "real"
+    real.mkdir()
+    (path.parent / "rows.jsonl").rename(real / "rows.jsonl")
+    (real / "again.jsonl").symlink_to("rows.jsonl")
+    (tmp_path / "data").symlink_to(real)
+    monkeypatch.setenv("DEBIAS_DATA", str(tmp_path / "data"))
+    assert len(suite_examples(load_suite(path))) == 4
+
+
+def test_the_working_directory_is_not_searched(write_suite, tmp_path, monkeypatch):
+    path = write_suite(ROWS, source="elsewhere.jsonl", **YES_NO)
+    (path.parent / "rows.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEBIAS_DATA", raising=False)
+    with pytest.raises(InputError, match=r"suite mine: no elsewhere\.jsonl; DEBIAS_DATA .* and is not set"):
+        suite_examples(load_suite(path))
+
+
+def test_the_fields_of_the_floor(write_suite):
+    assert load_suite(write_suite(ROWS)).input_ablation == ("hypothesis",)
+    assert load_suite(write_suite(ROWS, input_ablation=["premise"])).input_ablation == ("premise",)
+    assert load_suite(write_suite(ROWS, input_ablation=[])).input_ablation == ()
+    assert load_suite(write_suite(ROWS, text_fields=["hypothesis"])).input_ablation == ()
 
 
 def test_a_missing_key_is_named(tmp_path):
