@@ -1,7 +1,7 @@
 """Which model counts as a method's own: rules by name, of which only `oracle` looks at a suite.
 
 The manner of DomainBed (Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021): a rule is a part
-of a result. Within a run the rule is the setting `selection`, and run.json tells which checkpoint was kept; here it chooses
+of a result. Within a run it is the setting `selection`, and run.json tells which checkpoint was kept; here it chooses
 among the configurations of a method, by the mean over their seeds of what the kept checkpoints reached.
 """
 

@@ -1,5 +1,6 @@
 """Where a run's files lie: recipes by name, data and models as absolute paths."""
 
+import os
 from pathlib import Path
 
 from debias import zero_config
@@ -22,8 +23,9 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
     """
     places = [folder for folder in (base, Path.cwd()) if folder is not None]
 
+    # os.path, for which a name that is too long for a file is no error.
     def absolute(name: str) -> str:
-        found = next((folder / name for folder in places if (folder / name).exists()), None)
+        found = next((folder / name for folder in places if os.path.exists(folder / name)), None)
         return str(found.resolve()) if found is not None else name
 
     sources = {
@@ -39,6 +41,6 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
         update={
             "deepspeed": engine,
             "data": config.data.model_copy(update=sources),
-            "model": str(model.resolve()) if model.is_dir() else config.model,
+            "model": str(model.resolve()) if os.path.isdir(model) else config.model,
         }
     )
