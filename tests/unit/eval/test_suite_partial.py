@@ -93,7 +93,7 @@ def test_without_scikit_learn_the_extra_is_named(make, monkeypatch):
     suite, real = make(), builtins.__import__
 
     def blocked(name: str, *arguments: Any) -> Any:
-        if name.split(".")[0] == "sklearn":
+        if name.partition(".")[0] == "sklearn":
             raise ImportError(name)
         return real(name, *arguments)
 
