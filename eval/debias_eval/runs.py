@@ -8,10 +8,12 @@ from typing import Any
 
 from debias.config import read_yaml
 from debias.errors import InputError
+from debias_eval.chosen import oracle_choice
 from debias_eval.results import Result, read_results
 
 # What two seeds of one method may differ in.
 SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to")
+DATA_SEED_KEYS = ("data.train.seed", "data.planted_bias.seed", "data.planted_color.seed")
 PIECES = ("config.yaml", "run.json", "metrics.jsonl")
 BASELINES = ("erm", "main_only", "main-only", "mainonly", "main only", "plain")
 
@@ -55,7 +57,8 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Dotted key to value, without what seeds of one method may differ in."""
-        return flatten({key: value for key, value in self.config.items() if key not in SEED_KEYS})
+        settings = flatten({key: value for key, value in self.config.items() if key not in SEED_KEYS})
+        return {key: value for key, value in settings.items() if key not in DATA_SEED_KEYS}
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ def read_run(path: Path, name: str | None = None) -> Run:
         raise InputError(f"{path}: not a run folder: it has no config.yaml, run.json, metrics.jsonl or eval/*.json")
     config = read_yaml(path / "config.yaml") if "config.yaml" in present else {}
     info = _read_info(path / "run.json") if "run.json" in present else {}
+    if chosen := oracle_choice(path):
+        info = {**info, "selection": chosen}
     metrics, broken = _read_metrics(path / "metrics.jsonl") if "metrics.jsonl" in present else ((), 0)
     notes = tuple(_missing(present, results, info, broken))
     return Run(name or path.resolve().name, path, config, info, metrics, results, notes)

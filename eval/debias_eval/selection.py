@@ -7,7 +7,7 @@ among the configurations of a method, by the mean over their seeds of what the k
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from debias.errors import InputError
-from debias.records import append_record, read_records
+from debias.records import append_record
+from debias_eval.chosen import RECORDS
 from debias_eval.runs import Run, flatten, group_runs, read_runs
 
-RECORDS = "records.jsonl"
 # Runs whose validation data differ cannot be ranked by it.
 VALIDATION_KEYS = ("data.validation", "data.planted", "data.labels", "data.text_fields", "data.label", "data.group")
 
@@ -84,7 +84,7 @@ def select(candidates: Sequence[AnyCandidate], rule: str, suite: str | None = No
     whole = _complete(candidates)
     if not whole:
         raise InputError(f"no configuration has all seeds: {', '.join(one.name for one in candidates)}")
-    if len(whole) == 1 and chosen.figure is None and not chosen.sees_test:
+    if len(whole) == 1:
         return whole[0]
     if chosen.figure is None and not chosen.sees_test:
         raise InputError(
@@ -200,7 +200,9 @@ def choices_in(folder: Path, rule: str, suite: str | None = None) -> list[Choice
     choices = []
     for method, candidates in _candidates(folder).items():
         best = select(candidates, rule, suite)
-        score = None if chosen.figure is None and not chosen.sees_test else mean_score(best, chosen, suite)
+        known = chosen.sees_test or all(chosen.score(run) is not None for run in best.runs)
+        score = mean_score(best, chosen, suite) if known else None
+        suite = suite or (next(iter(best.runs[0].results)) if chosen.sees_test else None)
         over = tuple(one.name for one in candidates if one not in _complete(candidates))
         runs = tuple(flagged(run, suite) for run in best.runs) if chosen.sees_test else best.runs
         choices.append(Choice(method, chosen, suite, best.name, runs, score, len(candidates), over))
@@ -209,7 +211,7 @@ def choices_in(folder: Path, rule: str, suite: str | None = None) -> list[Choice
 
 def flagged(run: Run, suite: str | None) -> Run:
     """The run as tables must show it when it was chosen by the test's own answers."""
-    return dataclasses.replace(run, info={**run.info, "selection": f"oracle ({suite})" if suite else "oracle"})
+    return dataclasses.replace(run, info={**run.info, "selection": f"oracle ({suite})"})
 
 
 def _candidates(folder: Path) -> dict[str, list[Configuration]]:
@@ -239,27 +241,11 @@ def _configurations(runs: Sequence[Run], folder: Path) -> list[Configuration]:
 
 
 def remember(folder: Path, choices: Sequence[Choice]) -> None:
-    """Add the choices to a sweep's records, where `oracle_runs` finds them; another folder of runs has none."""
+    """Add the choices to a sweep's records, where every table finds an oracle; another folder of runs has none."""
     if (Path(folder) / RECORDS).is_file():
         for choice in choices:
             below = [str(run.path.resolve().relative_to(Path(folder).resolve())) for run in choice.runs]
             append_record(Path(folder) / RECORDS, {"event": "selected", **choice.as_dict(), "runs": below})
-
-
-def oracle_choice(run: Path) -> str | None:
-    """The suite (or `the test`) by which this run of a sweep was last chosen with the oracle; None if it was not."""
-    run = Path(run).resolve()
-    for above in list(run.parents)[:3]:
-        chosen = [one for one in read_records(above / RECORDS)[0] if one["event"] == "selected"]
-        mine = [one for one in chosen if str(run.relative_to(above)) in _listed(one.get("runs"))]
-        if mine:
-            last: Mapping[str, Any] = mine[-1]
-            return str(last.get("suite") or "the test") if last.get("sees_test") else None
-    return None
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def choice_table(choices: Sequence[Choice]) -> Table:
@@ -270,7 +256,7 @@ def choice_table(choices: Sequence[Choice]) -> Table:
         table.add_column(name, overflow="fold")
     for one in choices:
         mean = "–" if one.score is None else f"{100 * one.score:.1f} %"
-        shown = f"{one.rule.name.upper()} on {one.suite or 'its suite'}" if one.rule.sees_test else one.rule.name
+        shown = f"{one.rule.name.upper()} on {one.suite}" if one.rule.sees_test else one.rule.name
         seeds = str(len(one.runs))
         cells = (one.method, one.name, shown, mean, seeds, str(one.candidates), ", ".join(one.passed_over) or "–")
         table.add_row(*(Text("".join(c if c.isprintable() else "?" for c in cell)) for cell in cells))

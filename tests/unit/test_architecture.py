@@ -41,6 +41,7 @@ MAY_USE_EVALUATOR = (
 )
 WITHOUT_TORCH = (
     "selection",
+    "chosen",
     "scoring",
     "statistics",
     "calibration",
