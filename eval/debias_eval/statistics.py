@@ -123,7 +123,9 @@ def cluster_bootstrap(sums_KC: Any, replicates: int = REPLICATES, seed: int = 0)
     rng = np.random.default_rng(seed)
     clusters = sums_KC.shape[0]
     if not sparse.issparse(sums_KC):
-        kinds_UC, count_U = np.unique(sums_KC, axis=0, return_counts=True)
+        kinds_UC, first_U, count_U = np.unique(sums_KC, axis=0, return_index=True, return_counts=True)
+        # In order of appearance, which does not depend on the order of the columns: swapping two methods mirrors all.
+        kinds_UC, count_U = kinds_UC[np.argsort(first_U)], count_U[np.argsort(first_U)]
         if len(count_U) <= max(_FEW_KINDS, clusters // 4):
             return np.asarray(rng.multinomial(clusters, count_U / clusters, size=replicates) @ kinds_UC)
     columns = sparse.csr_matrix(sums_KC).T.tocsr()
