@@ -93,7 +93,7 @@ class Browser:
         elif method == "Log.entryAdded":
             self.problems.append(params["entry"]["text"])
         elif method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
-            self.problems.append(json.dumps(params)[:500])
+            self.problems.append(json.dumps(params)[:2000])
 
     def open(self, page: Path, width: int, *, dark: bool = False) -> None:
         """Show a file at a width in CSS pixels; back when it has loaded."""

@@ -11,6 +11,7 @@ from debias.config import RunConfig, dump_config
 from debias.data import Example
 from debias_eval.results import examples_sha256, write_results
 from debias_eval.scoring import Judged, score
+from debias_eval.suite import available_suites, load_suite
 
 NLI = ("entailment", "neutral", "contradiction")
 HANS = tuple(
@@ -258,6 +259,10 @@ def _write_suite(run: Path, suite: str, rank: int, seed: int, n: int, texts: Tex
     write_results(run, _result(suite, spec, judged, examples), examples, judged)
 
 
+def _version(suite: str) -> int:
+    return load_suite(suite).version if suite in available_suites() else 1
+
+
 def _level(spec: dict[str, Any], name: str | None, rank: int, seed: int) -> float:
     hard = any(word in str(name) for word in HARD)
     fixed = np.random.default_rng(sum(map(ord, str(name)))).normal(0, 0.05)
@@ -293,7 +298,7 @@ def _result(suite: str, spec: dict[str, Any], judged: Judged, examples: Sequence
         | more
         | {
             "suite": suite,
-            "version": 2,
+            "version": _version(suite),
             "task": "nli",
             "description": f"Simulated pairs in the shape of {suite}.",
             "available": len(examples),

@@ -1,11 +1,13 @@
 """Several runs side by side: one self-contained HTML page, and the same rows as tables for papers and terminals."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from debias.errors import InputError
 from debias_eval.charts import Chart, curve_chart, placed
@@ -116,9 +118,18 @@ def render(runs: Sequence[Run]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_readable,
     )
     environment.filters |= {"points": points, "pct": _percent, "signed": signed}
     return environment.get_template("report.html.j2").render(**_page(runs))
+
+
+# What turns the reading direction of all that follows, and control characters that HTML has no use for.
+_UNREADABLE = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _readable(value: Any) -> Any:
+    return _UNREADABLE.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _percent(share: float) -> str:

@@ -72,6 +72,7 @@ def _sentence(pair: Comparison, one: Difference) -> str:
     )
     p = p_text(one.p_holm)
     test = "" if one.p_holm is None else f", p {p}" if p.startswith("<") else f", p = {p}"
+    test = test.replace(" ", "\u00a0").replace(",\u00a0", ", ")
     own = [note for note in _notes(one) if note not in _shared_notes([pair])]
     note = f" ({'; '.join(own)})" if own else ""
     return f"On {one.suite}, {WHERE.get(one.measure, one.measure)}, {numbers}{test}{note}."
