@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import debias_eval
+from debias.config import RunConfig, dump_config
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias_eval.evaluate import evaluate_run
@@ -147,3 +148,144 @@ def test_no_torch_until_a_model_is_loaded():
     modules = [f"debias_eval.{path.stem}" for path in Path(debias_eval.__file__).parent.glob("*.py")]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def clustered_rows(n=60):
+    """Pairs whose hypotheses give the label away, two of each premise; label 1 where the word is `neutral`."""
+    words = ("entailment", "neutral")
+    return [
+        (f"{i}-{k}", f"premise {i}", f"a word {words[k]}", ("entailment", "not_entailment")[k], ("easy", "hard")[k])
+        for i in range(n // 2)
+        for k in (0, 1)
+    ]
+
+
+CLUSTERED = {**TWO, **GAP, "cluster": {"field": "premise"}, "consistency": True}
+
+
+def test_clusters_reach_results_and_predictions(run, write_suite, fake):
+    result = evaluate_run(run, str(write_suite(clustered_rows(), **CLUSTERED)), predictor=fake())
+    assert (result["clusters"], result["consistency"]["n"], result["consistency"]["accuracy"]) == (30, 30, 1)
+    assert result["gap_groups"] == {"aligned": ["easy"], "conflicting": ["hard"]}
+    lines = read_predictions(run / "eval" / "mine.predictions.jsonl.gz")
+    assert len({line.cluster for line in lines}) == 30
+    assert lines[0].texts == ("premise 0", "a word entailment")
+    assert read_result(run / "eval" / "mine.json").macro_f1 == 1
+
+
+def test_the_floor_sees_only_its_fields(run, write_suite, fake):
+    pytest.importorskip("sklearn")
+    path = str(write_suite(clustered_rows(), **CLUSTERED))
+    floor = evaluate_run(run, path, predictor=fake())["partial_input"]
+    assert (floor["n"], floor["accuracy"], floor["fields"]) == (60, 1, ["hypothesis"])
+    assert "cross-validation" in floor["how"]
+    blind = str(write_suite(clustered_rows(), **CLUSTERED, input_ablation=["premise"]))
+    assert evaluate_run(run, blind, predictor=fake())["partial_input"]["accuracy"] <= 0.5
+    assert evaluate_run(run, blind, predictor=fake(), floor=False)["partial_input"] is None
+    none = str(write_suite(clustered_rows(), **CLUSTERED, input_ablation=[]))
+    assert evaluate_run(run, none, predictor=fake())["partial_input"] is None
+
+
+def test_the_floor_keeps_clusters_in_one_fold(write_suite):
+    """Copies of an example with a random label: known to whoever has seen another copy, else a coin toss."""
+    pytest.importorskip("sklearn")
+    from debias_eval.floors import partial_input
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    examples = [
+        Example(f"{i}-{k}", ("p", f"word{i} word{i}"), int(labels[i]), cluster=f"c{i}")
+        for i in range(200)
+        for k in range(3)
+    ]
+    suite = load_suite(write_suite(clustered_rows(), **TWO))
+    aware = partial_input(suite, examples)
+    blind = partial_input(suite, [Example(one.id, one.texts, one.label) for one in examples])
+    assert 0.35 < aware["accuracy"] < 0.65
+    assert blind["accuracy"] > 0.95
+    assert aware == partial_input(suite, examples)
+
+
+def test_a_large_suite_is_sampled_for_the_floor_and_says_so(write_suite, monkeypatch):
+    pytest.importorskip("sklearn")
+    from debias_eval import floors
+
+    monkeypatch.setattr(floors, "MOST_ROWS", 100)
+    suite = load_suite(write_suite(clustered_rows(), **TWO))
+    examples = [Example(str(i), ("p", f"x {i % 2}"), i % 2) for i in range(300)]
+    floor = floors.partial_input(suite, examples, seed=3)
+    assert floor["n"] == 100
+    assert "of 100 of 300 rows drawn with seed 3" in floor["how"]
+
+
+@pytest.mark.parametrize("rows", [ROWS, [(str(i), "p", "same words", "entailment", "easy") for i in range(40)]])
+def test_too_little_for_a_floor_is_a_notice(run, write_suite, fake, rows, caplog):
+    pytest.importorskip("sklearn")
+    caplog.set_level("INFO", logger="debias_eval")
+    assert evaluate_run(run, str(write_suite(rows, **TWO)), predictor=fake())["partial_input"] is None
+    assert "suite mine: no partial-input floor" in caplog.text
+
+
+def test_without_scikit_learn_there_is_no_floor_but_a_notice(run, write_suite, fake, monkeypatch, caplog):
+    from debias_eval import floors
+
+    monkeypatch.setattr(floors, "find_spec", lambda name: None)
+    caplog.set_level("INFO", logger="debias_eval")
+    assert evaluate_run(run, str(write_suite(clustered_rows(), **TWO)), predictor=fake())["partial_input"] is None
+    assert "needs scikit-learn: pip install 'debias[eval]'" in caplog.text
+
+
+def trained_on(run, rows, fields=("premise", "hypothesis")):
+    (run / "train.jsonl").write_text(
+        "".join(json.dumps({**dict(zip(fields, texts, strict=True)), "label": "neutral"}) + "\n" for texts in rows)
+    )
+    data = {"train": str(run / "train.jsonl"), "text_fields": list(fields)}
+    settings = {"model": "m", "data": data, "output_dir": str(run)}
+    (run / "config.yaml").write_text(dump_config(RunConfig.model_validate(settings)))
+
+
+def test_rows_of_the_training_data_are_counted_and_left_out(run, write_suite, fake):
+    trained_on(run, [("P", "x entailment."), ("other", "text")])  # rows 1 and 4 but for case and the full stop
+    path = str(write_suite(ROWS, **TWO, **GAP))
+    counted = evaluate_run(run, path, predictor=fake())
+    assert (counted["n"], counted["overlap"]) == (4, {"rows": 2, "excluded": False})
+    clean = evaluate_run(run, path, predictor=fake(), overlap="exclude")
+    assert (clean["n"], clean["available"], clean["overlap"]) == (2, 4, {"rows": 2, "excluded": True})
+    assert [line.id for line in read_predictions(run / "eval" / "mine.predictions.jsonl.gz")] == ["2", "3"]
+    assert evaluate_run(run, path, predictor=fake(), overlap="ignore")["overlap"] is None
+
+
+def test_training_texts_are_compared_field_by_field(run, write_suite, fake):
+    trained_on(run, [("x entailment", "p")], fields=("hypothesis", "premise"))
+    assert evaluate_run(run, str(write_suite(ROWS, **TWO)), predictor=fake())["overlap"]["rows"] == 2
+
+
+def test_a_suite_that_is_all_training_data_cannot_be_judged(run, write_suite, fake):
+    trained_on(run, [(row[1], row[2]) for row in ROWS])
+    with pytest.raises(InputError, match="suite mine: all 4 rows are in the training data"):
+        evaluate_run(run, str(write_suite(ROWS, **TWO)), predictor=fake(), overlap="exclude")
+
+
+def test_training_data_that_is_gone_is_a_notice(run, write_suite, fake, caplog):
+    trained_on(run, [("p", "h")])
+    (run / "train.jsonl").unlink()
+    caplog.set_level("INFO", logger="debias_eval")
+    path = str(write_suite(ROWS, **TWO))
+    assert evaluate_run(run, path, predictor=fake())["overlap"] is None
+    assert "overlap with the training data not checked" in caplog.text
+    with pytest.raises(InputError, match="its training data cannot be read"):
+        evaluate_run(run, path, predictor=fake(), overlap="exclude")
+
+
+def test_how_the_model_was_asked_is_kept(run, write_suite, fake):
+    predictor = fake()
+    predictor.description = {"how": "answers", "normalize": "none"}
+    path = str(write_suite(ROWS, **TWO))
+    assert evaluate_run(run, path, predictor=predictor)["judge"] == {"how": "answers", "normalize": "none"}
+    assert evaluate_run(run, path, predictor=fake())["judge"] == {}
+
+
+def test_only_the_first_rank_writes(run, write_suite, fake, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate_run(run, str(write_suite(ROWS, **TWO)), predictor=fake())["n"] == 4
+    assert not (run / "eval").exists()

@@ -40,6 +40,28 @@ def test_keys_of_a_later_version_are_left_alone(path):
         ({"groups": [1]}, "groups: "),
         ({"gap": 3}, "gap: "),
         ({"suite": "other"}, "holds results of the suite 'other'"),
+        ({"accuracy": 0.5512}, "accuracy 0.5512 is no share of 200 examples"),
+        ({"available": 150}, "n is 200, but the suite has 150 examples available"),
+        ({"groups": {"a": {"n": 201, "accuracy": 1, "ci95": [0, 1]}}, "worst_group": None}, "groups hold 201 examples"),
+        ({"labels": {"yes": {"n": 150, "predicted": 200}}}, "labels.*.n add up to 150, but n is 200"),
+        ({"labels": {"yes": {"n": 200, "predicted": 1}}}, "labels.*.predicted add up to 1, but n is 200"),
+        ({"worst_group": {"name": "zebra", "accuracy": 0.2}}, "worst_group is 'zebra', not one of the groups"),
+        ({"worst_group": {"name": "bias-aligned", "accuracy": 0.9}}, "is not the lowest among the groups"),
+        ({"gap": 0.6}, "gap is 0.6, but aligned - conflicting is not"),
+        ({"gap_ci95": [0.8, 0.9]}, "gap_ci95 [0.8, 0.9] does not hold 0.7"),
+        ({"gap_ci95": [0.8]}, "gap_ci95.1: "),
+        ({"macro_f1": -0.1}, "macro_f1: "),
+        ({"clusters": 201}, "clusters is 201, but n is 200"),
+        (
+            {"consistency": {"n": 9, "accuracy": 1, "ci95": [0, 1]}},
+            "consistency counts 9 clusters, but clusters is None",
+        ),
+        ({"reliability": [{"low": 0, "high": 1, "n": 7}]}, "reliability counts 7 examples, but n is 200"),
+        ({"reliability": [{"low": 0, "high": 2, "n": 200}]}, "reliability.0.high: "),
+        ({"partial_input": {"n": 9, "accuracy": 0.9, "ci95": [0, 0.5], "fields": []}}, "does not hold the accuracy"),
+        ({"partial_input": {"n": 9, "accuracy": 0.5, "ci95": [0, 1]}}, "partial_input.fields: "),
+        ({"overlap": {"rows": -1}}, "overlap.rows: "),
+        ({"judge": "sum"}, "judge: "),
     ],
 )
 def test_damaged_values_are_one_line(path, change, message):
@@ -114,3 +136,37 @@ def test_hostile_text_survives_the_round_trip(tmp_path):
     results.write_results(tmp_path, numbers, [Example(name, (name, name), 1, name)], judged)
     assert list(read_results(tmp_path)["s"].groups) == [name]
     assert [line.id for line in read_predictions(results.predictions_path(tmp_path, "s"))] == [name]
+
+
+def vouched(path):
+    return read_result(path), path.with_name("s.predictions.jsonl.gz")
+
+
+def test_predictions_that_belong_are_read(path):
+    result, file = vouched(path)
+    assert len(read_predictions(file, result)) == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], "holds 199 predictions, the results count 200"),
+        (lambda lines: [lines[0]] * 200, "holds 200 right answers, the results count 110"),
+        (lambda lines: lines[::-1], "is not the file that the results were counted from"),
+    ],
+)
+def test_predictions_of_something_else_are_refused(path, change, message):
+    result, file = vouched(path)
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
+    file.write_bytes(gzip.compress("".join(change(lines)).encode()))
+    with pytest.raises(InputError) as caught:
+        read_predictions(file, result)
+    assert str(caught.value) == f"{file}: {message} (s version 1); run `debias eval` again"
+
+
+def test_results_from_before_the_digest_are_still_read(path):
+    known = json.loads(path.read_text())
+    del known["predictions_sha256"], known["gap_groups"], known["reliability"], known["macro_f1"]
+    path.write_text(json.dumps(known))
+    result, file = vouched(path)
+    assert len(read_predictions(file, result)) == 200

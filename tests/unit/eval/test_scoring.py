@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -195,5 +195,101 @@ def test_order_of_examples_does_not_matter(one, random):
     shuffled = sc.Judged(one.labels, one.gold_N[order], one.prediction_N[order], one.probabilities_NC[order], groups)
     first, second = sc.score(one), sc.score(shuffled)
     assert first.pop("ece") == pytest.approx(second.pop("ece"))
+    bars = zip(first.pop("reliability"), second.pop("reliability"), strict=True)
+    assert all(one == pytest.approx(other) for one, other in bars)
     assert first.pop("brier") == pytest.approx(second.pop("brier"))
     assert first == second
+
+
+@settings(deadline=None)  # the first call imports scikit-learn
+@given(any_judged())
+def test_macro_f1_is_scikit_learns(one):
+    f1_score = pytest.importorskip("sklearn.metrics").f1_score
+    theirs = f1_score(one.gold_N, one.prediction_N, average="macro", zero_division=0)
+    assert sc.macro_f1(one.prediction_N, one.gold_N, len(one.labels)) == pytest.approx(theirs)
+
+
+def test_reliability_by_hand():
+    confidence, correct = np.array([0.95, 0.95, 0.95, 0.6, 0.0]), np.array([True, True, False, True, False])
+    bars = sc.reliability(confidence, correct)
+    assert [(bar["n"], bar["accuracy"]) for bar in bars if bar["n"]] == [(1, 0), (1, 1), (3, pytest.approx(2 / 3))]
+    assert bars[14]["confidence"] == pytest.approx(0.95)
+    assert bars[5] == {
+        "low": pytest.approx(1 / 3),
+        "high": pytest.approx(0.4),
+        "n": 0,
+        "confidence": None,
+        "accuracy": None,
+    }
+
+
+@given(any_judged())
+def test_the_bars_make_the_calibration_error(one):
+    numbers = sc.score(one)
+    bars = [bar for bar in numbers["reliability"] if bar["n"]]
+    assert sum(bar["n"] for bar in bars) == numbers["n"]
+    total = sum(bar["n"] * abs(bar["confidence"] - bar["accuracy"]) for bar in bars)
+    assert numbers["ece"] == pytest.approx(total / numbers["n"])
+
+
+def paired(right, clusters, groups=None):
+    """One label, "yes", always right to answer."""
+    prediction = [0 if flag else 1 for flag in right]
+    one = judged([0] * len(right), prediction, groups=groups)
+    return sc.Judged(one.labels, one.gold_N, one.prediction_N, one.probabilities_NC, one.groups, tuple(clusters))
+
+
+def test_consistency_counts_clusters_of_several():
+    numbers = sc.score(paired([1, 1, 1, 0, 0, 0, 1], "aabbccd"), with_consistency=True)
+    assert numbers["clusters"] == 4
+    assert (numbers["consistency"]["n"], numbers["consistency"]["accuracy"]) == (3, pytest.approx(1 / 3))
+    assert numbers["consistency"]["ci95"] == list(sc.wilson(1, 3))
+    assert sc.score(paired([1, 1, 1, 0, 0, 0, 1], "aabbccd"))["consistency"] is None
+
+
+def test_without_real_clusters_nothing_changes():
+    plain = sc.score(paired([1, 0, 1], "", ["a", "a", "c"]), ["a"], ["c"])
+    assert sc.score(paired([1, 0, 1], "xyz", ["a", "a", "c"]), ["a"], ["c"], with_consistency=True) == plain
+    assert (plain["clusters"], plain["consistency"]) == (None, None)
+
+
+def test_clusters_widen_every_interval_that_they_touch():
+    rng = np.random.default_rng(0)
+    right = np.repeat(rng.random(200) < 0.7, 5)
+    right[4::5] ^= rng.random(200) < 0.05
+    groups = ["a" if i % 5 < 4 else "c" for i in range(1000)]  # group c holds one example of each cluster
+    blind = sc.score(paired(right, "", groups), ["a"], ["c"])
+    aware = sc.score(paired(right, np.repeat(np.arange(200), 5).astype(str), groups), ["a"], ["c"])
+    width = [np.ptp(one["ci95"]) for one in (blind, aware)]
+    assert width[1] == pytest.approx(np.sqrt(5) * width[0], rel=0.1)
+    assert np.ptp(aware["groups"]["a"]["ci95"]) > 1.8 * np.ptp(blind["groups"]["a"]["ci95"])
+    assert aware["groups"]["c"]["ci95"] == blind["groups"]["c"]["ci95"]
+    assert aware["aligned"] == aware["groups"]["a"]
+    assert np.ptp(aware["gap_ci95"]) < 0.5 * np.ptp(blind["gap_ci95"])  # both sides rise and fall together
+
+
+def test_clusters_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="2 clusters for 3 examples"):
+        sc.score(paired([1, 0, 1], "xy"))
+
+
+def test_a_temperature_undoes_sharpening_and_the_shift_shows():
+    from debias_eval.calibration import Probabilities, calibration_under_shift
+
+    rng = np.random.default_rng(1)
+    true = sc.softmax(rng.normal(0, 1.5, (20000, 3)))
+    gold = np.array([rng.choice(3, p=row) for row in true])
+    sharp = true**2 / (true**2).sum(1, keepdims=True)  # twice the logits: overconfident, cured by a temperature of 2
+    random = rng.integers(0, 3, 20000)  # under the shift the model knows nothing
+    found = calibration_under_shift(Probabilities(sharp, gold), Probabilities(sharp, random))
+    assert found.temperature == pytest.approx(2, rel=0.05)
+    assert found.home > 0.08
+    assert found.home_scaled < 0.02
+    assert found.shifted == pytest.approx(sharp.max(1).mean() - 1 / 3, abs=0.02)
+    assert found.home_scaled < found.shifted_scaled < found.shifted
+
+
+def test_calibration_survives_probabilities_of_exactly_0():
+    from debias_eval.calibration import Probabilities, fitted_temperature
+
+    assert np.isfinite(fitted_temperature(Probabilities(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]))))
