@@ -284,3 +284,29 @@ def trained(run):
     from transformers import AutoModelForSequenceClassification
 
     return AutoModelForSequenceClassification.from_pretrained(run / "model").state_dict()
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_selected_as_in_one_process(place):
+    """Stages 2 and 3 on two ranks: the same step is kept, with the same weights."""
+    data = {
+        "train": {"source": "generated", "limit": 64},
+        "validation": {"source": "generated", "limit": 40, "split": "validation"},
+    }
+    each_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    shared = {**each_step, "data": data, "selection": "validation", "learning_rate": 0.1}
+    train_many(
+        place, 2, [settings(place, f"best_{stage}", 2, deepspeed=stage, **shared) for stage in ("zero2", "zero3")]
+    )
+    train_many(place, 1, [settings(place, "best_alone", deepspeed=None, **shared)])
+    alone = json.loads((place / "best_alone" / "run.json").read_text())
+    assert alone["selected_step"] < 6, "the last is the best: nothing would be shown"
+    for stage in ("zero2", "zero3"):
+        found = json.loads((place / f"best_{stage}" / "run.json").read_text())
+        assert found["selected_step"] == alone["selected_step"]
+        assert found["selected_eval_accuracy"] == pytest.approx(alone["selected_eval_accuracy"])
+        assert largest_difference(adapter_of(place / f"best_{stage}"), adapter_of(place / "best_alone")) < 1e-5
+        layers = [
+            line for line in map(json.loads, (place / f"best_{stage}" / "metrics.jsonl").open()) if "loss" in line
+        ]
+        assert all({"0", "1"} <= set(line["removed_share_by_layer"]) for line in layers)

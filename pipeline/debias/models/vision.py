@@ -82,13 +82,13 @@ def load_image_processor(name: str) -> Any:
 
 
 def load_image_model(name: str, labels: Sequence[str], options: dict[str, Any], seed: int) -> tuple[Any, list[str]]:
-    """An image classifier with a head for `labels`, and the names of the modules that were drawn at random.
+    """An image classifier with a head for `labels`, and the names of the parameters that were drawn at random.
 
     A head of another size is replaced. A `vision:` model is drawn from `seed` alone, so that an adapter trained on it
-    finds the same weights again.
+    finds the same weights again; of these only its head is named, as what must train whole and be saved.
     """
     if name.startswith(PREFIX):
-        return _drawn(name, labels, options, seed), []
+        return _drawn(name, labels, options, seed), ["classifier.weight", "classifier.bias"]
     model, found = AutoModelForImageClassification.from_pretrained(
         model_path(name), output_loading_info=True, ignore_mismatched_sizes=True, **options
     )

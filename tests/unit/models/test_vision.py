@@ -67,6 +67,18 @@ def test_a_seed_is_a_model(name):
     assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
+@pytest.mark.parametrize("name", ["vision:mlp", "vision:vit"])
+def test_nobody_is_judged_by_a_drawn_head(name):
+    from debias.config import RunConfig
+    from debias.inference_answers import Scoring
+    from debias.inference_load import load
+
+    data = {"train": "test-images-idx3-ubyte", "labels": DIGITS}
+    config = RunConfig.model_validate({"model": name, "head": "image_classification", "data": data, "output_dir": "x"})
+    with pytest.raises(InputError, match=f"'{name}' has no trained classifier; give an adapter that has"):
+        load(config, name, None, Scoring())
+
+
 def test_drawing_a_model_leaves_the_random_state_alone():
     torch.manual_seed(5)
     build()
