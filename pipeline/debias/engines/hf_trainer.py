@@ -224,6 +224,8 @@ class DebiasTrainer(Trainer):
         if self.interrupted:
             # Or the Trainer would load the best checkpoint and delete the newest, which is there to be resumed.
             self.state.best_model_checkpoint = None
+        else:
+            self._find_best()  # the first rank alone saw the checkpoint being moved to its place
         done: TrainOutput = super()._finalize_training(*args, **kwargs)
         return done
 
