@@ -11,7 +11,7 @@ import yaml
 from debias.errors import InputError
 from debias_eval.reproduce import RULES, commands, config_text, count, duration, judgings, plain, version_text
 from debias_eval.results import write_whole
-from debias_eval.runs import Method, Run, read_runs
+from debias_eval.runs import BASELINES, Method, Run, read_runs
 from debias_eval.summary import Row, suite_notes, table
 from debias_eval.tables import markdown, markdown_text, one_line, result_grid
 
@@ -95,8 +95,10 @@ def _opening(run: Run) -> str:
     settings = ", ".join(f"{key} {plain(value)}" for key, value in run.method.items() if key != "name")
     method = markdown_text(str(run.method.get("name") or "unknown"))
     how = f" ({markdown_text(settings)})" if settings else ""
+    if str(run.method.get("name")).lower() in BASELINES:
+        return f"# {name}\n\nPlain fine-tuning of {base}: a baseline that uses whatever its training data offers.\n"
     return (
-        f"# {name}\n\nWhat was trained on top of {base} with the method {method}{how}, "
+        f"# {name}\n\nTrained on top of {base} with the method {method}{how}, "
         "to rely less on the shortcuts of its training data.\n"
     )
 
@@ -152,16 +154,27 @@ def _floors(row: Row) -> list[float | None]:
 def _use(run: Run) -> str:
     if not (run.path / "adapter").is_dir():
         return ""
+    base = str(run.config.get("model", "BASE"))
+    data = run.config.get("data")
+    labels = data.get("labels") if isinstance(data, Mapping) else None
+    labels = [str(label) for label in labels] if isinstance(labels, list) else []
     causal = run.config.get("head") == "causal"
-    kind = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
-    base = repr(str(run.config.get("model", "BASE")))
-    labels = run.config.get("data", {}).get("labels") if isinstance(run.config.get("data"), Mapping) else None
-    heads = "" if causal or not isinstance(labels, list) else f", num_labels={len(labels)}"
-    code = (
-        f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
-        f"base = {kind}.from_pretrained({base}{heads})\nmodel = PeftModel.from_pretrained(base, 'adapter')"
-    )
+    load = _load_packaged if base.startswith("package:") else _load_transformers
+    code = f"{load(base, causal, labels)}\nmodel = PeftModel.from_pretrained(base, 'adapter')"
     return f"## Use\n\n{fenced(code, 'python')}\n"
+
+
+def _load_packaged(base: str, causal: bool, labels: Sequence[str]) -> str:
+    head = "causal" if causal else "classification"
+    imports = "from peft import PeftModel\n\nfrom debias.models.load import load_model\n\n"
+    return f"{imports}base = load_model({base!r}, {head!r}, {list(labels)!r})"
+
+
+def _load_transformers(base: str, causal: bool, labels: Sequence[str]) -> str:
+    kind = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
+    heads = f", num_labels={len(labels)}" if labels and not causal else ""
+    imports = f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
+    return f"{imports}base = {kind}.from_pretrained({base!r}{heads})"
 
 
 def _reproduce(run: Run) -> str:

@@ -20,7 +20,7 @@ from debias_eval.reproduce import what_was_run
 from debias_eval.results import write_whole
 from debias_eval.runs import Method, Run, group_runs, read_runs
 from debias_eval.statistics import holm
-from debias_eval.summary import Row, floors, points, suite_notes, suites_of, table
+from debias_eval.summary import Row, floor_notes, floors, points, suite_notes, suites_of, table
 from debias_eval.tables import (
     Grid,
     comparison_grid,
@@ -202,12 +202,7 @@ def _notes(rows: Sequence[Row], pairs: Sequence[Comparison], suites: Sequence[Su
         return []
     tested = [significance_note(pairs)] if any(pair.differences for pair in pairs) else []
     of_suites = [f"{suite.name} {note}" for suite in suites for note in suite.notes]
-    how: dict[str, list[str]] = {}
-    for suite in suites:
-        for floor in suite.floors:
-            if floor.how:
-                how.setdefault(f"The floor is {floor.name}: {floor.how}.", []).append(suite.name)
-    return [interval_note(max(row.accuracy.seeds for row in rows)), *tested, *of_suites, *how]
+    return [interval_note(max(row.accuracy.seeds for row in rows)), *tested, *of_suites, *floor_notes(rows)]
 
 
 def _suite(name: str, rows: Sequence[Row], methods: Sequence[Method]) -> Suite:

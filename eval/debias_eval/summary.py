@@ -197,9 +197,19 @@ def floors(rows: Sequence[Row]) -> list[Floor]:
         found.append(Floor("always the most frequent label", majority))
     partial = next((one.partial for one in rows if one.partial is not None), None)
     if partial is not None:
-        seen = " and ".join(partial.fields) or "a part of the input"
-        found.append(Floor(f"a classifier that sees only {seen}", partial.accuracy, *partial.ci95, partial.how))
+        seen = " and ".join(partial.fields) or "part of the input"
+        found.append(Floor(f"a classifier that sees only the {seen}", partial.accuracy, *partial.ci95, partial.how))
     return found
+
+
+def floor_notes(rows: Sequence[Row]) -> list[str]:
+    """How the floors came about, one note for the suites that agree."""
+    how: dict[str, list[str]] = {}
+    for suite in dict.fromkeys(one.suite for one in rows):
+        for floor in floors([one for one in rows if one.suite == suite]):
+            if floor.how:
+                how.setdefault(f"{floor.name}: {floor.how}", []).append(suite)
+    return [f"Floor of {', '.join(suites)}: {text}." for text, suites in how.items()]
 
 
 def suite_notes(rows: Sequence[Row], methods: Sequence[Method]) -> list[str]:
@@ -228,8 +238,8 @@ def _overlap_notes(rows: Sequence[Row]) -> list[str]:
         if known:
             most = max(known, key=lambda overlap: overlap.rows)
             done = "left out" if most.excluded else "counted in"
-            text = f"{most.rows:,} of its examples {'is' if most.rows == 1 else 'are'} also in the training data"
-            who.setdefault(f"{text} (same text), {done}", []).append(one.method.name)
+            text = f"has {most.rows:,} example{'s' if most.rows != 1 else ''} whose text is also in the training data"
+            who.setdefault(f"{text}, {done}", []).append(one.method.name)
     return [f"{text}: {', '.join(names)}." for text, names in who.items()]
 
 

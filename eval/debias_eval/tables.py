@@ -10,7 +10,7 @@ from rich.text import Text
 from debias_eval.compare import Comparison
 from debias_eval.figures import MEASURES, p_text, signed, stars
 from debias_eval.runs import Method, group_runs, read_runs
-from debias_eval.summary import Estimate, Row, floors, points, suite_notes, table
+from debias_eval.summary import Estimate, Row, floor_notes, floors, points, suite_notes, table
 
 Marks = Mapping[tuple[str, str, str], str]
 FLAT = "–"
@@ -94,8 +94,7 @@ def _notes(rows: Sequence[Row], methods: Sequence[Method], comparisons: Sequence
     for suite in dict.fromkeys(one.suite for one in rows):
         mine = [one for one in rows if one.suite == suite]
         notes += [f"{suite} {note}" for note in suite_notes(mine, methods)]
-        notes += [f"{suite}: {floor.name}: {floor.how}." for floor in floors(mine) if floor.how]
-    return list(dict.fromkeys(notes))
+    return [*notes, *floor_notes(rows)]
 
 
 def significance_note(comparisons: Sequence[Comparison]) -> str:
@@ -190,7 +189,7 @@ def _markdown_cell(cell: Cell) -> str:
 def markdown_text(text: str) -> str:
     """Text on one line in which no character is markup."""
     entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-    return "".join(entities.get(c, f"\\{c}" if c in "\\`*_{}[]()#|~$!" else c) for c in one_line(text))
+    return "".join(entities.get(c, f"\\{c}" if c in "\\`*_{}[]#|~$!" else c) for c in one_line(text))
 
 
 def one_line(text: str) -> str:
@@ -230,7 +229,8 @@ def _latex_grid(grid: Grid) -> str:
     width = len(grid.header)
     body = [f"\\midrule\n{_latex_lines(block, width)}" for block in grid.blocks if block]
     return "\n".join([
-        "\\begin{table}", "\\centering\\small", f"\\caption{{{latex_text(grid.title)}}}",
+        "\\begin{table}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}",
+        f"\\caption{{{latex_text(grid.title)}}}",
         f"\\begin{{tabular}}{{ll{'r' * (width - 2)}}}", "\\toprule",
         " & ".join(map(latex_text, grid.header)) + " \\\\", *body, "\\bottomrule", "\\end{tabular}",
         *(f"\\par\\footnotesize {latex_text(note)}" for note in grid.notes), "\\end{table}", "",

@@ -223,12 +223,12 @@ def test_floors_and_notes_are_in_every_kind_of_table(make_run, put, tmp_path):
     assert [floor.text() for floor in floors(rows)] == ["100.0", "61.0 [51.0–70.0]"]
     assert suite_notes(rows, [rows[0].method]) == [
         "was judged on a random subset (100 of 900 examples): compare its numbers with no full run.",
-        "7 of its examples are also in the training data (same text), counted in: edge.",
+        "has 7 examples whose text is also in the training data, counted in: edge.",
     ]
     pages = [render(read_runs([run])), write_markdown([run], tmp_path / "t.md").read_text()]
     pages += [write_latex([run], tmp_path / "t.tex").read_text(), write_cards([_with_adapter(run)])[0][0].read_text()]
     for page in pages:
-        for said in ("only hypothesis", "61.0", "most frequent label", "random subset", "also in the training data"):
+        for said in ("only the hypothesis", "61.0", "most frequent label", "random subset", "in the training data"):
             assert said in page
 
 
