@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 
 from debias.config import RunConfig, Strict, parse
+from debias.data import Example
 from debias.errors import InputError
 from debias_eval.harness import Task, task_name, task_of, write
 from debias_eval.scoring import Floats
 from debias_eval.suite import load_suite
 
+Judge = Callable[[int | None], Floats]  # scores of so many examples, of all without a number
+log = logging.getLogger("debias.bench")  # shown as the command line shows the lines of debias
 LABELS = ("entailment", "neutral", "contradiction")
 MODEL = "package:smollm2"
 TEMPLATE = "{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:"
@@ -70,16 +73,25 @@ def bench_judge(setting: JudgeSetting, prompt: RunConfig | None = None) -> dict[
     """Samples per second of both, median and range over `rounds` interleaved pairs, and whether they answer alike.
 
     Without `prompt` (a run's settings) two kinds of answers are timed: of one token, and of several. What is timed is
-    the scoring with its tokenization; the harness's rendering of prompts and aggregation are left out.
+    the scoring with its tokenization; loading, what is looked at once in a model, and the harness's own rendering of
+    prompts and aggregation are left out.
     """
     if find_spec("lm_eval") is None:
         raise InputError("bench judge compares with lm-evaluation-harness; pip install 'debias[harness]'")
     import torch
 
     torch.set_num_threads(setting.threads)
+    asked = _configs(setting, prompt)
+    suite = load_suite(setting.suite)
+    tasks = {name: task_of(suite, config, limit=setting.limit, seed=setting.seed) for name, config in asked.items()}
+    loaded = _load(next(iter(asked.values())))
     rows = []
-    for name, config in _configs(setting, prompt).items():
-        rows.append({"answers": name, "model": config.model, **_measure(_Judges(setting, config), setting)})
+    for name, config in asked.items():
+        log.info("answers: %s", name)
+        # A processor without bf16 of its own gets a float32 model, and both judges with it.
+        same = config.model_copy(update={"bf16": loaded.config.bf16})
+        judges = _Judges(loaded.model, same, tasks[name])
+        rows.append({"answers": name, "model": config.model, **_measure(judges, setting)})
     versions = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
     return {"setting": setting.model_dump(), "versions": versions, "rows": rows}
 
@@ -102,40 +114,48 @@ def _configs(setting: JudgeSetting, prompt: RunConfig | None) -> dict[str, RunCo
     return asked
 
 
+def _load(config: RunConfig) -> Any:
+    from debias.inference_answers import Scoring
+    from debias.inference_load import load
+
+    return load(config, config.model, None, Scoring())
+
+
 class _Judges:
-    """The two judges of one prompt, over one model."""
+    """The two judges of one task, over one model, each with a tokenizer of its own."""
 
-    def __init__(self, setting: JudgeSetting, config: RunConfig) -> None:
-        from transformers import AutoTokenizer
+    def __init__(self, model: Any, config: RunConfig, task: Task) -> None:
+        from debias.models.load import load_tokenizer
+        from debias.setup_run import build_task
 
-        from debias.inference_answers import Scoring
-        from debias.inference_load import load
-        from debias.models.packages import model_path
+        self.model, self.config, self.task = model, config, task
+        self.device = next(model.parameters()).device.type
+        self.ours = build_task(config, load_tokenizer(config.model, config.head))
+        self.tokenizer = load_tokenizer(config.model, config.head)
+        self.requests = _requests(task)
 
-        self.config = config
-        self.task = task_of(load_suite(setting.suite), config, limit=setting.limit, seed=setting.seed)
-        self.loaded = load(config, config.model, None, Scoring())
-        self.device = next(self.loaded.model.parameters()).device.type
-        self.tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
-        self.requests = _requests(self.task)
-
-    def debias(self, most: int | None = None) -> Floats:
-        """Ours, with nothing remembered from another pass."""
+    def debias(self) -> Judge:
+        """Ours, with nothing remembered of another pass, and what it looks at once in a model done."""
         from debias.inference import Predictor
 
-        predictor = Predictor(self.loaded.model, self.loaded.task, self.config)
-        return np.asarray(predictor.label_scores(self.task.examples[:most]))
+        predictor = Predictor(self.model, self.ours, self.config)
+        fields = len(self.config.data.text_fields)
+        predictor.label_scores([Example("", (f"warming {word}",) * fields, 0) for word in ("up", "engines", "words")])
+        return lambda most: np.asarray(predictor.label_scores(self.task.examples[:most]))
 
-    def harness(self, batch_size: str, most: int | None = None) -> Floats:
+    def harness(self, batch_size: str) -> Judge:
         """The Hugging Face backend of the harness, with this batch size or `auto`."""
         from lm_eval.models.huggingface import HFLM
 
         labels = len(self.config.data.labels)
-        requests = self.requests[: most and most * labels]
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the batch sizes that it tries
-            backend = HFLM(pretrained=self.loaded.model, tokenizer=self.tokenizer, batch_size=batch_size)
-            answers = backend.loglikelihood(requests, disable_tqdm=True)
-        return np.array([score for score, _ in answers]).reshape(-1, labels)
+        backend = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size)
+
+        def judge(most: int | None) -> Floats:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints the batch sizes that it tries
+                answers = backend.loglikelihood(self.requests[: most and most * labels], disable_tqdm=True)
+            return np.array([score for score, _ in answers]).reshape(-1, labels)
+
+        return judge
 
 
 def _requests(task: Task) -> list[Any]:
@@ -156,24 +176,25 @@ def _requests(task: Task) -> list[Any]:
 def _measure(judges: _Judges, setting: JudgeSetting) -> dict[str, Any]:
     """The row of one prompt: batch sizes tried, then both in turn, each first in every second round."""
     clock = "cpu" if judges.device == "cpu" else "wall"  # a CPU may be shared, and its processor's time is ours alone
-    judges.harness("1", 2), judges.debias(2)
+    judges.harness("1")(2)
     sizes = setting.batch_sizes or (*BATCH_SIZES, *(("auto",) if clock == "wall" else ()))
-    tried = {size: _timed(partial(judges.harness, size, setting.trial)) for size in sizes}
+    tried = {size: _timed(judges.harness(size), setting.trial) for size in sizes}
     best = max(tried, key=lambda size: tried[size].speed(clock))
-    ways: list[tuple[str, Callable[[], Floats]]] = [
+    ways: list[tuple[str, Callable[[], Judge]]] = [
         ("harness", partial(judges.harness, best)),
         ("debias", judges.debias),
     ]
     runs: dict[str, list[Timed]] = {name: [] for name, _ in ways}
     for turn in range(setting.rounds):
-        for name, judge in ways if turn % 2 == 0 else reversed(ways):
-            runs[name].append(_timed(judge))
+        for name, ready in ways if turn % 2 == 0 else reversed(ways):
+            runs[name].append(_timed(ready()))
+            log.info("round %d: %s %.2f a second", turn + 1, name, runs[name][-1].speed(clock))
     pairs = list(zip(runs["harness"], runs["debias"], strict=True))
     clocks = ("wall", "cpu") if clock == "cpu" else ("wall",)
     return {
         "examples": len(judges.task.examples),
         "device": judges.device,
-        "dtype": str(judges.loaded.model.dtype).removeprefix("torch."),
+        "dtype": str(judges.model.dtype).removeprefix("torch."),
         "harness_batch_size": best,
         "harness_trials": {size: round(one.speed(clock), 3) for size, one in tried.items()},
         **{name: {way: _spread([one.speed(way) for one in timed]) for way in clocks} for name, timed in runs.items()},
@@ -182,9 +203,9 @@ def _measure(judges: _Judges, setting: JudgeSetting) -> dict[str, Any]:
     }
 
 
-def _timed(judge: Callable[[], Floats]) -> Timed:
+def _timed(judge: Judge, most: int | None = None) -> Timed:
     wall, cpu = time.perf_counter(), time.process_time()
-    scores_NC = judge()
+    scores_NC = judge(most)
     return Timed(scores_NC, time.perf_counter() - wall, time.process_time() - cpu)
 
 
