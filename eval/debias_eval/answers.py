@@ -3,7 +3,7 @@
 Shapes: N examples, R runs (those of the first method, then those of the second), G groups, K clusters, B replicates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from debias_eval.runs import Run
 from debias_eval.scoring import in_groups, real_clusters
 from debias_eval.statistics import PAIRED_REPLICATES, Bools, Floats, Ints, cluster_bootstrap, compact
 
+Identity = tuple[str, str, str | None, str | None]  # id, label, group, cluster
 # A dense table of this size is still worth searching for equal clusters.
 _DENSE = 4_000_000
 
@@ -122,33 +123,46 @@ def _ratio(right: Floats, size: Floats) -> Floats:
     return np.divide(right, size, out=np.full(np.broadcast_shapes(right.shape, size.shape), np.nan), where=size > 0)
 
 
-Measure = Callable[[Counts], Floats]
-
-
 def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Answers:
     """The predictions of all runs on a suite, checked to be of the same examples; InputError if they are not."""
     runs = [*first, *second]
-    lines_RN = [read_predictions(predictions_path(run.path, suite), run.results[suite]) for run in runs]
-    reference = [_example(line) for line in lines_RN[0]]
-    for run, lines in zip(runs, lines_RN, strict=True):
-        for row, (line, known) in enumerate(zip(lines, reference, strict=False), start=1):
-            if _example(line) != known:
-                raise InputError(
-                    f"{predictions_path(run.path, suite)}, line {row}: example {line.id!r} is not the one of "
-                    f"{predictions_path(runs[0].path, suite)}; run `debias eval` again"
-                )
     result = runs[0].results[suite]
-    clusters = [line.cluster for line in lines_RN[0]]
-    gap = result.gap_groups
+    known = _read(runs[0], suite)
+    reference, gap = [_example(line) for line in known], result.gap_groups
+    rights = [_right(known), *(_right_of(run, suite, reference) for run in runs[1:])]
     return Answers(
-        right_RN=np.array([[line.label == line.prediction for line in lines] for lines in lines_RN]),
+        right_RN=np.stack(rights),
         firsts=len(first),
-        groups=tuple(line.group for line in lines_RN[0]),
-        cluster_N=real_clusters(clusters) if result.clusters is not None else None,
+        groups=tuple(line.group for line in known),
+        cluster_N=real_clusters([line.cluster for line in known]) if result.clusters is not None else None,
         aligned=gap.aligned if gap else (),
         conflicting=gap.conflicting if gap else (),
     )
 
 
-def _example(line: Prediction) -> tuple[str, str, str | None, str | None]:
+def _read(run: Run, suite: str) -> list[Prediction]:
+    return read_predictions(predictions_path(run.path, suite), run.results[suite])
+
+
+def _right(lines: Sequence[Prediction]) -> Bools:
+    return np.array([line.label == line.prediction for line in lines])
+
+
+def _right_of(run: Run, suite: str, reference: Sequence[Identity]) -> Bools:
+    """One run's right answers; its predictions are let go of, for those of many runs fill the memory."""
+    lines = _read(run, suite)
+    if len(lines) != len(reference):
+        raise InputError(
+            f"{predictions_path(run.path, suite)}: {len(lines)} examples, another run has {len(reference)}"
+        )
+    for row, (line, known) in enumerate(zip(lines, reference, strict=True), start=1):
+        if _example(line) != known:
+            raise InputError(
+                f"{predictions_path(run.path, suite)}, line {row}: example {line.id!r} is not the one that another run "
+                "has there; run `debias eval` again"
+            )
+    return _right(lines)
+
+
+def _example(line: Prediction) -> Identity:
     return line.id, line.label, line.group, line.cluster

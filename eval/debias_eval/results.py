@@ -276,6 +276,8 @@ def read_predictions(path: Path, result: Result | None = None) -> list[Predictio
     With `result`, also an InputError if they are not the ones that its numbers were counted from: another version of
     the suite, another model, a file put in their place.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `debias eval` again")
     predictions: list[Prediction] = []
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:

@@ -264,10 +264,19 @@ def test_predictions_of_another_model_are_refused(judged_run):
         compared(runs)
 
 
+def test_other_examples_under_the_same_digest_are_found(judged_run):
+    runs = [
+        judged_run("a", "erm", 0, {"s": [True] * 9}),
+        judged_run("b", "edge", 0, {"s": [True] * 9}, ["c", "d", "e"] * 3),
+    ]
+    with pytest.raises(InputError, match="line 1: example '0' is not the one that another run has there"):
+        compared(runs)
+
+
 def test_lost_predictions_are_one_line(judged_run):
     runs = [judged_run("a", "erm", 0, {"s": [True] * 9}), judged_run("b", "edge", 0, {"s": [True] * 9})]
     (runs[0] / "eval/s.predictions.jsonl.gz").unlink()
-    with pytest.raises(InputError, match=r"predictions\.jsonl\.gz, line 1: damaged predictions: .*No such file"):
+    with pytest.raises(InputError, match=r"predictions\.jsonl\.gz: no such file; run `debias eval` again"):
         compared(runs)
 
 
