@@ -305,7 +305,13 @@ def test_the_best_checkpoint_is_selected_as_in_one_process(place):
         found = json.loads((place / f"best_{stage}" / "run.json").read_text())
         assert found["selected_step"] == alone["selected_step"]
         assert found["selected_eval_accuracy"] == pytest.approx(alone["selected_eval_accuracy"])
-        assert largest_difference(adapter_of(place / f"best_{stage}"), adapter_of(place / "best_alone")) < 1e-5
+        kept = adapter_of(place / f"best_{stage}")
+        saved = load_file(
+            place / f"best_{stage}" / f"checkpoint-{alone['selected_step']}" / "adapter_model.safetensors"
+        )
+        assert largest_difference(kept, saved) == 0.0
+        # A step of AdamW at this rate is 0.1; what rounding makes of two of them is far less.
+        assert largest_difference(kept, adapter_of(place / "best_alone")) < 0.01
         layers = [
             line for line in map(json.loads, (place / f"best_{stage}" / "metrics.jsonl").open()) if "loss" in line
         ]
