@@ -22,21 +22,27 @@ def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
 
     if Path(name).is_dir() and not (Path(name) / "adapter_config.json").is_file():
         raise InputError(f"adapter: {name} holds no adapter_config.json; give the folder of a PEFT adapter")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            saved = load_peft_weights(name, device="cpu")
-            model = PeftModel.from_pretrained(base, name)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            first = next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
-            raise InputError(f"adapter: {name!r} does not fit or cannot be read: {first}") from error
-    for warning in caught:
-        if "missing adapter keys" in str(warning.message):
-            raise InputError(f"adapter: {name!r} lacks weights: {str(warning.message)[:200]}")
+    with _fitting(name):
+        saved = load_peft_weights(name, device="cpu")
     lost = [module for module in needed if not any(f".{module}." in key for key in saved)]
     if lost:
         raise InputError(f"adapter: {name!r} lacks the weights of {', '.join(lost)}, which its base has not either")
+    with warnings.catch_warnings(record=True) as caught, _fitting(name):
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(base, name)
+    for warning in caught:
+        if "missing adapter keys" in str(warning.message):
+            raise InputError(f"adapter: {name!r} lacks weights: {str(warning.message)[:200]}")
     return model
+
+
+@contextmanager
+def _fitting(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        told = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise InputError(f"adapter: {name!r} does not fit or cannot be read: {told[-1][:200]}") from error
 
 
 def adapter_base(name: str) -> str | None:

@@ -77,7 +77,11 @@ def given_config(given: Given) -> RunConfig:
         chosen["load_in_4bit"] = given.load_in_4bit
     config = config.model_copy(update=chosen)
     _check_base(given.adapter, config.model)
-    return config if config.head == "causal_lm" else _ordered(config, given)
+    if config.head != "causal_lm":
+        return _ordered(config, given)
+    if given.labels is not None:
+        raise InputError("labels: a causal model's labels are those of its prompt's verbalizers; leave --labels out")
+    return config
 
 
 def _model(given: Given) -> str:
@@ -133,7 +137,12 @@ def _classifier(model: str, labels: Sequence[str] | None) -> RunConfig:
 
 def _in_models_order(model: str, labels: Sequence[str]) -> tuple[str, ...]:
     """`labels` in the order of the model's outputs: by the names it gives them itself, whatever their case."""
-    own = own_labels(model)
+    loaded = hub_config(model)
+    if not any("SequenceClassification" in kind for kind in getattr(loaded, "architectures", None) or []):
+        raise InputError(f"model: {model!r} has no trained classification head; give an --adapter that has one")
+    own, outputs = own_labels(model), loaded.num_labels
+    if outputs != len(labels):
+        raise InputError(f"model: {model!r} has {outputs} outputs, and {len(labels)} labels were given: {list(labels)}")
     if own is None:
         return tuple(labels)
     by_name = {label.casefold(): label for label in labels}
