@@ -3,7 +3,6 @@
 Shapes: N examples, C labels. A confidence is the probability of the predicted label.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ def reliability(confidence_N: Floats, right_N: Bools, bins: int = BINS) -> list[
     return [_bin(edges[i : i + 2], *(float(column[i]) for column in sums)) for i in range(bins)]
 
 
-def _bin(edges: Sequence[float], n: float, confidence: float, right: float) -> dict[str, Any]:
+def _bin(edges: Floats, n: float, confidence: float, right: float) -> dict[str, Any]:
     means = (min(1.0, confidence / n), right / n) if n else (None, None)  # a mean of ones can round past one
     return {"low": float(edges[0]), "high": float(edges[1]), "n": int(n), "confidence": means[0], "accuracy": means[1]}
 
