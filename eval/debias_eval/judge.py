@@ -65,7 +65,7 @@ def judge(
     chosen, outcome = judging or Judging(), Outcome()
     asked = [one for one in _asked(names) if _fits(one, labels, text_fields, outcome)]
     if not asked:
-        raise InputError(f"none of {', '.join(names)} can be judged: {'; '.join(outcome.skipped.values())}")
+        raise _nothing(names, outcome)
     predictor = load()
     asked = [one for one in asked if _fits(one, predictor.labels, predictor.text_fields, outcome)]
     for number, one in enumerate(asked, start=1):
@@ -82,8 +82,14 @@ def judge(
     if outcome.skipped:
         logger.info("not judged: %s", ", ".join(outcome.skipped))
     if not outcome.results:
-        raise InputError(f"none of {', '.join(names)} could be judged: {'; '.join(outcome.skipped.values())}")
+        raise _nothing(names, outcome)
     return outcome
+
+
+def _nothing(names: Sequence[str], outcome: Outcome) -> InputError:
+    first, *more = outcome.skipped.values()
+    others = f" (and {len(more)} more, above)" if more else ""
+    return InputError(f"no suite of {', '.join(names)} can be judged: {first}{others}")
 
 
 def _asked(names: Sequence[str]) -> list[_Asked]:
@@ -176,37 +182,36 @@ def judge_given(
         "normalize": normalize,
         "calibrate": calibrate,
     }
-    _open(out, told)
+    _check_out(out, told)
     fields = () if config.head == "classification" and model.prompt is None else config.data.text_fields
     scoring = Scoring(normalize, calibrate)  # type: ignore[arg-type]
-    return judge(
-        out,
-        names,
-        lambda: load_given(model, scoring),
-        labels=config.data.labels,
-        text_fields=fields,
-        judging=judging,
-    )
+
+    def load() -> Predictor:
+        _open(out, told)
+        return load_given(model, scoring)
+
+    return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging)
+
+
+def _check_out(out: Path, told: dict[str, Any]) -> None:
+    """InputError if the folder holds a run, or results that something else gave."""
+    path = out / "run.json"
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} is the folder of a run; give another one with -o")
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")).get(KIND)
+    except (OSError, ValueError, AttributeError):
+        before = None
+    if before != told:
+        differs = [key for key in told if not isinstance(before, dict) or before.get(key) != told[key]]
+        raise InputError(f"{out} holds results of another model or setting ({', '.join(differs)}); give another -o")
 
 
 def _open(out: Path, told: dict[str, Any]) -> None:
     """Make the folder and say in its run.json whose results it holds."""
-    path, known = out / "run.json", None
-    if (out / "config.yaml").exists():
-        raise InputError(f"{out} is the folder of a run; give another one with -o")
-    if path.exists():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = None
-        before = known.get(KIND) if isinstance(known, dict) else None
-        if before != told:
-            differs = [key for key in told if not isinstance(before, dict) or before.get(key) != told[key]]
-            raise InputError(f"{out} holds results of another model or setting ({', '.join(differs)}); give another -o")
-        return
-    if os.environ.get("RANK", "0") == "0":
-        name = Path(told["adapter"] or told["model"]).name
-        info = {"status": "finished", "method": {"name": name}, KIND: told}
-        write_whole(path, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
-    else:
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") == "0" and not (out / "run.json").exists():
+        info = {"status": "finished", "method": {"name": Path(told["adapter"] or told["model"]).name}, KIND: told}
+        write_whole(out / "run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

@@ -65,7 +65,7 @@ def given_config(given: Given) -> RunConfig:
     """The settings under which a model is judged, before anything large is loaded."""
     source = _source(given)
     if source is None:
-        config = _classifier(_model(given), given.labels)
+        config = _classifier(_model(given), given.adapter, given.labels)
     elif {"template", "verbalizers"} & set(read_yaml(source)):
         config = _asked(source, _model(given))
     else:
@@ -122,13 +122,15 @@ def _asked(path: Path, model: str) -> RunConfig:
     return parse(RunConfig, {**values, "max_length": file.max_length or LONGEST}, str(path))
 
 
-def _classifier(model: str, labels: Sequence[str] | None) -> RunConfig:
+def _classifier(model: str, adapter: str | None, labels: Sequence[str] | None) -> RunConfig:
     kinds = getattr(hub_config(model), "architectures", None) or []
     if labels is None and any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
         raise InputError(
             f"model: {model!r} is a causal language model; give --prompt, a file of template and verbalizers"
         )
     names = labels or own_labels(model)
+    if adapter is None and not any("SequenceClassification" in kind for kind in kinds):
+        raise InputError(f"model: {model!r} has no trained classification head; give an --adapter that has one")
     if names is None:
         raise InputError(f"model: {model!r} does not name its labels; give them in order with --labels")
     data = {"train": "generated", "labels": list(names)}
@@ -137,10 +139,7 @@ def _classifier(model: str, labels: Sequence[str] | None) -> RunConfig:
 
 def _in_models_order(model: str, labels: Sequence[str]) -> tuple[str, ...]:
     """`labels` in the order of the model's outputs: by the names it gives them itself, whatever their case."""
-    loaded = hub_config(model)
-    if not any("SequenceClassification" in kind for kind in getattr(loaded, "architectures", None) or []):
-        raise InputError(f"model: {model!r} has no trained classification head; give an --adapter that has one")
-    own, outputs = own_labels(model), loaded.num_labels
+    own, outputs = own_labels(model), hub_config(model).num_labels
     if outputs != len(labels):
         raise InputError(f"model: {model!r} has {outputs} outputs, and {len(labels)} labels were given: {list(labels)}")
     if own is None:
