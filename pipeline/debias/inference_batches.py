@@ -14,8 +14,8 @@ import torch.distributed as dist
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
-# Tokens of a batch, padding included. More gains nothing: on a CPU a core is busy with a few hundred already.
-TOKENS = {"cpu": 2048, "cuda": 32768}
+# Tokens of a batch, padding included; on a CPU for each thread, where more no longer fits into the caches.
+TOKENS = {"cpu": 512, "cuda": 32768}
 SECONDS_BETWEEN_LINES = 20
 # A rank that fails stops taking part; a large model may take this long to load on another.
 LONGEST_WAIT = timedelta(minutes=30)
@@ -49,7 +49,8 @@ def by_length(lengths: Sequence[int], budget: int, most: int | None = None) -> l
 
 def budget_for(lengths: Sequence[int], device: str, ranks: int) -> int:
     """Tokens of a batch: what the device takes, and no more than gives every rank one."""
-    return max(1, min(TOKENS.get(device, TOKENS["cuda"]), -(-sum(lengths) // ranks)))
+    most = TOKENS["cpu"] * torch.get_num_threads() if device == "cpu" else TOKENS["cuda"]
+    return max(1, min(most, -(-sum(lengths) // ranks)))
 
 
 def score_batches(
