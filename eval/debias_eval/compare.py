@@ -142,14 +142,15 @@ def verdict(
     many = _seeds(seeds)
     if objections:
         listed = "; ".join(_measured(one, first, second) for one in primary)
-        return f"No claim that {second} or {first} is better: {'; '.join(objections)}. Measured ({many}): {listed}."
+        opening = headline(first, second, primary, objections).rstrip(".")
+        return f"{opening}: {'; '.join(objections)}. Measured ({many}): {listed}."
     clear = [one for one in primary if one.clear]
     unclear = [one.suite for one in primary if not one.clear]
     words = [_claim(one, first, second) for one in sorted(clear, key=lambda one: -abs(one.difference))]
     if unclear:
         words.append(f"No clear difference on {', '.join(unclear)}.")
     words.append(f"({many}; 95 % intervals over seeds and examples; p adjusted for {_suites(len(primary))} by Holm.)")
-    return " ".join([_headline(first, second, clear, len(primary)), *words])
+    return " ".join([headline(first, second, primary), *words])
 
 
 def _seeds(seeds: tuple[int, int]) -> str:
@@ -162,16 +163,20 @@ def _suites(count: int) -> str:
     return "1 suite" if count == 1 else f"{count} suites"
 
 
-def _headline(first: str, second: str, clear: Sequence[Difference], suites: int) -> str:
-    better = sum(one.difference > 0 for one in clear)
-    worse = len(clear) - better
-    if not clear:
-        return f"No clear difference between {second} and {first} on {_suites(suites)}."
-    if not worse:
-        return f"{second} is better than {first} on {better} of {_suites(suites)}."
+def headline(first: str, second: str, differences: Sequence[Difference], objections: Sequence[str] = ()) -> str:
+    """Which method is better and on how many suites; with objections, that no claim is made."""
+    if objections:
+        return f"No claim that {second} or {first} is better."
+    primary = [one for one in differences if one.primary]
+    better = sum(one.clear and one.difference > 0 for one in primary)
+    worse = sum(one.clear and one.difference < 0 for one in primary)
+    suites = _suites(len(primary))
+    if not better and not worse:
+        return f"No clear difference between {second} and {first} on {suites}."
     if not better:
-        return f"{first} is better than {second} on {worse} of {_suites(suites)}."
-    return f"{second} is better than {first} on {better} of {_suites(suites)} and worse on {worse}."
+        return f"{first} is better than {second} on {worse} of {suites}."
+    also = f" and worse on {worse}" if worse else ""
+    return f"{second} is better than {first} on {better} of {suites}{also}."
 
 
 def _claim(one: Difference, first: str, second: str) -> str:

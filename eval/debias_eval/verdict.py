@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from debias_eval.compare import WHERE, Comparison, Difference, p_text
+from debias_eval.compare import WHERE, Comparison, Difference, headline, p_text
 from debias_eval.summary import Estimate, Row, points
 
 SENTENCES = 5  # of one pair of methods; the rest is in the forest plot
@@ -29,27 +29,11 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = ()) -> Verd
     if not compared:
         findings = _listed(rows)
         return Verdict(findings[0], _why_alone(rows), objections, tuple(findings[1:]))
-    headlines = [headline(pair) for pair in compared]
+    headlines = [headline(pair.first, pair.second, pair.differences, pair.objections) for pair in compared]
     findings = [text for pair in compared for text in sentences(pair)]
     return Verdict(
         " ".join(headlines[:HEADLINES]), _seeds_of(compared), objections, tuple([*headlines[HEADLINES:], *findings])
     )
-
-
-def headline(pair: Comparison) -> str:
-    """Which is better and on how many suites; with objections, that no claim is made."""
-    primary = [one for one in pair.differences if one.primary]
-    suites = "1 suite" if len(primary) == 1 else f"{len(primary)} suites"
-    if pair.objections:
-        return f"No claim that {pair.second} or {pair.first} is better."
-    better = sum(one.clear and one.difference > 0 for one in primary)
-    worse = sum(one.clear and one.difference < 0 for one in primary)
-    if not better and not worse:
-        return f"No clear difference between {pair.second} and {pair.first} on {suites}."
-    if not better:
-        return f"{pair.first} is better than {pair.second} on {worse} of {suites}."
-    also = f" and worse on {worse}" if worse else ""
-    return f"{pair.second} is better than {pair.first} on {better} of {suites}{also}."
 
 
 def sentences(pair: Comparison) -> list[str]:

@@ -13,7 +13,7 @@ from simulated_runs import simulate
 from debias.errors import InputError
 from debias_eval.card import fenced, write_cards
 from debias_eval.collections import Pairing
-from debias_eval.compare import Comparison, Difference
+from debias_eval.compare import Comparison, Difference, headline
 from debias_eval.figures import forest, pooled, reliability, scatter, stars
 from debias_eval.flips import SHOWN, flip_page
 from debias_eval.heatmaps import blocks_of, group_map, layer_maps
@@ -23,7 +23,7 @@ from debias_eval.results import Bin
 from debias_eval.runs import group_runs, read_runs
 from debias_eval.summary import Estimate, floors, judge_text, suite_notes, table
 from debias_eval.tables import Cell, Grid, latex, latex_text, markdown, markdown_text
-from debias_eval.verdict import headline, verdict
+from debias_eval.verdict import verdict
 
 HOSTILE = "a|b_c%d&e$f\\g\nh#i{j}~k^l<m>*n*`o`[p](q)!"
 
@@ -100,7 +100,7 @@ def test_methods_that_cannot_be_compared_say_why(make_run):
     ],
 )
 def test_the_headline_claims_no_more_than_the_tests(differences, objections, words):
-    assert headline(pair(*differences, objections=objections)) == words
+    assert headline("erm", "edge", differences, objections) == words
 
 
 def test_every_objection_is_named(make_run):
