@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tiny_runs
+from command_line import Command, command_line
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,9 @@ def bert_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of width 32."""
     return tiny_runs.save_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def debias(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command line in this process."""
+    return command_line(monkeypatch, capsys)

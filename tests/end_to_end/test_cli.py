@@ -4,57 +4,16 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command_line import Command
 from tiny_runs import PROMPT, settings_for
 
-from debias import cli
 from debias.data import generate
 from debias.engines.hf_trainer import DebiasTrainer
-
-
-@dataclass
-class Said:
-    """What a command said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line that says what is wrong; exactly one, the last."""
-        lines = self.err.splitlines()
-        assert self.code == 2, self.err
-        assert [line for line in lines if line.startswith("error: ")] == lines[-1:], self.err
-        assert "Traceback" not in self.err
-        return lines[-1]
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def debias(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command line in this process."""
-
-    def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["debias", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        caught = capsys.readouterr()
-        return Said(code, caught.out, caught.err)
-
-    return run
 
 
 @pytest.fixture

@@ -3,17 +3,15 @@
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from command_line import Command
 from tiny_digits import DIGITS, settings_for, write_digits
 
-from debias import cli
 from debias.config import RunConfig, load_config
 from debias.data import load_examples, paint
 from debias.errors import InputError
@@ -61,24 +59,7 @@ def suite(digits: Path, folder: Path, **changes: Any) -> Path:
     return folder / "suite.yaml"
 
 
-@pytest.fixture
-def debias(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["debias", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        caught = capsys.readouterr()
-        return code, caught.out, caught.err
-
-    return run
-
-
-def test_from_files_to_a_table(digits: Path, tmp_path: Path, debias: Callable[..., tuple[int, str, str]]) -> None:
+def test_from_files_to_a_table(digits: Path, tmp_path: Path, debias: Command) -> None:
     path = tmp_path / "run.yaml"
     settings = settings_for(digits / "train-images-idx3-ubyte.gz", tmp_path / "run", max_steps=60)
     path.write_text(yaml.safe_dump({**settings, "method": "edge"}))
