@@ -25,7 +25,8 @@ _DENSE = 4_000_000
 class Answers:
     """`right_RN` says which answers are right; the first `firsts` rows are the first method's runs.
 
-    `cluster_N` numbers the clusters 0..K-1, or is None where every example stands for itself.
+    With `same_seeds` the second method's runs have the first's seeds, in the same order. `cluster_N` numbers the
+    clusters 0..K-1, or is None where every example stands for itself.
     """
 
     right_RN: Bools
@@ -34,6 +35,7 @@ class Answers:
     cluster_N: Ints | None
     aligned: tuple[str, ...] = ()
     conflicting: tuple[str, ...] = ()
+    same_seeds: bool = False
 
     @property
     def first_SN(self) -> Bools:
@@ -125,6 +127,7 @@ def _ratio(right: Floats, size: Floats) -> Floats:
 
 def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Answers:
     """The predictions of all runs on a suite, checked to be of the same examples; InputError if they are not."""
+    first, second = sorted(first, key=_seeds), sorted(second, key=_seeds)
     runs = [*first, *second]
     result = runs[0].results[suite]
     known = _read(runs[0], suite)
@@ -137,7 +140,20 @@ def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Ans
         cluster_N=real_clusters([line.cluster for line in known]) if result.clusters is not None else None,
         aligned=gap.aligned if gap else (),
         conflicting=gap.conflicting if gap else (),
+        same_seeds=_are_pairs(first, second),
     )
+
+
+def _seeds(run: Run) -> str:
+    """All that a seed decides: batches and fresh weights, and which rows the data has."""
+    return repr([run.seed, *(run.data_seeds.items())])
+
+
+def _are_pairs(first: Sequence[Run], second: Sequence[Run]) -> bool:
+    """True if each seed was given to one run of each method; a run that recorded none is no half of a pair."""
+    seeds = [[_seeds(run) for run in side] for side in (first, second)]
+    known = all(run.seed is not None for run in (*first, *second))
+    return known and seeds[0] == seeds[1] and len(set(seeds[0])) == len(seeds[0]) > 1
 
 
 def _read(run: Run, suite: str) -> list[Prediction]:

@@ -91,6 +91,7 @@ def _of_counts(
         values_BR[:, firsts:],
         answers.independent(groups),
         most=2.0 if measure == "gap" else 1.0,
+        same_seeds=answers.same_seeds,
     )
     if answers.cluster_N is None:
         paired = replace(paired, test=paired.test.replace("clusters", "examples"))
@@ -104,7 +105,7 @@ def _of_consistency(answers: Answers) -> Difference:
     if len(whole_RK) == 2:
         paired = _of_one_seed(first_SK[0], second_SK[0], "exact McNemar over clusters")
     else:
-        paired = paired_bootstrap(first_SK, second_SK)
+        paired = paired_bootstrap(first_SK, second_SK, same_seeds=answers.same_seeds)
     one = _difference(answers, "consistency", paired, (first_SK.mean(), second_SK.mean()), None)
     return replace(one, n=whole_RK.shape[1], clusters=whole_RK.shape[1])
 

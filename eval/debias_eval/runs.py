@@ -15,6 +15,7 @@ from debias_eval.results import Result, read_results
 SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to")
 DATA_SEED_KEYS = ("data.train.seed", "data.planted_bias.seed", "data.planted_color.seed")
 PIECES = ("config.yaml", "run.json", "metrics.jsonl")
+SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
 BASELINES = ("erm", "main_only", "main-only", "mainonly", "main only", "plain")
 
 
@@ -53,6 +54,11 @@ class Run:
     def is_oracle(self) -> bool:
         """True if the checkpoint was chosen with what only the test could tell."""
         return "oracle" in self.selection.lower()
+
+    @property
+    def data_seeds(self) -> dict[str, Any]:
+        """Dotted key to value of the seeds that decide which rows the data has."""
+        return {key: value for key, value in flatten(self.config).items() if key in DATA_SEED_KEYS}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -106,11 +112,17 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [read_run(folder, "/".join(folder.parts[-depth:])) for folder in folders]
 
 
-def run_folders(path: Path) -> list[Path]:
-    """The folder itself, or the runs right below it if it is none itself."""
+def run_folders(path: Path, depth: int = SWEEP_DEPTH) -> list[Path]:
+    """The folder itself, or the runs below it if it is none itself: a sweep's are three folders down."""
+    return _runs_below(path, depth) or [path]
+
+
+def _runs_below(path: Path, depth: int) -> list[Path]:
     if not path.is_dir() or _is_run(path):
-        return [path]
-    return [below for below in sorted(path.iterdir()) if below.is_dir() and _is_run(below)] or [path]
+        return [path] if path.is_dir() else []
+    # A run's own folders hold no further run, so the search ends at it.
+    folders = [below for below in sorted(path.iterdir()) if below.is_dir() and not below.name.startswith(".")]
+    return [run for below in folders for run in _runs_below(below, depth - 1)] if depth else []
 
 
 def _is_run(path: Path) -> bool:
@@ -119,6 +131,8 @@ def _is_run(path: Path) -> bool:
 
 def read_run(path: Path, name: str | None = None) -> Run:
     """One run folder; what is missing becomes a note. InputError if it is no run, or for a damaged file in it."""
+    if path.is_file():
+        raise InputError(f"{path}: a file, expected a run folder or a folder that holds runs, such as a sweep's")
     if not path.is_dir():
         raise InputError(f"{path}: no such run folder")
     results = read_results(path)

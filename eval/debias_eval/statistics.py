@@ -238,10 +238,11 @@ def paired_bootstrap(
     *,
     replicates: int = PAIRED_REPLICATES,
     seed: int = 0,
+    same_seeds: bool = False,
 ) -> Paired:
     """Difference in accuracy of two methods, each `[S, N]` (right or not; S may differ), over seeds and clusters.
 
-    See `two_level` for what varies. ValueError for shapes that do not fit.
+    See `two_level` for what varies and for `same_seeds`. ValueError for shapes that do not fit.
     """
     first_SN, second_SN = np.atleast_2d(np.asarray(first_SN)), np.atleast_2d(np.asarray(second_SN))
     n = first_SN.shape[1]
@@ -253,12 +254,24 @@ def paired_bootstrap(
     shares_BS = sums_BC[:, :-1] / sums_BC[:, -1:]
     seeds = len(first_SN)
     return two_level(
-        first_SN.mean(axis=1), second_SN.mean(axis=1), shares_BS[:, :seeds], shares_BS[:, seeds:], clusters
+        first_SN.mean(axis=1),
+        second_SN.mean(axis=1),
+        shares_BS[:, :seeds],
+        shares_BS[:, seeds:],
+        clusters,
+        same_seeds=same_seeds,
     )
 
 
 def two_level(
-    first_S: Floats, second_S: Floats, first_BS: Floats, second_BS: Floats, clusters: int, most: float = 1.0
+    first_S: Floats,
+    second_S: Floats,
+    first_BS: Floats,
+    second_BS: Floats,
+    clusters: int,
+    *,
+    most: float = 1.0,
+    same_seeds: bool = False,
 ) -> Paired:
     """Difference of two methods' means over seeds, from each seed's value and its replicates over clusters.
 
@@ -267,16 +280,23 @@ def two_level(
     resampled clusters already show is taken out). Student's t with Satterthwaite's degrees of freedom makes up for few
     seeds. A lone seed beside several is taken to vary as they do. With one seed each only the examples vary. `most` is
     the largest difference there can be.
+
+    With `same_seeds` run s of both methods had the same seed (the same batches, the same fresh weights): what varies
+    over seeds is then the difference within such a pair. ValueError for pairs of which one is missing.
     """
+    if same_seeds and len(first_S) != len(second_S):
+        raise ValueError(f"{len(first_S)} and {len(second_S)} seeds cannot be paired")
     difference = float(second_S.mean() - first_S.mean())
     seeds = (len(first_S), len(second_S))
-    test = "paired bootstrap over clusters" if max(seeds) == 1 else "paired bootstrap over seeds and clusters"
+    over = "clusters" if max(seeds) == 1 else "pairs of seeds and clusters" if same_seeds else "seeds and clusters"
+    test = f"paired bootstrap over {over}"
     difference_B = second_BS.mean(axis=1) - first_BS.mean(axis=1)
     difference_B = difference_B[np.isfinite(difference_B)]
     if clusters < 2 or len(difference_B) < 2:
         return Paired(difference, -most, most, 1.0, f"{test}: a single cluster says nothing")
     of_examples = float(difference_B.var(ddof=1)) * clusters / (clusters - 1)
-    of_seeds = _seed_variances((first_S, first_BS), (second_S, second_BS))
+    sides = [(second_S - first_S, second_BS - first_BS)] if same_seeds else [(first_S, first_BS), (second_S, second_BS)]
+    of_seeds = _seed_variances(sides)
     variance = of_examples + sum(part.without_noise for part in of_seeds)
     if variance <= 1e-18:
         return _without_spread(difference, float(first_S.mean()), clusters)
@@ -307,10 +327,10 @@ def _freedom(variance: float, parts: Sequence[_Part]) -> float:
     return max(variance**2 / sum(part.measured**2 / part.df for part in parts), min(part.df for part in parts))
 
 
-def _seed_variances(*sides: tuple[Floats, Floats]) -> list[_Part]:
-    """The variance of the difference that seeds cause, by source; one seed each gives none."""
+def _seed_variances(sides: Sequence[tuple[Floats, Floats]]) -> list[_Part]:
+    """The variance of the difference that seeds cause, by source: two methods, or pairs; one seed each gives none."""
     known = [(_of_one_run(*side), 1 / len(side[0])) for side in sides if len(side[0]) > 1]
-    if len(known) == 1:  # one variance for both sides, known from one of them
+    if len(known) == 1 and len(sides) == 2:  # one variance for both sides, known from one of them
         ((part, of_mean),) = known
         return [part.times(1 + of_mean)]
     return [part.times(of_mean) for part, of_mean in known]

@@ -20,12 +20,18 @@ TRIALS = int(os.environ.get("COVERAGE_TRIALS", "250"))  # 250: known to 1.4 poin
 pytestmark = pytest.mark.slow
 
 
-def simulated(rng, seeds, clusters, size, seed_effect):
-    """Answers of two methods `[S, N]`, the clusters `[N]`, and the true difference in accuracy."""
+def simulated(rng, seeds, clusters, size, seed_effect, shared_luck=0.0):
+    """Answers of two methods `[S, N]`, the clusters `[N]`, and the true difference in accuracy.
+
+    `shared_luck` is the share of the seed's effect (of its variance) that a seed has on both methods.
+    """
     ease = rng.normal(0, EASE, clusters)
+    luck = rng.normal(0, seed_effect, (max(seeds), 1)) if shared_luck else np.zeros((max(seeds), 1))
     right = []
     for level, count in zip(LEVELS, seeds, strict=True):
-        known = level + ease + rng.normal(0, OWN_EASE, clusters) + rng.normal(0, seed_effect, (count, 1))
+        known = level + ease + rng.normal(0, OWN_EASE, clusters)
+        known = known + np.sqrt(1 - shared_luck) * rng.normal(0, seed_effect, (count, 1))
+        known = known + np.sqrt(shared_luck) * luck[:count]
         known = np.repeat(known + rng.normal(0, SEED_AND_EXAMPLE, (count, clusters)), size, axis=1)
         right.append(known + rng.normal(0, 1, known.shape) > 0)
     sd = np.sqrt(1 + EASE**2 + OWN_EASE**2 + SEED_AND_EXAMPLE**2 + seed_effect**2)
@@ -53,6 +59,25 @@ def test_five_seeds_each_cover_what_they_claim(seed_effect):
     assert 0.925 <= held <= 0.985
     if seed_effect > 0.1:  # the simulation tells right from wrong: without the seeds the interval is far too narrow
         assert held_without_seeds < 0.85
+
+
+@pytest.mark.parametrize("shared_luck", [0.0, 0.8])
+def test_pairs_of_seeds_cover_what_they_claim(shared_luck):
+    """Whether or not a seed has the same luck with both methods; where it has, the interval is the narrower one."""
+    rng, held, widths = np.random.default_rng(3), 0, []
+    for _ in range(TRIALS):
+        (first, second), index, true = simulated(rng, (5, 5), 150, 2, 0.2, shared_luck)
+        pairs = paired_bootstrap(first, second, index, replicates=150, same_seeds=True)
+        loose = paired_bootstrap(first, second, index, replicates=150)
+        held += pairs.low <= true <= pairs.high
+        widths.append((pairs.high - pairs.low, loose.high - loose.low))
+    in_pairs, unpaired = np.mean(widths, axis=0)
+    print(
+        f"shared luck {shared_luck}: {held / TRIALS:.1%} hold the truth; {in_pairs:.3f} wide, unpaired {unpaired:.3f}"
+    )
+    assert 0.925 <= held / TRIALS <= 0.985
+    if shared_luck:
+        assert in_pairs < unpaired
 
 
 def test_a_lone_seed_against_five():

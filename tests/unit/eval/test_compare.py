@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from debias.config import read_yaml
 from debias.data.examples import Example
 from debias.errors import InputError
-from debias_eval.answers import Answers
+from debias_eval.answers import Answers, read_answers
 from debias_eval.compare import Comparison, compare, compare_folders, comparison_table
 from debias_eval.differences import differences_of
 from debias_eval.results import write_results
@@ -159,6 +161,52 @@ def test_how_the_work_was_spread_is_no_objection(five_seeds):
     other = {"normalize": "none", "batch": "by tokens", "ranks": 1, "max_change": 0.7}
     comparison = compared(five_seeds(erm={"change": {"judge": judge}}, edge={"change": {"judge": other}}))
     assert comparison.objections == ()
+
+
+def test_the_same_seeds_on_both_sides_are_pairs(judged_run):
+    """Luck of a seed that both methods share cancels; it does not where the seeds are others."""
+    luck = np.random.default_rng(7).normal(0, 0.1, 5)
+    sides = [
+        [judged_run(f"{method}{seed}", method, seed, {"s": noise(seed, 0.5 + luck[seed % 7] + lead)}) for seed in seeds]
+        for method, seeds, lead in (("erm", range(5), 0), ("edge", (4, 2, 0, 1, 3), 0.05))
+    ]
+    paired = found(compare_folders(*sides), "s", "accuracy")
+    assert paired.test == "paired bootstrap over pairs of seeds and examples"
+    assert paired.clear
+    for folder in sides[1]:
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("seed: ", "seed: 1"))  # 14, 12, ...
+    loose = found(compare_folders(*sides), "s", "accuracy")
+    assert loose.test == "paired bootstrap over seeds and examples"
+    assert loose.difference == pytest.approx(paired.difference)
+    assert loose.high - loose.low > 2 * (paired.high - paired.low)
+
+
+@pytest.mark.parametrize("change", [{"data": {"planted_bias": {"seed": 9}}}, {"seed": None}])
+def test_other_data_or_no_seed_is_no_pair(judged_run, change):
+    sides = [
+        [judged_run(f"{method}{seed}", method, seed, {"s": noise(seed, level)}) for seed in range(2)]
+        for method, level in (("erm", 0.5), ("edge", 0.6))
+    ]
+    assert read_answers(*(read_runs(side) for side in sides), "s").same_seeds
+    config = sides[1][0] / "config.yaml"
+    config.write_text(yaml.safe_dump(read_yaml(config) | change))
+    answers = read_answers(*(read_runs(side) for side in sides), "s")
+    assert not answers.same_seeds
+
+
+def test_a_whole_sweep_is_two_methods(five_seeds, tmp_path):
+    """Runs are RECIPE/SETTINGS/seedN there, with their logs beside them."""
+    for folder in five_seeds():
+        method, seed = folder.name[:-1], folder.name[-1]
+        place = tmp_path / "sweep" / f"recipe_{method}" / "default"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"seed{seed}.log").write_text("text\n")
+        folder.rename(place / f"seed{seed}")
+    comparison = compare_folders([tmp_path / "sweep"], [])
+    assert (comparison.first, comparison.second, comparison.seeds) == ("erm", "edge", (5, 5))
+    with pytest.raises(InputError, match=r"seed0\.log: a file, expected a run folder"):
+        read_runs([tmp_path / "sweep" / "recipe_erm" / "default" / "seed0.log"])
 
 
 def test_one_seed_each_is_mcnemar_and_no_claim(judged_run):
