@@ -63,6 +63,85 @@ def gpt2(seed: int = 0, **settings: Any) -> nn.Module:
     return GPT2LMHeadModel(config).train()
 
 
+# One small model of each family of large ones: hidden 32, two layers, 200 tokens, float32, in training mode. With
+# `classify=True` a three-way sequence classifier, where the family has the class (Llama-4 has none).
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "llama4_text", "gemma3_text")
+FAMILY_SIZES: dict[str, Any] = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    # As Scout, smaller: one expert a token beside a shared one, in every second layer here; attention in chunks, and
+    # every fourth layer (here the second) sees the whole without rotary positions.
+    "llama4_text": {
+        "intermediate_size": 24,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 8,
+        "no_rope_layer_interval": 2,
+    },
+    "gemma3_text": {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
+}
+
+
+def family_config(family: str, **settings: Any) -> Any:
+    """The configuration of one of FAMILIES, tiny, with `settings` over it."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(family, **{**FAMILY_SIZES, **FAMILY_SETTINGS[family], **settings})
+
+
+def family(name: str, seed: int = 0, *, classify: bool = False, **settings: Any) -> Any:
+    """A model of one of FAMILIES with random weights."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForSequenceClassification if classify else AutoModelForCausalLM
+    if classify:
+        settings = {"num_labels": 3, **settings}
+    torch.manual_seed(seed)
+    model = kind.from_config(family_config(name, **settings), dtype=torch.float32)
+    for parameter in model.parameters():  # some fused experts are left as the memory was
+        if parameter.ndim == 3:
+            nn.init.normal_(parameter, std=0.2)
+    return model.train()
+
+
+def qwen3(seed: int = 0, *, classify: bool = False, **settings: Any) -> Any:
+    """Qwen3, dense."""
+    return family("qwen3", seed, classify=classify, **settings)
+
+
+def qwen3_moe(seed: int = 0, *, classify: bool = False, **settings: Any) -> Any:
+    """Qwen3-MoE: four fused experts in each layer, two a token."""
+    return family("qwen3_moe", seed, classify=classify, **settings)
+
+
+def llama4(seed: int = 0, **settings: Any) -> Any:
+    """Llama-4 text, Scout's features: layer 0 dense with chunked attention, layer 1 sparse with a shared expert."""
+    return family("llama4_text", seed, **settings)
+
+
+def gemma3(seed: int = 0, *, classify: bool = False, **settings: Any) -> Any:
+    """Gemma-3 text: layer 0 with a sliding window of 8, layer 1 without."""
+    return family("gemma3_text", seed, classify=classify, **settings)
+
+
 def with_lora(model: nn.Module, dropout: float = 0.0, seed: int = 1, r: int = 3, **settings: Any) -> Any:
     """PEFT LoRA on all linear layers, its matrices off their zero start so that every gradient is there."""
     from peft import LoraConfig, get_peft_model
