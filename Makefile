@@ -20,11 +20,14 @@ $(STAMP): pyproject.toml launch/install_torch.py
 demo: setup
 	$(BIN)/debias demo --out demo
 
+# Two workers: most tests use one core. Tests that start ranks of their own use both.
+WORKERS ?= 2
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 check: setup
 	$(BIN)/ruff check .
