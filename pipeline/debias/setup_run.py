@@ -17,12 +17,15 @@ from debias.config import SELECTIONS, DataConfig, DataSource, RunConfig
 from debias.data import Example, load_examples, paint, plant
 from debias.data.encode import Collator, EncodedExamples, Prompt, encode_for_answers, encode_for_classification
 from debias.data.encode_images import ImageCollator, encode_images
+from debias.data.packing import PackingCollator
 from debias.engines import zero_launch
 from debias.errors import InputError
 from debias.losses import Answers, BiasWeightSource, Classification, ColumnWeight, Objective, SelfWeight
 from debias.methods import Rule, make_rule
 from debias.models.adapters import add_lora, checkpoint_activations, prepare_quantized, train_biases
+from debias.models.attention import check_attention, check_packing, choose_attention
 from debias.models.load import load_model, longest_input
+from debias.models.precision import usable_bf16
 
 # A large model may take this long to load on one rank while the others wait.
 LOADING_WAIT = timedelta(minutes=30)
@@ -42,6 +45,7 @@ class Task:
     tokenizer: Any
     max_length: int
     pictures: bool = False
+    packing: bool = False
 
     def encode(self, examples: list[Example], *, with_answer: bool) -> EncodedExamples:
         """Token ids of `examples`; a causal model's training examples carry their right answer."""
@@ -52,9 +56,11 @@ class Task:
         return encode_for_answers(examples, self.prompt, self.max_length, with_answer=with_answer)
 
     @property
-    def collate(self) -> Collator | ImageCollator:
+    def collate(self) -> Collator | ImageCollator | PackingCollator:
         """What makes a batch of encoded examples."""
-        return ImageCollator(self.tokenizer) if self.pictures else Collator(self.tokenizer)
+        if self.pictures:
+            return ImageCollator(self.tokenizer)
+        return PackingCollator(self.tokenizer) if self.packing else Collator(self.tokenizer)
 
 
 def build_task(config: RunConfig, tokenizer: Any) -> Task:
@@ -65,8 +71,8 @@ def build_task(config: RunConfig, tokenizer: Any) -> Task:
     answers = [config.prompt.verbalizers[label] for label in config.data.labels]
     fields = config.data.text_fields
     prompt = Prompt(tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat)
-    objective = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean)
-    return Task(objective, prompt, tokenizer, config.max_length)
+    objective = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean, config.loss_chunk_size)
+    return Task(objective, prompt, tokenizer, config.max_length, packing=config.packing)
 
 
 def build_rule(config: RunConfig) -> Rule:
@@ -126,12 +132,19 @@ def build_model(config: RunConfig) -> Any:
         )
     if not lora:
         logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter.type)
-    model = base_model(config, config.model)
+    model = base_model(config, config.model, training=True)
+    if config.packing:
+        check_packing(model, config.per_device_train_batch_size, config.max_length)
+    return adapt(config, model)
+
+
+def adapt(config: RunConfig, model: Any) -> Any:
+    """A base model with what the run trains of it; on the meta device too."""
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     if config.adapter.type == "bitfit":
         return train_biases(model, model.fresh_modules)
-    if not lora:
+    if config.adapter.type == "full":
         return model
     adapted = add_lora(
         model,
@@ -142,28 +155,39 @@ def build_model(config: RunConfig) -> Any:
         classification=config.head != "causal_lm",
         fresh=model.fresh_modules,
     )
-    if config.deepspeed is not None and config.bf16:
+    if config.deepspeed is not None and usable_bf16(config.bf16):
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # of one dtype with what stage 3 has sharded; the engine keeps float32 copies
                 parameter.data = parameter.data.bfloat16()
     return adapted
 
 
-def base_model(config: RunConfig, name: str) -> Any:
+def base_model(config: RunConfig, name: str, *, training: bool = False) -> Any:
     """The model called `name` as the run loads it, in training as in inference: its dtype, head and quantization."""
-    # A frozen base may live in bf16; weights that train stay in float32, with autocast. DeepSpeed keeps float32 copies
-    # itself, and what its stage 3 has sharded on the way in must be bf16 already.
-    half = config.adapter.type == "lora" or config.deepspeed is not None
+    bf16, asked = usable_bf16(config.bf16), config.attn_implementation
+    dtype = base_dtype(config.model_copy(update={"bf16": bf16}))
     model = load_model(
         name,
         config.head,
         config.data.labels,
-        dtype=torch.bfloat16 if config.bf16 and half else torch.float32,
+        dtype=dtype,
         load_in_4bit=config.load_in_4bit,
-        attn_implementation=config.attn_implementation,
+        attn_implementation=choose_attention(asked, name, config.head, dtype, bf16=bf16, training=training),
         seed=config.seed,
     )
+    if training:
+        check_attention(asked, model)
     return prepare_quantized(model) if config.load_in_4bit else model
+
+
+def base_dtype(config: RunConfig) -> torch.dtype:
+    """What the base model is loaded in.
+
+    A frozen base may live in bf16; weights that train stay in float32, with autocast. DeepSpeed keeps float32 copies
+    itself, and what its stage 3 has sharded on the way in must be bf16 already.
+    """
+    half = config.adapter.type == "lora" or config.deepspeed is not None
+    return torch.bfloat16 if config.bf16 and half else torch.float32
 
 
 def training_arguments(config: RunConfig) -> Any:
@@ -177,7 +201,7 @@ def training_arguments(config: RunConfig) -> Any:
     for reporter in (config.report_to,) if isinstance(config.report_to, str) else config.report_to:
         _check_choice("report_to", reporter, ["none", "all", *INTEGRATION_TO_CALLBACK])
     names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - {"gradient_checkpointing"}
-    values = {name: getattr(config, name) for name in names}
+    values = {name: getattr(config, name) for name in names} | {"bf16": usable_bf16(config.bf16)}
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if config.deepspeed is not None:
         values["deepspeed"] = _deepspeed(config)
