@@ -94,7 +94,9 @@ class RunConfig(Strict):
     lora_alpha: float = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     load_in_4bit: bool = False
-    attn_implementation: str | None = None  # passed to from_pretrained: sdpa, eager, flash_attention_2
+    attn_implementation: str = Field("auto", min_length=1)  # auto: flash_attention_2 where it can run, else sdpa, eager
+    packing: bool = False  # causal_lm: the samples of a micro-batch in one row, without padding
+    loss_chunk_size: int | None = Field(1024, ge=1)  # causal_lm: answer positions whose logits exist at a time
 
     learning_rate: float = Field(3e-4, gt=0)
     lr_scheduler_type: str = "linear"
@@ -130,6 +132,11 @@ class RunConfig(Strict):
         key = {"method": "name", "bias_weight": "source", "adapter": "type"}[info.field_name]
         return {key: value} if isinstance(value, str) else value
 
+    @field_validator("attn_implementation", mode="before")
+    @classmethod
+    def _attention_of_old_runs(cls, value: Any) -> Any:
+        return "auto" if value is None else value  # what the default was called
+
     @field_validator("eval_strategy", "save_strategy", mode="before")
     @classmethod
     def _yaml_no(cls, value: Any) -> Any:
@@ -149,7 +156,7 @@ class RunConfig(Strict):
         if self.eval_strategy != "no" and self.data.validation is None:
             raise ValueError(f"eval_strategy is {self.eval_strategy!r}, but there is no data.validation to judge on")
         if self.head != "causal_lm":
-            for key in ("prompt", "answer_probability", "loss_mean"):
+            for key in ("prompt", "answer_probability", "loss_mean", "packing", "loss_chunk_size"):
                 if getattr(self, key) != RunConfig.model_fields[key].default:
                     raise ValueError(f"{key} goes with head 'causal_lm'; remove it, or set the head")
         return self

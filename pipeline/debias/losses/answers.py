@@ -1,7 +1,9 @@
 """Causal models that answer: loss at answer positions only. Shapes: B samples, T tokens, C labels, V vocabulary.
 
 Only positions that predict an answer token go through the language-model head (`logits_to_keep`), so there is never a
-[B, T, V] tensor: with a vocabulary of 150,000 that tensor is what runs a 24 GB card out of memory.
+[B, T, V] tensor: with a vocabulary of 150,000 that tensor is what runs a 24 GB card out of memory. Long answers go
+through it in chunks. A packed batch has its samples one after another in one row, `sample_index` [1, T] tells them
+apart (-1: no sample), and `position_ids` start again at each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from debias.losses.chunks import token_losses
 from debias.losses.classification import model_inputs
 from debias.losses.samples import SampleLosses
 
@@ -17,11 +20,13 @@ from debias.losses.samples import SampleLosses
 class Answers:
     """The objective of a causal model with one answer (verbalizer) for each label.
 
-    Training batches hold prompt and answer in `input_ids` [B, T] and `answer_mask` [B, T] (true at answer tokens);
-    scoring batches hold left-padded prompts only. `verbalizer_ids` has the answer tokens of each label.
+    Training batches hold prompt and answer in `input_ids` [B, T] and `answer_mask` [B, T] (true at answer tokens), or
+    packed in one row; scoring batches hold left-padded prompts only. `verbalizer_ids` has the answer tokens of each
+    label.
 
     `probability`: a sample's p is the product over its answer tokens, or their per-token geometric mean.
-    `mean_over`: the denominator of both gradients counts samples or answer tokens.
+    `mean_over`: the denominator of both gradients counts samples or answer tokens. `chunk`: answer positions whose
+    logits may exist at a time, all rows together; None: all.
     """
 
     def __init__(
@@ -29,15 +34,22 @@ class Answers:
         verbalizer_ids: Sequence[Sequence[int]],
         probability: Literal["product", "geometric_mean"] = "product",
         mean_over: Literal["samples", "tokens"] = "samples",
+        chunk: int | None = None,
     ) -> None:
         self.verbalizer_ids = [list(ids) for ids in verbalizer_ids]
         self.probability = probability
         self.mean_over = mean_over
+        self.chunk = chunk
 
     def losses(self, model: nn.Module, batch: Mapping[str, Any]) -> SampleLosses:
         """Cross-entropy summed over each sample's answer tokens, [B]."""
-        loss_B = -answer_log_likelihood(model, model_inputs(batch), batch["answer_mask"])
-        tokens_B = batch["answer_mask"].sum(dim=1)
+        inputs, mask_BT, sample_BT = model_inputs(batch), batch["answer_mask"], batch.get("sample_index")
+        if sample_BT is None:
+            loss_B = -answer_log_likelihood(model, inputs, mask_BT, self.chunk)
+            tokens_B = mask_BT.sum(dim=1)
+        else:
+            loss_B = -packed_log_likelihood(model, inputs, mask_BT, sample_BT, self.chunk)
+            tokens_B = torch.bincount(sample_BT[mask_BT.bool()], minlength=loss_B.numel())
         log_p_B = -loss_B.detach()
         if self.probability == "geometric_mean":
             log_p_B = log_p_B / tokens_B
@@ -62,11 +74,13 @@ class Answers:
         }
         answer_mask = torch.zeros_like(extended["input_ids"], dtype=torch.bool)
         answer_mask[:, ids_BT.shape[1] :] = True
-        return answer_log_likelihood(model, extended, answer_mask)
+        return answer_log_likelihood(model, extended, answer_mask, self.chunk)
 
 
-def answer_log_likelihood(model: nn.Module, inputs: dict[str, Any], answer_mask_BT: Tensor) -> Tensor:
-    """Sum over answer tokens of log p(token | what precedes it), [B] float32.
+def answer_log_likelihood(
+    model: nn.Module, inputs: dict[str, Any], answer_mask_BT: Tensor, chunk: int | None = None
+) -> Tensor:
+    """Sum over answer tokens of log p(token | what precedes it), [B] float32; logits of `chunk` positions at a time.
 
     Raises ValueError when an answer starts at the first position, where nothing predicts it, or is absent.
     """
@@ -74,10 +88,29 @@ def answer_log_likelihood(model: nn.Module, inputs: dict[str, Any], answer_mask_
         raise ValueError("answer_mask: every row needs an answer token, and none at position 0")
     # A position is kept if it predicts an answer token in any row: with left padding these are the last few.
     keep_K = answer_mask_BT[:, 1:].any(dim=0).nonzero().squeeze(1)
-    logits_BKV = model(**with_positions(inputs), logits_to_keep=keep_K).logits
-    targets_BK = inputs["input_ids"][:, keep_K + 1]
-    losses_BK = nn.functional.cross_entropy(logits_BKV.float().flatten(0, 1), targets_BK.flatten(), reduction="none")
-    return -(losses_BK.view_as(targets_BK) * answer_mask_BT[:, keep_K + 1]).sum(dim=1)
+    losses_BK = token_losses(model, with_positions(inputs), keep_K, inputs["input_ids"][:, keep_K + 1], chunk)
+    return -(losses_BK * answer_mask_BT[:, keep_K + 1]).sum(dim=1)
+
+
+def packed_log_likelihood(
+    model: nn.Module, inputs: dict[str, Any], answer_mask_1T: Tensor, sample_1T: Tensor, chunk: int | None = None
+) -> Tensor:
+    """`answer_log_likelihood` of samples packed in one row, [B] float32; `sample_1T` is the sample of each token.
+
+    `inputs` hold `position_ids` that start again at each sample, and no attention mask: transformers then lets no
+    sample attend to another. Raises ValueError when a sample has no answer token, or one at its first position.
+    """
+    mask_T, sample_T = answer_mask_1T.squeeze(0).bool(), sample_1T.squeeze(0)
+    keep_K = mask_T[1:].nonzero().squeeze(1)
+    sample_K = sample_T[keep_K + 1]
+    samples = int(sample_T.max()) + 1
+    answered = torch.bincount(sample_K, minlength=samples)
+    if bool(mask_T[0]) or bool((sample_T[keep_K] != sample_K).any()) or not bool(answered.all()):
+        raise ValueError("answer_mask: every sample needs an answer token, and none at its first position")
+    # With a cache, even an empty one, transformers does not look for where positions start again.
+    inputs = {**inputs, "use_cache": False}
+    losses_1K = token_losses(model, inputs, keep_K, inputs["input_ids"][:, keep_K + 1], chunk)
+    return -losses_1K.new_zeros(samples).index_add(0, sample_K, losses_1K.squeeze(0))
 
 
 def with_positions(inputs: dict[str, Any]) -> dict[str, Any]:

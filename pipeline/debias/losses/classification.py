@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from debias.losses.samples import SampleLosses
 
+# Keys of a batch that are the objective's and the gradient sources'.
+NOT_FOR_MODELS = frozenset({"labels", "bias_weight", "answer_mask", "sample_index"})
+
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Cross-entropy of each sample, [B] float32, computed in float32 whatever the logits' dtype."""
@@ -29,4 +32,4 @@ class Classification:
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a batch that the model itself takes."""
-    return {key: value for key, value in batch.items() if key not in {"labels", "bias_weight", "answer_mask"}}
+    return {key: value for key, value in batch.items() if key not in NOT_FOR_MODELS}

@@ -1,0 +1,44 @@
+"""Samples one after another in one row, without padding. Shapes: B samples, T tokens of the row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from debias.data.encode import Collator, LengthBuckets
+
+
+class PackingCollator:
+    """One row [1, T] of a micro-batch of prompts with their answers.
+
+    `position_ids` [1, T] start again at each sample, by which attention tells samples apart; `sample_index` [1, T] is
+    the sample of each token. What is one value for a sample (`labels`, `bias_weight`) stays [B]. Prompts without an
+    answer, to be scored, are padded: every label's answer is yet to be put behind them.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.padded = Collator(tokenizer)
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        if "answer_mask" not in features[0]:
+            return self.padded(features)
+        batch = {}
+        for key, value in features[0].items():
+            rows = [feature[key] for feature in features]
+            batch[key] = _joined(rows) if isinstance(value, list) else torch.tensor(rows)
+        lengths = [len(feature["input_ids"]) for feature in features]
+        batch["position_ids"] = _joined([range(length) for length in lengths])
+        batch["sample_index"] = _joined([[index] * length for index, length in enumerate(lengths)])
+        return batch
+
+
+def _joined(rows: Sequence[Sequence[Any]]) -> Tensor:
+    return torch.tensor([[value for row in rows for value in row]])
+
+
+def tokens_of_an_epoch(lengths: Sequence[int], batch_size: int, seed: int) -> tuple[int, int]:
+    """Tokens of the first epoch's micro-batches of `batch_size` samples: packed, and padded to each one's longest."""
+    order = list(LengthBuckets(lengths, batch_size, seed))
+    batches = [[lengths[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+    return sum(lengths), sum(max(batch) * len(batch) for batch in batches)

@@ -1,0 +1,126 @@
+"""Cross-entropy of a causal model's tokens, some positions at a time. Shapes: B rows, T tokens, K positions kept,
+H hidden columns, V vocabulary.
+
+Logits are the largest tensor of a training step: at 150,000 tokens of vocabulary, 4,096 positions of them are 2.5 GB in
+float32, and the loss keeps them twice. Here the language-model head sees a chunk of positions, and every chunk but the
+first is computed again in the backward pass, so that no more than one chunk of logits exists at a time.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def token_losses(
+    model: nn.Module, inputs: Mapping[str, Any], keep_K: Tensor, targets_BK: Tensor, chunk: int | None = None
+) -> Tensor:
+    """Cross-entropy [B, K] float32 of the tokens `targets_BK` at the positions `keep_K` of a causal model.
+
+    `chunk`: positions, all rows together, whose logits may exist at a time; None: all. The result and its gradients are
+    those without chunks. Raises ValueError when a model that is no causal model of transformers would need chunks.
+    """
+    step = keep_K.numel() if chunk is None else max(1, chunk // targets_BK.shape[0])
+    if keep_K.numel() <= step:
+        return _cross_entropy(model(**inputs, logits_to_keep=keep_K).logits, targets_BK)
+    head = _Head(*_causal_model(model))
+    with head.listening():
+        # The wrappers around the model (DistributedDataParallel, DeepSpeed, PEFT) see one ordinary call.
+        logits_BKV = model(**inputs, logits_to_keep=keep_K[:step]).logits
+    losses = [_cross_entropy(logits_BKV, targets_BK[:, :step])]
+    rest_BKH = head.take_hidden()[:, keep_K[step:]]
+    for hidden_BKH, part_BK in zip(rest_BKH.split(step, 1), targets_BK[:, step:].split(step, 1), strict=True):
+        losses.append(checkpoint(head.losses, hidden_BKH, part_BK, use_reentrant=False))
+    return torch.cat(losses, dim=1)
+
+
+def _cross_entropy(logits_BKV: Tensor, targets_BK: Tensor) -> Tensor:
+    losses = nn.functional.cross_entropy(logits_BKV.float().flatten(0, 1), targets_BK.flatten(), reduction="none")
+    return losses.view_as(targets_BK)
+
+
+def _causal_model(model: nn.Module) -> tuple[Any, str]:
+    """The transformers model inside `model` that has the head, and the name of its backbone among its children."""
+    for module in model.modules():
+        if "logits_to_keep" in inspect.signature(type(module).forward).parameters:
+            for name, child in module.named_children():
+                if getattr(type(child), "base_model_prefix", ""):  # a class attribute of transformers' models
+                    return module, name
+    raise ValueError(
+        f"loss_chunk_size: {type(model).__name__} holds no causal model of transformers; set loss_chunk_size to null"
+    )
+
+
+class _Head:
+    """What a causal model does after its backbone (head, soft-capping, scaling), on hidden states given to it.
+
+    The model's own forward runs with a backbone that returns those states: what it does with them need not be known,
+    the head is called as a module (ZeRO-3 gathers its weight, an adapter on it acts), and no layer runs again.
+    """
+
+    def __init__(self, causal: Any, backbone: str) -> None:
+        self._causal = causal
+        self._backbone = backbone
+        self._output: Any = None
+        self._kind: Any = None
+        self._autocast: tuple[str, torch.dtype | None] = ("cpu", None)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, the backbone's output is noted, and the autocast it ran under."""
+        handle = self._causal._modules[self._backbone].register_forward_hook(self._note)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _note(self, backbone: nn.Module, inputs: Any, output: Any) -> None:
+        self._output, self._kind = output, type(output)
+        device = output[0].device.type
+        # Accelerate puts autocast around the outer forward only; the chunks are computed outside of it.
+        enabled = torch.is_autocast_enabled(device)
+        self._autocast = (device, torch.get_autocast_dtype(device) if enabled else None)
+
+    def take_hidden(self) -> Tensor:
+        """The backbone's last hidden states [B, T, H]; not kept here, where they would live until the backward pass."""
+        if self._output is None:
+            raise ValueError("loss_chunk_size: the model's backbone was not called as a module; set it to null")
+        hidden: Tensor = self._output[0]
+        self._output = None
+        return hidden
+
+    def losses(self, hidden_BKH: Tensor, targets_BK: Tensor) -> Tensor:
+        """Cross-entropy of one chunk, [B, K]."""
+        device, dtype = self._autocast
+        given = _Given((hidden_BKH,) if self._kind is tuple else self._kind(last_hidden_state=hidden_BKH))
+        with (
+            _swapped(self._causal, self._backbone, given),
+            torch.autocast(device, dtype=dtype, enabled=dtype is not None),
+        ):
+            logits_BKV = self._causal.forward(use_cache=False).logits
+        return _cross_entropy(logits_BKV, targets_BK)
+
+
+class _Given(nn.Module):
+    """A backbone that returns the hidden states it was made with."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self._output = output
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._output
+
+
+@contextmanager
+def _swapped(parent: nn.Module, name: str, child: nn.Module) -> Iterator[None]:
+    kept = parent._modules[name]
+    parent._modules[name] = child
+    try:
+        yield
+    finally:
+        parent._modules[name] = kept
