@@ -96,7 +96,8 @@ class DebiasTrainer(Trainer):
             # As accelerate does, but for its own backward, which steps before the gradients are combined.
             engine: Any = model
             engine.set_gradient_accumulation_boundary(boundary)
-        hook.backward(loss_B, weight_B, count=count, again=lambda: forward()[:2])
+        index = inputs.get("sample_index")
+        hook.backward(loss_B, weight_B, count=count, again=lambda: forward()[:2], sample_index=index)
         self._count_samples(loss_B.numel())
         if boundary:
             self._combine(hook)

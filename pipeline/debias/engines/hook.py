@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from debias.engines.step import StepReport
-from debias.gradients import GradientSource
+from debias.gradients import Again, GradientSource
 from debias.methods import Rule
 
 
@@ -26,6 +26,21 @@ class Hook:
         self.last: StepReport | None = None
         self.asks_to_stop, self.stops = False, False
         self._count = 0.0
+
+    def _add(
+        self,
+        loss_B: Tensor,
+        weight_B: Tensor,
+        count: float | None,
+        again: Again | None,
+        sample_index: Tensor | None,
+        batch_loss: Tensor | None,
+    ) -> None:
+        """One micro-batch to what is accumulated; a mean over it counts as much as its samples do."""
+        count = loss_B.numel() if count is None else count
+        extra = None if batch_loss is None else batch_loss * count
+        self.source.backward(loss_B, weight_B, again, sample_index=sample_index, batch_loss=extra)
+        self._count += count
 
     @property
     def gradients(self) -> str:

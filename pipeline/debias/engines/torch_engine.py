@@ -54,18 +54,26 @@ class TorchHook(Hook):
         self._ddp_guard = self._ddp.register_forward_pre_hook(_no_averaging) if self._ddp is not None else None
 
     def backward(
-        self, loss_B: Tensor, weight_B: Tensor, *, count: float | None = None, again: Again | None = None
+        self,
+        loss_B: Tensor,
+        weight_B: Tensor,
+        *,
+        count: float | None = None,
+        again: Again | None = None,
+        sample_index: Tensor | None = None,
+        batch_loss: Tensor | None = None,
     ) -> None:
         """Add one micro-batch: `loss_B` [B] (summed over a sample's tokens), `weight_B` [B] its bias weights.
 
         `count` is the micro-batch's share of the denominator (default B samples; give answer tokens for a mean over
         tokens). `again` is needed by two_pass only: a function that runs a new forward and returns (loss_B, weight_B).
+        `sample_index` [R, T] is the sample of each token (-1: padding) of a batch whose rows are not samples.
+        `batch_loss`, a scalar mean (the load balancing loss of routers), is added to the loss of main alone.
         """
         weight_B = no_grad_weight(weight_B, loss_B)
         self._check_untouched()
-        self.source.backward(loss_B, weight_B, again)
+        self._add(loss_B, weight_B, count, again, sample_index, batch_loss)
         self._marks = self._mark()
-        self._count += loss_B.numel() if count is None else count
 
     def combine(self) -> StepReport:
         """Reduce, combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all.
@@ -134,7 +142,9 @@ class TorchHook(Hook):
             if trainable[name].grad is None:
                 trainable[name].grad = torch.zeros_like(trainable[name])
             if self._needs_bias(name) and name not in self.source.bias:
-                self.source.bias[name] = torch.zeros_like(trainable[name], dtype=self.source.bias_dtype)
+                self.source.bias[name] = torch.zeros_like(
+                    trainable[name], dtype=self.source.bias_dtype(trainable[name])
+                )
         mains = [trainable[name].grad for name in names]
         biases = [self.source.bias[name] for name in names if name in self.source.bias]
         all_reduce_sum([g for g in mains if g is not None] + biases, group)

@@ -67,11 +67,18 @@ class ZeroHook(Hook):
         source.passes = self
 
     def backward(
-        self, loss_B: Tensor, weight_B: Tensor, *, count: float | None = None, again: Again | None = None
+        self,
+        loss_B: Tensor,
+        weight_B: Tensor,
+        *,
+        count: float | None = None,
+        again: Again | None = None,
+        sample_index: Tensor | None = None,
+        batch_loss: Tensor | None = None,
     ) -> None:
         """Add one micro-batch: `loss_B` [B] (summed over a sample's tokens), `weight_B` [B] its bias weights.
 
-        In the place of `engine.backward(loss)`; `count` and `again` as in `TorchHook.backward`. Raises RuntimeError if
+        In the place of `engine.backward(loss)`; the rest as in `TorchHook.backward`. Raises RuntimeError if
         `engine.step()` was not called since the last micro-batch, ValueError for shapes that do not fit.
         """
         weight_B = no_grad_weight(weight_B, loss_B)
@@ -79,8 +86,7 @@ class ZeroHook(Hook):
             raise RuntimeError(
                 "backward: engine.step() was not called after the last micro-batch (DeepSpeed counts there)"
             )
-        self.source.backward(loss_B, weight_B, again)
-        self._count += loss_B.numel() if count is None else count
+        self._add(loss_B, weight_B, count, again, sample_index, batch_loss)
         self._boundary = self.engine.is_gradient_accumulation_boundary()
         self._awaiting_step = True
 

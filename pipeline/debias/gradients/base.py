@@ -30,8 +30,6 @@ class GradientSource:
     """
 
     name: ClassVar[str]
-    # Of the bias gradients this source makes; None: each parameter's own.
-    bias_dtype: ClassVar[torch.dtype | None] = None
 
     def __init__(self, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> None:
         self.model = model
@@ -39,9 +37,25 @@ class GradientSource:
         self.bias: dict[str, Tensor] = {}
         self.passes: Passes = LocalPasses(self)
 
-    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
-        """Add this micro-batch's two gradients to what is accumulated."""
+    def backward(
+        self,
+        loss_B: Tensor,
+        weight_B: Tensor,
+        again: Again | None = None,
+        *,
+        sample_index: Tensor | None = None,
+        batch_loss: Tensor | None = None,
+    ) -> None:
+        """Add this micro-batch's two gradients to what is accumulated.
+
+        `sample_index` [R, T] (-1: padding) is the sample of each token where rows are not samples. `batch_loss`, a
+        scalar, is added to the loss of main alone: a loss of the batch and not of its samples.
+        """
         raise NotImplementedError
+
+    def bias_dtype(self, parameter: Tensor) -> torch.dtype:
+        """Of the bias gradient that this source makes of a parameter."""
+        return parameter.dtype
 
     def reset(self) -> None:
         """Forget the accumulated bias gradient (the engine owns `p.grad`)."""
@@ -92,8 +106,16 @@ class Plain(GradientSource):
 
     name: ClassVar[str] = "plain"
 
-    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
-        self.passes.main(loss_B.sum())
+    def backward(
+        self,
+        loss_B: Tensor,
+        weight_B: Tensor,
+        again: Again | None = None,
+        *,
+        sample_index: Tensor | None = None,
+        batch_loss: Tensor | None = None,
+    ) -> None:
+        self.passes.main(_total(loss_B, batch_loss))
 
 
 class SharedForward(GradientSource):
@@ -101,9 +123,17 @@ class SharedForward(GradientSource):
 
     name: ClassVar[str] = "shared_forward"
 
-    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
+    def backward(
+        self,
+        loss_B: Tensor,
+        weight_B: Tensor,
+        again: Again | None = None,
+        *,
+        sample_index: Tensor | None = None,
+        batch_loss: Tensor | None = None,
+    ) -> None:
         # One graph serves both passes: the second is the weighted sum over the same loss_B.
-        self.passes.main(loss_B.sum(), retain_graph=True)
+        self.passes.main(_total(loss_B, batch_loss), retain_graph=True)
         self.passes.bias((weight_B.detach() * loss_B).sum)
 
 
@@ -112,12 +142,20 @@ class TwoPass(GradientSource):
 
     name: ClassVar[str] = "two_pass"
 
-    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
+    def backward(
+        self,
+        loss_B: Tensor,
+        weight_B: Tensor,
+        again: Again | None = None,
+        *,
+        sample_index: Tensor | None = None,
+        batch_loss: Tensor | None = None,
+    ) -> None:
         if again is None:
             raise ValueError(
                 "gradients 'two_pass' needs backward(..., again=f), f() -> (loss_B, weight_B) of a new forward"
             )
-        self.passes.main(loss_B.sum())
+        self.passes.main(_total(loss_B, batch_loss))
 
         def second() -> Tensor:
             second_loss_B, second_weight_B = again()
@@ -126,8 +164,12 @@ class TwoPass(GradientSource):
         self.passes.bias(second)
 
 
+def _total(loss_B: Tensor, batch_loss: Tensor | None) -> Tensor:
+    return loss_B.sum() if batch_loss is None else loss_B.sum() + batch_loss
+
+
 def no_grad_weight(weight_B: Tensor, loss_B: Tensor) -> Tensor:
-    """The weight detached, in float32, on the loss's device; ValueError unless both are [B] of the same B."""
+    """The weight detached, in float32 at least, on the loss's device; ValueError unless both are [B] of the same B."""
     if loss_B.dim() != 1:
         raise ValueError(f"loss_B has shape {tuple(loss_B.shape)}; expected one value for each sample, [B]")
     if weight_B.shape != loss_B.shape:
@@ -136,4 +178,5 @@ def no_grad_weight(weight_B: Tensor, loss_B: Tensor) -> Tensor:
         )
     if not loss_B.requires_grad:
         raise ValueError("loss_B does not require grad: was it detached, or computed under no_grad?")
-    return weight_B.detach().to(device=loss_B.device, dtype=torch.float32)
+    dtype = torch.promote_types(weight_B.dtype, torch.float32)
+    return weight_B.detach().to(device=loss_B.device, dtype=dtype)

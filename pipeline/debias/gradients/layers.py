@@ -21,7 +21,7 @@ class _TwoGradientLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, tap: Tap) -> Tensor:
         ctx.save_for_backward(x, weight_OI)
-        ctx.tap = tap
+        ctx.tap, ctx.rows = tap, tap.rows()
         return nn.functional.linear(x, weight_OI, bias_O)
 
     @staticmethod
@@ -30,8 +30,8 @@ class _TwoGradientLinear(torch.autograd.Function):
         x, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_x = delta @ weight_OI if needs_x else None
-        grad_weight = ctx.tap.weight_gradient(x, delta) if needs_weight else None
-        grad_bias = ctx.tap.bias_gradient(delta) if needs_bias else None
+        grad_weight = ctx.tap.weight_gradient(x, delta, ctx.rows) if needs_weight else None
+        grad_bias = ctx.tap.bias_gradient(delta, ctx.rows) if needs_bias else None
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -44,9 +44,11 @@ class _TwoGradientLora(torch.autograd.Function):
     ) -> Tensor:
         narrow = nn.functional.linear(x, a_RI) * scaling
         ctx.save_for_backward(x, narrow, a_RI, b_OR)
-        ctx.scaling, ctx.taps, ctx.base_dtype = scaling, (tap_a, tap_b), base.dtype
+        ctx.scaling, ctx.taps, ctx.rows = scaling, (tap_a, tap_b), tap_a.rows()
         if base.dtype == narrow.dtype:
-            return torch.addmm(base.flatten(0, -2), narrow.flatten(0, -2), b_OR.T).view(base.shape)
+            output = torch.addmm(base.flatten(0, -2), narrow.flatten(0, -2), b_OR.T)
+            # No view where none is needed: Llama-4 adds to its shared expert's output in place.
+            return output if base.dim() == 2 else output.view(base.shape)
         return (base + nn.functional.linear(narrow, b_OR)).to(base.dtype)
 
     @staticmethod
@@ -57,8 +59,8 @@ class _TwoGradientLora(torch.autograd.Function):
         delta = base_delta.to(b_OR.dtype)
         narrow_delta = (delta @ b_OR) * ctx.scaling
         grad_x = narrow_delta @ a_RI if ctx.needs_input_grad[1] else None
-        grad_a = tap_a.weight_gradient(x, narrow_delta)
-        grad_b = tap_b.weight_gradient(narrow, delta)
+        grad_a = tap_a.weight_gradient(x, narrow_delta, ctx.rows)
+        grad_b = tap_b.weight_gradient(narrow, delta, ctx.rows)
         return base_delta, grad_x, grad_a, grad_b, None, None, None
 
 

@@ -4,8 +4,8 @@ Both gradients are weighted sums of the same per-sample gradients, and the weigh
 done. For `y = x W^T` with backward signal `delta`, `main_W = delta^T x` and `bias_W = (w * delta)^T x`; only the linear
 layers that train need to know.
 
-Exact where a sample's signal never mixes with another's between the layer and the loss, and samples are the first
-dimension of what a layer sees; `refusal` says where they are known not to be.
+Exact where a sample's signal never mixes with another's between the layer and the loss, and it is known which sample
+each row that a layer sees belongs to; `refusal` says where it is not.
 """
 
 from collections.abc import Mapping
@@ -16,48 +16,72 @@ from torch import Tensor, nn
 
 from debias.gradients.base import Again, GradientSource
 from debias.gradients.layers import is_plain_lora, linear_forward, lora_forward
+from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
 from debias.gradients.taps import Tap
 
 # DeBERTa projects its position table with the layers that project tokens; OPT flattens samples and tokens.
 SAMPLES_NOT_FIRST = frozenset({"DisentangledSelfAttention", "OPTDecoderLayer"})
+# Families of mixtures of experts whose code was read (their modules' names begin so).
+KNOWN_MIXTURES = ("Llama4Text", "Qwen3Moe")
 
 
 class SinglePass(GradientSource):
     """One forward, one backward pass; only the instances of layers that hold a selected parameter are touched."""
 
     name: ClassVar[str] = "single_pass"
-    bias_dtype: ClassVar[torch.dtype | None] = torch.float32
 
     def __init__(self, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> None:
         super().__init__(model, selected)
         if reason := refusal(model, selected):
             raise ValueError(f"gradients 'single_pass' is not exact here: {reason}")
-        self.weight_B: Tensor | None = None
+        self.weights: SampleWeights | None = None
         self._names = {id(p): name for name, p in self.selected.items()}
         # Layers whose forward is replaced, each with the parameters that it now reads without calling their modules.
         self._patched: dict[nn.Module, tuple[Tensor, ...]] = {}
+        self._blocks = enclosing(model)
+        self._watching = [
+            self._blocks[block].watch(block) for block in self._blocks if type(block).__name__ in FLATTENING
+        ]
         self._patch_layers(model)
 
-    def backward(self, loss_B: Tensor, weight_B: Tensor, again: Again | None = None) -> None:
-        self.weight_B = weight_B.detach()
+    def backward(
+        self,
+        loss_B: Tensor,
+        weight_B: Tensor,
+        again: Again | None = None,
+        *,
+        sample_index: Tensor | None = None,
+        batch_loss: Tensor | None = None,
+    ) -> None:
+        if batch_loss is not None:
+            raise ValueError(
+                "gradients 'single_pass' cannot keep a loss of the whole batch (batch_loss) out of the bias gradient;"
+                " use gradients='shared_forward'"
+            )
+        self.weights = SampleWeights(weight_B.detach(), sample_index)
         try:
             self.passes.main(loss_B.sum())
         finally:
-            self.weight_B = None
+            self.weights = None
 
     def accumulate(self, name: str, gradient: Tensor) -> None:
-        """Add to the bias gradient of parameter `name`, in float32."""
+        """Add to the bias gradient of parameter `name`, in float32 or, where the layer is in float64, in that."""
         held = self.bias.get(name)
         if held is None:
-            self.bias[name] = gradient.float()
+            self.bias[name] = gradient.to(_wide(gradient.dtype))
         else:
             held.add_(gradient)
 
     def detach(self) -> None:
         for layer in self._patched:
             del layer.forward
-        self._patched = {}
+        for handle in self._watching:
+            handle.remove()
+        self._patched, self._watching = {}, []
         self.reset()
+
+    def bias_dtype(self, parameter: Tensor) -> torch.dtype:
+        return _wide(parameter.dtype)
 
     @property
     def borrowed(self) -> Mapping[nn.Module, tuple[Tensor, ...]]:
@@ -73,18 +97,24 @@ class SinglePass(GradientSource):
                 a, b = _active_pair(module)
                 if id(a.weight) in self._names and id(b.weight) in self._names:
                     inside_lora |= {id(a), id(b)}
-                    self._replace(module, lora_forward(module, self._tap(a), self._tap(b)), a.weight, b.weight)
+                    taps = self._tap(a), self._tap(b)
+                    self._replace(module, lora_forward(module, *taps), a.weight, b.weight)
             elif isinstance(module, nn.Linear):
                 tap = self._tap(module)
                 if tap.weight_name or tap.bias_name:
                     self._replace(module, linear_forward(module, tap))
 
     def _tap(self, layer: nn.Linear) -> Tap:
-        return Tap(self, self._names.get(id(layer.weight)), self._names.get(id(layer.bias)))
+        names = self._names.get(id(layer.weight)), self._names.get(id(layer.bias))
+        return Tap(self, *names, self._blocks.get(layer))
 
     def _replace(self, layer: nn.Module, forward: Any, *borrowed: Tensor) -> None:
         layer.forward = forward
         self._patched[layer] = borrowed
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
@@ -110,13 +140,19 @@ def _mixes(module: nn.Module) -> str | None:
     kind = type(module).__name__
     reasons = {
         "uses statistics of the batch": isinstance(module, nn.modules.batchnorm._BatchNorm),
-        "routes tokens of different samples into one tensor": "moe" in kind.lower() or "expert" in kind.lower(),
+        "routes tokens of different samples in a way that is not known": _unknown_routing(kind),
         # The shape check at backward cannot see this where a batch has as many samples as tokens.
         "puts the sequence first: samples are not the first dimension": getattr(module, "batch_first", True) is False,
         "calls its layers on tensors whose first dimension is not the samples": kind in SAMPLES_NOT_FIRST,
         "adapts a parameter as a materialised delta (target_parameters)": kind == "ParamWrapper",
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _unknown_routing(kind: str) -> bool:
+    """A mixture of experts that is none of those whose routing was read: each token by itself, none dropped."""
+    routes = "moe" in kind.lower() or "expert" in kind.lower()
+    return routes and not kind.startswith(KNOWN_MIXTURES)
 
 
 def _not_linear(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | None:

@@ -5,15 +5,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from debias.gradients.samples import Flattened, SamplesNotFirst, SampleWeights
 
-class SamplesNotFirst(RuntimeError):
-    """A layer saw a tensor whose first dimension is not the samples: single_pass is not exact for this model."""
+__all__ = ["Collector", "Rows", "SamplesNotFirst", "Tap"]
+
+# What the block around a layer flattened, (R, T), where there is such a block: of the forward pass that made a signal.
+Rows = tuple[int, int] | None
 
 
 class Collector(Protocol):
     """What a tap needs of the gradient source: this backward pass's weights, and a place for gradients."""
 
-    weight_B: Tensor | None
+    weights: SampleWeights | None
 
     def accumulate(self, name: str, gradient: Tensor) -> None:
         """Add to the bias gradient of parameter `name`."""
@@ -23,56 +26,70 @@ class Tap:
     """Makes the main gradient of one linear layer and leaves its bias gradient with the source.
 
     A plain object, not a tensor saved by autograd: under activation checkpointing saved tensors are other objects when
-    the layer is recomputed, and the weights must survive that.
+    the layer is recomputed, and the weights must survive that. `block` is the block around the layer that flattens its
+    tokens, if there is one.
     """
 
-    def __init__(self, source: Collector, weight_name: str | None, bias_name: str | None) -> None:
+    def __init__(
+        self, source: Collector, weight_name: str | None, bias_name: str | None, block: Flattened | None = None
+    ) -> None:
         self.source = source
         self.weight_name = weight_name
         self.bias_name = bias_name
+        self.block = block
 
-    def weight_gradient(self, x: Tensor, delta: Tensor) -> Tensor:
+    def rows(self) -> Rows:
+        """What the block around this layer sees in the forward pass that is running."""
+        return None if self.block is None else self.block.rows_and_tokens
+
+    def weight_gradient(self, x: Tensor, delta: Tensor, rows: Rows = None) -> Tensor:
         """main_W [O, I] from input x [B, ..., I] and signal delta [B, ..., O]; adds bias_W to what is accumulated.
 
         Weighting whichever side is narrow (x for lora_B, delta for lora_A) and stacking it on the unweighted one makes
-        both gradients with a single matrix product.
+        both gradients with a single matrix product. `rows` is what `rows()` was in the forward pass.
         """
-        weight_B = self._weights(x)
-        if weight_B is None or self.weight_name is None:
+        weights = self._weights(x, rows)
+        if weights is None or self.weight_name is None:
             return delta.flatten(0, -2).T @ x.flatten(0, -2)
-        rows, columns = delta.shape[-1], x.shape[-1]
-        if columns <= rows:
-            both_O2I = delta.flatten(0, -2).T @ _with_weighted(x, weight_B)
+        n_rows, columns = delta.shape[-1], x.shape[-1]
+        if columns <= n_rows:
+            both_O2I = delta.flatten(0, -2).T @ with_weighted(x, weights)
             # Copied out, or a slice would keep the whole stack alive until the step.
             main_OI, bias_OI = both_O2I[:, :columns], both_O2I[:, columns:].contiguous()
         else:
-            both_2OI = _with_weighted(delta, weight_B).T @ x.flatten(0, -2)
-            main_OI, bias_OI = both_2OI[:rows], both_2OI[rows:]
+            both_2OI = with_weighted(delta, weights).T @ x.flatten(0, -2)
+            main_OI, bias_OI = both_2OI[:n_rows], both_2OI[n_rows:]
         self.source.accumulate(self.weight_name, bias_OI)
         return main_OI
 
-    def bias_gradient(self, delta: Tensor) -> Tensor:
+    def bias_gradient(self, delta: Tensor, rows: Rows = None) -> Tensor:
         """The layer's own bias vector [O]: its main gradient; adds its bias gradient to what is accumulated."""
-        weight_B = self._weights(delta)
-        if weight_B is not None and self.bias_name is not None:
-            weighted = delta * _shaped(weight_B, delta)
+        weights = self._weights(delta, rows)
+        if weights is not None and self.bias_name is not None:
+            weighted = delta * _shaped(weights, delta)
             self.source.accumulate(self.bias_name, weighted.flatten(0, -2).sum(dim=0, dtype=torch.float32))
         return delta.flatten(0, -2).sum(dim=0)
 
-    def _weights(self, tensor: Tensor) -> Tensor | None:
-        weight_B = self.source.weight_B
-        if weight_B is not None and tensor.shape[0] != weight_B.shape[0]:
+    def of_tokens(self, rows: Rows) -> Tensor | None:
+        """The weight of each token of the block around this layer, flattened [R * T]; None outside a backward pass."""
+        if self.source.weights is None:
+            return None
+        if rows is None:
             raise SamplesNotFirst(
-                f"single_pass: {self.weight_name or self.bias_name} saw {tensor.shape[0]} rows while the loss has"
-                f" {weight_B.shape[0]} samples; samples are not its first dimension: use gradients='shared_forward'"
+                f"single_pass: the block around {self.weight_name} is not one of those that are known"
             )
-        return weight_B
+        return self.source.weights.of([rows[0] * rows[1]], rows, self.weight_name)
+
+    def _weights(self, tensor: Tensor, rows: Rows) -> Tensor | None:
+        if self.source.weights is None:
+            return None
+        return self.source.weights.of(tensor.shape[:-1], rows, self.weight_name or self.bias_name)
 
 
-def _with_weighted(narrow: Tensor, weight_B: Tensor) -> Tensor:
+def with_weighted(narrow: Tensor, weights: Tensor) -> Tensor:
     """`[narrow, weight * narrow]` side by side, samples and tokens flattened: [B * ..., 2 N]."""
-    return torch.cat([narrow, narrow * _shaped(weight_B, narrow)], dim=-1).flatten(0, -2)
+    return torch.cat([narrow, narrow * _shaped(weights, narrow)], dim=-1).flatten(0, -2)
 
 
-def _shaped(weight_B: Tensor, like: Tensor) -> Tensor:
-    return weight_B.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+def _shaped(weights: Tensor, like: Tensor) -> Tensor:
+    return weights.to(like.dtype).reshape(*weights.shape, *[1] * (like.dim() - weights.dim()))

@@ -382,7 +382,7 @@ def test_weights_are_not_kept_after_backward():
     source = make_source("single_pass", model, selected_of(model))
     assert isinstance(source, SinglePass)
     add_batch(source, model, text_loss, batch, weights_for(6))
-    assert source.weight_B is None
+    assert source.weights is None
     source.detach()
 
 

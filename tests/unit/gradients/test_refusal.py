@@ -128,7 +128,6 @@ ATTENTION = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 REFUSED = {
     "BatchNorm": (BatchNorm, r"norm \(BatchNorm1d\) uses statistics of the batch"),
     "BatchNorm in eval mode": (lambda: BatchNorm().eval(), "statistics of the batch"),
-    "Qwen3Moe": (lambda: with_lora(mixture("Qwen3Moe"), **ATTENTION), r"Moe.*routes tokens of different samples"),
     "Mixtral": (lambda: with_lora(mixture("Mixtral"), **ATTENTION), "routes tokens of different samples"),
     "target_parameters": (
         lambda: with_lora(
@@ -273,7 +272,7 @@ def test_samples_that_are_not_first_are_a_clear_error(build, lora):
     batch = {"x": torch.randn(6, 4, 5), "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
     with pytest.raises(RuntimeError, match=r"second.* while the loss has 6 samples.*shared_forward"):
         add_batch(source, model, mlp_loss, batch, weights_for(6))
-    assert source.weight_B is None
+    assert source.weights is None
     source.detach()
 
 

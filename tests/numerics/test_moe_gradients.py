@@ -1,0 +1,131 @@
+"""Mixtures of experts in one pass: against two_pass, and against one backward pass for each sample, in float64."""
+
+import contextlib
+
+import pytest
+import torch
+from gradient_checks import answer_loss, assert_same, by_samples, take, weights_for, worst
+from tiny_models import answer_batch, llama4, qwen3_moe, rows, with_lora
+from torch.overrides import TorchFunctionMode
+
+from debias.gradients import SinglePass, make_source
+
+torch.set_num_threads(1)
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+DENSE = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
+# Family and what LoRA sits on.
+CASES = {
+    "qwen3_moe, attention": (qwen3_moe, {"target_modules": ATTENTION}),
+    "llama4, attention": (llama4, {"target_modules": ATTENTION}),
+    "llama4, attention and shared expert": (llama4, {"target_modules": DENSE}),
+}
+
+
+def build(name, dtype=torch.float64, checkpointing=None):
+    make, settings = CASES[name]
+    model = make()
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # torch's grouped products know no float64
+    model = with_lora(model, task_type="CAUSAL_LM", **settings).to(dtype)
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        model.enable_input_require_grads()
+    return model
+
+
+class AllFloat64(TorchFunctionMode):
+    """Norms, softmax, losses and sums that go to float32 whatever they are given go to float64 instead."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.float:
+            return args[0].double()
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()})
+
+
+def precision(dtype):
+    """A context and what is asked of gradients in it."""
+    return (AllFloat64(), 1e-10) if dtype == torch.float64 else (contextlib.nullcontext(), 1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_one_backward_pass_for_each_sample(name):
+    model, batch, weight_B = build(name), answer_batch(), weights_for(5).double()
+    with AllFloat64():
+        want = by_samples(model, answer_loss, batch, weight_B)
+        assert_same(take("single_pass", model, answer_loss, [batch], [weight_B]), want, 1e-10)
+
+
+# What checkpointing recomputes runs in the backward pass, where no mode reaches: in float32.
+@pytest.mark.parametrize(
+    ("dtype", "checkpointing"),
+    [(torch.float64, None), (torch.float32, None), (torch.float32, True), (torch.float32, False)],
+)
+@pytest.mark.parametrize("name", CASES)
+def test_two_micro_batches_against_two_pass(name, checkpointing, dtype):
+    batch, weight_B = answer_batch(), weights_for(5).to(dtype)
+    parts, weights = [rows(batch, 0, 2), rows(batch, 2, 5)], [weight_B[:2], weight_B[2:]]
+    context, tolerance = precision(dtype)
+    with context:
+        want = take("two_pass", build(name, dtype), answer_loss, parts, weights)
+        got = take("single_pass", build(name, dtype, checkpointing), answer_loss, parts, weights)
+    assert_same(got, want, tolerance)
+
+
+def test_auto_takes_one_pass():
+    for name in CASES:
+        model = build(name)
+        selected = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        source = make_source("auto", model, selected)
+        assert isinstance(source, SinglePass), name
+        source.detach()
+        assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_weight_on_the_wrong_token_is_seen():
+    model, batch, weight_B = build("llama4, attention and shared expert", torch.float32), answer_batch(), weights_for(5)
+    want = take("two_pass", model, answer_loss, [batch], [weight_B])
+    got = take("single_pass", model, answer_loss, [batch], [weight_B.roll(1)])
+    shared = {name for name in want[1] if "shared_expert" in name}
+    assert len(shared) == 6
+    assert all(worst({n: got[1][n]}, {n: want[1][n]})[0] > 1e-2 for n in shared)
+
+
+def packed(batch):
+    """The samples of a batch in one row, without padding, and -1 at two tokens of padding at its end."""
+    real = batch["attention_mask"].bool()
+    lengths = real.sum(dim=1)
+    end = torch.zeros(2, dtype=torch.long)
+    sample = torch.arange(len(lengths)).repeat_interleave(lengths)
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
+    answers = torch.cat([batch["answer_mask"][real], end.bool()])
+    return {
+        "input_ids": torch.cat([batch["input_ids"][real], end]).unsqueeze(0),
+        "position_ids": torch.cat([positions, end]).unsqueeze(0),
+        "sample_index": torch.cat([sample, end - 1]).unsqueeze(0),
+        "answer_mask": answers.unsqueeze(0),
+    }
+
+
+def packed_loss(model, batch):
+    """Each sample's summed loss, by its own definition: the log-probability of each answer token, gathered."""
+    inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
+    log_p_TV = torch.log_softmax(model(**inputs, use_cache=False).logits[0], dim=-1)
+    where = batch["answer_mask"][0].nonzero().squeeze(1)
+    losses = -log_p_TV[where - 1, batch["input_ids"][0, where]]
+    return torch.stack([losses[batch["sample_index"][0, where] == i].sum() for i in range(5)])
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe, attention"])
+def test_packed_samples_against_one_backward_pass_for_each(name):
+    model, batch, weight_B = build(name), answer_batch(), weights_for(5).double()
+    row = packed(batch)
+    selected = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    source = make_source("single_pass", model, selected)
+    with AllFloat64():
+        source.backward(packed_loss(model, row), weight_B, sample_index=row["sample_index"])
+    got = {n: p.grad for n, p in selected.items()}, dict(source.bias)
+    source.detach()
+    with AllFloat64():
+        assert_same(got, by_samples(model, answer_loss, batch, weight_B), 1e-10)
