@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from debias.config_data import DataConfig, DataSource, PlantedBias, Strict, is_list  # noqa: F401 (importable from here as well)
 from debias.errors import InputError
@@ -50,12 +50,18 @@ class BiasWeight(Strict):
 class AdapterConfig(Strict):
     """What is trained: LoRA matrices, all biases (BitFit), or everything (full fine-tuning).
 
-    `targets`: `auto` (every linear layer but the head), `all-linear` (the same, in PEFT's words) or a list of module
-    name endings. The sizes of LoRA are `lora_r`, `lora_alpha` and `lora_dropout` of the run.
+    `targets`: `auto` (attention, MLP and fused experts), `all-linear` (every linear layer but heads and routers) or a
+    list of module name endings; `target_parameters`: endings of fused expert parameters, where targets are given by
+    hand. `experts`: `auto` (with targets auto), true, false, or `partial`, which lets `target_parameters` leave some
+    out. `experts_r`: LoRA's rank for each expert, by default `lora_r`; all have the scaling `lora_alpha / lora_r`. The
+    sizes of LoRA are `lora_r`, `lora_alpha` and `lora_dropout` of the run.
     """
 
     type: Literal["lora", "bitfit", "full"] = "lora"
     targets: Literal["auto", "all-linear"] | tuple[str, ...] = "auto"
+    target_parameters: tuple[str, ...] = ()
+    experts: bool | Literal["auto", "partial"] = "auto"
+    experts_r: PositiveInt | None = None
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -67,8 +73,19 @@ class AdapterConfig(Strict):
 
     @model_validator(mode="after")
     def _only_lora_has_targets(self) -> "AdapterConfig":
-        if self.type != "lora" and self.targets != "auto":
-            raise ValueError(f"targets has no effect with type {self.type!r}; remove it, or use type lora")
+        for key in ("targets", "target_parameters", "experts", "experts_r"):
+            if self.type != "lora" and getattr(self, key) != AdapterConfig.model_fields[key].default:
+                raise ValueError(f"{key} has no effect with type {self.type!r}; remove it, or use type lora")
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_go_with_targets(self) -> "AdapterConfig":
+        if self.target_parameters and self.targets == "auto":
+            raise ValueError("target_parameters goes with targets given by hand (a list, or all-linear); add them")
+        if self.target_parameters and self.experts is False:
+            raise ValueError("experts is false, but target_parameters names some; remove one of the two")
+        if self.experts == "partial" and not self.target_parameters:
+            raise ValueError("experts is 'partial', but target_parameters names none; add those that are to be adapted")
         return self
 
 

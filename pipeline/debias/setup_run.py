@@ -17,7 +17,7 @@ from debias.config import SELECTIONS, DataConfig, DataSource, RunConfig
 from debias.data import Example, load_examples, paint, plant
 from debias.data.encode import Collator, EncodedExamples, Prompt, encode_for_answers, encode_for_classification
 from debias.data.encode_images import ImageCollator, encode_images
-from debias.data.packing import PackingCollator
+from debias.data.packing import PackingCollator, tokens_of_an_epoch
 from debias.engines import zero_launch
 from debias.errors import InputError
 from debias.losses import Answers, BiasWeightSource, Classification, ColumnWeight, Objective, SelfWeight
@@ -123,6 +123,16 @@ def check_length(config: RunConfig, model: Any) -> None:
         raise InputError(f"max_length is {config.max_length}, but {config.model!r} reads at most {limit} tokens")
 
 
+def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: int) -> None:
+    """Log the tokens of an epoch, packed and as they would be padded."""
+    lengths = [len(feature["input_ids"]) for feature in encoded.features]
+    samples = config.per_device_train_batch_size
+    step = samples * config.gradient_accumulation_steps * world
+    packed, padded = tokens_of_an_epoch(lengths, samples, step, config.seed)
+    saved = 1 - packed / padded
+    logger.info("packing: %s tokens an epoch in place of %s padded ones (%.1f %% fewer)", packed, padded, 100 * saved)
+
+
 def build_model(config: RunConfig) -> Any:
     """The base model with what is to be trained; seed before this, for heads and adapters are drawn here."""
     lora = config.adapter.type == "lora"
@@ -154,6 +164,9 @@ def adapt(config: RunConfig, model: Any) -> Any:
         targets=config.adapter.targets,
         classification=config.head != "causal_lm",
         fresh=model.fresh_modules,
+        target_parameters=config.adapter.target_parameters,
+        experts=config.adapter.experts,
+        experts_r=config.adapter.experts_r,
     )
     if config.deepspeed is not None and usable_bf16(config.bf16):
         for parameter in adapted.parameters():

@@ -12,7 +12,8 @@ from debias.data import load_examples
 from debias.engines import select_parameters
 from debias.errors import InputError
 from debias.inference import load_run
-from debias.models.adapters import add_lora, checkpoint_activations, describe, linear_names, train_biases
+from debias.models.adapters import add_lora, checkpoint_activations, describe, train_biases
+from debias.models.families import linear_names
 from debias.models.load import load_model
 from debias.setup_run import build_model
 from debias.train import train
