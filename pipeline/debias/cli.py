@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
-from debias import cli_bench, cli_eval, cli_harness, cli_suites, cli_sweep
+from debias import cli_bench, cli_eval, cli_harness, cli_launch, cli_plan, cli_suites, cli_sweep
 from debias.cli_print import AsJson, print_table
 from debias.errors import InputError, Interrupted
+from debias.launching import world
+from debias.launching.ranks import record
 
 app = typer.Typer(
     add_completion=False,
@@ -21,9 +23,11 @@ app = typer.Typer(
     help="Fine-tune language models that do not learn the data's shortcuts.",
 )
 app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_launch.app, name="launch")
 cli_eval.add_to(app)
 cli_suites.add_to(app)
 cli_sweep.add_to(app)
+cli_plan.add_to(app)
 cli_harness.add_to(app)
 
 Overrides = Annotated[
@@ -97,11 +101,23 @@ def _quiet() -> None:
     warnings.simplefilter("ignore", UserWarning)
 
 
-def main() -> None:
-    """Entry point: InputError becomes one line on stderr and exit code 2."""
-    _quiet()
+def _run() -> None:
+    """The verb; under torchrun a rank leaves the reason of its failure for who looks after all ranks."""
     try:
         app()
+    except Exception as error:
+        if not isinstance(error, Interrupted):
+            record(error)
+        raise
+
+
+def main() -> None:
+    """Entry point: InputError becomes one line on stderr and exit code 2."""
+    sys.argv[1:] = world.without_local_rank(sys.argv[1:], os.environ)
+    world.adopt_slurm(os.environ)
+    _quiet()
+    try:
+        _run()
     except Interrupted as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(Interrupted.exit_code) from None

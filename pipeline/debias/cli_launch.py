@@ -1,0 +1,108 @@
+"""The verbs that start a run on more than one process."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from debias.config import RunConfig, load_config
+from debias.errors import InputError
+from debias.paths import find_recipe, resolve_paths
+
+app = typer.Typer(no_args_is_help=True, help="Start a run on more than one process: local, slurm, k8s.")
+
+Config = Annotated[Path, typer.Argument(help="A run's YAML file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+]
+
+
+@app.command()
+def local(
+    config: Config,
+    overrides: Overrides = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes, one for each GPU.")] = 1,
+    print_command: Annotated[bool, typer.Option("--print", help="Print the command, start nothing.")] = False,
+) -> None:
+    """Train with several processes on this machine; rank 0 speaks, every rank has a log file."""
+    from debias.launching.local import command, logs_of
+
+    path = find_recipe(config)
+    settings = load_config(path, overrides or [])
+    logs = None if print_command else logs_of(settings.output_dir)
+    words = command(path, overrides or [], nproc, logs)
+    if print_command:
+        typer.echo(shlex.join(words))
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.execv(words[0], words)  # no shell between: signals reach torchrun itself
+
+
+@app.command()
+def slurm(
+    config: Config,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each, a rank for each; 0 trains on CPUs.")] = 0,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes of each node without GPUs.")] = None,
+    global_batch: Annotated[
+        int | None, typer.Option(min=1, help="Samples a step sees at any number of ranks (sets accumulation).")
+    ] = None,
+    array_seeds: Annotated[
+        str | None, typer.Option(help="An array of runs: how many seeds, or a list: 3,7,11.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The job's name; the config's by default.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The job's folder; jobs/NAME by default.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Passed on to Slurm, as those below.")] = None,
+    time: Annotated[str | None, typer.Option(help="Limit: minutes, HH:MM:SS or D-HH:MM:SS.")] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    constraint: Annotated[str | None, typer.Option()] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores of a node.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory of a node, such as 200G.")] = None,
+    container: Annotated[str | None, typer.Option(help="Image for srun --container-image (pyxis).")] = None,
+    grace: Annotated[int, typer.Option(min=30, help="Seconds from SIGTERM to the time limit.")] = 300,
+    online: Annotated[bool, typer.Option("--online", help="Nodes may reach the hub.")] = False,
+    no_doctor: Annotated[bool, typer.Option("--no-doctor", help="Leave out the check of the nodes.")] = False,
+    submit: Annotated[bool, typer.Option("--submit", help="Hand it to Slurm at once.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write an existing job's folder anew.")] = False,
+) -> None:
+    """Write an sbatch script for a run on several nodes, and submit it if asked."""
+    from debias.launching import slurm as scripts
+    from debias.launching.job import make_job
+    from debias.sweep_plan import parse_seeds
+
+    settings, stem = _settings(config, overrides)
+    title = name or stem
+    job = make_job(
+        settings,
+        name=title,
+        folder=out or Path("jobs") / title,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        ranks_per_node=ranks_per_node,
+        global_batch=global_batch,
+        seeds=parse_seeds(array_seeds) if array_seeds else (),
+        grace_seconds=grace,
+        cpus_per_task=cpus_per_task,
+        offline=not online,
+        doctor=not no_doctor,
+    )
+    options = {"partition": partition, "time": time, "account": account, "qos": qos, "constraint": constraint}
+    text = scripts.script(job, {**options, "cpus-per-task": cpus_per_task, "mem": mem}, container)
+    path = scripts.write(job, text, overwrite=overwrite)
+    typer.echo(f"{path}: {job.world_size} ranks, {job.global_batch} samples a step")
+    if submit:
+        typer.echo(f"submitted: {scripts.submit(path)}")
+    else:
+        typer.echo(f"submit it with: cd {shlex.quote(str(path.parent))} && sbatch {path.name}")
+
+
+def _settings(config: Path, overrides: list[str] | None) -> tuple[RunConfig, str]:
+    """The run's settings with absolute paths, and the config's own name."""
+    path = find_recipe(config)
+    if not path.is_file():
+        raise InputError(f"{config}: no such file, and no recipe of that name")
+    return resolve_paths(load_config(path, overrides or []), path.resolve().parent), path.stem

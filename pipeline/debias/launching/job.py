@@ -1,0 +1,153 @@
+"""A run as a job of a cluster: its shape, what does not fit, and the folder that holds all it needs."""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from debias import zero_config
+from debias.config import RunConfig, dump_config
+from debias.errors import InputError
+
+# What Slurm and Kubernetes take as a word; anything else could end a directive and begin another.
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@=+/-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked run on `nodes` machines with `ranks_per_node` processes each.
+
+    `seeds` makes it an array, one task for each seed, with runs in `output_dir/seedN`. `folder` holds the script, the
+    configs as resolved (a recipe edited while the job waits changes nothing) and the logs.
+    """
+
+    name: str
+    folder: Path
+    config: RunConfig
+    nodes: int
+    gpus_per_node: int
+    ranks_per_node: int
+    seeds: tuple[int, ...] = ()
+    grace_seconds: int = 300
+    threads: int = 1
+    offline: bool = True
+    doctor: bool = True
+    most_requeues: int = 100
+    python: str = sys.executable
+
+    @property
+    def output_dir(self) -> str:
+        return os.path.abspath(self.config.output_dir)
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that one optimizer step sees."""
+        per_rank = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
+        return per_rank * self.world_size
+
+    def configs(self) -> dict[str, RunConfig]:
+        """The file names and settings of the runs."""
+        common = {"resume": False, "overwrite_output_dir": False, "sigterm_grace_seconds": float(self.grace_seconds)}
+        if not self.seeds:
+            return {"config.yaml": self.config.model_copy(update={**common, "output_dir": self.output_dir})}
+        return {
+            f"seed{seed}.yaml": self.config.model_copy(
+                update={**common, "seed": seed, "output_dir": f"{self.output_dir}/seed{seed}"}
+            )
+            for seed in self.seeds
+        }
+
+
+def make_job(
+    config: RunConfig,
+    *,
+    name: str,
+    folder: Path,
+    nodes: int,
+    gpus_per_node: int,
+    ranks_per_node: int | None = None,
+    global_batch: int | None = None,
+    seeds: Sequence[int] = (),
+    grace_seconds: int = 300,
+    cpus_per_task: int | None = None,
+    offline: bool = True,
+    doctor: bool = True,
+) -> Job:
+    """The job, with everything checked that can be without a cluster; InputError in one line.
+
+    `ranks_per_node`: one for each GPU by default, one without GPUs. `global_batch` fixes what one optimizer step sees
+    at any number of ranks: gradient accumulation is set to make it so. `config` has absolute paths.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(f"--name is {name!r}, expected up to 63 letters, digits, '.', '_' or '-'")
+    ranks = ranks_per_node or gpus_per_node or 1
+    if gpus_per_node and ranks != gpus_per_node:
+        raise InputError(
+            f"--ranks-per-node is {ranks} with {gpus_per_node} GPUs a node; expected one rank for each GPU"
+        )
+    if global_batch is not None:
+        config = _with_global_batch(config, global_batch, nodes * ranks)
+    if config.deepspeed is not None:
+        path = zero_config.find(config.deepspeed)
+        zero_config.read(path, nodes * ranks, config.per_device_train_batch_size, config.gradient_accumulation_steps)
+    job = Job(
+        name=name,
+        folder=Path(folder).absolute(),
+        config=config,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        ranks_per_node=ranks,
+        seeds=tuple(seeds),
+        grace_seconds=grace_seconds,
+        threads=max(1, (cpus_per_task or ranks) // ranks),
+        offline=offline,
+        doctor=doctor,
+    )
+    if any(ord(letter) < 32 for letter in f"{job.folder}{job.output_dir}{job.python}"):
+        raise InputError(f"{str(job.folder)!r} and {job.output_dir!r}: a line break or control character in a path")
+    return job
+
+
+def _with_global_batch(config: RunConfig, wanted: int, world: int) -> RunConfig:
+    together = config.per_device_train_batch_size * world
+    if wanted % together:
+        sizes = [size for size in range(1, wanted // world + 1) if wanted % (size * world) == 0]
+        fitting = f"per_device_train_batch_size={max(sizes)} fits" if sizes else f"{world} ranks do not divide {wanted}"
+        raise InputError(
+            f"--global-batch is {wanted}, no multiple of {world} ranks x per_device_train_batch_size "
+            f"{config.per_device_train_batch_size}; {fitting}"
+        )
+    return config.model_copy(update={"gradient_accumulation_steps": wanted // together})
+
+
+def write_job(job: Job, files: dict[str, str], *, overwrite: bool = False) -> Path:
+    """The job's folder with its configs and `files`; appears whole or not at all. InputError if it is there already."""
+    if job.folder.exists() and not overwrite:
+        raise InputError(f"{job.folder}: exists already; give another -o, or --overwrite to write it anew")
+    texts = {**{file: dump_config(one) for file, one in job.configs().items()}, **files}
+    try:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=job.folder.parent, prefix=f".{job.folder.name}-"))
+        try:
+            for file, text in texts.items():
+                (made / file).write_text(text, encoding="utf-8")
+            made.chmod(0o755)  # other nodes may read it as another user
+            if not job.folder.exists():
+                made.rename(job.folder)
+            else:  # file by file: its logs stay
+                for file in texts:
+                    (made / file).replace(job.folder / file)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{job.folder}: cannot be written: {error.strerror or error}") from None
+    return job.folder

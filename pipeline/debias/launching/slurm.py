@@ -1,0 +1,72 @@
+"""An sbatch script that a person can read and edit, and its submission.
+
+Values never reach a shell unquoted: what stands in an `#SBATCH` line must be a plain word, and what stands in the
+script is quoted for the shell or passed on as an argument.
+"""
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+
+from debias.errors import InputError
+from debias.launching.job import WORD, Job, write_job
+
+SCRIPT = "job.sbatch"
+OPTIONS = ("partition", "time", "account", "qos", "constraint", "cpus-per-task", "mem", "exclude", "nodelist")
+
+
+def script(job: Job, options: Mapping[str, str | int | None], container: str | None = None) -> str:
+    """The text of the sbatch script.
+
+    `options` are those of `OPTIONS`; InputError for a value that is no plain word. `container` is an image for
+    `srun --container-image` (pyxis), a path or a URI.
+    """
+    given = [(name, str(value)) for name, value in options.items() if value is not None]
+    for name, value in given:
+        if name not in OPTIONS:
+            raise ValueError(f"options: {name!r}, expected one of {OPTIONS}")
+        if not WORD.fullmatch(value):
+            raise InputError(f"--{name} is {value!r}, expected one word of letters, digits and _ . , : @ = + / -")
+    image = f" --container-image={shlex.quote(container)}" if container else ""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates()),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # a shell script: values go through the filter q
+    )
+    environment.filters["q"] = shlex.quote
+    return environment.get_template("slurm.sbatch.j2").render(job=job, options=given, container=image)
+
+
+def templates() -> Path:
+    """Where the templates are: inside the installed package, or at the top of a checkout."""
+    here = Path(__file__).parents[1]
+    return next(place for place in (here / "templates", here.parents[1] / "launch" / "templates") if place.is_dir())
+
+
+def write(job: Job, text: str, *, overwrite: bool = False) -> Path:
+    """The job's folder with its script; the path of the script."""
+    return write_job(job, {SCRIPT: text}, overwrite=overwrite) / SCRIPT
+
+
+def submit(path: Path) -> str:
+    """Hand the script to Slurm; the job's number. InputError with Slurm's own reason if it takes it not."""
+    if shutil.which("sbatch") is None:
+        raise InputError(f"sbatch is not on PATH, so nothing was submitted; the script is {path}")
+    done = subprocess.run(
+        ["sbatch", "--parsable", f"--chdir={path.parent}", path.name],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or f"sbatch ended with exit code {done.returncode}"
+        raise InputError(f"Slurm refused the job, nothing was submitted: {reason}")
+    return done.stdout.strip().partition(";")[0]

@@ -1,0 +1,53 @@
+"""What another launcher than torchrun says about a process, in the words that torch.distributed reads."""
+
+import subprocess
+from collections.abc import MutableMapping, Sequence
+
+
+def without_local_rank(words: Sequence[str], environment: MutableMapping[str, str]) -> list[str]:
+    """The command line without the `--local_rank=N` that the `deepspeed` launcher adds; N goes to LOCAL_RANK."""
+    kept = []
+    for word in words:
+        flag, _, rank = word.partition("=")
+        if flag in ("--local_rank", "--local-rank") and rank.isdecimal():
+            environment.setdefault("LOCAL_RANK", rank)
+        else:
+            kept.append(word)
+    return kept
+
+
+def adopt_slurm(environment: MutableMapping[str, str]) -> None:
+    """RANK, WORLD_SIZE and the meeting point of tasks that `srun python` started itself, one for each rank.
+
+    Nothing changes for a process of another launcher, or in a step of one task (torchrun runs inside such a one).
+    """
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" in environment or "SLURM_PROCID" not in environment or tasks in ("", "0", "1"):
+        return
+    first = _first_node(environment)
+    # Two steps of one allocation must not meet at one port.
+    port = 20000 + (int(environment.get("SLURM_JOB_ID", "0")) * 7 + int(environment.get("SLURM_STEP_ID", "0"))) % 20000
+    known = {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": tasks,
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": first,
+        "MASTER_PORT": str(port),
+    }
+    for name, value in known.items():
+        environment.setdefault(name, value)
+
+
+def _first_node(environment: MutableMapping[str, str]) -> str:
+    """The address by which Slurm reaches the step's first node; its name if Slurm cannot be asked."""
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    try:
+        name = _said(["scontrol", "show", "hostnames", nodes]).split()[0]
+        words = _said(["scontrol", "show", "node", name]).split()
+        return next(word.partition("=")[2] for word in words if word.startswith("NodeAddr="))
+    except (OSError, subprocess.SubprocessError, IndexError, StopIteration):
+        return nodes.partition(",")[0] or "127.0.0.1"
+
+
+def _said(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout

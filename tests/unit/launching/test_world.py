@@ -1,0 +1,143 @@
+"""Ranks that another launcher than torchrun started, and what is said when one fails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from debias.launching import local, ranks
+from debias.launching.world import adopt_slurm, without_local_rank
+
+STEP = {
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_JOB_ID": "20001",
+    "SLURM_STEP_ID": "2",
+}
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    path = tmp_path / "scontrol"
+    path.write_text(
+        '#!/bin/sh\ncase "$2 $3" in "hostnames n[1-2]") echo n1; echo n2;;'
+        ' "node n1") echo "X=1 NodeAddr=10.1.1.1 Y=2";; esac\n'
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def test_tasks_of_srun_are_ranks(scontrol):
+    environment = dict(STEP)
+    adopt_slurm(environment)
+    assert {key: value for key, value in environment.items() if key not in STEP} == {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "10.1.1.1",
+        "MASTER_PORT": str(20000 + (20001 * 7 + 2) % 20000),
+    }
+
+
+@pytest.mark.parametrize(
+    "change", [{"RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_NUM_TASKS": ""}, {"SLURM_PROCID": None}]
+)
+def test_others_are_left_alone(change):
+    before = {key: value for key, value in (STEP | change).items() if value is not None}
+    after = dict(before)
+    adopt_slurm(after)
+    assert after == before
+
+
+def test_slurm_that_cannot_be_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    environment = STEP | {"SLURM_STEP_NODELIST": "node7"}
+    adopt_slurm(environment)
+    assert environment["MASTER_ADDR"] == "node7"
+
+
+@pytest.mark.parametrize("flag", ["--local_rank=5", "--local-rank=5"])
+def test_the_argument_of_the_deepspeed_launcher(flag):
+    environment = {}
+    assert without_local_rank(["train", flag, "x.yaml", "--local_rank=a"], environment) == [
+        "train",
+        "x.yaml",
+        "--local_rank=a",
+    ]
+    assert environment == {"LOCAL_RANK": "5"}
+
+
+FAILS = """
+import os, sys, time
+from debias.errors import InputError
+from debias.launching.ranks import record
+kind, rank = sys.argv[1], os.environ["RANK"]
+if rank == "0":
+    time.sleep(100 if kind != "together" else 0)  # until torchrun ends it
+    sys.exit(75)
+if kind == "together":
+    sys.exit(75)
+if kind == "killed":
+    os.kill(os.getpid(), 9)
+if kind == "silent":
+    sys.exit(4)
+try:
+    raise InputError("seed: -1, expected 0 or more") if kind == "input" else RuntimeError("a bug")
+except Exception as error:
+    record(error)
+    raise SystemExit(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"),
+    [
+        ("input", 1, ["rank 1 failed first, it ended with exit code 2:", "  error: seed: -1, expected 0 or more"]),
+        (
+            "bug",
+            1,
+            [
+                "rank 1 failed first, it ended with exit code 2:",
+                "  Traceback (most recent call last):",
+                "  RuntimeError: a bug",
+            ],
+        ),
+        ("killed", 1, ["rank 1 failed first, it was killed by SIGKILL:"]),
+        (
+            "silent",
+            1,
+            ["rank 1 failed first, it ended with exit code 4:", "  it left no words; its log has what there is"],
+        ),
+        ("together", 75, []),
+    ],
+)
+def test_the_first_failure_is_said_by_itself(kind, code, said, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS)
+    words = [sys.executable, "-m", "debias.launching.ranks", "--standalone", "--nproc-per-node", "2", str(script), kind]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == code
+    for line in said:
+        assert line in done.stderr.splitlines()
+    assert "torch/distributed/run.py" not in done.stderr
+
+
+def test_outside_of_torchrun_nothing_is_recorded(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    ranks.record(ValueError("x"))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    ranks.record(ValueError("x"))
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == "ValueError: x"
+
+
+def test_the_local_command(tmp_path):
+    words = local.command(tmp_path / "a b.yaml", ["seed=1"], 2, tmp_path / "logs")
+    assert words[:3] == [sys.executable, "-m", "debias.launching.ranks"]
+    assert words[-5:] == ["-m", "debias.cli", "train", str(tmp_path / "a b.yaml"), "seed=1"]
+    assert str(tmp_path / "logs") in words
+    assert "--log-dir" not in local.command(tmp_path / "a.yaml", [], 2, None)
+    assert local.logs_of(str(tmp_path / "run")).parent == tmp_path / "run.logs"
