@@ -20,6 +20,7 @@ from debias.engines.step import NonFiniteGradients
 from debias.engines.stopping import StopRequest
 from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst
+from debias.models.adapter_table import as_records, left_over, render, survey
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
 from debias.paths import resolve_paths
@@ -30,6 +31,7 @@ from debias.setup_run import (
     build_rule,
     build_task,
     check_length,
+    say_what_packing_saves,
     training_arguments,
     training_examples,
     validation_examples,
@@ -63,10 +65,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     set_seed(config.seed)  # before the head and the adapter are drawn
     model = build_model(config)
     check_length(config, model)
-    sizes = describe(model)
-    logger.info(
-        "%s trainable of %s parameters, %s in 4 bit", *(f"{sizes[k]:,}" for k in ("trainable", "all", "four_bit"))
-    )
+    sizes = _sizes(model)
     stop = StopRequest(config.sigterm_grace_seconds)
     trainer = _trainer(config, model, arguments, task, examples, validation, stop)
     with arguments.main_process_first(local=False, desc="opening the run"):
@@ -77,7 +76,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         "seed": config.seed,
         "method": {"name": rule.name, **dataclasses.asdict(rule)},
         "train_examples": len(examples),
-        "parameters": sizes,
+        **sizes,
         **environment(),
     }
     if first:
@@ -107,6 +106,18 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     return folder
 
 
+def _sizes(model: Any) -> dict[str, Any]:
+    """What trains, what is adapted and how the base is stored, said and for run.json."""
+    sizes, rows = describe(model), survey(model)
+    logger.info(
+        "%s trainable of %s parameters, %s in 4 bit", *(f"{sizes[k]:,}" for k in ("trainable", "all", "four_bit"))
+    )
+    logger.info("%s", render(rows))
+    if found := left_over(rows):
+        logger.info("%s", found)
+    return {"parameters": sizes, "layers": as_records(rows)}
+
+
 def _fit(trainer: DebiasTrainer, checkpoint: Path | None, tokenizer: Any, folder: Path) -> Any:
     """Train, and save what was trained unless a signal stopped it; what it saved then is a checkpoint."""
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -127,11 +138,14 @@ def _trainer(
     stop: StopRequest,
 ) -> DebiasTrainer:
     folder = Path(config.output_dir)
+    encoded = task.encode(examples, with_answer=True)
+    if config.packing:
+        say_what_packing_saves(config, encoded, arguments.world_size)
     with _nothing_left(folder):
         trainer = DebiasTrainer(
             model=model,
             args=arguments,
-            train_dataset=task.encode(examples, with_answer=True),
+            train_dataset=encoded,
             eval_dataset=task.encode(validation, with_answer=False) if validation else None,
             data_collator=task.collate,
             compute_metrics=validation_figures,

@@ -37,8 +37,11 @@ def _joined(rows: Sequence[Sequence[Any]]) -> Tensor:
     return torch.tensor([[value for row in rows for value in row]])
 
 
-def tokens_of_an_epoch(lengths: Sequence[int], batch_size: int, seed: int) -> tuple[int, int]:
-    """Tokens of the first epoch's micro-batches of `batch_size` samples: packed, and padded to each one's longest."""
-    order = list(LengthBuckets(lengths, batch_size, seed))
-    batches = [[lengths[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+def tokens_of_an_epoch(lengths: Sequence[int], batch_size: int, step: int, seed: int) -> tuple[int, int]:
+    """Tokens of the first epoch, packed and padded to the longest of each micro-batch of `batch_size` samples.
+
+    `step`: samples of an optimizer step, over all micro-batches and ranks.
+    """
+    order = [lengths[i] for i in LengthBuckets(lengths, step, seed)]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return sum(lengths), sum(max(batch) * len(batch) for batch in batches)

@@ -34,7 +34,8 @@ def token_losses(
     losses = [_cross_entropy(logits_BKV, targets_BK[:, :step])]
     rest_BKH = head.take_hidden()[:, keep_K[step:]]
     for hidden_BKH, part_BK in zip(rest_BKH.split(step, 1), targets_BK[:, step:].split(step, 1), strict=True):
-        losses.append(checkpoint(head.losses, hidden_BKH, part_BK, use_reentrant=False))
+        # The check compares shapes, and those of weights that ZeRO-3 gathers and releases change meanwhile.
+        losses.append(checkpoint(head.losses, hidden_BKH, part_BK, use_reentrant=False, determinism_check="none"))
     return torch.cat(losses, dim=1)
 
 
