@@ -24,6 +24,7 @@ from debias.losses import Answers, BiasWeightSource, Classification, ColumnWeigh
 from debias.methods import Rule, make_rule
 from debias.models.adapters import add_lora, checkpoint_activations, prepare_quantized, train_biases
 from debias.models.attention import check_attention, check_packing, choose_attention
+from debias.models.families import sparse_blocks
 from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
 
@@ -188,6 +189,8 @@ def base_model(config: RunConfig, name: str, *, training: bool = False) -> Any:
         attn_implementation=choose_attention(asked, name, config.head, dtype, bf16=bf16, training=training),
         seed=config.seed,
     )
+    if config.deepspeed is not None:
+        zero_launch.mark_leaves(model, sparse_blocks(model))
     if training:
         check_attention(asked, model)
     return prepare_quantized(model) if config.load_in_4bit else model

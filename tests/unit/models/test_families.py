@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+import tiny_runs
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from debias.config import AdapterConfig
 from debias.errors import InputError
 from debias.models.adapters import add_lora, prepare_quantized
 from debias.models.families import choose_targets, expert_parameters, is_sparse, linear_names, sparse_blocks
+from debias.setup_run import base_model
 
 SPARSE = ("qwen3_moe", "llama4_text")
 DECODER = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -252,3 +254,21 @@ def test_4_bit_leaves_experts_as_they_were(name: str, tmp_path: Path) -> None:
     assert gradients
     assert all(grad is not None and bool(grad.isfinite().all()) for grad in gradients)
     assert any(float(grad.abs().max()) > 0 for grad in gradients if grad is not None)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_blocks_are_leaves_of_zero_3(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    from deepspeed.utils.z3_leaf_module import z3_leaf_module
+
+    tiny_models.family(name).save_pretrained(tmp_path / "model")
+    prompt = {"template": "{premise} {hypothesis}", "verbalizers": dict.fromkeys(("entailment", "neutral"), "x")}
+    prompt["verbalizers"] |= {"contradiction": "y"}
+    settings = {"head": "causal_lm", "prompt": prompt, "attn_implementation": "sdpa"}
+    for engine, leaves in ((None, 0), ("zero3", 2 if name == "qwen3_moe" else 1)):
+        config = tiny_runs.config_for(tmp_path / "model", tmp_path / "run", deepspeed=engine, **settings)
+        model = base_model(config, config.model)
+        marked = [module for module in model.modules() if z3_leaf_module(module)]
+        assert [type(module).__name__ for module in marked] == [kind.__name__ for kind in sparse_blocks(model)] * leaves
+        attached = add_lora(model, r=2, alpha=4, dropout=0.0, targets="auto", classification=False)
+        assert sum(z3_leaf_module(module) for module in attached.modules()) == leaves
