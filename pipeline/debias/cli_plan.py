@@ -1,0 +1,58 @@
+"""The verb `debias plan`."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from debias.cli_print import AsJson, print_table
+from debias.errors import InputError
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(plan)
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+    ] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, for example 24GB or 80GiB.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Of one node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    seq_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a row (the run's max_length).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say before a run what it will need: parameters, bytes of a GPU, communication, and whether it fits."""
+    from debias.config import load_config
+    from debias.paths import find_recipe, resolve_paths
+    from debias.plan.plan import Machine, gpu_memory_here, make_plan
+    from debias.plan.table import table_of, verdict_of
+
+    logging.getLogger("debias.models.precision").setLevel(logging.ERROR)  # of this machine, not of what is planned
+    path = find_recipe(config)
+    run = resolve_paths(load_config(path, overrides or []), path.resolve().parent)
+    memory = parse_bytes(gpu_memory) if gpu_memory is not None else gpu_memory_here()
+    found = make_plan(run, Machine(gpu_memory=memory, gpus=gpus, nodes=nodes), length=seq_length)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(), indent=2))
+        return
+    print_table(table_of(found))
+    for line in verdict_of(found):
+        typer.echo(line)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as 24GB (10^9) or 24GiB (2^30); InputError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", text.upper())
+    unit = "" if match is None else match[2] if match[2].endswith("B") or not match[2] else match[2] + "B"
+    if match is None or unit not in UNITS or (not unit) or float(match[1]) <= 0:
+        raise InputError(f"--gpu-memory: {text!r} is no size; write it with its unit, for example 24GB or 80GiB")
+    return round(float(match[1]) * UNITS[unit])

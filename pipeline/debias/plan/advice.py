@@ -1,0 +1,82 @@
+"""What a plan suggests, in plain sentences; each rule is one function of the plan."""
+
+from typing import TYPE_CHECKING
+
+from debias.config import RunConfig
+from debias.plan.count import Counts
+
+if TYPE_CHECKING:
+    from debias.plan.plan import Plan
+
+GB = 1e9
+
+
+def advice(plan: "Plan", run: RunConfig, counts: Counts) -> list[str]:
+    """Sentences that say what to change, the most useful first; empty where nothing is to be said."""
+    found = [
+        _too_large(plan, run),
+        _data_parallel(plan, run, counts),
+        _experts(plan, counts),
+        _float32(plan, run, counts),
+        _room(plan),
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def _too_large(plan: "Plan", run: RunConfig) -> str:
+    if plan.fits is not False:
+        return ""
+    if plan.largest_micro_batch:
+        steps = -(-plan.micro_batch * plan.accumulation // plan.largest_micro_batch)
+        return (
+            f"per_device_train_batch_size={plan.largest_micro_batch} fits; gradient_accumulation_steps={steps} keeps"
+            " the batch"
+        )
+    return next(sentence for holds, sentence in _cures(plan, run) if holds)
+
+
+def _cures(plan: "Plan", run: RunConfig) -> list[tuple[bool, str]]:
+    """What to try where not even one sample fits, the cheapest first."""
+    activations = not run.gradient_checkpointing and plan.parts.get("activations", 0) > 0.2 * plan.total
+    lora = run.adapter.type == "lora"
+    return [
+        (activations, "gradient_checkpointing=true: activations are a large part, computed again instead of kept"),
+        (lora and not run.load_in_4bit, "load_in_4bit=true takes a quarter of the 16-bit weights' memory (QLoRA)"),
+        (not lora, "adapter=lora: anything else that trains keeps its gradients and optimizer state"),
+        (plan.stage != 3, "deepspeed=zero3 shards the weights over the GPUs; give --gpus and --nodes"),
+        (True, "more GPUs (--gpus, --nodes), deepspeed=zero3_offload_all, or a shorter --seq-length"),
+    ]
+
+
+def _data_parallel(plan: "Plan", run: RunConfig, counts: Counts) -> str:
+    if plan.stage != 3 or plan.gpu_memory is None or run.adapter.type != "lora":
+        return ""
+    frozen = sum(size.bytes for size in counts.sizes if not size.trainable)
+    if frozen > 0.5 * plan.gpu_memory:
+        return ""
+    what = "4-bit base" if run.load_in_4bit else "base"
+    return (
+        f"the frozen {what} ({frozen / GB:.1f} GB) fits one GPU: deepspeed=null (data parallelism of the adapters)"
+        " sends a small part of what stage 3 gathers"
+    )
+
+
+def _experts(plan: "Plan", counts: Counts) -> str:
+    experts = plan.parameters.unquantized.get("experts", 0)
+    if not experts:
+        return ""
+    size = sum(s.bytes for s in counts.sizes if s.kind == "experts" and not s.trainable and s.precision != "4-bit")
+    return f"the fused experts are not 4-bit: {experts / GB:.1f}B elements take {size / GB:.0f} GB as they are"
+
+
+def _float32(plan: "Plan", run: RunConfig, counts: Counts) -> str:
+    size = counts.bytes(precision="32-bit", trainable=False)
+    if run.adapter.type == "lora" and not run.bf16 and not run.load_in_4bit and size > 0.2 * plan.total:
+        return "bf16=true halves the frozen weights, which are in float32"
+    return ""
+
+
+def _room(plan: "Plan") -> str:
+    if plan.fits and plan.gradient_checkpointing and plan.gpu_memory and 2 * plan.total < plan.gpu_memory:
+        return "there may be room to do without gradient_checkpointing, which costs a forward pass more"
+    return ""

@@ -1,0 +1,214 @@
+"""Bytes on one GPU at the worst moment of a step, part by part. N trainable elements, W ranks.
+
+Moments: `backward` (both gradients are made), `combine` (the rule makes the update), `optimizer` (AdamW's temporaries).
+Weights and optimizer state are there at all of them. Peaks of the second and later steps: the first has no state yet.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from debias.engines.torch_engine import STACK_ELEMENTS
+from debias.plan.count import Counts, Size
+from debias.plan.trace import Traced
+
+# What CUDA, cuBLAS and the kernels' code take before the first tensor, and what the caching allocator loses to
+# rounding and holes: assumptions, the same for all models.
+CONTEXT_BYTES = 600 * 2**20
+FRAGMENTATION = 0.05
+
+# Bytes an element of the optimizer's state, and whether a step makes a float32 temporary of all trainable elements.
+OPTIMIZERS: dict[str, tuple[float, bool]] = {
+    "adamw_torch": (8.0, True),
+    "adamw_torch_fused": (8.0, False),
+    "adamw_bnb_8bit": (2.0 + 8 / 256, False),
+    "adamw_8bit": (2.0 + 8 / 256, False),
+    "paged_adamw_8bit": (2.0 + 8 / 256, False),
+    "paged_adamw_32bit": (8.0, False),
+    "lion_32bit": (4.0, False),
+    "lion_8bit": (1.0 + 4 / 256, False),
+    "paged_lion_32bit": (4.0, False),
+    "paged_lion_8bit": (1.0 + 4 / 256, False),
+    "sgd": (0.0, True),
+    "adagrad": (4.0, True),
+    "rmsprop": (4.0, True),
+}
+OTHER_OPTIMIZER = (8.0, True)  # taken for an optimizer that is not in the table
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a run is spread: DeepSpeed's stage and what it keeps where; stage None without DeepSpeed."""
+
+    world: int = 1
+    stage: int | None = None
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    bucket: int = 0  # reduce_bucket_size, elements
+    overlap: bool = False
+    max_live: int = 0  # stage3_max_live_parameters, elements
+    prefetch: int = 0
+    persistence: int = 0  # tensors below so many elements stay whole
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part on one GPU, at the moment `moment`, and on the host where something is offloaded."""
+
+    parts: dict[str, int]
+    moment: str
+    host: int = 0
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", sum(self.parts.values()))
+
+
+def sharding_of(found: dict[str, Any] | None, world: int) -> Sharding:
+    """What a DeepSpeed configuration (None: no DeepSpeed) shards and offloads; sizes left out are DeepSpeed's."""
+    if found is None:
+        return Sharding(world)
+    zero = found.get("zero_optimization", {})
+
+    def number(key: str, default: float) -> int:
+        value = zero.get(key, default)
+        return int(default if value == "auto" else value)
+
+    def offloads(key: str) -> bool:
+        return (zero.get(key) or {}).get("device", "none") != "none"
+
+    stage = int(zero.get("stage", 0))
+    return Sharding(
+        world,
+        stage,
+        offload_optimizer=offloads("offload_optimizer"),
+        offload_parameters=offloads("offload_param") and stage == 3,
+        bucket=number("reduce_bucket_size", 5e8),
+        overlap=bool(zero.get("overlap_comm", stage == 3)),
+        max_live=number("stage3_max_live_parameters", 1e9),
+        prefetch=number("stage3_prefetch_bucket_size", 5e7),
+        persistence=number("stage3_param_persistence_threshold", 1e5),
+    )
+
+
+def memory_of(
+    counts: Counts, traced: Traced, spread: Sharding, source: str, optim: str, *, cuda: bool = True
+) -> Memory:
+    """The parts at the worst moment of a step with this gradient source (`plain`: one gradient only)."""
+    weights, host = _weights(counts, spread)
+    state, more = _optimizer(counts, spread, optim)
+    host += more
+    moments = _moments(counts, traced, spread, source, optim, cuda)
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    parts = {**weights, "optimizer state": state, **moments[moment]}
+    if cuda:
+        parts["CUDA context"] = CONTEXT_BYTES
+        parts["fragmentation"] = round(FRAGMENTATION * sum(moments[moment].values()))
+    return Memory({name: size for name, size in parts.items() if size}, moment, host)
+
+
+def _weights(counts: Counts, spread: Sharding) -> tuple[dict[str, int], int]:
+    names = {"4-bit": "weights, 4-bit", "16-bit": "weights, 16-bit", "32-bit": "weights, 32-bit"}
+    parts = dict.fromkeys([*names.values(), "trained weights"], 0)
+    for size in counts.sizes:
+        parts["trained weights" if size.trainable else names[size.precision]] += _own(size, spread)
+    host = 0
+    if spread.offload_parameters:
+        whole = {key: value for key, value in parts.items() if value}
+        host, parts = sum(whole.values()), dict.fromkeys(parts, 0)
+    if spread.stage == 3 and spread.world > 1:
+        parts["gathered weights"] = _gathered(counts, spread)
+    return parts, host
+
+
+def _own(size: Size, spread: Sharding) -> int:
+    """Bytes of this tensor on one rank."""
+    if spread.stage != 3 or size.stored < spread.persistence:
+        return size.bytes
+    return -(-size.bytes // spread.world)
+
+
+def _gathered(counts: Counts, spread: Sharding) -> int:
+    """At most: what stage 3 may hold whole at a time, and never less than its largest tensor."""
+    sharded = [size for size in counts.sizes if size.stored >= spread.persistence]
+    stored = sum(size.stored for size in sharded)
+    if not stored:
+        return 0
+    width = sum(size.bytes for size in sharded) / stored
+    largest = max(size.bytes for size in sharded)
+    return round(max(min(stored, spread.max_live + spread.prefetch) * width, largest))
+
+
+def _optimizer(counts: Counts, spread: Sharding, optim: str) -> tuple[int, int]:
+    """Bytes of state on the GPU and on the host; with DeepSpeed also its float32 copies of what trains."""
+    trained = counts.elements(trainable=True)
+    each = OPTIMIZERS.get(optim, OTHER_OPTIMIZER)[0]
+    width = counts.bytes(trainable=True) / max(1, trained)
+    if spread.stage is not None and (spread.stage > 0 or width < 4):
+        each += 4
+    shards = spread.world if spread.stage else 1
+    state = round(each * trained / shards)
+    paged = optim.startswith("paged_")
+    return (0, state) if spread.offload_optimizer or paged else (state, 0)
+
+
+def _moments(
+    counts: Counts, traced: Traced, spread: Sharding, source: str, optim: str, cuda: bool
+) -> dict[str, dict[str, int]]:
+    main, bias = _gradients(counts, spread, source)
+    if spread.stage is None and spread.world == 1:
+        backward = {"gradients": traced.gradients, "activations": traced.peak - traced.gradients}
+    else:
+        backward = {"gradients": main + bias, "activations": traced.others}
+    backward["buckets"] = _buckets(counts, spread)
+    both = {"gradients": main + bias, "buckets": backward["buckets"]}
+    combine = {**both, "combining": 0 if source == "plain" else _combining(counts, spread)}
+    step = {
+        "gradients": main,
+        "buckets": backward["buckets"],
+        "optimizer's temporaries": _step(counts, spread, optim, cuda),
+    }
+    return {"backward": backward, "combine": combine, "optimizer": step}
+
+
+def _gradients(counts: Counts, spread: Sharding, source: str) -> tuple[int, int]:
+    """Main and bias gradients as the engine keeps them until the step."""
+    trained, selected = counts.elements(trainable=True), counts.elements(selected=True)
+    stored = counts.bytes(trainable=True)
+    if spread.stage is None:
+        width = stored / max(1, trained)
+        own = {"plain": 0.0, "single_pass": 4.0}.get(source, width)
+        return stored, round(own * selected)
+    shards = spread.world if spread.stage else 1
+    whole = stored if spread.stage in (0, 1) else 0  # p.grad lives until the ranks have exchanged it
+    kept = round(4 * trained / shards)
+    if source == "single_pass":  # a local float32 gradient, then this rank's piece of the sum
+        return whole + kept, 4 * selected + round(4 * selected / shards)
+    # The other ways put both gradients aside, in float32, beside the engine's own.
+    return whole + kept, 0 if source == "plain" else 2 * round(4 * selected / shards)
+
+
+def _buckets(counts: Counts, spread: Sharding) -> int:
+    trained, stored = counts.elements(trainable=True), counts.bytes(trainable=True)
+    if spread.stage is None:
+        return 0 if spread.world == 1 else 2 * stored  # DistributedDataParallel's own, and the flat copy of the sum
+    if spread.stage == 0:
+        return stored
+    buffers = 2 if spread.overlap and spread.stage < 3 else 1
+    return round(buffers * spread.bucket * stored / max(1, trained))
+
+
+def _combining(counts: Counts, spread: Sharding) -> int:
+    """Copies while tensors of one shape are combined together: two stacks and an update, or an update alone."""
+    shards = spread.world if spread.stage else 1
+    largest = max((size.elements for size in counts.sizes if size.selected), default=0) // shards
+    held = counts.elements(selected=True) // shards
+    return 4 * max(largest, 3 * min(held, STACK_ELEMENTS))
+
+
+def _step(counts: Counts, spread: Sharding, optim: str, cuda: bool) -> int:
+    if spread.offload_optimizer or not OPTIMIZERS.get(optim, OTHER_OPTIMIZER)[1]:
+        return 0
+    shards = spread.world if spread.stage else 1
+    if cuda:  # torch's default there takes all tensors at once
+        return round(4 * counts.elements(trainable=True) / shards)
+    return 2 * 4 * max((size.elements for size in counts.sizes if size.trainable), default=0) // shards

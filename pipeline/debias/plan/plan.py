@@ -1,0 +1,278 @@
+"""The plan of a run: counts, memory, communication, and whether it fits. Nothing is loaded and no GPU is touched."""
+
+import functools
+import os
+from collections.abc import Callable
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from debias import zero_config
+from debias.config import RunConfig
+from debias.errors import InputError
+from debias.gradients.single_pass import refusal
+from debias.methods import make_rule
+from debias.plan.advice import advice
+from debias.plan.communication import bytes_sent
+from debias.plan.count import KINDS, Counts, count
+from debias.plan.memory import CONTEXT_BYTES, FRAGMENTATION, OPTIMIZERS, Memory, Sharding, memory_of, sharding_of
+from debias.plan.shapes import find_config
+from debias.plan.skeleton import attention_of, shallow, skeleton
+from debias.plan.trace import Load, Traced, trace
+
+LARGEST = 4096  # micro-batches above are not looked for
+
+# As in `debias.engines.zero`, which cannot be imported without deepspeed; a test holds them together.
+LARGEST_LOCAL_SHARE = 0.1
+LARGEST_LOCAL_BYTES = 1 << 30
+
+
+class Machine(BaseModel):
+    """What the run is planned for; `gpu_memory` in bytes, None where it is not known."""
+
+    model_config = ConfigDict(frozen=True)
+    gpu_memory: int | None = None
+    gpus: int = 1  # of a node
+    nodes: int = 1
+    cuda: bool = True
+
+    @property
+    def world(self) -> int:
+        """Ranks, one for each GPU."""
+        return self.gpus * self.nodes
+
+
+class Parameters(BaseModel):
+    """Elements of the model; `active` are used for one token; `unquantized` what is not 4-bit in a 4-bit run."""
+
+    base: int
+    active: int
+    trainable: int
+    four_bit: int
+    unquantized: dict[str, int]
+
+
+class Plan(BaseModel):
+    """What `debias plan --json` prints; all sizes in bytes, of one GPU."""
+
+    model: str
+    architecture: str
+    parameters: Parameters
+    gradients: str
+    stage: int | None
+    gpus: int
+    nodes: int
+    micro_batch: int
+    accumulation: int
+    length: int
+    answer_tokens: int
+    gradient_checkpointing: bool
+    optimizer: str
+    parts: dict[str, int]
+    moment: str
+    total: int
+    host: int
+    sent: int
+    gpu_memory: int | None
+    fits: bool | None
+    largest_micro_batch: int | None
+    advice: list[str]
+    assumptions: list[str]
+
+
+def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) -> Plan:
+    """The plan of a run on a machine; `length` tokens in the place of its max_length.
+
+    InputError for a model whose configuration is not here, a DeepSpeed file that is not right, or an adapter that does
+    not fit the model.
+    """
+    return Planner(run, machine, length).plan()
+
+
+class Planner:
+    """One run on one machine; what is expensive is done once."""
+
+    def __init__(self, run: RunConfig, machine: Machine, length: int | None = None) -> None:
+        self.run, self.machine = run, machine
+        self.length = length or run.max_length
+        self.config = find_config(run.model)
+
+    @functools.cached_property
+    def counts(self) -> Counts:
+        """Of the adapted model."""
+        return count(self.run, self.config)
+
+    @functools.cached_property
+    def spread(self) -> Sharding:
+        """As the run's DeepSpeed configuration says."""
+        if self.run.deepspeed is None:
+            return sharding_of(None, self.machine.world)
+        path = zero_config.find(self.run.deepspeed)
+        run = self.run
+        found = zero_config.read(
+            path, self.machine.world, run.per_device_train_batch_size, run.gradient_accumulation_steps
+        )
+        return sharding_of(found, self.machine.world)
+
+    @functools.cached_property
+    def source(self) -> str:
+        """The gradient source that the run will take: `plain` where the rule looks at one gradient alone."""
+        if not self.uses_bias:
+            return "plain"
+        if self.run.gradients != "auto":
+            return self.run.gradients
+        stage = self.spread.stage or 0
+        local = self.counts.elements(selected=True)
+        share = local / (self.counts.base + local)
+        if stage >= 2 and share > LARGEST_LOCAL_SHARE and 4 * local > LARGEST_LOCAL_BYTES:
+            return "two_pass"
+        model = skeleton(self.run, shallow(self.config, min(4, self.config.num_hidden_layers)))
+        selected = {n: p for n, p in model.named_parameters() if p.requires_grad and _selected(n, p)}
+        if refusal(model, selected) is None:
+            return "single_pass"
+        return "two_pass" if stage == 3 else "shared_forward"
+
+    @functools.cached_property
+    def uses_bias(self) -> bool:
+        """Whether the run's method looks at the bias gradient at all."""
+        try:
+            return make_rule(self.run.method).uses_bias
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    @functools.cached_property
+    def answer_tokens(self) -> int:
+        """At most: a byte-level tokenizer makes no more tokens of an answer than it has bytes."""
+        if self.run.prompt is None:
+            return 1
+        longest = max(len(answer.encode()) for answer in self.run.prompt.verbalizers.values())
+        return min(longest + 1, self.length)
+
+    @functools.cache  # noqa: B019 (a planner lives as long as its plan is made)
+    def traced(self, micro_batch: int) -> Traced:
+        """Peak live bytes of one micro-batch."""
+        load = Load(
+            micro_batch,
+            self.length,
+            self.answer_tokens,
+            padded=attention_of(self.run) == "eager" or "flash" not in str(self.run.attn_implementation),
+            accumulated=self.run.gradient_accumulation_steps > 1,
+        )
+        source = self.source if self.uses_bias else "auto"
+        return trace(self.run, self.config, load, source, uses_bias=self.uses_bias)
+
+    def memory(self, micro_batch: int) -> Memory:
+        """The parts at that micro-batch."""
+        traced = self.traced(micro_batch)
+        return memory_of(self.counts, traced, self.spread, self.source, self.run.optim, cuda=self.machine.cuda)
+
+    def largest(self) -> int | None:
+        """The largest micro-batch that fits; 0 if none does, None where the memory is not known."""
+        limit = self.machine.gpu_memory
+        return None if limit is None else largest_that_fits(lambda size: self.memory(size).total, limit)
+
+    def plan(self) -> Plan:
+        """Everything."""
+        run, counts = self.run, self.counts
+        size = run.per_device_train_batch_size
+        memory, largest = self.memory(size), self.largest()
+        limit = self.machine.gpu_memory
+        found = Plan(
+            model=run.model,
+            architecture=self.config.model_type,
+            parameters=_parameters(counts),
+            gradients=self.source,
+            stage=self.spread.stage,
+            gpus=self.machine.gpus,
+            nodes=self.machine.nodes,
+            micro_batch=size,
+            accumulation=run.gradient_accumulation_steps,
+            length=self.length,
+            answer_tokens=self.answer_tokens,
+            gradient_checkpointing=run.gradient_checkpointing,
+            optimizer=run.optim,
+            parts=memory.parts,
+            moment=memory.moment,
+            total=memory.total,
+            host=memory.host,
+            sent=self._sent(),
+            gpu_memory=limit,
+            fits=None if limit is None else memory.total <= limit,
+            largest_micro_batch=largest,
+            advice=[],
+            assumptions=self._assumptions(),
+        )
+        return found.model_copy(update={"advice": advice(found, run, counts)})
+
+    def _sent(self) -> int:
+        run = self.run
+        return bytes_sent(
+            self.counts,
+            self.spread,
+            self.source,
+            accumulation=run.gradient_accumulation_steps,
+            checkpointing=run.gradient_checkpointing,
+        )
+
+    def _assumptions(self) -> list[str]:
+        found = [
+            f"every row is {self.length} tokens long, and attention has a mask unless flash attention is asked for",
+            "activations are those of the run's own step on tensors without memory, not a formula",
+        ]
+        if self.machine.cuda:
+            context = f"{CONTEXT_BYTES / 2**20:.0f} MB of CUDA context"
+            found.append(f"{context} and {100 * FRAGMENTATION:.0f} % of what comes and goes for fragmentation")
+        if self.run.prompt is not None:
+            found.append(f"logits at {self.answer_tokens} positions of a row: no answer has more tokens than bytes")
+        if self.run.optim not in OPTIMIZERS:
+            found.append(f"optim {self.run.optim} is taken to keep 8 bytes an element")
+        return found
+
+
+def _selected(name: str, parameter: torch.nn.Parameter) -> bool:
+    from debias.engines.selection import not_head
+
+    return not_head(name, parameter)
+
+
+def _parameters(counts: Counts) -> Parameters:
+    four_bit = counts.elements(precision="4-bit")
+    left = {
+        kind: sum(s.elements for s in counts.sizes if s.kind == kind and not s.trainable and s.precision != "4-bit")
+        for kind in KINDS
+    }
+    return Parameters(
+        base=counts.base,
+        active=counts.active,
+        trainable=counts.elements(trainable=True),
+        four_bit=four_bit,
+        unquantized={kind: elements for kind, elements in left.items() if elements} if four_bit else {},
+    )
+
+
+def largest_that_fits(total: Callable[[int], int], limit: int) -> int:
+    """The largest micro-batch up to LARGEST whose total is within the limit, 0 if none; `total` grows with it.
+
+    Memory is nearly linear in the micro-batch, so a line through two known sizes is tried before halving.
+    """
+    if total(1) > limit:
+        return 0
+    low, high = 1, LARGEST + 1  # low fits, high does not or is out of range
+    guess = 2
+    while high - low > 1:
+        guess = min(max(guess, low + 1), high - 1)
+        at = total(guess)
+        slope = max(1.0, (at - total(1)) / (guess - 1))
+        low, high = (guess, high) if at <= limit else (low, guess)
+        aim = 1 + int((limit - total(1)) / slope)
+        # On the line, and then right beside it: where memory is linear, two looks are enough.
+        guess = aim if low < aim < high else aim + 1 if aim == low else aim - 1 if aim == high else (low + high) // 2
+    return low
+
+
+def gpu_memory_here() -> int | None:
+    """Bytes of this process's GPU, None without one."""
+    if not torch.cuda.is_available():
+        return None
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    return int(torch.cuda.get_device_properties(index).total_memory)

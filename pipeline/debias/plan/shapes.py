@@ -1,0 +1,57 @@
+"""A model's configuration without its weights: of a local folder, or of a shape that the project carries."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from debias.errors import InputError
+from debias.models.packages import model_path
+
+FOLDER = Path(__file__).parents[1] / "shapes"
+
+
+def carried() -> dict[str, Path]:
+    """The configurations that come with the project, by the model's short name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+
+
+def find_config(name: str) -> Any:
+    """The transformers configuration of a model's text part; nothing is downloaded for a carried shape.
+
+    `name`: a folder with config.json, a hub id or short name of `carried`, package:..., or any hub id that is in the
+    local cache. InputError that names the shapes there are.
+    """
+    from transformers import AutoConfig
+
+    if name.startswith("vision:"):
+        raise InputError(f"model: {name!r} reads pictures; a plan is made for language models only")
+    if (path := _of_shape(name)) is not None:
+        return AutoConfig.for_model(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        found = AutoConfig.from_pretrained(model_path(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model: {name!r} has no configuration here ({_first_line(error)}); {_known(name)}") from None
+    return found.get_text_config()
+
+
+def _of_shape(name: str) -> Path | None:
+    """The carried shape of a hub id or short name; a local folder of that name goes first."""
+    if Path(name).expanduser().is_dir():
+        return None
+    short = name.rpartition("/")[2].lower()
+    shapes = {key.lower(): path for key, path in carried().items()}
+    for suffix in ("", "-instruct", "-base", "-instruct-2507", "-original"):
+        if short.removesuffix(suffix) in shapes:
+            return shapes[short.removesuffix(suffix)]
+    return None
+
+
+def _known(name: str) -> str:
+    near = difflib.get_close_matches(name.rpartition("/")[2], carried(), n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"give a folder with its config.json, or one of {', '.join(carried())}{hint}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

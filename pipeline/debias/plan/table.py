@@ -1,0 +1,68 @@
+"""A plan as a table for people."""
+
+from typing import Any
+
+from debias.plan.plan import Plan
+
+GB = 1e9
+
+
+def table_of(plan: Plan) -> Any:
+    """A `rich` table: parameters, bytes by part, communication, the verdict and advice."""
+    from rich.table import Table
+
+    table = Table(title=title_of(plan), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in [*_parameters(plan), *_bytes(plan), *_communication(plan)]:
+        table.add_row(name, value)
+    return table
+
+
+def title_of(plan: Plan) -> str:
+    """One line: what is planned."""
+    where = f"{plan.nodes} node(s) x {plan.gpus} GPU(s)"
+    stage = "" if plan.stage is None else f", ZeRO stage {plan.stage}"
+    return f"{plan.model}: {plan.micro_batch} x {plan.length} tokens on each of {where}{stage}, {plan.gradients}"
+
+
+def verdict_of(plan: Plan) -> list[str]:
+    """Whether it fits, what to change, what was assumed: one line each."""
+    lines = []
+    if plan.gpu_memory is None:
+        lines.append("give --gpu-memory (for example 24GB) for a verdict")
+    else:
+        says = "fits" if plan.fits else "DOES NOT FIT"
+        lines.append(f"{says}: {plan.total / GB:.2f} of {plan.gpu_memory / GB:.2f} GB; {_largest(plan)}")
+    lines += [f"advice: {sentence}" for sentence in plan.advice]
+    return [*lines, *(f"assumed: {sentence}" for sentence in plan.assumptions)]
+
+
+def _largest(plan: Plan) -> str:
+    if plan.largest_micro_batch:
+        return f"the largest micro-batch that fits is {plan.largest_micro_batch}"
+    return "not even a micro-batch of 1 fits"
+
+
+def _parameters(plan: Plan) -> list[tuple[str, str]]:
+    found = plan.parameters
+    rows = [("parameters", f"{found.base:,}")]
+    if found.active != found.base:
+        rows.append(("used for one token", f"{found.active:,}"))
+    rows.append(("trained", f"{found.trainable:,}"))
+    if found.four_bit:
+        rows.append(("4-bit", f"{found.four_bit:,}"))
+        rows += [(f"not 4-bit: {kind}", f"{elements:,}") for kind, elements in found.unquantized.items()]
+    return rows
+
+
+def _bytes(plan: Plan) -> list[tuple[str, str]]:
+    rows = [(name, f"{size / GB:.3f} GB") for name, size in plan.parts.items()]
+    rows.append((f"a GPU at its peak ({plan.moment})", f"{plan.total / GB:.3f} GB"))
+    if plan.host:
+        rows.append(("host memory of a rank", f"{plan.host / GB:.3f} GB"))
+    return rows
+
+
+def _communication(plan: Plan) -> list[tuple[str, str]]:
+    return [("sent by a rank in a step", f"{plan.sent / GB:.3f} GB")] if plan.gpus * plan.nodes > 1 else []

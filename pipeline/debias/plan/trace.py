@@ -1,0 +1,175 @@
+"""What a training step keeps alive, found by running it on tensors without memory. Shapes: B samples, T tokens.
+
+Not a formula by architecture: the run's own model, adapter, checkpointing and gradient source take one step under
+`FakeTensorMode`, and every storage is followed from birth to death. The live bytes of a step are cut into equal
+stretches; the peak of each grows linearly with the number of layers, so a deep model is traced twice at a few layers.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from debias.config import RunConfig
+from debias.engines.selection import not_head
+from debias.gradients import make_source
+from debias.losses.chunks import token_losses
+from debias.plan.live import Live, fake_in_place
+from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
+
+STRETCHES = 8
+WHOLE = 6  # models of so few layers are traced as they are
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one step works on."""
+
+    micro_batch: int
+    length: int
+    answer_tokens: int = 1
+    padded: bool = True  # rows of unequal length: attention gets a mask
+    accumulated: bool = False  # gradients of earlier micro-batches are there already
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Peak live bytes of a step, beyond weights and optimizer state."""
+
+    peak: int  # with gradients
+    gradients: int  # of these, live at the peak
+    others: int  # peak of all that is no gradient: activations and temporaries
+
+
+def trace(run: RunConfig, config: Any, load: Load, gradients: str, *, uses_bias: bool = True) -> Traced:
+    """The peak of one micro-batch's forward and backward passes with this gradient source.
+
+    `config`: transformers' configuration of the model. Raises InputError where the model cannot be built.
+    """
+    whole = config.num_hidden_layers
+    period = period_of(base_skeleton(run, config), config)
+    few = period * -(-2 // period)
+    if whole <= max(WHOLE, 2 * few):
+        return _summary(_stretches(run, config, load, gradients, uses_bias))
+    low = _stretches(run, shallow(config, few), load, gradients, uses_bias)
+    high = _stretches(run, shallow(config, 2 * few), load, gradients, uses_bias)
+    factor = (whole - few) / few
+    return _summary([_line(a, b, factor) for a, b in zip(low, high, strict=True)])
+
+
+# Peaks of a stretch: with gradients, without them, and the gradients at the first of these.
+Stretch = tuple[float, float, float]
+
+
+def _line(low: Stretch, high: Stretch, factor: float) -> Stretch:
+    first, second, third = (a + (b - a) * factor for a, b in zip(low, high, strict=True))
+    return first, second, third
+
+
+def _summary(stretches: list[Stretch]) -> Traced:
+    peak, _, gradients = max(stretches)
+    return Traced(round(peak), round(gradients), round(max(others for _, others, _ in stretches)))
+
+
+def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bias: bool) -> list[Stretch]:
+    model = skeleton(run, config)
+    with FakeTensorMode(allow_non_fake_inputs=True), _experts_of_any_dtype():
+        fake_in_place(model)
+        selected = {n: p for n, p in model.named_parameters() if p.requires_grad and not_head(n, p)}
+        source = make_source(gradients, model, selected, bias=uses_bias)
+        step = Step(run, model, load)
+        with Live() as live:
+            start = 0
+            for _ in range(2 if load.accumulated else 1):
+                start = len(live.curve())
+                source.backward(*step.losses(), again=step.losses)
+            held = [p.grad for p in model.parameters() if p.grad is not None]
+            kept = live.serials([*held, *source.bias.values()])
+            total, others = live.curve()[start:], live.curve(kept)[start:]
+        source.detach()
+    return _cut(total, others)
+
+
+def _cut(total: list[int], others: list[int]) -> list[Stretch]:
+    """The curves in equal stretches."""
+    bounds = [round(len(total) * part / STRETCHES) for part in range(STRETCHES + 1)]
+    found = []
+    for start, stop in itertools.pairwise(bounds):
+        at = max(range(start, stop), key=lambda index: total[index])
+        found.append((float(total[at]), float(max(others[start:stop])), float(total[at] - others[at])))
+    return found
+
+
+class Step:
+    """The losses of one micro-batch, as the run's objective takes them, on tokens that do not matter."""
+
+    def __init__(self, run: RunConfig, model: nn.Module, load: Load) -> None:
+        self.run, self.model, self.load = run, model, load
+        # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
+        self.autocast = run.bf16 and run.deepspeed is None
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """`loss_B` and `weight_B` of a new forward pass."""
+        load = self.load
+        ids_BT = torch.zeros(load.micro_batch, load.length, dtype=torch.long)
+        inputs: dict[str, Any] = {"input_ids": ids_BT}
+        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+            if self.run.head == "causal_lm":
+                if load.padded:
+                    inputs["attention_mask"] = torch.ones(
+                        load.micro_batch, 1, load.length, load.length, dtype=torch.bool
+                    )
+                keep_K = torch.arange(load.length - 1 - load.answer_tokens, load.length - 1)
+                targets_BK = ids_BT[:, -load.answer_tokens :]
+                losses_BK = token_losses(self.model, inputs, keep_K, targets_BK, self.run.loss_chunk_size)
+                loss_B = losses_BK.sum(dim=1)
+            else:
+                loss_B = self._classification(inputs)
+        return loss_B, torch.ones(load.micro_batch)
+
+    def _classification(self, inputs: dict[str, Any]) -> Tensor:
+        load = self.load
+        if load.padded:
+            shape = (load.micro_batch, 1, load.length, load.length)
+            inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool)
+        logits_BC = self.model(**inputs).logits
+        labels_B = torch.zeros(load.micro_batch, dtype=torch.long)
+        return nn.functional.cross_entropy(logits_BC.float(), labels_B, reduction="none")
+
+
+class _Grouped(torch.autograd.Function):
+    """One matrix product for each group of rows, in sizes alone."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_SI: Tensor, weight_GIO: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_SI if weight_GIO.requires_grad else None, weight_GIO)
+        return rows_SI.new_empty(rows_SI.shape[0], weight_GIO.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (delta,) = deltas
+        rows_SI, weight_GIO = ctx.saved_tensors
+        grad_rows = delta.new_empty(delta.shape[0], weight_GIO.shape[1]) if ctx.needs_input_grad[0] else None
+        return grad_rows, None if rows_SI is None else torch.empty_like(weight_GIO)
+
+
+@contextmanager
+def _experts_of_any_dtype() -> Iterator[None]:
+    """The kernel of fused experts takes float32 as well, its description for fake tensors takes bfloat16 only."""
+    from transformers.integrations import moe
+
+    def grouped(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+        product: Tensor = _Grouped.apply(input.to(weight.dtype), weight)
+        return product
+
+    real = moe._grouped_mm
+    moe._grouped_mm = grouped
+    try:
+        yield
+    finally:
+        moe._grouped_mm = real

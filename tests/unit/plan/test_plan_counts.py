@@ -1,0 +1,131 @@
+"""Sizes of the carried shapes against published ones, and of tiny models against the model that is really built."""
+
+import json
+
+import pytest
+import torch
+from tests.tiny_models import family_config
+
+from debias.config import RunConfig
+from debias.errors import InputError
+from debias.plan.count import count
+from debias.plan.shapes import carried, find_config
+from debias.plan.skeleton import FourBitLinear, base_skeleton, period_of, shallow, skeleton
+
+# Of the models' cards and safetensors indices: all parameters, and in billions those that a token uses.
+PUBLISHED = {
+    "Qwen3-0.6B": (596_049_920, 0.596),
+    "Qwen3-8B": (8_190_735_360, 8.19),
+    "Qwen3-14B": (14_768_307_200, 14.77),
+    "Qwen3-32B": (32_762_123_264, 32.76),
+    "Qwen3-30B-A3B": (30_532_122_624, 3.35),
+    "Qwen3-235B-A22B": (235_093_634_560, 22.19),
+    "Llama-3.1-8B": (8_030_261_248, 8.03),
+    "Llama-4-Scout-17B-16E": (107_769_861_120, 17.17),
+    "Llama-4-Maverick-17B-128E": (400_711_848_960, 17.18),
+}
+
+
+def run_of(model="Qwen3-0.6B", **settings):
+    """A run of a causal model that answers."""
+    prompt = {
+        "template": "{premise} {hypothesis}",
+        "verbalizers": {"entailment": " Yes", "neutral": " Maybe", "contradiction": " No"},
+    }
+    defaults = {
+        "output_dir": "runs/x",
+        "data": {"train": "generated"},
+        "head": "causal_lm",
+        "prompt": prompt,
+        "max_length": 32,
+    }
+    return RunConfig.model_validate({"model": model, **defaults, **settings})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_carried_shapes_have_their_published_sizes(name):
+    counts = count(run_of(name, lora_r=16, adapter={"type": "lora", "targets": ["q_proj"]}), find_config(name))
+    whole, active = PUBLISHED[name]
+    assert counts.base == whole
+    assert counts.active / 1e9 == pytest.approx(active, abs=0.01)
+
+
+def test_every_carried_shape_is_checked():
+    assert set(carried()) == set(PUBLISHED)
+
+
+def test_adapters_of_qwen3_8b_by_hand():
+    counts = count(run_of("Qwen/Qwen3-8B", lora_r=16), find_config("Qwen/Qwen3-8B"))
+    linears = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 12288), (4096, 12288), (12288, 4096)]
+    assert (
+        counts.elements(trainable=True) == counts.elements(selected=True) == 36 * sum(16 * (i + o) for i, o in linears)
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "llama4_text", "gemma3_text"])
+@pytest.mark.parametrize("settings", [{}, {"load_in_4bit": True, "bf16": True}, {"adapter": "full"}])
+def test_layers_that_repeat_are_counted_like_the_whole_model(name, settings):
+    config = family_config(name, num_hidden_layers=8)
+    if name == "gemma3_text":
+        config.layer_types = ["sliding_attention", "full_attention"] * 4
+    run = run_of(**settings)
+    whole = skeleton(run, config)
+    counts = count(run, config)
+    held = [
+        *whole.parameters(),
+        *(b for m in whole.modules() if isinstance(m, FourBitLinear) for b in m.buffers(recurse=False)),
+    ]
+    assert sum(size.bytes for size in counts.sizes) == sum(t.numel() * t.element_size() for t in held)
+    assert counts.elements(trainable=True) == sum(p.numel() for p in whole.parameters() if p.requires_grad)
+    assert counts.base == sum(p.numel() for p in base_skeleton(run, config).parameters())
+
+
+def test_four_bit_weights_take_what_bitsandbytes_takes():
+    bnb = pytest.importorskip("bitsandbytes")
+    weight = torch.randn(96, 200)
+    packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    planned = FourBitLinear(200, 96, None, torch.bfloat16)
+    assert planned.weight.numel() == packed.numel() * packed.element_size()
+    assert planned.absmax.numel() == state.absmax.numel()
+    assert state.absmax.dtype == torch.uint8
+    assert planned.absmax2.numel() == state.state2.absmax.numel()
+    assert state.state2.blocksize == 256
+    assert state.blocksize == 64
+
+
+def test_layers_of_different_kinds():
+    config = family_config("llama4_text", num_hidden_layers=8)
+    assert period_of(base_skeleton(run_of(), config), config) == 2
+    config = family_config("qwen3", num_hidden_layers=8)
+    assert period_of(base_skeleton(run_of(), config), config) == 1
+    assert shallow(config, 3).num_hidden_layers == len(shallow(config, 3).layer_types) == 3
+
+
+def test_a_local_folder(tmp_path):
+    config = family_config("qwen3")
+    config.save_pretrained(tmp_path)
+    assert find_config(str(tmp_path)).hidden_size == config.hidden_size
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no such"}), encoding="utf-8")
+    with pytest.raises(InputError, match="has no configuration here"):
+        find_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Qwen/Qwen3-9B", "one of Llama-3.1-8B.*did you mean Qwen3-8B"),
+        ("./nowhere", "is no folder"),
+        ("vision:mlp", "reads pictures"),
+    ],
+)
+def test_a_model_that_is_not_known(name, says, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=says) as caught:
+        find_config(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_head_that_the_architecture_lacks():
+    run = RunConfig.model_validate({"model": "x", "output_dir": "x", "data": {"train": "generated"}})
+    with pytest.raises(InputError, match="has no classification model in transformers"):
+        count(run, family_config("llama4_text"))
