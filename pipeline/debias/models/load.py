@@ -1,7 +1,7 @@
 """A base model and its tokenizer, from a hub id, a local folder or a package; quantized to 4 bit where asked."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,6 +18,14 @@ Head = Literal["classification", "causal_lm", "image_classification"]
 # Modules that stay 16- or 32-bit. Given by name, because the default list lets a head with a bias become 4-bit. The
 # last two are layers that many encoders' checkpoints lack: drawn at random here, they train whole.
 NOT_QUANTIZED = ["classifier", "score", "lm_head", "pre_classifier", "pooler.dense"]
+
+# Checkpoints of models that also see: what turns the names of their text part's weights into those of the text model.
+# transformers does so itself for Llama-4 as a causal language model.
+TEXT_PARTS: dict[str, dict[str, str]] = {
+    "llama4": {},
+    "gemma3": {r"^language_model\.": "", r"^model\.language_model\.": "model."},
+}
+LABEL_KEYS = frozenset({"id2label", "label2id"})
 
 
 def load_tokenizer(name: str, head: Head) -> Any:
@@ -59,16 +67,12 @@ def load_model(
     result names what the checkpoint lacks and was drawn at random. Raises InputError when the model cannot be found or
     lacks the head, or bitsandbytes is asked for and missing.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if load_in_4bit:
         options["quantization_config"] = four_bit(dtype)
-    kind: Any = AutoModelForCausalLM
     if head != "causal_lm":
-        kind = AutoModelForSequenceClassification
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {label: index for index, label in enumerate(labels)}
     with _readable_errors(name):
@@ -77,8 +81,7 @@ def load_model(
 
             model, missing = load_image_model(name, labels, options, seed)
         else:
-            model, found = kind.from_pretrained(model_path(name), output_loading_info=True, **options)
-            missing = found["missing_keys"]
+            model, missing = _load_text_model(name, head, options)
     parameters = dict(model.named_parameters())
     model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing if key in parameters})
     if head == "causal_lm":
@@ -88,6 +91,35 @@ def load_model(
     if load_in_4bit:
         _close_cpu_trap(model)
     return model
+
+
+def _load_text_model(name: str, head: Head, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The model of a checkpoint, of one that also sees its text part alone; and the keys that it lacks."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    path = model_path(name)
+    config, given = AutoConfig.from_pretrained(path), dict(options)
+    if config.model_type in TEXT_PARTS:
+        logger.info("model: the text part of %s (%s)", name, config.model_type)
+        given["key_mapping"], config = TEXT_PARTS[config.model_type], config.get_text_config()
+        for key in LABEL_KEYS & given.keys():  # of a configuration that is given, arguments change nothing
+            setattr(config, key, given.pop(key))
+        given["config"] = config
+    if head == "classification":
+        _check_has_classifier(name, config)
+    kind = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
+    model, found = kind.from_pretrained(path, output_loading_info=True, **given)
+    return model, list(found["missing_keys"])
+
+
+def _check_has_classifier(name: str, config: Any) -> None:
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
+
+    if type(config) not in CLASSIFIERS:
+        raise InputError(
+            f"head: {name!r} is a {config.model_type}, for which transformers has no sequence classifier; use head"
+            " 'causal_lm' with a prompt"
+        )
 
 
 def _check_causal(name: str, model: Any) -> None:
