@@ -9,6 +9,7 @@ from tiny_models import answer_batch, llama4, qwen3_moe, rows, with_lora
 from torch.overrides import TorchFunctionMode
 
 from debias.gradients import SinglePass, make_source
+from debias.models.experts import route_experts
 
 torch.set_num_threads(1)
 
@@ -17,8 +18,23 @@ DENSE = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 # Family and what LoRA sits on.
 CASES = {
     "qwen3_moe, attention": (qwen3_moe, {"target_modules": ATTENTION}),
+    "qwen3_moe, attention and experts": (
+        qwen3_moe,
+        {"target_modules": ATTENTION, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    ),
+    "qwen3_moe, one matrix of the experts": (
+        qwen3_moe,
+        {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]},
+    ),
     "llama4, attention": (llama4, {"target_modules": ATTENTION}),
     "llama4, attention and shared expert": (llama4, {"target_modules": DENSE}),
+    "llama4, everything": (
+        llama4,
+        {
+            "target_modules": DENSE,
+            "target_parameters": ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"],
+        },
+    ),
 }
 
 
@@ -28,6 +44,7 @@ def build(name, dtype=torch.float64, checkpointing=None):
     if dtype == torch.float64:
         model.set_experts_implementation("eager")  # torch's grouped products know no float64
     model = with_lora(model, task_type="CAUSAL_LM", **settings).to(dtype)
+    route_experts(model)
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
         model.enable_input_require_grads()
@@ -117,7 +134,7 @@ def packed_loss(model, batch):
     return torch.stack([losses[batch["sample_index"][0, where] == i].sum() for i in range(5)])
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe, attention"])
+@pytest.mark.parametrize("name", ["qwen3_moe, attention", "qwen3_moe, attention and experts"])
 def test_packed_samples_against_one_backward_pass_for_each(name):
     model, batch, weight_B = build(name), answer_batch(), weights_for(5).double()
     row = packed(batch)
@@ -129,3 +146,16 @@ def test_packed_samples_against_one_backward_pass_for_each(name):
     source.detach()
     with AllFloat64():
         assert_same(got, by_samples(model, answer_loss, batch, weight_B), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe, attention and experts", "llama4, everything"])
+def test_bf16_weights(name):
+    """Ranks that torch's grouped product takes; both ways round, and a weight on the wrong sample is far off."""
+    make, settings = CASES[name]
+    model = with_lora(make().bfloat16(), task_type="CAUSAL_LM", **settings, r=8)
+    route_experts(model)
+    batch, weight_B = answer_batch(), weights_for(5)
+    want = take("two_pass", model, answer_loss, [batch], [weight_B])
+    assert_same(take("single_pass", model, answer_loss, [batch], [weight_B]), want, 0.06)
+    wrong = take("single_pass", model, answer_loss, [batch], [weight_B.roll(1)])
+    assert worst(wrong[1], want[1])[0] > 0.2

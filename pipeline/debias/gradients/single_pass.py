@@ -8,7 +8,7 @@ Exact where a sample's signal never mixes with another's between the layer and t
 each row that a layer sees belongs to; `refusal` says where it is not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from debias.gradients.base import Again, GradientSource
 from debias.gradients.layers import is_plain_lora, linear_forward, lora_forward
+from debias.gradients.routed import routed_loras, two_gradients
 from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
 from debias.gradients.taps import Tap
 
@@ -38,10 +39,10 @@ class SinglePass(GradientSource):
         self._names = {id(p): name for name, p in self.selected.items()}
         # Layers whose forward is replaced, each with the parameters that it now reads without calling their modules.
         self._patched: dict[nn.Module, tuple[Tensor, ...]] = {}
+        self._undo: list[Callable[[], None]] = []
         self._blocks = enclosing(model)
-        self._watching = [
-            self._blocks[block].watch(block) for block in self._blocks if type(block).__name__ in FLATTENING
-        ]
+        for block in (block for block in self._blocks if type(block).__name__ in FLATTENING):
+            self._undo.append(self._blocks[block].watch(block).remove)
         self._patch_layers(model)
 
     def backward(
@@ -75,9 +76,9 @@ class SinglePass(GradientSource):
     def detach(self) -> None:
         for layer in self._patched:
             del layer.forward
-        for handle in self._watching:
-            handle.remove()
-        self._patched, self._watching = {}, []
+        for undo in self._undo:
+            undo()
+        self._patched, self._undo = {}, []
         self.reset()
 
     def bias_dtype(self, parameter: Tensor) -> torch.dtype:
@@ -89,7 +90,7 @@ class SinglePass(GradientSource):
         return {layer: parameters for layer, parameters in self._patched.items() if parameters}
 
     def _patch_layers(self, model: nn.Module) -> None:
-        inside_lora: set[int] = set()
+        inside_lora = self._patch_experts(model)
         for module in model.modules():
             if id(module) in inside_lora:
                 continue
@@ -103,6 +104,17 @@ class SinglePass(GradientSource):
                 tap = self._tap(module)
                 if tap.weight_name or tap.bias_name:
                     self._replace(module, linear_forward(module, tap))
+
+    def _patch_experts(self, model: nn.Module) -> set[int]:
+        """Returns the linear layers whose weights the experts read without calling them."""
+        inside: set[int] = set()
+        for experts, lora in routed_loras(model):
+            pair = lora.pair
+            inside |= {id(layer) for layer in pair}
+            if any(id(layer.weight) in self._names for layer in pair):
+                taps = (Tap(self, self._names.get(id(one.weight)), None, self._blocks.get(experts)) for one in pair)
+                self._undo.append(two_gradients(lora, *taps))
+        return inside
 
     def _tap(self, layer: nn.Linear) -> Tap:
         names = self._names.get(id(layer.weight)), self._names.get(id(layer.bias))
@@ -144,9 +156,18 @@ def _mixes(module: nn.Module) -> str | None:
         # The shape check at backward cannot see this where a batch has as many samples as tokens.
         "puts the sequence first: samples are not the first dimension": getattr(module, "batch_first", True) is False,
         "calls its layers on tensors whose first dimension is not the samples": kind in SAMPLES_NOT_FIRST,
-        "adapts a parameter as a materialised delta (target_parameters)": kind == "ParamWrapper",
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    held = next((reason for reason, holds in reasons.items() if holds), None)
+    return _materialised(module) if held is None and kind == "ParamWrapper" else held
+
+
+def _materialised(wrapper: Any) -> str | None:
+    """Of PEFT's adapter on a parameter: why `W + B A` is made as a whole, or None where tokens are routed."""
+    routed = getattr(wrapper.get_base_layer(), "routed_experts", None)
+    if routed is None:
+        return "adapts a parameter as a materialised delta (target_parameters)"
+    reason = routed.reason()
+    return None if reason is None else f"adapts a parameter as a materialised delta (target_parameters): {reason}"
 
 
 def _unknown_routing(kind: str) -> bool:
