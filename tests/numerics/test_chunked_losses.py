@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from debias.gradients import make_source
-from debias.losses import Answers, SelfWeight
+from debias.losses import Answers, SelfWeight, chunks
 
 torch.set_num_threads(1)
 
@@ -122,6 +122,26 @@ def test_scores_of_long_answers_in_chunks() -> None:
         torch.testing.assert_close(
             Answers(answers, chunk=3).label_scores(model, prompts), Answers(answers).label_scores(model, prompts)
         )
+
+
+def test_more_chunks_than_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank may need more of them than there are positions here: some chunks are then empty."""
+    model = tiny_models.with_lora(tiny_models.llama(), task_type="CAUSAL_LM")
+    batch = batch_of_long_answers()
+    want = gradients(model, batch, None)
+    calls = []
+    model.base_model.model.lm_head.register_forward_hook(lambda module, inputs, output: calls.append(output.shape[1]))
+    monkeypatch.setattr(chunks, "_agreed", lambda model, pieces, device: 23)
+    assert_same(gradients(model, batch, 6), want)
+    assert calls[:23] == [1] * 20 + [0] * 3
+
+
+@pytest.mark.parametrize(("chunk", "widths"), [(3, [1] * 20), (8, [2] * 10), (9, [3] * 6 + [2]), (60, [20])])
+def test_no_chunk_is_larger_than_asked_for(chunk: int, widths: list[int]) -> None:
+    model, seen = tiny_models.llama(), []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    Answers([[5]], chunk=chunk).losses(model, batch_of_long_answers())
+    assert seen == widths
 
 
 class Bare(nn.Module):

@@ -93,14 +93,14 @@ def two_gradients(model: Any, batch: dict[str, Any], way: str) -> dict[str, torc
         losses = Answers([[5]], chunk=4).losses(model, batch)
         return losses.loss_B, SelfWeight()(losses, batch)
 
-    source.backward(*forward(), again=forward)
+    source.backward(*forward(), again=forward, sample_index=batch.get("sample_index"))
     found = {f"bias {name}": source.bias[name].clone() for name in selected}
     found |= {f"main {name}": p.grad.clone() for name, p in selected.items()}
     source.detach()
     return found
 
 
-@pytest.mark.parametrize("way", ["two_pass", "shared_forward"])
+@pytest.mark.parametrize("way", ["two_pass", "shared_forward", "single_pass"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_both_gradients_are_those_of_the_padded_batch(family: str, way: str) -> None:
     adapted = tiny_models.with_lora(FAMILIES[family](), task_type="CAUSAL_LM")

@@ -7,11 +7,13 @@ first is computed again in the backward pass, so that no more than one chunk of 
 """
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,22 +23,35 @@ def token_losses(
 ) -> Tensor:
     """Cross-entropy [B, K] float32 of the tokens `targets_BK` at the positions `keep_K` of a causal model.
 
-    `chunk`: positions, all rows together, whose logits may exist at a time; None: all. The result and its gradients are
-    those without chunks. Raises ValueError when a model that is no causal model of transformers would need chunks.
+    `chunk`: positions, all rows together, whose logits may exist at a time (one position of each row at least); None:
+    all. The result and its gradients are those without chunks. Raises ValueError when a model that is no causal model
+    of transformers would need chunks.
     """
     step = keep_K.numel() if chunk is None else max(1, chunk // targets_BK.shape[0])
-    if keep_K.numel() <= step:
+    pieces = 1 if chunk is None else _agreed(model, math.ceil(keep_K.numel() / step), keep_K.device)
+    if pieces == 1:
         return _cross_entropy(model(**inputs, logits_to_keep=keep_K).logits, targets_BK)
+    first, *sizes = (len(piece_K) for piece_K in keep_K.tensor_split(pieces))
     head = _Head(*_causal_model(model))
     with head.listening():
         # The wrappers around the model (DistributedDataParallel, DeepSpeed, PEFT) see one ordinary call.
-        logits_BKV = model(**inputs, logits_to_keep=keep_K[:step]).logits
-    losses = [_cross_entropy(logits_BKV, targets_BK[:, :step])]
-    rest_BKH = head.take_hidden()[:, keep_K[step:]]
-    for hidden_BKH, part_BK in zip(rest_BKH.split(step, 1), targets_BK[:, step:].split(step, 1), strict=True):
+        logits_BKV = model(**inputs, logits_to_keep=keep_K[:first]).logits
+    losses = [_cross_entropy(logits_BKV, targets_BK[:, :first])]
+    rest_BKH = head.take_hidden()[:, keep_K[first:]]
+    for hidden_BKH, part_BK in zip(rest_BKH.split(sizes, 1), targets_BK[:, first:].split(sizes, 1), strict=True):
         # The check compares shapes, and those of weights that ZeRO-3 gathers and releases change meanwhile.
         losses.append(checkpoint(head.losses, hidden_BKH, part_BK, use_reentrant=False, determinism_check="none"))
     return torch.cat(losses, dim=1)
+
+
+def _agreed(model: nn.Module, pieces: int, device: torch.device) -> int:
+    """As many pieces on every rank where the head's weight is gathered from all of them for each; some may be empty."""
+    sharded = hasattr(next(model.parameters(), None), "ds_id")  # ZeRO-3
+    if not sharded or not dist.is_initialized():
+        return pieces
+    most = torch.tensor(pieces, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
 
 
 def _cross_entropy(logits_BKV: Tensor, targets_BK: Tensor) -> Tensor:
