@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from debias.errors import InputError
+from debias.models.experts import route_experts
 from debias.models.families import (
     HEADS,
     Experts,
@@ -65,6 +66,7 @@ def add_lora(
         warnings.filterwarnings("ignore", ".*_pattern keys did not match", RuntimeWarning)
         adapted = get_peft_model(model, config)
     _check_attached(adapted, chosen)
+    route_experts(adapted)
     for parameter in adapted.parameters():
         if parameter.requires_grad:  # PEFT sees to LoRA's own, not to a head that trains whole
             parameter.data = parameter.data.float()

@@ -10,11 +10,12 @@ O outputs, R the rank of an expert.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,10 @@ class Routing:
 
     @functools.cached_property
     def counts(self) -> list[int]:
-        """`count_E` on the host."""
+        """`count_E` on the host; of tensors without values, which only their sizes are asked of, equal numbers."""
+        if not _has_values(self.count_E):
+            experts, rows = len(self.count_E), len(self.token_S)
+            return [rows * (e + 1) // experts - rows * e // experts for e in range(experts)]
         counts: list[int] = self.count_E.tolist()
         return counts
 
@@ -43,7 +47,7 @@ class Routing:
     def linear(self, x_SI: Tensor, weight_EOI: Tensor) -> Tensor:
         """`x W_e^T` with each row's expert, [S, O]."""
         x_SI, weight_EOI = _autocast(x_SI), _autocast(weight_EOI)
-        if _kernel_takes(x_SI, weight_EOI):
+        if _kernel_takes(x_SI, weight_EOI.shape[1:]) and x_SI.dtype == weight_EOI.dtype:
             dense = weight_EOI.is_contiguous() or weight_EOI.mT.is_contiguous()
             weight_EIO = (weight_EOI if dense else weight_EOI.contiguous()).mT  # B's experts are innermost
             return nn.functional.grouped_mm(x_SI.contiguous(), weight_EIO, offs=self.ends_E)
@@ -53,6 +57,8 @@ class Routing:
 
     def outer(self, delta_SO: Tensor, x_SI: Tensor) -> Tensor:
         """`sum over an expert's rows of delta^T x`, [E, O, I]; zero for an expert without rows."""
+        if _kernel_takes(x_SI, (delta_SO.shape[1], x_SI.shape[1])) and x_SI.dtype == delta_SO.dtype:
+            return nn.functional.grouped_mm(delta_SO.contiguous().mT, x_SI.contiguous(), offs=self.ends_E)
         pairs = zip(delta_SO.split(self.counts), x_SI.split(self.counts), strict=True)
         return torch.stack([delta.T @ x for delta, x in pairs])
 
@@ -127,9 +133,10 @@ def plain_product(lora: ExpertLora, x_SI: Tensor, routing: Routing) -> Tensor:
 class RoutedExperts:
     """A module of fused experts, with the adapters on its parameters, that computes token by token."""
 
-    def __init__(self, experts: nn.Module, loras: dict[str, ExpertLora]) -> None:
+    def __init__(self, experts: nn.Module, loras: dict[str, ExpertLora], *, zero_stays_zero: bool) -> None:
         self.experts: Any = experts
         self.loras = loras
+        self.zero_stays_zero = zero_stays_zero
         self.kind = type(experts)
         self.out_first, self.compute = FAMILIES[self.kind.__name__]
         self._inside: list[int] = []
@@ -172,7 +179,7 @@ def _top_k(routed: RoutedExperts, hidden_states: Tensor, top_k_index: Tensor, to
     """Qwen3-MoE's experts: each token goes to K of them, and their outputs are added with its weights."""
     tokens, chosen = top_k_index.shape
     expert_S, order_S = torch.sort(top_k_index.flatten(), stable=True)
-    count_E = torch.bincount(expert_S, minlength=routed.experts.num_experts)
+    count_E = expert_S.new_zeros(routed.experts.num_experts).scatter_add(0, expert_S, torch.ones_like(expert_S))
     routing = Routing(count_E, order_S // chosen, tokens)
     output_SH = _gated(routed, hidden_states[routing.token_S], routing)
     # Back in the order of the tokens: a sum over K, where adding by index depends on the order on a GPU.
@@ -184,10 +191,12 @@ def _dense(routed: RoutedExperts, hidden_states: Tensor) -> Tensor:
     """Llama-4's experts: every token is there once for each of them, [E * N, H], zero where it was not sent."""
     experts = routed.experts
     tokens = len(hidden_states) // experts.num_experts
-    # A row of zeros gives zeros, and gives nothing to any gradient, if the activation of zero is zero.
-    silent = float(experts.act_fn(torch.zeros((), device="cpu"))) == 0.0
-    sent = hidden_states.detach().ne(0).any(dim=1) if silent else torch.ones_like(hidden_states[:, 0], dtype=torch.bool)
-    row_S = sent.nonzero().squeeze(1)
+    if routed.zero_stays_zero:
+        sent = hidden_states.detach().ne(0).any(dim=1)
+    else:
+        sent = torch.ones_like(hidden_states[:, 0], dtype=torch.bool)
+    # Without values: one expert a token, as in every Llama-4.
+    row_S = sent.nonzero().squeeze(1) if _has_values(sent) else torch.arange(tokens, device=sent.device)
     routing = Routing(sent.unflatten(0, (experts.num_experts, tokens)).sum(dim=1), row_S % tokens, tokens)
     output_SH = _gated(routed, hidden_states[row_S], routing)
     return output_SH.new_zeros(hidden_states.shape).index_copy(0, row_S, output_SH)
@@ -239,7 +248,10 @@ def _refused(path: str, experts: Any, wrappers: list[Any]) -> bool:
 
 def _install(experts: Any, wrappers: list[Any]) -> None:
     out_first, _ = FAMILIES[type(experts).__name__]
-    routed = RoutedExperts(experts, {one.parameter_name: ExpertLora(one, out_first) for one in wrappers})
+    loras = {one.parameter_name: ExpertLora(one, out_first) for one in wrappers}
+    # A row of zeros then gives zeros, and gives nothing to any gradient.
+    quiet = float(experts.act_fn(torch.zeros((), device="cpu"))) == 0.0
+    routed = RoutedExperts(experts, loras, zero_stays_zero=quiet)
     experts.routed_experts = routed
     experts.forward = routed.forward
     for wrapper in wrappers:
@@ -258,12 +270,17 @@ def _nested(module: Any) -> list[Any]:
     return found
 
 
-def _kernel_takes(x_SI: Tensor, weight_EOI: Tensor) -> bool:
+def _kernel_takes(x_SI: Tensor, sizes: Sequence[int]) -> bool:
     """Whether torch's grouped product can be used; float32 it would take, but gains nothing over a loop on a CPU."""
-    wide = x_SI.element_size()
-    aligned = all(size * wide % KERNEL_BYTES == 0 for size in weight_EOI.shape[1:])
-    capable = x_SI.device.type != "cuda" or torch.cuda.get_device_capability(x_SI.device) >= (8, 0)
-    return x_SI.dtype == weight_EOI.dtype == torch.bfloat16 and aligned and capable and len(x_SI) > 0
+    if x_SI.dtype != torch.bfloat16 or not len(x_SI):
+        return False
+    if x_SI.is_cuda and torch.cuda.is_available() and torch.cuda.get_device_capability(x_SI.device) < (8, 0):
+        return False
+    return all(size * x_SI.element_size() % KERNEL_BYTES == 0 for size in sizes)
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def _autocast(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tiny_models import VOCABULARY, Mlp, answer_batch, bert, bert_lora, llama_lo
 from torch import nn
 
 from debias.gradients import SharedForward, SinglePass, make_source, refusal
+from debias.models.experts import route_experts
 
 torch.set_num_threads(1)
 
@@ -115,6 +116,17 @@ def mixture(kind):
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, num_local_experts=4))
 
 
+def two_adapters():
+    from peft import LoraConfig
+
+    settings = {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"], "task_type": "CAUSAL_LM"}
+    model = with_lora(mixture("Qwen3Moe"), **settings)
+    model.add_adapter("second", LoraConfig(r=2, **settings))
+    model.base_model.set_adapter(["default", "second"])
+    route_experts(model)
+    return model
+
+
 def deberta():
     import transformers
 
@@ -135,6 +147,21 @@ REFUSED = {
         ),
         "routes tokens|materialised delta",
     ),
+    "target_parameters that are not routed": (
+        lambda: with_lora(
+            mixture("Qwen3Moe"), target_modules=[], target_parameters=["mlp.experts.down_proj"], task_type="CAUSAL_LM"
+        ),
+        r"experts.*materialised delta \(target_parameters\); .*route_experts",
+    ),
+    "two adapters on the experts at once": (
+        two_adapters,
+        r"experts.*materialised delta.*2 adapters are active at once",
+    ),
+    "the router": (
+        lambda: with_lora(mixture("Qwen3Moe"), target_modules=[], target_parameters=["mlp.gate.weight"]),
+        r"gate.*materialised delta",
+    ),
+    "a mixture of experts in full": (lambda: mixture("Qwen3Moe"), r"belongs to (Qwen3Moe|Embedding)"),
     "target_parameters without experts": (
         lambda: with_lora(Mlp(), target_modules=[], target_parameters=["second.weight"]),
         r"second.*materialised delta \(target_parameters\)",

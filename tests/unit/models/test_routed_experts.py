@@ -10,6 +10,7 @@ from tiny_models import FAMILY_SIZES, answer_batch, llama4, qwen3_moe, randomize
 from torch import nn
 
 from debias.models.experts import Routing, route_experts
+from debias.plan.live import fake_in_place
 
 torch.set_num_threads(1)
 
@@ -238,8 +239,37 @@ def test_the_grouped_product_is_a_loop_over_experts():
         delta = torch.randn(10, rows, generator=generator).bfloat16()
         grads = torch.autograd.grad(got, [x, weight], delta)
         its = torch.autograd.grad(want, [x, weight], delta.double())
-        for ours, other in zip(grads, its, strict=True):
-            torch.testing.assert_close(ours, other, rtol=2**-7, atol=2e-2)
+        for ours, other in zip([*grads, routing.outer(delta, x)], [*its, its[1]], strict=True):
+            torch.testing.assert_close(ours.double(), other.double(), rtol=2**-7, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_without_values(family, dtype):
+    """A step on tensors without memory, from which a plan reads sizes: the same shapes, and no value is asked for."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = adapted(family, dtype=dtype, r=8).to("meta")
+    route_experts(model)
+    experts, inputs = experts_of(model), inputs_of(family, "even", dtype)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake_in_place(model)
+        inputs = [mode.from_tensor(one.detach()) for one in inputs]
+        output = experts(*inputs)
+        output.sum().backward()
+    assert output.shape == inputs[0].shape
+    for p in experts.parameters():
+        assert not p.requires_grad or p.grad.shape == p.shape
+
+
+def test_an_activation_that_is_not_zero_at_zero():
+    """Then every token of every expert counts, as in the dense product."""
+    model = adapted("llama4")
+    experts, inputs = experts_of(model), inputs_of("llama4", "even")
+    experts.get_base_layer().act_fn = nn.Sigmoid()
+    want = outcome(experts, inputs)
+    route_experts(model)
+    assert_same(outcome(experts, inputs), want)
 
 
 def test_routing_twice_and_models_without_experts():
