@@ -36,7 +36,7 @@ SelectType=select/cons_tres
 ReturnToService=2
 MpiDefault=none
 SchedulerParameters=batch_sched_delay=1,sched_interval=2
-KillWait=60
+KillWait=10
 SlurmdTimeout=20
 {nodes}
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
@@ -73,6 +73,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         wait_for(lambda: _idle(environment) == len(NODES), 60, f"no two idle nodes; see {folder}")
         yield environment
     finally:
+        _kill_jobs(config)
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
         for process in started:
@@ -80,6 +81,17 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _kill_jobs(config: Path) -> None:
+    """What a failed test left running in the cluster; daemons are not among it, they are our children."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = f"SLURM_CONF={config}".encode() in (place / "environ").read_bytes().split(b"\0")
+            if mine and (place / "comm").read_text().strip() not in ("slurmctld", "slurmd"):
+                os.kill(int(place.name), signal.SIGKILL)
+        except OSError:
+            continue
 
 
 def _munged(folder: Path) -> subprocess.Popen[bytes]:

@@ -54,6 +54,13 @@ def _holds_run(folder: Path) -> bool:
     return (folder / CONFIG).exists() or (folder / SUMMARY).exists()
 
 
+def decide_resume(config: RunConfig) -> RunConfig:
+    """`resume: auto` as yes or no. Every rank must ask before the first one can have opened the run."""
+    if config.resume != "auto":
+        return config
+    return config.model_copy(update={"resume": _holds_run(Path(config.output_dir))})
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, None where there is none."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]

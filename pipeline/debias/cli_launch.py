@@ -100,6 +100,60 @@ def slurm(
         typer.echo(f"submit it with: cd {shlex.quote(str(path.parent))} && sbatch {path.name}")
 
 
+@app.command()
+def k8s(
+    config: Config,
+    image: Annotated[str, typer.Option(help="Container image that holds debias.")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Pods, one for each node.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each, a rank for each; 0 trains on CPUs.")] = 0,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes of each pod without GPUs.")] = None,
+    global_batch: Annotated[
+        int | None, typer.Option(min=1, help="Samples a step sees at any number of ranks (sets accumulation).")
+    ] = None,
+    volume: Annotated[
+        list[str] | None, typer.Option(metavar="CLAIM:PATH", help="A volume claim and where pods see it; repeat.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The JobSet's name; the config's by default.")] = None,
+    namespace: Annotated[str | None, typer.Option()] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of a pod, such as 200Gi.")] = None,
+    grace: Annotated[int, typer.Option(min=30, help="Seconds from SIGTERM to the end of a pod.")] = 300,
+    online: Annotated[bool, typer.Option("--online", help="Pods may reach the hub.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The manifest; jobs/NAME.yaml by default.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
+) -> None:
+    """Write a JobSet manifest for Kubernetes: kubectl apply -f it."""
+    from debias.launching import kubernetes
+    from debias.launching.job import make_job
+
+    settings, stem = _settings(config, overrides)
+    title = name or stem.replace("_", "-").lower()
+    job = make_job(
+        settings,
+        name=title,
+        folder=Path("jobs") / title,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        ranks_per_node=ranks_per_node,
+        global_batch=global_batch,
+        grace_seconds=grace,
+        offline=not online,
+    )
+    volumes = dict(_claim(one) for one in volume or [])
+    documents = kubernetes.manifest(job, image, volumes, namespace=namespace, memory=memory)
+    path = kubernetes.write(documents, out or Path("jobs") / f"{title}.yaml", overwrite=overwrite)
+    typer.echo(
+        f"{path}: {job.world_size} ranks, {job.global_batch} samples a step; kubectl apply -f {shlex.quote(str(path))}"
+    )
+
+
+def _claim(text: str) -> tuple[str, str]:
+    claim, colon, path = text.partition(":")
+    if not colon or not claim or not path:
+        raise InputError(f"--volume is {text!r}, expected CLAIM:PATH such as data:/data")
+    return claim, path
+
+
 def _settings(config: Path, overrides: list[str] | None) -> tuple[RunConfig, str]:
     """The run's settings with absolute paths, and the config's own name."""
     path = find_recipe(config)

@@ -141,7 +141,7 @@ class RunConfig(Strict):
     max_nonfinite_steps: int = Field(10, ge=0)  # skipped steps a run survives
     sigterm_grace_seconds: float = Field(120, gt=0)  # from SIGTERM to a saved checkpoint; then the process exits
     overwrite_output_dir: bool = False
-    resume: bool = False
+    resume: bool | Literal["auto"] = False  # auto: if output_dir holds a run; for jobs that a scheduler starts again
 
     @field_validator("method", "bias_weight", "adapter", mode="before")
     @classmethod

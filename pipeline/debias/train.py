@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from debias.best_checkpoint import check_selection, selected, validation_figures
-from debias.checkpoint import METRICS, SUMMARY, check_run, last_checkpoint, open_run, save_trained
+from debias.checkpoint import METRICS, SUMMARY, check_run, decide_resume, last_checkpoint, open_run, save_trained
 from debias.config import RunConfig
 from debias.data import Example
 from debias.engines.hf_trainer import DebiasTrainer
@@ -24,6 +24,7 @@ from debias.models.adapter_table import as_records, left_over, render, survey
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
 from debias.paths import resolve_paths
+from debias.plan.guard import refuse_what_cannot_fit
 from debias.setup_run import (
     Task,
     build_bias_weight,
@@ -50,12 +51,13 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     from transformers import set_seed
 
     started = time.time()
-    config = resolve_paths(config, base)
+    config = decide_resume(resolve_paths(config, base))
     rule = build_rule(config)
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     if first:
         check_run(config)
+    refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
     folder = Path(config.output_dir)
     checkpoint = last_checkpoint(folder) if config.resume else None

@@ -1,5 +1,6 @@
 """The Hugging Face Trainer with two gradients in each step; everything else is as its users know it."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -149,10 +150,18 @@ class DebiasTrainer(Trainer):
             return done
         self.hook = None  # that of an earlier train() is detached
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-        finally:
-            if self.hook is not None:
-                self.hook.detach()
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        except BaseException:
+            # A failed collective leaves an engine that cannot be cleaned: the first error is the one to see.
+            with contextlib.suppress(Exception):
+                self._detach()
+            raise
+        self._detach()
+        return output
+
+    def _detach(self) -> None:
+        if self.hook is not None:
+            self.hook.detach()
 
     def _done(self, checkpoint: Path) -> TrainOutput | None:
         """A checkpoint of the last step, loaded: the Trainer would take a step more before it looks at max_steps."""

@@ -55,8 +55,8 @@ class Job:
         return per_rank * self.world_size
 
     def configs(self) -> dict[str, RunConfig]:
-        """The file names and settings of the runs."""
-        common = {"resume": False, "overwrite_output_dir": False, "sigterm_grace_seconds": float(self.grace_seconds)}
+        """The file names and settings of the runs; each goes on from its last checkpoint if it has one."""
+        common = {"resume": "auto", "overwrite_output_dir": False, "sigterm_grace_seconds": float(self.grace_seconds)}
         if not self.seeds:
             return {"config.yaml": self.config.model_copy(update={**common, "output_dir": self.output_dir})}
         return {

@@ -104,15 +104,7 @@ def test_ranks_meet_where_slurm_reaches_the_first_node(tmp_path, run_script):
     words = " ".join(called["ranks"])
     assert "--nnodes 2 --node-rank 1" in words
     assert "--nproc-per-node 2 --master-addr 10.0.0.7 --master-port 20012" in words
-    assert "resume" not in words
-
-
-def test_a_run_that_has_begun_is_resumed(tmp_path, run_script):
-    job = job_for(tmp_path)
-    Path(job.output_dir).mkdir(parents=True)
-    (Path(job.output_dir) / "run.json").write_text("{}")
-    _, called = run_script(job)
-    assert called["ranks"][-1] == "resume=true"
+    assert load_config(tmp_path / "job" / "config.yaml").resume == "auto"
 
 
 @pytest.mark.parametrize(
