@@ -1,0 +1,1 @@
+"""ROOM 7: after training: an adapter folded into its base."""

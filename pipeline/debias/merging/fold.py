@@ -1,0 +1,230 @@
+"""A run's adapter folded into a dense model that loads without PEFT; published when its logits are the adapter's."""
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from debias.checkpoint import ADAPTER, CONFIG, MODEL, save_whole
+from debias.config import RunConfig, load_config
+from debias.errors import InputError
+from debias.inference_adapter import adapter_change, attach_adapter
+from debias.models.families import is_sparse
+from debias.models.load import load_model, load_tokenizer
+
+logger = logging.getLogger(__name__)
+RECORD = "debias_merge.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Largest difference of a logit that rounding explains, as a share of the largest logit.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# In half precision a near tie between experts falls to another one, and the logits of such tokens differ by far. So
+# large a share of tokens must agree; an adapter that is lost shows in all of them.
+AGREEING, AGREEING_SPARSE_HALF = 1.0, 0.5
+PROMPTS, TOKENS = 4, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """What was published: where, of what, and how far its logits are from those of the adapter on its base.
+
+    `difference` is the largest of any logit, `agreeing` the share of tokens within `tolerance`; `effect` is what the
+    adapter's layers change a logit by at most.
+    """
+
+    folder: str
+    run: str
+    adapter: str
+    base: str
+    dtype: str
+    scale: float
+    difference: float
+    agreeing: float
+    tolerance: float
+    effect: float
+
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        return (
+            f"{self.folder}: merged in {self.dtype}; logits differ from the adapter's by at most {self.difference:.2g}"
+            f" (tolerance {self.tolerance:.2g}, {self.agreeing:.0%} of tokens within; the adapter changes them by up to"
+            f" {self.effect:.2g})"
+        )
+
+
+def merge_run(
+    run: Path,
+    out: Path,
+    *,
+    adapter: str | None = None,
+    dtype: str | None = None,
+    scale: float = 1.0,
+    overwrite: bool = False,
+) -> Merged:
+    """Fold the adapter of a run into its base, in `out`, with the tokenizer; returns what was checked.
+
+    `adapter`: another one than the last, a folder of the run (`checkpoint-40`) or any PEFT folder. `dtype`: of the
+    dense model; by default that of the run's base, and bfloat16 for one in 4 bits, which is loaded in 16 bits. `scale`:
+    of the adapter's change to the weights (WiSE-FT, Wortsman et al., CVPR 2022); a head that was trained whole stays as
+    it is. The model is written beside `out`, loaded again, compared, and only then moved there. InputError says what is
+    wrong, and leaves what was in `out`.
+    """
+    run, out = Path(run), Path(out).resolve()
+    config = _config_of(run)
+    source = find_adapter(run, adapter)
+    check_out(out, [run, source, Path(config.model)], overwrite)
+    name = _dtype_name(config, dtype)
+    if not (math.isfinite(scale) and scale >= 0):
+        raise InputError(f"scale is {scale}, expected a number of 0 or more; 1 is the adapter as trained")
+    if config.load_in_4bit:
+        logger.info("the run's base was in 4 bits; the adapter is merged into the %s weights it was made from", name)
+    words = load_tokenizer(str(source) if (source / "tokenizer_config.json").is_file() else config.model, config.head)
+    folding = _fold(config, source, words, name, scale)
+    told = {"run": run, "adapter": source, "base": config.model, "dtype": name, "scale": scale}
+
+    def save(part: Path) -> None:
+        folding.dense.save_pretrained(part)
+        words.save_pretrained(part)
+        folding.dense = None  # one model in memory at a time
+        figures = compare(logits(reload(part, config, name), folding.ids), folding.wanted, name, sparse=folding.sparse)
+        merged = _record(out, {**told, "effect": folding.effect, **figures})
+        (part / RECORD).write_text(json.dumps(dataclasses.asdict(merged), indent=2) + "\n", encoding="utf-8")
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_whole(out, save)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
+    return Merged(**json.loads((out / RECORD).read_text(encoding="utf-8")))
+
+
+@dataclasses.dataclass
+class _Folding:
+    """A folded model, token ids, what the adapter on its base said to them, and how much of it is the adapter's."""
+
+    dense: Any
+    ids: Tensor
+    wanted: Tensor
+    effect: float
+    sparse: bool
+
+
+def _fold(config: RunConfig, source: Path, tokenizer: Any, dtype: str, scale: float) -> _Folding:
+    base = load_model(config.model, config.head, config.data.labels, dtype=DTYPES[dtype], seed=config.seed)
+    model = attach_adapter(base, str(source), base.fresh_modules).eval()
+    _scale(model, scale, source)
+    ids = prompts(tokenizer, base.get_input_embeddings().num_embeddings)
+    wanted = logits(model, ids)
+    effect = adapter_change(model, lambda: logits(model, ids).numpy())
+    if effect <= TOLERANCE[dtype] * float(wanted.abs().max()):
+        what = "nothing: the merged model is its base" if effect == 0 else "no logit by more than rounding may"
+        logger.warning("WARNING: the adapter changes %s", what)
+    try:
+        dense = model.merge_and_unload(safe_merge=True)  # fused experts too; refuses what is not finite
+    except ValueError as error:
+        raise InputError(f"adapter: {source} cannot be merged: {' '.join(str(error).split())}") from error
+    return _Folding(dense.to(DTYPES[dtype]), ids, wanted, effect, is_sparse(dense))
+
+
+def _record(out: Path, told: dict[str, Any]) -> Merged:
+    plain: dict[str, Any] = {key: str(one) if isinstance(one, Path) else one for key, one in told.items()}
+    return Merged(folder=str(out), **plain)
+
+
+def _config_of(run: Path) -> RunConfig:
+    if not (run / CONFIG).is_file():
+        raise InputError(f"{run}: holds no {CONFIG}; give the folder of a run")
+    config = load_config(run / CONFIG)
+    if config.head == "image_classification":
+        raise InputError(f"{run}: head is 'image_classification'; only text models are merged")
+    if config.adapter.type != "lora":
+        raise InputError(f"{run}: adapter.type is {config.adapter.type!r}: {run / MODEL} is a dense model already")
+    return config
+
+
+def find_adapter(run: Path, name: str | None) -> Path:
+    """The folder of an adapter: the run's own, one in the run's folder, or any; InputError that lists the run's."""
+    places = [run / (name or ADAPTER), *([Path(name)] if name else [])]
+    found = next((place for place in places if (place / "adapter_config.json").is_file()), None)
+    if found is None:
+        there = sorted(path.parent.name for path in run.glob("*/adapter_config.json"))
+        raise InputError(f"adapter: {places[0]} holds no adapter_config.json; {run} has {', '.join(there) or 'none'}")
+    return found
+
+
+def check_out(out: Path, kept: list[Path], overwrite: bool) -> None:
+    """InputError unless `out` may be made or replaced: no file, not around what is read, empty without `overwrite`."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, expected a folder")
+    for place in kept:
+        if place.exists() and place.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out}: holds {place}, which is read here; choose another folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise InputError(f"{out}: is not empty; choose another folder, or give --overwrite to replace all in it")
+
+
+def _dtype_name(config: RunConfig, asked: str | None) -> str:
+    if asked is None:
+        return "bfloat16" if config.bf16 or config.load_in_4bit else "float32"
+    if asked not in DTYPES:
+        raise InputError(f"dtype is {asked!r}, not one of {', '.join(DTYPES)}")
+    return asked
+
+
+def _scale(model: Any, scale: float, source: Path) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    if not hasattr(model.base_model, "merge_and_unload"):
+        kind = model.peft_config[model.active_adapter].peft_type
+        raise InputError(f"adapter: {source} is of kind {getattr(kind, 'value', kind)}, which no weight can take in")
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if scale != 1 and not layers:
+        raise InputError(f"scale is {scale}, but {source} has no LoRA layers to scale")
+    for layer in layers:
+        layer.scaling = {name: value * scale for name, value in layer.scaling.items()}
+
+
+def prompts(tokenizer: Any, known: int, seed: int = 0) -> Tensor:
+    """Token ids [PROMPTS, TOKENS] below `known` from the tokenizer's vocabulary, special tokens left out."""
+    words = sorted(set(tokenizer.get_vocab().values()) & set(range(known)) - set(tokenizer.all_special_ids))
+    drawn = torch.randint(len(words), (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(words)[drawn]
+
+
+def logits(model: Any, ids: Tensor) -> Tensor:
+    """What a model says to `ids`, float32; a half-precision model under autocast, for what trained in float32."""
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    half = dtype != torch.float32
+    with torch.no_grad(), torch.autocast("cpu", dtype if half else torch.bfloat16, enabled=half):
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+
+
+def reload(folder: Path, config: RunConfig, dtype: str) -> Any:
+    """The dense model as anybody loads it: by `from_pretrained` of an auto class, nothing missing."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForCausalLM if config.head == "causal_lm" else AutoModelForSequenceClassification
+    model, found = kind.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)
+    if found["missing_keys"]:
+        raise InputError(
+            f"merged model: written without {', '.join(sorted(found['missing_keys'])[:3])}; nothing is published"
+        )
+    return model.eval()
+
+
+def compare(found: Tensor, wanted: Tensor, dtype: str, *, sparse: bool = False) -> dict[str, float]:
+    """How far logits are from those wanted; InputError where rounding does not explain it."""
+    tolerance = TOLERANCE[dtype] * float(wanted.abs().max())
+    difference_T = (found - wanted).abs().amax(-1)
+    agreeing = float((difference_T <= tolerance).float().mean())
+    if not agreeing >= (AGREEING_SPARSE_HALF if sparse and dtype != "float32" else AGREEING):
+        raise InputError(
+            f"merged model: logits differ from the adapter's by up to {float(difference_T.max()):.3g}, {agreeing:.0%}"
+            f" of tokens are within {tolerance:.3g}; nothing is published"
+        )
+    return {"difference": float(difference_T.max()), "agreeing": agreeing, "tolerance": tolerance}
