@@ -119,4 +119,5 @@ def test_there_and_back(name: str, classify: bool, tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "adapter")
     again = PeftModel.from_pretrained(load_model(str(tmp_path / "base"), head, LABELS), tmp_path / "adapter")
     with torch.no_grad():
-        assert torch.equal(again.eval()(**batch()).logits, adapted.eval()(**batch()).logits)
+        ours, theirs = adapted.eval()(**batch()).logits, again.eval()(**batch()).logits
+    assert torch.allclose(ours, theirs, atol=1e-5 * float(ours.abs().max()))
