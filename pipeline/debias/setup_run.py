@@ -20,13 +20,26 @@ from debias.data.encode_images import ImageCollator, encode_images
 from debias.data.packing import PackingCollator, tokens_of_an_epoch
 from debias.engines import zero_launch
 from debias.errors import InputError
-from debias.losses import Answers, BiasWeightSource, Classification, ColumnWeight, Objective, SelfWeight
+from debias.losses import (
+    Answers,
+    BiasWeightSource,
+    Classification,
+    ColumnWeight,
+    Objective,
+    SelfWeight,
+    add_router_loss,
+)
 from debias.methods import Rule, make_rule
 from debias.models.adapters import add_lora, checkpoint_activations, prepare_quantized, train_biases
 from debias.models.attention import check_attention, check_packing, choose_attention
 from debias.models.families import sparse_blocks
+from debias.models.compiling import compile_layers
+from debias.models.kernels import check_liger, liger_settings
 from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
+
+# Settings that the Trainer has too, and would do otherwise.
+OURS = {"gradient_checkpointing", "torch_compile"}
 
 # A large model may take this long to load on one rank while the others wait.
 LOADING_WAIT = timedelta(minutes=30)
@@ -146,7 +159,13 @@ def build_model(config: RunConfig) -> Any:
     model = base_model(config, config.model, training=True)
     if config.packing:
         check_packing(model, config.per_device_train_batch_size, config.max_length)
-    return adapt(config, model)
+    adapted = adapt(config, model)
+    if config.router_aux_loss_coef:
+        try:
+            add_router_loss(adapted, config.router_aux_loss_coef)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    return adapted
 
 
 def adapt(config: RunConfig, model: Any) -> Any:
@@ -216,8 +235,10 @@ def training_arguments(config: RunConfig) -> Any:
     _check_choice("optim", config.optim, [kind.value for kind in OptimizerNames])
     for reporter in (config.report_to,) if isinstance(config.report_to, str) else config.report_to:
         _check_choice("report_to", reporter, ["none", "all", *INTEGRATION_TO_CALLBACK])
-    names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - {"gradient_checkpointing"}
+    names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - OURS
     values = {name: getattr(config, name) for name in names} | {"bf16": usable_bf16(config.bf16)}
+    if config.use_liger_kernel:
+        values["liger_kernel_config"] = liger_settings()
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if config.deepspeed is not None:
         values["deepspeed"] = _deepspeed(config)

@@ -1,6 +1,7 @@
 """Mixtures of experts in one pass: against two_pass, and against one backward pass for each sample, in float64."""
 
 import contextlib
+import logging
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from gradient_checks import answer_loss, assert_same, by_samples, take, weights_
 from tiny_models import answer_batch, llama4, qwen3_moe, rows, with_lora
 from torch.overrides import TorchFunctionMode
 
+from debias.engines import attach
 from debias.gradients import SinglePass, make_source
+from debias.losses import add_router_loss
+from debias.methods import MainOnly, Subtract
 from debias.models.experts import route_experts
 
 torch.set_num_threads(1)
@@ -159,3 +163,115 @@ def test_bf16_weights(name):
     assert_same(take("single_pass", model, answer_loss, [batch], [weight_B]), want, 0.06)
     wrong = take("single_pass", model, answer_loss, [batch], [weight_B.roll(1)])
     assert worst(wrong[1], want[1])[0] > 0.2
+
+
+# --- the routers' load balancing loss, which is of the batch
+
+
+COEFFICIENT = 0.3
+
+
+def balancing_oracle(logits_of_layers, mask_BT, experts=4, chosen=2):
+    """Switch Transformer's loss by its own words: experts * sum over them of share of tokens * mean probability."""
+    shares, means = torch.zeros(experts).double(), torch.zeros(experts).double()
+    tokens = 0
+    for logits_NE in logits_of_layers:
+        for row_E, real in zip(logits_NE.double(), mask_BT.flatten().tolist(), strict=True):
+            if real:
+                p_E = torch.exp(row_E) / torch.exp(row_E).sum()
+                means = means + p_E
+                for e in p_E.detach().argsort(descending=True)[:chosen].tolist():
+                    shares[e] += 1
+                tokens += 1
+    return experts * (shares / tokens * means / tokens).sum()
+
+
+def with_balance(model, batch, coefficient=COEFFICIENT):
+    """(loss_B, the balancing loss by the oracle) of one forward pass."""
+    seen = []
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+        for module in model.modules()
+        if type(module).__name__ == "Qwen3MoeTopKRouter"
+    ]
+    loss_B = answer_loss(model, batch)
+    for handle in handles:
+        handle.remove()
+    return loss_B, coefficient * balancing_oracle(seen, batch["attention_mask"])
+
+
+@pytest.mark.parametrize("checkpointing", [None, False])
+@pytest.mark.parametrize("way", ["auto", "shared_forward", "two_pass"])
+def test_the_balancing_loss_goes_into_main_alone(way, checkpointing, caplog):
+    name = "qwen3_moe, attention and experts"
+    batch, weight_B = answer_batch(), weights_for(5)
+    plain = build(name, torch.float32)
+    _, want_bias = take("two_pass", plain, answer_loss, [batch], [weight_B])
+    loss_B, balance = with_balance(plain, batch)
+    (loss_B.sum() + 5 * balance).backward()
+    want_main = {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
+
+    model = build(name, torch.float32, checkpointing)
+    router = add_router_loss(model, COEFFICIENT)
+    selected = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(list(selected.values()), lr=0.0)
+    with caplog.at_level(logging.WARNING, logger="debias"):
+        hook = attach(model, optimizer, Subtract(), way)
+    loss_B = answer_loss(model, batch)
+    hook.backward(loss_B, weight_B, again=lambda: (answer_loss(model, batch), weight_B), batch_loss=router.take())
+    got = {n: p.grad.clone() for n, p in selected.items()}, dict(hook.source.bias)
+    assert_same(got, (want_main, want_bias))
+    if way == "auto":
+        assert hook.gradients == "shared_forward"
+        assert "router_aux_loss_coef" in caplog.text
+    hook.detach()
+    # It is large enough to be seen in main, and adapters below the routers get it.
+    without, _ = take("two_pass", plain, answer_loss, [batch], [weight_B])
+    assert worst(without, want_main)[0] > 1e-3
+
+
+def test_the_balancing_loss_of_unequal_micro_batches_counts_by_samples():
+    name = "qwen3_moe, attention"
+    model, batch, weight_B = build(name, torch.float32), answer_batch(), weights_for(5)
+    router = add_router_loss(model, COEFFICIENT)
+    selected = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    hook = attach(model, torch.optim.SGD(list(selected.values()), lr=0.0), MainOnly())
+    for part in ((0, 2), (2, 5)):
+        loss_B = answer_loss(model, rows(batch, *part))
+        hook.backward(loss_B, weight_B[slice(*part)], batch_loss=router.take())
+    hook.combine()
+    got = {n: p.grad.clone() for n, p in selected.items()}
+    hook.detach()
+    plain = build(name, torch.float32)
+    for part in ((0, 2), (2, 5)):
+        loss_B, balance = with_balance(plain, rows(batch, *part))
+        ((loss_B.sum() + len(loss_B) * balance) / 5).backward()
+    want = {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
+    assert worst(got, want)[0] <= 1e-5
+
+
+def test_a_balancing_loss_that_cannot_be_is_said():
+    with pytest.raises(ValueError, match=r"router_aux_loss_coef is 0\.1, but this model computes no load balancing"):
+        add_router_loss(build("llama4, attention", torch.float32), 0.1)
+    model = build("qwen3_moe, attention", torch.float32)
+    router = add_router_loss(model, 0.1)
+    with pytest.raises(RuntimeError, match="gave no load balancing loss"):
+        router.take()
+    batch = answer_batch()
+    model.eval()
+    answer_loss(model, batch)
+    with pytest.raises(RuntimeError, match="gave no load balancing loss"):
+        router.take()
+    model.train()
+    selected = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    with pytest.raises(ValueError, match="not exact here: the load balancing loss of the routers"):
+        make_source("single_pass", model, selected)
+    plain = build("qwen3_moe, attention", torch.float32)
+    source = make_source("single_pass", plain, {n: p for n, p in plain.named_parameters() if p.requires_grad})
+    with pytest.raises(ValueError, match="cannot keep a loss of the whole batch"):
+        source.backward(answer_loss(plain, batch), weights_for(5), batch_loss=torch.tensor(1.0))
+    reentrant = build("qwen3_moe, attention", torch.float32, True)
+    router = add_router_loss(reentrant, 0.1)
+    answer_loss(reentrant, batch)
+    with pytest.raises(RuntimeError, match="reentrant"):
+        router.take()

@@ -19,7 +19,7 @@ from debias.engines.attaching import attach
 from debias.engines.selection import Select, not_head, whole_shape
 from debias.engines.stopping import StopRequest
 from debias.gradients.single_pass import refusal
-from debias.losses import BiasWeightSource, Objective, SelfWeight
+from debias.losses import BiasWeightSource, Objective, SelfWeight, router_loss_of
 from debias.methods import Rule
 from debias.telemetry import check_tensors, peak_memory_mb, saving
 
@@ -97,12 +97,20 @@ class DebiasTrainer(Trainer):
             # As accelerate does, but for its own backward, which steps before the gradients are combined.
             engine: Any = model
             engine.set_gradient_accumulation_boundary(boundary)
-        index = inputs.get("sample_index")
-        hook.backward(loss_B, weight_B, count=count, again=lambda: forward()[:2], sample_index=index)
+        balance = router.take() if (router := router_loss_of(model)) else None
+        hook.backward(
+            loss_B,
+            weight_B,
+            count=count,
+            again=lambda: forward()[:2],
+            sample_index=inputs.get("sample_index"),
+            batch_loss=balance,
+        )
         self._count_samples(loss_B.numel())
         if boundary:
             self._combine(hook)
-        return loss_B.detach().sum() / count / self.current_gradient_accumulation_steps
+        mean = loss_B.detach().sum() / count + (0.0 if balance is None else balance.detach())
+        return mean / self.current_gradient_accumulation_steps
 
     def _combine(self, hook: Any) -> None:
         hook.asks_to_stop = self.stop is not None and self.stop.asked

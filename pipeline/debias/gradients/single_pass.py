@@ -19,6 +19,7 @@ from debias.gradients.layers import is_plain_lora, linear_forward, lora_forward
 from debias.gradients.routed import routed_loras, two_gradients
 from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
 from debias.gradients.taps import Tap
+from debias.losses.router import router_loss_of
 
 # DeBERTa projects its position table with the layers that project tokens; OPT flattens samples and tokens.
 SAMPLES_NOT_FIRST = frozenset({"DisentangledSelfAttention", "OPTDecoderLayer"})
@@ -136,7 +137,14 @@ def _active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
 
 def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | None:
     """Why single_pass would not be exact for these parameters of this model, or None where it is."""
-    return _mixed_samples(model) or _not_linear(model, selected) or _not_called(model)
+    return _loss_of_the_batch(model) or _mixed_samples(model) or _not_linear(model, selected) or _not_called(model)
+
+
+def _loss_of_the_batch(model: nn.Module) -> str | None:
+    """Both gradients are weighted sums of one signal: what is in it for main is in it for bias."""
+    if router_loss_of(model) is None:
+        return None
+    return "the load balancing loss of the routers (router_aux_loss_coef) is of the batch, not of its samples"
 
 
 def _mixed_samples(model: nn.Module) -> str | None:

@@ -3,6 +3,7 @@
 from debias.losses.answers import Answers, answer_log_likelihood
 from debias.losses.bias_weight import BiasWeightSource, ColumnWeight, SelfWeight, gce_weight
 from debias.losses.classification import Classification, cross_entropy
+from debias.losses.router import RouterLoss, add_router_loss, router_loss_of
 from debias.losses.samples import SampleLosses
 
 Objective = Classification | Answers
@@ -13,9 +14,12 @@ __all__ = [
     "Classification",
     "ColumnWeight",
     "Objective",
+    "RouterLoss",
     "SampleLosses",
     "SelfWeight",
+    "add_router_loss",
     "answer_log_likelihood",
     "cross_entropy",
     "gce_weight",
+    "router_loss_of",
 ]
