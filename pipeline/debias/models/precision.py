@@ -17,17 +17,24 @@ def usable_bf16(wanted: bool) -> bool:
     """
     if not wanted:
         return False
+    usable, notice = bf16_here()
+    if notice:
+        _say(notice)
+    return usable
+
+
+def bf16_here() -> tuple[bool, str]:
+    """Whether this machine is to compute in bf16 where asked to, and what is to be said of it ("" for nothing)."""
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return True
-        _say(
+            return True, ""
+        return False, (
             f"bf16: {torch.cuda.get_device_name()} has no bf16, so this runs in float32 (twice the memory of 16 bits);"
             " fp16 is not an option, its loss scaling would hide overflow from the rule"
         )
-        return False
     if _cpu_lacks_bf16():
-        _say("bf16: this CPU has no bf16 instructions, and may be many times slower with it than in float32")
-    return True
+        return True, "bf16: this CPU has no bf16 instructions, and may be many times slower with it than in float32"
+    return True, ""
 
 
 @functools.lru_cache

@@ -35,6 +35,11 @@ def find_config(name: str) -> Any:
     return found.get_text_config()
 
 
+def is_carried(name: str) -> bool:
+    """Whether the configuration of that name comes with the project."""
+    return _of_shape(name) is not None
+
+
 def _of_shape(name: str) -> Path | None:
     """The carried shape of a hub id or short name; a local folder of that name goes first."""
     if Path(name).expanduser().is_dir():

@@ -2,10 +2,8 @@ import os
 import time
 
 import pytest
-from typer.testing import CliRunner
 
-from debias import doctor
-from debias.cli import app
+from debias.doctor import builds
 from debias.engines.zero_launch import build_problems
 
 ADVICE = "delete it"
@@ -23,16 +21,15 @@ def test_a_lock_that_a_killed_build_left_is_named_with_its_cure(extensions):
     lock = extensions / "lock"
     lock.touch()
     assert build_problems() == []  # somebody may be building this minute
+    assert [check.ok for check in builds.build_locks()] == [True]
     os.utime(lock, (time.time() - 7200, time.time() - 7200))
     (problem,) = build_problems()
     assert str(lock) in problem
     assert "2.0 h old" in problem
-    assert ADVICE in problem
-    done = CliRunner().invoke(app, ["doctor"])
-    assert done.exit_code == 1
-    assert any(
-        line.startswith("BAD  build lock") and line.endswith(f"cure: {ADVICE}") for line in done.output.splitlines()
-    )
+    (check,) = builds.build_locks()
+    assert check.line.startswith("BAD  build lock")
+    assert check.line.endswith(f"cure: {ADVICE}")
+    assert check.stops
 
 
 def test_a_run_with_deepspeed_does_not_start_behind_a_stale_lock(extensions, tmp_path, monkeypatch):
@@ -56,18 +53,14 @@ def test_missing_ninja_is_named_with_its_cure(extensions, monkeypatch):
         "ninja is not on PATH, and fused_adam would be compiled; pip install ninja"
     ]
     assert build_problems() == []
-    assert [check.cure for check in doctor.examine() if check.name == "ninja"] == ["pip install ninja"]
+    monkeypatch.setattr(builds.metadata, "version", lambda name: "0.19.8")
+    assert builds.ninja().cure == "pip install ninja"
 
 
-@pytest.mark.parametrize(("version", "ok"), [("0.19.8", True), ("0.19.9", True), ("0.19.7", False), ("0.20.0", False)])
-def test_an_unknown_deepspeed_is_named(version, ok, extensions, monkeypatch):
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: version)
-    (check,) = [check for check in doctor.examine() if check.name == "deepspeed"]
-    assert check.ok == ok
-    assert (check.cure == "") == ok
+def test_ninja_is_nobodys_business_without_deepspeed(monkeypatch, tmp_path):
+    def absent(name):
+        raise builds.metadata.PackageNotFoundError(name)
 
-
-def test_healthy_is_exit_code_0(extensions, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
-    done = CliRunner().invoke(app, ["doctor", "--json"])
-    assert done.exit_code == 0
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(builds.metadata, "version", absent)
+    assert builds.ninja().ok

@@ -1,0 +1,113 @@
+"""What of a model or data set is on this machine, and the hub's errors in one line."""
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from debias.errors import InputError
+
+Kind = Literal["model", "dataset"]
+CONFIG = "config.json"
+# As transformers looks for them: the first that is there is loaded.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+INDEX = ".index.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The files of a model in a folder: bytes of what is there, and what is missing to load it."""
+
+    folder: Path
+    bytes: int
+    missing: tuple[str, ...]
+
+
+def in_folder(folder: Path, *, tokenizer: bool = True) -> ModelFolder:
+    """What a folder holds of a model; a weights file that an index names counts as missing where it is not there."""
+    names = {path.name for path in folder.iterdir() if path.is_file()}  # a link to a file that is gone is none
+    missing = [] if CONFIG in names else [CONFIG]
+    weights = next((name for name in WEIGHTS if name in names), None)
+    if weights is None:
+        missing.append(f"weights ({WEIGHTS[0]})")
+    elif weights.endswith(INDEX):
+        missing += sorted(set(shards(folder / weights)) - names)
+    if tokenizer and not names & set(TOKENIZERS) and not any(name.endswith(".tiktoken") for name in names):
+        missing.append(f"a tokenizer ({TOKENIZERS[0]})")
+    return ModelFolder(folder, sum((folder / name).stat().st_size for name in names), tuple(missing))
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index of weights names; InputError for a file that is no index."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{index}: no index of weights; delete it and fetch it again") from None
+
+
+def in_cache(repo: str, *, tokenizer: bool = True) -> ModelFolder | None:
+    """What the hub's cache holds of a model's main revision, None for nothing; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, CONFIG)
+    except HFValidationError as error:
+        raise InputError(f"model: {repo!r} is no folder, and no hub id: {str(error).splitlines()[0]}") from None
+    return in_folder(Path(found).parent, tokenizer=tokenizer) if isinstance(found, str) else None
+
+
+def chosen_weights(names: Collection[str]) -> str | None:
+    """The file of weights, or their index, that transformers would take of a repository's files."""
+    return next((name for name in WEIGHTS if name in names), None)
+
+
+def host() -> str:
+    """The hub's host, for messages."""
+    from huggingface_hub import constants
+
+    return urlsplit(constants.ENDPOINT).netloc
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids to ask the hub (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+@contextmanager
+def one_line(kind: Kind, repo: str) -> Iterator[None]:
+    """Inside, whatever the hub raises becomes an InputError that names the id and the host, and ends with the cure."""
+    from huggingface_hub import errors
+
+    what = f"{kind} {repo!r}"
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]  # of the library below
+    try:
+        yield
+    except InputError:
+        raise
+    except errors.GatedRepoError:
+        page = f"{host()}/{'datasets/' if kind == 'dataset' else ''}{repo}"
+        raise InputError(
+            f"{what} is gated: its terms are not accepted, or you are not logged in; accept them at {page},"
+            " then run `hf auth login` (or set HF_TOKEN)"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(
+            f"{what} is not on {host()}, or is private; check the name, or run `hf auth login` (or set HF_TOKEN)"
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise InputError(f"{what}: HF_HUB_OFFLINE forbids to ask {host()}; unset it where there is a network") from None
+    except errors.HFValidationError as error:
+        raise InputError(f"{what}: no hub id: {str(error).splitlines()[0]}") from None
+    except (http_error, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"{what}: {host()} does not answer as it should ({type(error).__name__}: {reason}); fetch it where there is"
+            " a network, or set HF_ENDPOINT to a mirror"
+        ) from None
