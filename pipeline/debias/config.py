@@ -194,6 +194,17 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _compiling_is_possible(self) -> "RunConfig":
+        if self.torch_compile and self.gradients == "single_pass":
+            raise ValueError(
+                "torch_compile goes with gradients auto, shared_forward or two_pass: single_pass leaves the bias"
+                " gradient beside the graph, where compiled code leaves nothing"
+            )
+        if self.torch_compile and self.deepspeed is not None:
+            raise ValueError("torch_compile has not been tried with deepspeed; remove one of them")
+        return self
+
+    @model_validator(mode="after")
     def _selection_is_possible(self) -> "RunConfig":
         if self.selection == "last":
             return self

@@ -32,8 +32,8 @@ from debias.losses import (
 from debias.methods import Rule, make_rule
 from debias.models.adapters import add_lora, checkpoint_activations, prepare_quantized, train_biases
 from debias.models.attention import check_attention, check_packing, choose_attention
-from debias.models.families import sparse_blocks
 from debias.models.compiling import compile_layers
+from debias.models.families import sparse_blocks
 from debias.models.kernels import check_liger, liger_settings
 from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
@@ -159,7 +159,11 @@ def build_model(config: RunConfig) -> Any:
     model = base_model(config, config.model, training=True)
     if config.packing:
         check_packing(model, config.per_device_train_batch_size, config.max_length)
+    if config.use_liger_kernel:
+        check_liger(model)
     adapted = adapt(config, model)
+    if config.torch_compile:
+        compile_layers(adapted)
     if config.router_aux_loss_coef:
         try:
             add_router_loss(adapted, config.router_aux_loss_coef)
