@@ -137,7 +137,21 @@ def _active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
 
 def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | None:
     """Why single_pass would not be exact for these parameters of this model, or None where it is."""
-    return _loss_of_the_batch(model) or _mixed_samples(model) or _not_linear(model, selected) or _not_called(model)
+    return (
+        _compiled(model)
+        or _loss_of_the_batch(model)
+        or _mixed_samples(model)
+        or _not_linear(model, selected)
+        or _not_called(model)
+    )
+
+
+def _compiled(model: nn.Module) -> str | None:
+    """Compiled code returns gradients and does nothing beside that: what a tap leaves would be lost."""
+    for name, module in model.named_modules():
+        if name.endswith("_orig_mod") or module._compiled_call_impl is not None:
+            return f"{name or 'the model'} is compiled (torch_compile)"
+    return None
 
 
 def _loss_of_the_batch(model: nn.Module) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from debias.losses.chunks import token_losses
+from debias.losses.chunks import causal_forward, token_losses
 from debias.losses.classification import model_inputs
 from debias.losses.samples import SampleLosses
 
@@ -88,7 +88,8 @@ def answer_log_likelihood(
         raise ValueError("answer_mask: every row needs an answer token, and none at position 0")
     # A position is kept if it predicts an answer token in any row: with left padding these are the last few.
     keep_K = answer_mask_BT[:, 1:].any(dim=0).nonzero().squeeze(1)
-    losses_BK = token_losses(model, with_positions(inputs), keep_K, inputs["input_ids"][:, keep_K + 1], chunk)
+    given = without_cache(model, with_positions(inputs))
+    losses_BK = token_losses(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], chunk)
     return -(losses_BK * answer_mask_BT[:, keep_K + 1]).sum(dim=1)
 
 
@@ -108,8 +109,8 @@ def packed_log_likelihood(
     if bool(mask_T[0]) or bool((sample_T[keep_K] != sample_K).any()) or not bool(answered.all()):
         raise ValueError("answer_mask: every sample needs an answer token, and none at its first position")
     # With a cache, even an empty one, transformers does not look for where positions start again.
-    inputs = {**inputs, "use_cache": False}
-    losses_1K = token_losses(model, inputs, keep_K, inputs["input_ids"][:, keep_K + 1], chunk)
+    given = without_cache(model, inputs)
+    losses_1K = token_losses(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], chunk)
     return -losses_1K.new_zeros(samples).index_add(0, sample_K, losses_1K.squeeze(0))
 
 
@@ -119,3 +120,9 @@ def with_positions(inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs
     positions_BT = (inputs["attention_mask"].long().cumsum(dim=1) - 1).clamp(min=0)
     return {**inputs, "position_ids": positions_BT}
+
+
+def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` that ask for no keys and values to be kept: nothing reads them again, and keeping them copies them."""
+    _, parameters = causal_forward(model)
+    return {**inputs, "use_cache": False} if "use_cache" in parameters else inputs

@@ -59,13 +59,21 @@ def _cross_entropy(logits_BKV: Tensor, targets_BK: Tensor) -> Tensor:
     return losses.view_as(targets_BK)
 
 
+def causal_forward(model: nn.Module) -> tuple[nn.Module | None, Mapping[str, Any]]:
+    """The outermost part of `model` whose forward takes `logits_to_keep` by name, and that forward's parameters."""
+    for module in model.modules():
+        parameters = inspect.signature(type(module).forward).parameters
+        if "logits_to_keep" in parameters:
+            return module, parameters
+    return None, {}
+
+
 def _causal_model(model: nn.Module) -> tuple[Any, str]:
     """The transformers model inside `model` that has the head, and the name of its backbone among its children."""
-    for module in model.modules():
-        if "logits_to_keep" in inspect.signature(type(module).forward).parameters:
-            for name, child in module.named_children():
-                if getattr(type(child), "base_model_prefix", ""):  # a class attribute of transformers' models
-                    return module, name
+    causal, _ = causal_forward(model)
+    for name, child in () if causal is None else causal.named_children():
+        if getattr(type(child), "base_model_prefix", ""):  # a class attribute of transformers' models
+            return causal, name
     raise ValueError(
         f"loss_chunk_size: {type(model).__name__} holds no causal model of transformers; set loss_chunk_size to null"
     )
