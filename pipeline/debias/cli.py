@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from debias import cli_bench, cli_doctor, cli_eval, cli_harness, cli_launch, cli_merge, cli_plan, cli_suites, cli_sweep
+from debias import (
+    cli_bench,
+    cli_doctor,
+    cli_eval,
+    cli_fetch,
+    cli_harness,
+    cli_launch,
+    cli_merge,
+    cli_plan,
+    cli_suites,
+    cli_sweep,
+)
 from debias.cli_print import print_table
 from debias.errors import InputError, Interrupted
 from debias.launching import world
@@ -28,6 +39,7 @@ cli_suites.add_to(app)
 cli_sweep.add_to(app)
 cli_plan.add_to(app)
 cli_doctor.add_to(app)
+cli_fetch.add_to(app)
 cli_merge.add_to(app)
 cli_harness.add_to(app)
 

@@ -80,6 +80,50 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def cache() -> Path:
+    """Where the hub's client keeps what it downloaded."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).absolute()
+
+
+def datasets_cache() -> Path:
+    """Where `datasets` keeps prepared data sets."""
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE).absolute()
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Inside, `datasets` reads what is in its cache and asks nobody."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def gated(kind: Kind, repo: str) -> InputError:
+    """What to say of a repository whose terms must be accepted."""
+    page = f"{host()}/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    return InputError(
+        f"{kind} {repo!r} is gated: its terms are not accepted, or you are not logged in; accept them at {page}, then"
+        " run `hf auth login` (or set HF_TOKEN)"
+    )
+
+
+def forbidden(kind: Kind, repo: str) -> InputError:
+    """What to say where something is not in the cache and the hub must not be asked."""
+    return InputError(
+        f"{kind} {repo!r} is not in the cache, and HF_HUB_OFFLINE forbids to ask {host()}; unset it where there is a"
+        " network"
+    )
+
+
 @contextmanager
 def one_line(kind: Kind, repo: str) -> Iterator[None]:
     """Inside, whatever the hub raises becomes an InputError that names the id and the host, and ends with the cure."""
@@ -92,17 +136,13 @@ def one_line(kind: Kind, repo: str) -> Iterator[None]:
     except InputError:
         raise
     except errors.GatedRepoError:
-        page = f"{host()}/{'datasets/' if kind == 'dataset' else ''}{repo}"
-        raise InputError(
-            f"{what} is gated: its terms are not accepted, or you are not logged in; accept them at {page},"
-            " then run `hf auth login` (or set HF_TOKEN)"
-        ) from None
+        raise gated(kind, repo) from None
     except errors.RepositoryNotFoundError:
         raise InputError(
             f"{what} is not on {host()}, or is private; check the name, or run `hf auth login` (or set HF_TOKEN)"
         ) from None
     except errors.OfflineModeIsEnabled:
-        raise InputError(f"{what}: HF_HUB_OFFLINE forbids to ask {host()}; unset it where there is a network") from None
+        raise forbidden(kind, repo) from None
     except errors.HFValidationError as error:
         raise InputError(f"{what}: no hub id: {str(error).splitlines()[0]}") from None
     except (http_error, OSError) as error:

@@ -34,6 +34,7 @@ MAY_USE_EVALUATOR = (
     "debias.cli",
     "debias.cli_bench",
     "debias.cli_eval",
+    "debias.cli_fetch",
     "debias.cli_harness",
     "debias.cli_sweep",
     "debias.demo",

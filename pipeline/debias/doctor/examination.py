@@ -1,11 +1,15 @@
 """All checks in their order, of one process or of the ranks that a launcher started."""
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from debias.doctor import all_reduce, builds, machine, ranks, versions
+from debias import zero_config
+from debias.doctor import all_reduce, builds, engine_steps, machine, ranks, versions
 from debias.doctor.check import Check, bad, fine, guarded
 from debias.errors import InputError
 
@@ -109,7 +113,25 @@ def _with_run(patient: "Patient | None", output_dir: str | None, deep: bool) -> 
 
         looks["run"] = lambda: checks(patient)
     looks["disk"] = lambda: machine.disk(folder, None if patient is None else _bytes_written(patient))
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one of a node's ranks is enough
+        for engine in _engines(patient, deep):
+            looks[f"{engine_steps.NAME} {engine or 'torch'}"] = partial(engine_steps.watched, engine)
     return _all(looks)
+
+
+def _engines(patient: "Patient | None", deep: bool) -> list[str | None]:
+    """What to watch steps of: None is torch alone, else a shipped DeepSpeed configuration of the run's stage."""
+    run = None if patient is None else patient.run
+    found: list[str | None] = [None] if deep else []
+    if run is not None and run.deepspeed is not None:
+        try:
+            stage = json.loads(zero_config.find(run.deepspeed).read_text())["zero_optimization"]["stage"]
+        except (InputError, OSError, ValueError, LookupError):
+            return found  # has its own line
+        found += [f"zero{stage}"] if stage else []
+    elif deep and versions.version_of("deepspeed") is not None:
+        found.append("zero2")
+    return found
 
 
 def _bytes_written(patient: "Patient") -> int | None:

@@ -4,7 +4,6 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -208,7 +207,7 @@ def _labels(patient: Patient, name: str, source: DataSource, *, everywhere: bool
     run = patient.run
     first = _First(run.data.label_field, everywhere)
     column = run.bias_weight.column if name == "training data" else None
-    with _hub_left_alone():
+    with hub.without_network():  # a look must not download gigabytes
         read = load_with_columns(source, run.data, (), base=patient.base, bias_column=column, through=first.rows)
     return Counter(example.label for example, _ in read), first.ended
 
@@ -243,19 +242,6 @@ def _may_be_on_hub(source: DataSource, patient: Patient) -> bool:
         return not resolve_path(source.source, patient.base).exists()
     except InputError:
         return True
-
-
-@contextmanager
-def _hub_left_alone() -> Iterator[None]:
-    """Inside, `datasets` reads what is in its cache: a look must not download gigabytes."""
-    from datasets import config
-
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before
 
 
 def adapter(patient: Patient) -> Check:
