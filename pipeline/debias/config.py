@@ -142,6 +142,7 @@ class RunConfig(Strict):
     selection: Literal["last", "validation", "worst_class"] = "last"  # which checkpoint is kept; see SELECTIONS
     report_to: str | tuple[str, ...] = "none"
     max_nonfinite_steps: int = Field(10, ge=0)  # skipped steps a run survives
+    ddp_timeout: int = Field(1800, ge=1)  # seconds without a step after which a hang is broken and the rank named
     sigterm_grace_seconds: float = Field(120, gt=0)  # from SIGTERM to a saved checkpoint; then the process exits
     overwrite_output_dir: bool = False
     resume: bool | Literal["auto"] = False  # auto: if output_dir holds a run; for jobs that a scheduler starts again

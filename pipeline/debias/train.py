@@ -18,8 +18,10 @@ from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.selection import elements, not_head
 from debias.engines.step import NonFiniteGradients
 from debias.engines.stopping import StopRequest
+from debias.engines.watch import hang_watch
 from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst
+from debias.launching.ranks import record
 from debias.models.adapter_table import as_records, left_over, render, survey
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
@@ -160,6 +162,8 @@ def _trainer(
             stop=stop,
         )
     trainer.add_callback(MetricsFile(folder / METRICS, trainer.layer_figures))
+    for watch in hang_watch(config.ddp_timeout, record):
+        trainer.add_callback(watch)
     _drop_printer(trainer)
     return trainer
 
