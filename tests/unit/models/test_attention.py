@@ -1,5 +1,6 @@
 """debias.models.attention: the choice of attention on hardware that is faked, and what packed rows need."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -12,10 +13,12 @@ import tiny_models
 import tiny_runs
 import torch
 
+from debias.config import RunConfig, load_config, parse
 from debias.errors import InputError
 from debias.models import attention
 from debias.models.attention import check_attention, check_packing, choose_attention, packing_refusal
 from debias.models.load import load_model
+from debias.train import train
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -188,3 +191,38 @@ def test_an_unknown_family_is_tried_out() -> None:
 def test_an_unknown_family_is_tried_out_in_bf16() -> None:
     assert packing_refusal(unknown().bfloat16(), 40) is None
     assert "its samples see each other" in str(packing_refusal(unknown(leaky()).bfloat16(), 40))
+
+
+# Settings.
+
+
+def test_a_run_of_before_there_was_auto_loads(llama: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    settings = {**tiny_runs.settings_for(Path(llama), tmp_path / "run"), "attn_implementation": None}
+    path.write_text(json.dumps(settings))
+    assert load_config(path).attn_implementation == "auto"
+    assert load_config(path, ["attn_implementation=sdpa"]).attn_implementation == "sdpa"
+
+
+def test_a_flash_attention_that_is_not_there_ends_a_run_before_its_folder_is_made(llama: str, tmp_path: Path) -> None:
+    config = tiny_runs.config_for(Path(llama), tmp_path / "run", attn_implementation="flash_attention_2")
+    with pytest.raises(InputError, match="attn_implementation is 'flash_attention_2', but there is no CUDA GPU"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"packing": True}, "packing goes with head 'causal_lm'"),
+        ({"loss_chunk_size": 64}, "loss_chunk_size goes with head 'causal_lm'"),
+        ({"loss_chunk_size": 0}, "loss_chunk_size.*greater than or equal to 1"),
+        ({"torch_compile": True, "gradients": "single_pass"}, "torch_compile goes with gradients auto, shared_forward"),
+        ({"torch_compile": True, "deepspeed": "zero3"}, "torch_compile has not been tried with deepspeed"),
+    ],
+)
+def test_settings_that_do_not_go_together(llama: str, tmp_path: Path, settings: Any, complaint: str) -> None:
+    values = {**tiny_runs.settings_for(Path(llama), tmp_path / "run"), **settings}
+    with pytest.raises(InputError, match=complaint) as error:
+        parse(RunConfig, values, where="run.yaml")
+    assert "\n" not in str(error.value)

@@ -12,7 +12,6 @@ from debias.gradients.single_pass import refusal
 from debias.losses import Answers, SelfWeight
 from debias.models.compiling import compile_layers
 
-
 CASES = [("shared_forward", 5), ("shared_forward", 3), ("two_pass", 4)]
 
 
