@@ -63,6 +63,26 @@ class Routing:
         return torch.stack([delta.T @ x for delta, x in pairs])
 
 
+class _Frozen(torch.autograd.Function):
+    """A stack of experts that does not train, applied to each row.
+
+    The stack itself is kept for the backward pass and not views of it, which would keep alive what ZeRO-3 gathered.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_SI: Tensor, stack: Tensor, out_first: bool, routing: Routing) -> Tensor:
+        ctx.save_for_backward(stack)
+        ctx.out_first, ctx.routing = out_first, routing
+        return routing.linear(x_SI, stack if out_first else stack.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor, None, None, None]:
+        (delta_SO,) = deltas
+        (stack,) = ctx.saved_tensors
+        stack = stack.to(delta_SO.dtype)
+        return ctx.routing.linear(delta_SO, stack.mT if ctx.out_first else stack), None, None, None
+
+
 class ExpertLora:
     """The LoRA pair of one fused parameter, in the layout of PEFT's `ParamWrapper`.
 
@@ -149,10 +169,13 @@ class RoutedExperts:
 
     def linear(self, name: str, x_SI: Tensor, routing: Routing) -> Tensor:
         """The fused parameter called `name` applied to each row, adapter included, [S, O]."""
-        weight = getattr(self.experts, name)
-        y_SO = routing.linear(x_SI, weight if self.out_first else weight.mT)
+        stack, x_SI = getattr(self.experts, name), _autocast(x_SI)
+        if stack.requires_grad:
+            y_SO = routing.linear(x_SI, stack if self.out_first else stack.mT)
+        else:
+            y_SO = _Frozen.apply(x_SI, stack, self.out_first, routing)
         lora = self.loras.get(name)
-        return y_SO if lora is None else y_SO + lora.product(lora, _autocast(x_SI), routing)
+        return y_SO if lora is None else y_SO + lora.product(lora, x_SI, routing)
 
     def through(self, wrapper: Any, *inputs: Any, **settings: Any) -> Tensor:
         """The forward of an adapter around the experts: lets them compute token by token if that is possible."""
@@ -214,14 +237,23 @@ FAMILIES: dict[str, tuple[bool, Callable[..., Tensor]]] = {
 }
 
 
+DENSE = frozenset({"Llama4TextExperts"})
+
+
 def route_experts(model: nn.Module) -> list[str]:
     """Let every adapted module of fused experts of a family that is known compute token by token; returns their paths.
 
-    The result is PEFT's, but for rounding. Whatever is unusual (several active adapters, none, a merged one) takes
-    PEFT's way, as do families that are not in `FAMILIES`, with a warning. Only these instances are changed.
+    Llama-4's without adapters too: transformers sends every token through every expert. The result is PEFT's, but for
+    rounding. Whatever is unusual (several active adapters, none, a merged one) takes PEFT's way, as do families that
+    are not in `FAMILIES`, with a warning. Only these instances are changed.
     """
     routed = []
     for path, module in model.named_modules():
+        if type(module).__name__ in DENSE and not _is_wrapper(model.get_submodule(path.rpartition(".")[0])):
+            if not hasattr(module, "routed_experts") and not _refused(path, module, []):
+                _install(module, [])
+                routed.append(path)
+            continue
         if not _is_wrapper(module) or _is_wrapper(model.get_submodule(path.rpartition(".")[0])):
             continue
         wrappers = _nested(module)

@@ -262,6 +262,18 @@ def test_sizes_without_values(family, dtype):
         assert not p.requires_grad or p.grad.shape == p.shape
 
 
+def test_llama4_without_adapters_on_its_experts():
+    """Frozen or trained in full: the same, without sending every token through every expert."""
+    for frozen in (True, False):
+        model = llama4().double().requires_grad_(not frozen)
+        experts, inputs = experts_of(model), inputs_of("llama4", "one expert without a token")
+        want = outcome(experts, inputs)
+        assert route_experts(model) == ["model.layers.1.feed_forward.experts"]
+        assert len(want) == (2 if frozen else 4)
+        assert_same(outcome(experts, inputs), want)
+        assert route_experts(model) == []
+
+
 def test_an_activation_that_is_not_zero_at_zero():
     """Then every token of every expert counts, as in the dense product."""
     model = adapted("llama4")
