@@ -123,7 +123,9 @@ def left_over(rows: list[KindRow]) -> str | None:
     """What of a 4-bit base is not in 4 bits, in one line; None for a base that is in no 4 bits."""
     if not any(row.four_bit for row in rows):
         return None
-    parts = [f"{row.kind} {(row.half * 2 + row.full * 4) / 1e9:.2f} GB" for row in rows if row.half + row.full]
+    sizes = {row.kind: row.half * 2 + row.full * 4 for row in rows}
+    least = sum(sizes.values()) / 100  # norms and the like go without saying
+    parts = [f"{kind} {size / 1e6:,.1f} MB" for kind, size in sizes.items() if size > least]
     fused = any(row.kind == "experts" and row.half + row.full for row in rows)
     why = "; fused experts are no linear layers, which is all that bitsandbytes quantizes" if fused else ""
     return f"load_in_4bit: not in 4 bits: {', '.join(parts)}{why}"
