@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from debias.errors import InputError
+from debias.models.experts import route_experts
 
 
 def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
@@ -33,6 +34,7 @@ def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
     for warning in caught:
         if "missing adapter keys" in str(warning.message):
             raise InputError(f"adapter: {name!r} lacks weights: {str(warning.message)[:200]}")
+    route_experts(model)
     return model
 
 

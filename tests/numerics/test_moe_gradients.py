@@ -1,6 +1,7 @@
 """Mixtures of experts in one pass: against two_pass, and against one backward pass for each sample, in float64."""
 
 import contextlib
+import functools
 import logging
 
 import pytest
@@ -32,6 +33,7 @@ CASES = {
     ),
     "llama4, attention": (llama4, {"target_modules": ATTENTION}),
     "llama4, attention and shared expert": (llama4, {"target_modules": DENSE}),
+    "llama4, one chunk": (functools.partial(llama4, attention_chunk_size=64), {"target_modules": DENSE}),
     "llama4, everything": (
         llama4,
         {
@@ -138,7 +140,7 @@ def packed_loss(model, batch):
     return torch.stack([losses[batch["sample_index"][0, where] == i].sum() for i in range(5)])
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe, attention", "qwen3_moe, attention and experts"])
+@pytest.mark.parametrize("name", ["qwen3_moe, attention", "qwen3_moe, attention and experts", "llama4, one chunk"])
 def test_packed_samples_against_one_backward_pass_for_each(name):
     model, batch, weight_B = build(name), answer_batch(), weights_for(5).double()
     row = packed(batch)
@@ -275,3 +277,20 @@ def test_a_balancing_loss_that_cannot_be_is_said():
     answer_loss(reentrant, batch)
     with pytest.raises(RuntimeError, match="reentrant"):
         router.take()
+
+
+def test_experts_without_a_token_and_one_token():
+    """One short sample among sixteen experts: most get nothing; their parts of both gradients are zero."""
+    make = functools.partial(qwen3_moe, num_experts=16)
+    settings = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    model = with_lora(make(), task_type="CAUSAL_LM", **settings)
+    route_experts(model)
+    batch = {key: value[:1, -4:] for key, value in answer_batch().items() if key != "labels"}
+    weight_B = torch.tensor([0.3])
+    got = take("single_pass", model, answer_loss, [batch], [weight_B])
+    assert_same(got, take("two_pass", model, answer_loss, [batch], [weight_B]))
+    first = next(gradient for name, gradient in got[1].items() if "lora_A" in name)
+    empty = first.unflatten(0, (16, -1)).abs().sum(dim=(1, 2)) == 0
+    assert 1 <= int(empty.sum()) < 16
+    peft = with_lora(make(), task_type="CAUSAL_LM", **settings)
+    assert_same(got, take("two_pass", peft, answer_loss, [batch], [weight_B]))
