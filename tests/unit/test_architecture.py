@@ -25,6 +25,13 @@ ROOMS = {
     "debias.telemetry": (),
     "debias.data": ("debias.errors", "debias.config", "debias.config_data"),
     "debias.models": ("debias.errors", "debias.config", "debias.config_data"),
+    "debias.merging": (
+        "debias.errors",
+        "debias.config",
+        "debias.checkpoint",
+        "debias.models",
+        "debias.inference_adapter",
+    ),
     "debias.checkpoint": ("debias.errors", "debias.config", "debias.config_data", "debias.telemetry"),
 }
 # What only the rooms of mathematics may import of others' packages.

@@ -163,6 +163,29 @@ def test_another_adapter(runs: dict[str, Path], tmp_path: Path) -> None:
     assert by_path.adapter == str(runs["llama"] / "adapter")
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "llama4_text"])
+def test_a_run_that_was_trained(runs: dict[str, Path], family: str, tmp_path: Path) -> None:
+    """Through `train`, whose adapters on experts are routed token by token; scored as the run is scored."""
+    from debias.data import load_examples
+    from debias.inference import load_run
+    from debias.train import train
+
+    settings: dict[str, Any] = {"head": "causal_lm", "prompt": tiny_runs.PROMPT, "gradient_checkpointing": True}
+    config = tiny_runs.config_for(
+        runs["llama"].parent / f"base_{family}", tmp_path / "run", adapter={"type": "lora", "experts_r": 2}, **settings
+    )
+    run = train(config)
+    merged = merge_run(run, tmp_path / "dense")
+    assert merged.effect > 100 * merged.difference
+    examples = load_examples(config.data.train, config.data)[:6]
+    ours = load_run(run).label_scores(examples)
+    predictor = load_run(run)
+    predictor.model = load_model(str(tmp_path / "dense"), "causal_lm", config.data.labels)
+    assert not hasattr(predictor.model, "peft_config")
+    theirs = type(predictor)(predictor.model, predictor.task, config, predictor.scoring).label_scores(examples)
+    assert abs(ours - theirs).max() < 1e-4 * abs(ours).max()
+
+
 # What cannot be merged.
 
 
