@@ -95,7 +95,7 @@ def _measure(setting: CombineSetting, device: torch.device) -> dict[str, Any]:
         main, bias = (_pieces(sizes, setting.seed + side, device) for side in (0, 1))
         parts = [_combine(plan, main, bias, device) for _ in range(setting.rounds + 1)][1:]
     # Of vectors that no cache holds, also where the share is small.
-    bandwidth = _bandwidth(shape.adapter_elements(setting.lora_r), setting.rounds, device)
+    bandwidth = triad_bandwidth(shape.adapter_elements(setting.lora_r), setting.rounds, device)
     floor = (ELEMENT_BYTES * sum(sizes.values()) + ROW_BYTES * plan.rows) / bandwidth
     seconds = [gram + write for gram, write in parts]
     return {
@@ -130,7 +130,7 @@ def _combine(plan: Plan, main: dict[str, Tensor], bias: dict[str, Tensor], devic
     return between[0] - start, _now(device) - between[0]
 
 
-def _bandwidth(elements: int, rounds: int, device: torch.device) -> float:
+def triad_bandwidth(elements: int, rounds: int, device: torch.device) -> float:
     """Bytes a second of the best `a = b + s c` (STREAM's triad) over float32 vectors of that length: 12 an element."""
     a_N, b_N, c_N = (torch.ones(elements, device=device) for _ in range(3))
     best = float("inf")

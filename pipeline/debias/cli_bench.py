@@ -94,6 +94,47 @@ def bench_cost(
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
 
 
+@app.command("plan")
+def bench_plan(
+    model: Annotated[
+        list[str] | None, typer.Option(help="package:minilm, package:smollm2 or Qwen3-0.6B; may be repeated (all).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold `debias plan` against measured peak memory of training steps on the CPU."""
+    from debias.plan.validate import SIZES, cases, table_of, validate
+
+    result = validate(cases(model or SIZES))
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
+@app.command("gpu")
+def bench_gpu(
+    what: Annotated[
+        list[str] | None, typer.Option(help="qlora, cap, trl, large, combine or full; may be repeated (all).")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="A carried shape (Qwen3-8B), or tiny.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, or cpu with --shape tiny.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    length: Annotated[int | None, typer.Option(min=8)] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds (3).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Timed in a turn (3).")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Of the whole runs of `full`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time QLoRA of a real shape on one GPU: each way to two gradients, a memory cap, larger shapes, whole runs."""
+    from debias.bench_gpu import bench_gpu as measure
+    from debias.bench_gpu import gpu_setting, tables_of
+
+    sizes: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "steps": steps, "max_steps": max_steps}
+    result = measure(gpu_setting(shape=shape, device=device, **sizes), tuple(what or ()))
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    for table in tables_of(result):
+        print_table(table)
+
+
 @app.command("judge")
 def bench_judge(
     model: Annotated[str | None, typer.Option(help="A causal model (package:smollm2, or the prompt's).")] = None,

@@ -150,10 +150,7 @@ def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: i
 def build_model(config: RunConfig) -> Any:
     """The base model with what is to be trained; seed before this, for heads and adapters are drawn here."""
     lora = config.adapter.type == "lora"
-    if config.load_in_4bit and not lora:
-        raise InputError(
-            f"load_in_4bit: a 4-bit base cannot be trained itself; adapter.type is {config.adapter.type!r}"
-        )
+    check_trainable(config)
     if not lora:
         logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter.type)
     model = base_model(config, config.model, training=True)
@@ -170,6 +167,14 @@ def build_model(config: RunConfig) -> Any:
         except ValueError as error:
             raise InputError(str(error)) from None
     return adapted
+
+
+def check_trainable(config: RunConfig) -> None:
+    """InputError where what is to be trained is 4-bit."""
+    if config.load_in_4bit and config.adapter.type != "lora":
+        raise InputError(
+            f"load_in_4bit: a 4-bit base cannot be trained itself; adapter.type is {config.adapter.type!r}"
+        )
 
 
 def adapt(config: RunConfig, model: Any) -> Any:

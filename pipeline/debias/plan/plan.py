@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from debias import zero_config
 from debias.config import RunConfig
+from debias.engines.selection import not_head
 from debias.errors import InputError
 from debias.gradients.single_pass import refusal
 from debias.methods import make_rule
@@ -119,6 +120,8 @@ class Planner:
         """The gradient source that the run will take: `plain` where the rule looks at one gradient alone."""
         if not self.uses_bias:
             return "plain"
+        if self.run.gradients == "single_pass" and (reason := self._refusal()):
+            raise InputError(f"gradients: single_pass is not exact here: {reason}; use auto or shared_forward")
         if self.run.gradients != "auto":
             return self.run.gradients
         stage = self.spread.stage or 0
@@ -126,11 +129,14 @@ class Planner:
         share = local / (self.counts.base + local)
         if stage >= 2 and share > LARGEST_LOCAL_SHARE and 4 * local > LARGEST_LOCAL_BYTES:
             return "two_pass"
-        model = skeleton(self.run, shallow(self.config, min(4, self.config.num_hidden_layers)))
-        selected = {n: p for n, p in model.named_parameters() if p.requires_grad and _selected(n, p)}
-        if refusal(model, selected) is None:
+        if self._refusal() is None:
             return "single_pass"
         return "two_pass" if stage == 3 else "shared_forward"
+
+    def _refusal(self) -> str | None:
+        """Why single_pass would not be exact, from a model of a few layers."""
+        model = skeleton(self.run, shallow(self.config, min(4, self.config.num_hidden_layers)))
+        return refusal(model, {n: p for n, p in model.named_parameters() if p.requires_grad and not_head(n, p)})
 
     @functools.cached_property
     def uses_bias(self) -> bool:
@@ -227,12 +233,6 @@ class Planner:
         if self.run.optim not in OPTIMIZERS:
             found.append(f"optim {self.run.optim} is taken to keep 8 bytes an element")
         return found
-
-
-def _selected(name: str, parameter: torch.nn.Parameter) -> bool:
-    from debias.engines.selection import not_head
-
-    return not_head(name, parameter)
 
 
 def _parameters(counts: Counts) -> Parameters:

@@ -11,7 +11,7 @@ from debias.config import RunConfig
 from debias.errors import InputError
 from debias.models.adapters import prepare_quantized
 from debias.models.load import NOT_QUANTIZED
-from debias.setup_run import adapt, base_dtype
+from debias.setup_run import adapt, base_dtype, check_trainable
 
 BLOCK = 64  # elements of one 8-bit scale of nf4
 SCALES = 256  # 8-bit scales of one float32 scale: double quantization
@@ -56,6 +56,7 @@ def skeleton(run: RunConfig, config: Any) -> Any:
 
     InputError when transformers has no such model with the run's head, or an adapter does not fit.
     """
+    check_trainable(run)
     model = base_skeleton(run, config)
     if run.load_in_4bit:
         _quantize(model, base_dtype(run))

@@ -1,8 +1,8 @@
 """What a training step keeps alive, found by running it on tensors without memory. Shapes: B samples, T tokens.
 
 Not a formula by architecture: the run's own model, adapter, checkpointing and gradient source take one step under
-`FakeTensorMode`, and every storage is followed from birth to death. The live bytes of a step are cut into equal
-stretches; the peak of each grows linearly with the number of layers, so a deep model is traced twice at a few layers.
+`FakeTensorMode`, and every storage is followed from birth to death. The live bytes of a step are cut into stretches;
+the peak of each grows linearly with the number of layers, so a deep model is traced twice at a few layers.
 """
 
 import itertools
@@ -22,7 +22,6 @@ from debias.losses.chunks import token_losses
 from debias.plan.live import Live, fake_in_place
 from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
 
-STRETCHES = 8
 WHOLE = 6  # models of so few layers are traced as they are
 
 
@@ -53,7 +52,9 @@ def trace(run: RunConfig, config: Any, load: Load, gradients: str, *, uses_bias:
     """
     whole = config.num_hidden_layers
     period = period_of(base_skeleton(run, config), config)
-    few = period * -(-2 // period)
+    # Where everything trains, gradients of layers and of embeddings make another curve: look a little deeper.
+    enough = 2 if run.adapter.type == "lora" else 4
+    few = period * -(-enough // period)
     if whole <= max(WHOLE, 2 * few):
         return _summary(_stretches(run, config, load, gradients, uses_bias))
     low = _stretches(run, shallow(config, few), load, gradients, uses_bias)
@@ -82,40 +83,50 @@ def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bia
         fake_in_place(model)
         selected = {n: p for n, p in model.named_parameters() if p.requires_grad and not_head(n, p)}
         source = make_source(gradients, model, selected, bias=uses_bias)
-        step = Step(run, model, load)
         with Live() as live:
-            start = 0
+            step = Step(run, model, load, live)
             for _ in range(2 if load.accumulated else 1):
-                start = len(live.curve())
+                step.marks = [len(live.curve())]
                 source.backward(*step.losses(), again=step.losses)
             held = [p.grad for p in model.parameters() if p.grad is not None]
             kept = live.serials([*held, *source.bias.values()])
-            total, others = live.curve()[start:], live.curve(kept)[start:]
+            total, others = live.curve(), live.curve(kept)
         source.detach()
-    return _cut(total, others)
+    return _cut(total, others, [*step.marks, len(total)])
 
 
-def _cut(total: list[int], others: list[int]) -> list[Stretch]:
-    """The curves in equal stretches."""
-    bounds = [round(len(total) * part / STRETCHES) for part in range(STRETCHES + 1)]
+def _cut(total: list[int], others: list[int], marks: list[int]) -> list[Stretch]:
+    """The curves in stretches: each forward pass, and each backward pass (or two of one graph) in thirds.
+
+    A curve peaks at the ends of a pass, or where the second backward pass of a graph begins: never between thirds.
+    """
     found = []
-    for start, stop in itertools.pairwise(bounds):
-        at = max(range(start, stop), key=lambda index: total[index])
-        found.append((float(total[at]), float(max(others[start:stop])), float(total[at] - others[at])))
+    for index, (start, stop) in enumerate(itertools.pairwise(marks)):
+        parts = 1 if index % 2 == 0 else 3
+        bounds = [start + (stop - start) * part // parts for part in range(parts + 1)]
+        found += [_peak(total, others, *ends) for ends in itertools.pairwise(bounds)]
     return found
+
+
+def _peak(total: list[int], others: list[int], start: int, stop: int) -> Stretch:
+    at = max(range(start, stop), key=lambda index: total[index])
+    return float(total[at]), float(max(others[start:stop])), float(total[at] - others[at])
 
 
 class Step:
     """The losses of one micro-batch, as the run's objective takes them, on tokens that do not matter."""
 
-    def __init__(self, run: RunConfig, model: nn.Module, load: Load) -> None:
-        self.run, self.model, self.load = run, model, load
+    def __init__(self, run: RunConfig, model: nn.Module, load: Load, live: Live) -> None:
+        self.run, self.model, self.load, self.live = run, model, load, live
+        self.marks: list[int] = []  # where a forward pass begins and ends, among the events of `live`
         # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
         self.autocast = run.bf16 and run.deepspeed is None
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """`loss_B` and `weight_B` of a new forward pass."""
         load = self.load
+        if len(self.marks) > 1:
+            self.marks.append(len(self.live.curve()))
         ids_BT = torch.zeros(load.micro_batch, load.length, dtype=torch.long)
         inputs: dict[str, Any] = {"input_ids": ids_BT}
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
@@ -130,6 +141,7 @@ class Step:
                 loss_B = losses_BK.sum(dim=1)
             else:
                 loss_B = self._classification(inputs)
+        self.marks.append(len(self.live.curve()))
         return loss_B, torch.ones(load.micro_batch)
 
     def _classification(self, inputs: dict[str, Any]) -> Tensor:
