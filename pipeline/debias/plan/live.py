@@ -32,6 +32,11 @@ class Live(TorchDispatchMode):
                 self._meet(tensor, born=True)
         return result
 
+    @property
+    def events(self) -> int:
+        """How many there have been: where in the curve we are."""
+        return len(self._events)
+
     def serials(self, tensors: Iterable[Tensor]) -> set[int]:
         """The serial numbers of what holds these tensors."""
         keys = (tensor.untyped_storage()._cdata for tensor in tensors)

@@ -6,7 +6,7 @@ the peak of each grows linearly with the number of layers, so a deep model is tr
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from debias.config import RunConfig
 from debias.engines.selection import not_head
 from debias.gradients import make_source
+from debias.gradients.base import Passes
 from debias.losses.chunks import token_losses
 from debias.plan.live import Live, fake_in_place
 from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
@@ -52,13 +53,14 @@ def trace(run: RunConfig, config: Any, load: Load, gradients: str, *, uses_bias:
     """
     whole = config.num_hidden_layers
     period = period_of(base_skeleton(run, config), config)
-    # Where everything trains, gradients of layers and of embeddings make another curve: look a little deeper.
-    enough = 2 if run.adapter.type == "lora" else 4
-    few = period * -(-enough // period)
+    # A whole period of layers at both ends of a pass. Where everything trains, gradients of layers and of embeddings
+    # make another curve: look a little deeper.
+    few = max(2 * period, 2 if run.adapter.type == "lora" else 4)
     if whole <= max(WHOLE, 2 * few):
-        return _summary(_stretches(run, config, load, gradients, uses_bias))
-    low = _stretches(run, shallow(config, few), load, gradients, uses_bias)
-    high = _stretches(run, shallow(config, 2 * few), load, gradients, uses_bias)
+        return _summary(_stretches(run, config, load, gradients, uses_bias, 2))
+    # Equally many layers in a part of both.
+    low = _stretches(run, shallow(config, few), load, gradients, uses_bias, 2)
+    high = _stretches(run, shallow(config, 2 * few), load, gradients, uses_bias, 4)
     factor = (whole - few) / few
     return _summary([_line(a, b, factor) for a, b in zip(low, high, strict=True)])
 
@@ -77,7 +79,7 @@ def _summary(stretches: list[Stretch]) -> Traced:
     return Traced(round(peak), round(gradients), round(max(others for _, others, _ in stretches)))
 
 
-def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bias: bool) -> list[Stretch]:
+def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bias: bool, parts: int) -> list[Stretch]:
     model = skeleton(run, config)
     with FakeTensorMode(allow_non_fake_inputs=True), _experts_of_any_dtype():
         fake_in_place(model)
@@ -85,26 +87,26 @@ def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bia
         source = make_source(gradients, model, selected, bias=uses_bias)
         with Live() as live:
             step = Step(run, model, load, live)
+            source.passes = _Marked(source.passes, step)
             for _ in range(2 if load.accumulated else 1):
-                step.marks = [len(live.curve())]
+                step.marks = []
                 source.backward(*step.losses(), again=step.losses)
             held = [p.grad for p in model.parameters() if p.grad is not None]
             kept = live.serials([*held, *source.bias.values()])
             total, others = live.curve(), live.curve(kept)
         source.detach()
-    return _cut(total, others, [*step.marks, len(total)])
+    return _cut(total, others, [*step.marks, len(total)], parts)
 
 
-def _cut(total: list[int], others: list[int], marks: list[int]) -> list[Stretch]:
-    """The curves in stretches: each forward pass, and each backward pass (or two of one graph) in thirds.
+def _cut(total: list[int], others: list[int], marks: list[int], parts: int) -> list[Stretch]:
+    """The curves in stretches: each pass's first and last of `parts` equal parts.
 
-    A curve peaks at the ends of a pass, or where the second backward pass of a graph begins: never between thirds.
+    While a pass goes from layer to layer the curve rises or falls by the same at each, so it peaks near one end.
     """
     found = []
-    for index, (start, stop) in enumerate(itertools.pairwise(marks)):
-        parts = 1 if index % 2 == 0 else 3
-        bounds = [start + (stop - start) * part // parts for part in range(parts + 1)]
-        found += [_peak(total, others, *ends) for ends in itertools.pairwise(bounds)]
+    for start, stop in itertools.pairwise(sorted(set(marks))):
+        part = max(1, -(-(stop - start) // parts))
+        found += [_peak(total, others, start, start + part), _peak(total, others, stop - part, stop)]
     return found
 
 
@@ -113,20 +115,37 @@ def _peak(total: list[int], others: list[int], start: int, stop: int) -> Stretch
     return float(total[at]), float(max(others[start:stop])), float(total[at] - others[at])
 
 
+class _Marked:
+    """The passes of a gradient source, with a mark where the second begins."""
+
+    def __init__(self, passes: Passes, step: "Step") -> None:
+        self.passes, self.step = passes, step
+
+    def main(self, loss: Tensor, *, retain_graph: bool = False) -> None:
+        self.passes.main(loss, retain_graph=retain_graph)
+
+    def bias(self, make_loss: Callable[[], Tensor]) -> None:
+        self.step.mark()
+        self.passes.bias(make_loss)
+
+
 class Step:
     """The losses of one micro-batch, as the run's objective takes them, on tokens that do not matter."""
 
     def __init__(self, run: RunConfig, model: nn.Module, load: Load, live: Live) -> None:
         self.run, self.model, self.load, self.live = run, model, load, live
-        self.marks: list[int] = []  # where a forward pass begins and ends, among the events of `live`
+        self.marks: list[int] = []  # where passes begin, among the events of `live`
         # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
         self.autocast = run.bf16 and run.deepspeed is None
+
+    def mark(self) -> None:
+        """Here a pass begins."""
+        self.marks.append(self.live.events)
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """`loss_B` and `weight_B` of a new forward pass."""
         load = self.load
-        if len(self.marks) > 1:
-            self.marks.append(len(self.live.curve()))
+        self.mark()
         ids_BT = torch.zeros(load.micro_batch, load.length, dtype=torch.long)
         inputs: dict[str, Any] = {"input_ids": ids_BT}
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
@@ -141,7 +160,7 @@ class Step:
                 loss_B = losses_BK.sum(dim=1)
             else:
                 loss_B = self._classification(inputs)
-        self.marks.append(len(self.live.curve()))
+        self.mark()
         return loss_B, torch.ones(load.micro_batch)
 
     def _classification(self, inputs: dict[str, Any]) -> Tensor:

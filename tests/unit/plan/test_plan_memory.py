@@ -1,0 +1,259 @@
+"""Traced bytes against sums by hand, parts under sharding, the largest micro-batch, and what a user sees."""
+
+import json
+
+import pytest
+import torch
+from tests.command_line import command_line
+from tests.tiny_models import family_config
+from tests.unit.plan.test_plan_counts import run_of
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from debias.bench_cost import bench_cost
+from debias.cli_plan import parse_bytes
+from debias.errors import InputError
+from debias.plan import plan as planning
+from debias.plan.count import count
+from debias.plan.live import Live
+from debias.plan.memory import Sharding, memory_of, sharding_of
+from debias.plan.plan import LARGEST, Machine, Planner, largest_that_fits, make_plan
+from debias.plan.shapes import find_config
+from debias.plan.trace import WHOLE, Load, Traced, trace
+
+
+@pytest.fixture
+def folder(tmp_path):
+    family_config("qwen3", num_hidden_layers=3).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_live_bytes_of_a_chain_of_linears_by_hand():
+    with FakeTensorMode():
+        layers = nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(3)])
+        x = torch.zeros(8, 64)
+        with Live() as live:
+            loss = layers(x).sum()
+            after = live.curve()[-1]
+            loss.backward()
+            kept = live.serials([layer.weight.grad for layer in layers])
+    wide = 8 * 64 * 4
+    assert after == 2 * wide + 4  # two inner activations; the last output is not needed for the sum's gradient
+    assert live.curve()[-1] - after <= 3 * 64 * 64 * 4 + 512  # gradients, and the scalar one
+    assert live.curve()[-1] - live.curve(kept)[-1] == 3 * 64 * 64 * 4
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("llama4_text", marks=pytest.mark.slow)])
+def test_a_deep_model_is_what_a_few_of_its_layers_say(name, adapter, checkpointing, monkeypatch):
+    config = family_config(name, num_hidden_layers=12, vocab_size=40)
+    run = run_of(adapter=adapter, gradient_checkpointing=checkpointing)
+    load = Load(micro_batch=2, length=32, answer_tokens=2)
+    short = trace(run, config, load, "two_pass")
+    monkeypatch.setattr("debias.plan.trace.WHOLE", 100)
+    whole = trace(run, config, load, "two_pass")
+    assert WHOLE < 12
+    assert short.peak == pytest.approx(whole.peak, rel=0.02)
+    assert short.others == pytest.approx(whole.others, rel=0.02)
+
+
+def test_what_is_traced_follows_the_run():
+    config = family_config("qwen3", num_hidden_layers=3)
+    load = Load(micro_batch=4, length=64)
+
+    def peak(load=load, source="single_pass", **settings):
+        return trace(run_of(**settings), config, load, source).peak
+
+    plain = peak()
+    assert peak(gradient_checkpointing=True) < plain
+    assert peak(load=Load(micro_batch=8, length=64)) == pytest.approx(2 * plain, rel=0.1)
+    assert peak(load=Load(micro_batch=4, length=64, padded=False)) < plain
+    assert peak(load=Load(micro_batch=4, length=64, accumulated=True)) > plain
+    assert peak(source="two_pass") > 0
+    assert peak(bf16=True) < plain
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "llama4_text", "gemma3_text", "llama"])
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_every_family_can_be_traced(name, four_bit):
+    run = run_of(load_in_4bit=four_bit, bf16=four_bit)
+    traced = trace(run, family_config(name), Load(micro_batch=2, length=16), "single_pass")
+    assert traced.gradients + traced.others > 0
+    assert traced.others <= traced.peak <= traced.others + 10**6
+
+
+def test_an_encoder(tmp_path):
+    from transformers import BertConfig
+
+    from debias.config import RunConfig
+
+    BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48).save_pretrained(
+        tmp_path
+    )
+    run = RunConfig.model_validate({"model": str(tmp_path), "output_dir": "x", "data": {"train": "generated"}})
+    found = make_plan(run, Machine(gpu_memory=2 * 10**9))
+    assert found.gradients == "single_pass"
+    assert found.fits
+    assert found.largest_micro_batch > 100
+
+
+TRACED = Traced(peak=1_000_000, gradients=0, others=900_000)
+
+
+def test_parts_of_full_fine_tuning_by_hand():
+    run = run_of(adapter="full")
+    counts = count(run, family_config("qwen3"))
+    n = counts.elements(trainable=True)
+    memory = memory_of(counts, TRACED, Sharding(), "two_pass", "adamw_torch", cuda=False)
+    assert memory.parts["trained weights"] == 4 * n
+    assert memory.parts["optimizer state"] == 8 * n
+    assert memory.total == 12 * n + 1_000_000
+    assert memory.moment == "backward"
+    eight_bit = memory_of(counts, TRACED, Sharding(), "two_pass", "adamw_bnb_8bit", cuda=False)
+    assert eight_bit.parts["optimizer state"] < memory.parts["optimizer state"] / 3
+    paged = memory_of(counts, TRACED, Sharding(), "two_pass", "paged_adamw_8bit", cuda=False)
+    assert "optimizer state" not in paged.parts
+    assert paged.host > 2 * n
+
+
+def test_what_each_stage_shards():
+    run = run_of(adapter="full", bf16=True, deepspeed="zero2")
+    counts = count(run, family_config("qwen3", vocab_size=20_000))
+    n = counts.elements(trainable=True)
+
+    def parts(stage, **more):
+        return memory_of(counts, TRACED, Sharding(4, stage, bucket=1000, **more), "two_pass", "adamw_torch", cuda=False)
+
+    state = {stage: parts(stage).parts["optimizer state"] for stage in (0, 1, 2, 3)}
+    assert state[0] == 12 * n  # with float32 copies of what trains in bf16
+    assert all(state[stage] == pytest.approx(12 * n / 4, abs=8) for stage in (1, 2, 3))
+    weights = {stage: parts(stage).parts["trained weights"] for stage in (0, 1, 2, 3)}
+    assert weights[0] == weights[1] == weights[2] == 2 * n
+    assert weights[3] == pytest.approx(2 * n / 4, rel=0.01)
+    assert parts(2).total < parts(1).total < parts(0).total
+    offloaded = parts(3, offload_optimizer=True, offload_parameters=True, max_live=100)
+    assert offloaded.host == pytest.approx((12 + 2) * n / 4, rel=0.01)
+    assert offloaded.total < parts(3, max_live=100).total
+    kept_whole = parts(3, persistence=10**9)
+    assert kept_whole.parts["trained weights"] == 2 * n
+    assert "gathered weights" not in kept_whole.parts
+
+
+def test_sizes_of_a_deepspeed_file():
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": "auto"}
+    spread = sharding_of({"zero_optimization": zero}, 8)
+    assert (spread.stage, spread.offload_optimizer, spread.offload_parameters) == (3, True, False)
+    assert spread.bucket == 5 * 10**8
+    assert sharding_of({}, 2).stage == 0
+    assert sharding_of(None, 2).stage is None
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("way", ["single_pass", "two_pass"])
+def test_communication_is_that_of_the_counted_formulas(stage, way):
+    run = run_of("Qwen3-8B", bf16=True, deepspeed=stage, lora_r=16, gradients=way)
+    planner = Planner(run, Machine(gpus=8, nodes=8))
+    planner.spread = Sharding(64, int(stage[-1]))  # the formulas are for nothing kept whole
+    (row,) = [row for row in bench_cost(["Qwen3-8B"], [64])["rows"] if row["stage"] == int(stage[-1])]
+    expected = row["plain_bytes"] + row[f"{way}_added_bytes"]
+    assert planner._sent() == pytest.approx(expected, rel=0.06)
+
+
+@pytest.mark.parametrize("limit", [0, 9, 10, 19, 20, 21, 999, 10**4, 10**9])
+def test_the_largest_micro_batch(limit):
+    seen = []
+
+    def total(size):
+        seen.append(size)
+        return max(10 * size, 3 * size + 100 if size > 3 else 0)
+
+    expected = max((size for size in range(1, LARGEST + 1) if total(size) <= limit), default=0)
+    seen.clear()
+    assert largest_that_fits(total, limit) == expected
+    assert len(set(seen)) < 30
+
+
+def test_linear_memory_needs_few_looks():
+    seen = set()
+
+    def total(size):
+        seen.add(size)
+        return 1000 + 37 * size
+
+    assert largest_that_fits(total, 5000) == 108
+    assert len(seen) <= 5
+
+
+def test_the_plan_as_json_and_as_a_table(folder, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(run_of(folder).model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    debias = command_line(monkeypatch, capsys)
+    said = debias("plan", file, "lora_r=4", "--gpu-memory", "1GB", "--seq-length", "16", "--json")
+    found = json.loads(said.out)
+    assert said.code == 0
+    assert found["total"] == sum(found["parts"].values())
+    assert (found["length"], found["fits"]) == (16, True)
+    assert found["parameters"]["base"] == sum(p.numel() for p in _built(folder).parameters())
+    said = debias("plan", file, "--gpu-memory", "640MB", "per_device_train_batch_size=4096")
+    assert "DOES NOT FIT" in said.out
+    assert "advice: " in said.out
+    assert "give --gpu-memory" in debias("plan", file).out
+    assert "sent by a rank in a step" in debias("plan", file, "--gpus", "2").out
+
+
+def _built(folder):
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(find_config(folder))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gpu-memory", "lots"], "--gpu-memory: 'lots' is no size"),
+        (["--gpu-memory", "24"], "--gpu-memory: '24' is no size; write it with its unit"),
+        (["deepspeed=nowhere.json"], "deepspeed: 'nowhere.json' is no file"),
+        (["model=Qwen/Qwen4-8B"], "model: 'Qwen/Qwen4-8B' has no configuration here"),
+        (["adapter.targets=[nothing]"], "adapter.targets: 'nothing' matches no linear layer"),
+        (["adapter=full", "gradients=single_pass"], "gradients: single_pass is not exact here"),
+        (["method.name=magic"], "method"),
+        (["adapter=full", "load_in_4bit=true"], "load_in_4bit: a 4-bit base cannot be trained"),
+    ],
+)
+def test_what_a_user_gets_wrong(arguments, says, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(run_of(folder).model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    assert command_line(monkeypatch, capsys)("plan", file, *arguments).error.startswith(f"error: {says}")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GB", 24 * 10**9), ("80 GiB", 80 * 2**30), ("0.5g", 5 * 10**8), ("7B", 7)]
+)
+def test_sizes_as_people_write_them(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0GB", "24XB", "1e9"])
+def test_what_is_no_size(text):
+    with pytest.raises(InputError, match="is no size"):
+        parse_bytes(text)
+
+
+def test_advice(folder):
+    run = run_of(folder, deepspeed="zero3")
+    found = make_plan(run, Machine(gpu_memory=10**10, gpus=8))
+    assert any("deepspeed=null (data parallelism" in sentence for sentence in found.advice)
+    sparse = Planner(run_of("Qwen3-30B-A3B", load_in_4bit=True, bf16=True), Machine(gpu_memory=24 * 10**9))
+    sparse.traced = lambda size: Traced(10**9 * size, 0, 10**9 * size)
+    said = " ".join(sparse.plan().advice)
+    assert "experts are not 4-bit: 29.0B elements" in said
+    assert "gradient_checkpointing=true" in said
+
+
+def test_the_limits_are_those_of_the_engine():
+    zero = pytest.importorskip("debias.engines.zero")
+    assert planning.LARGEST_LOCAL_SHARE == zero.LARGEST_LOCAL_SHARE
+    assert planning.LARGEST_LOCAL_BYTES == zero.LARGEST_LOCAL_BYTES
