@@ -67,7 +67,8 @@ class Tap:
         weights = self._weights(delta, rows)
         if weights is not None and self.bias_name is not None:
             weighted = delta * _shaped(weights, delta)
-            self.source.accumulate(self.bias_name, weighted.flatten(0, -2).sum(dim=0, dtype=torch.float32))
+            wide = torch.promote_types(delta.dtype, torch.float32)
+            self.source.accumulate(self.bias_name, weighted.flatten(0, -2).sum(dim=0, dtype=wide))
         return delta.flatten(0, -2).sum(dim=0)
 
     def of_tokens(self, rows: Rows) -> Tensor | None:
