@@ -18,7 +18,7 @@ from debias.plan.communication import bytes_sent
 from debias.plan.count import KINDS, Counts, count
 from debias.plan.memory import CONTEXT_BYTES, FRAGMENTATION, OPTIMIZERS, Memory, Sharding, memory_of, sharding_of
 from debias.plan.shapes import find_config
-from debias.plan.skeleton import attention_of, shallow, skeleton
+from debias.plan.skeleton import shallow, skeleton
 from debias.plan.trace import Load, Traced, trace
 
 LARGEST = 4096  # micro-batches above are not looked for
@@ -157,11 +157,13 @@ class Planner:
     @functools.cache  # noqa: B019 (a planner lives as long as its plan is made)
     def traced(self, micro_batch: int) -> Traced:
         """Peak live bytes of one micro-batch."""
+        # Packed rows are one row of all their tokens.
+        rows, each = (1, micro_batch) if self.run.packing else (micro_batch, 1)
         load = Load(
-            micro_batch,
-            self.length,
-            self.answer_tokens,
-            padded=attention_of(self.run) == "eager" or "flash" not in str(self.run.attn_implementation),
+            rows,
+            each * self.length,
+            each * self.answer_tokens,
+            padded="flash" not in self.run.attn_implementation,
             accumulated=self.run.gradient_accumulation_steps > 1,
         )
         source = self.source if self.uses_bias else "auto"

@@ -83,6 +83,17 @@ def test_every_family_can_be_traced(name, four_bit):
     assert traced.others <= traced.peak <= traced.others + 10**6
 
 
+def test_packed_rows_are_one_row(folder):
+    def peak(size, **settings):
+        return Planner(run_of(folder, **settings), Machine()).traced(size).others
+
+    packed, flash = {"packing": True}, {"packing": True, "attn_implementation": "flash_attention_2"}
+    assert peak(1, **packed) == peak(1)
+    assert peak(8, **packed) > peak(8)  # the mask of all tokens against all
+    assert peak(8, **flash) < peak(8)
+    assert peak(8, **flash) == pytest.approx(8 * peak(1, **flash), rel=0.1)
+
+
 def test_an_encoder(tmp_path):
     from transformers import BertConfig
 
