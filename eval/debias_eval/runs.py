@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from debias.config import read_yaml
+from pydantic import ValidationError
+
+from debias.config import RunConfig, read_yaml
 from debias.errors import InputError
 from debias_eval.chosen import oracle_choice
 from debias_eval.results import Result, read_results
@@ -63,7 +65,8 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Dotted key to value, without what seeds of one method may differ in."""
-        settings = flatten({key: value for key, value in self.config.items() if key not in SEED_KEYS})
+        known = _with_defaults(self.config)
+        settings = flatten({key: value for key, value in known.items() if key not in SEED_KEYS})
         return {key: value for key, value in settings.items() if key not in DATA_SEED_KEYS}
 
 
@@ -85,6 +88,14 @@ class Method:
 
     def results(self, suite: str) -> list[Result]:
         return [run.results[suite] for run in self.runs if suite in run.results]
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run of an older version lacks the settings that came later: it ran with what are their defaults now."""
+    try:
+        return RunConfig.model_validate(dict(config)).model_dump(mode="json") if config else config
+    except ValidationError:
+        return config
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 from dataclasses import replace
 
 import pytest
@@ -362,3 +363,24 @@ def test_old_results_files_still_make_a_page(make_run, tmp_path):
     row = table(methods_of(run))[0]
     assert (row.majority, row.partial, row.consistency, row.gap) == (None, None, None, None)
     assert row.accuracy == replace(Estimate(0.5, 0.2, 0.8, 1))
+
+
+def test_a_run_of_an_older_version_is_the_same_method(tmp_path):
+    """Its config.yaml lacks the settings that came later."""
+    import tiny_runs
+
+    from debias.config import dump_config
+
+    for seed in range(2):
+        config = tiny_runs.config_for(Path("m"), tmp_path / f"run{seed}", seed=seed)
+        (tmp_path / f"run{seed}").mkdir()
+        (tmp_path / f"run{seed}" / "config.yaml").write_text(dump_config(config))
+    older = tmp_path / "run0" / "config.yaml"
+    lines = older.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(("packing:", "ddp_timeout:", "attn_implementation:"))]
+    assert len(kept) == len(lines) - 3
+    older.write_text("".join(kept))
+    (method,) = group_runs(read_runs([tmp_path]))
+    assert method.seeds == 2
+    older.write_text("".join(kept) + "packing: true\n")
+    assert len(group_runs(read_runs([tmp_path]))) == 2
