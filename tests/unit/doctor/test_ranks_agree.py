@@ -59,6 +59,7 @@ def test_a_clock_that_is_off_is_named():
     assert clocks.found == "rank 2 on n2 is -3.0 s from the others"
 
 
+@pytest.mark.slow  # processes that import torch
 def test_two_processes_on_this_machine_add_up():
     check = all_reduce.local()
     assert check.name == "all-reduce"
@@ -131,6 +132,7 @@ def start(odd, *words):
     return [one.returncode for one in running], said
 
 
+@pytest.mark.slow  # processes that import torch
 def test_what_one_rank_finds_stops_all():
     codes, (first, second) = start(odd=1)
     assert codes == [1, 1]
@@ -142,6 +144,7 @@ def test_what_one_rank_finds_stops_all():
     assert "BAD" not in first
 
 
+@pytest.mark.slow  # processes that import torch
 def test_healthy_ranks_and_json():
     import json
 
