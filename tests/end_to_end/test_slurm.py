@@ -43,9 +43,9 @@ class Cluster:
         path.write_text(dump_config(config))
         return path
 
-    def launch(self, config: Path, *words: str) -> str:
-        """Submit; the job's number."""
-        options = ["--no-doctor", "--time", "20", "--submit", *words]
+    def launch(self, config: Path, *words: str, doctor: bool = False) -> str:
+        """Submit; the job's number. One test lets the doctor look first, as users do."""
+        options = [*([] if doctor else ["--no-doctor"]), "--time", "20", "--submit", *words]
         said = self.says(sys.executable, "-m", "debias.cli", "launch", "slurm", str(config), *options)
         return said.rpartition("submitted: ")[2].strip()
 
@@ -99,7 +99,8 @@ def same_as_alone(slurm: Cluster, alone: dict[str, object]) -> Callable[[str], f
 
 
 def test_two_nodes_are_one_process(slurm, same_as_alone):
-    slurm.wait(slurm.launch(slurm.config("two nodes"), "--nodes", "2", "--name", "two"))
+    slurm.wait(slurm.launch(slurm.config("two nodes"), "--nodes", "2", "--name", "two", doctor=True))
+    assert "ok   all-reduce: 2 ranks" in slurm.output()
     assert slurm.status("two nodes") == "finished"
     assert same_as_alone("two nodes") < TOLERANCE
 

@@ -95,6 +95,7 @@ def good_line(**change):
         (gzip.compress(good_line().encode())[:-6], 1),
         (gzip.compress(b"\xff\n"), 1),
     ],
+    ids=["no gzip", "half a line", "unknown label", "no probabilities", "cut short", "no UTF-8"],  # bytes hold the time
 )
 def test_damaged_predictions_name_the_line(path, content, row):
     file = path.with_name("s.predictions.jsonl.gz")
