@@ -3,13 +3,16 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from debias.config import RunConfig, load_config
 from debias.errors import InputError
 from debias.paths import find_recipe, resolve_paths
+
+if TYPE_CHECKING:
+    from debias.launching.job import Job
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on more than one process: local, slurm, k8s.")
 
@@ -49,6 +52,9 @@ def slurm(
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes of each node without GPUs.")] = None,
     global_batch: Annotated[
         int | None, typer.Option(min=1, help="Samples a step sees at any number of ranks (sets accumulation).")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Of one GPU, such as 80GB: refuse what does not fit by `debias plan`.")
     ] = None,
     array_seeds: Annotated[
         str | None, typer.Option(help="An array of runs: how many seeds, or a list: 3,7,11.")
@@ -90,6 +96,7 @@ def slurm(
         offline=not online,
         doctor=not no_doctor,
     )
+    _check_memory(job, gpu_memory)
     options = {"partition": partition, "time": time, "account": account, "qos": qos, "constraint": constraint}
     text = scripts.script(job, {**options, "cpus-per-task": cpus_per_task, "mem": mem}, container)
     path = scripts.write(job, text, overwrite=overwrite)
@@ -110,6 +117,9 @@ def k8s(
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes of each pod without GPUs.")] = None,
     global_batch: Annotated[
         int | None, typer.Option(min=1, help="Samples a step sees at any number of ranks (sets accumulation).")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Of one GPU, such as 80GB: refuse what does not fit by `debias plan`.")
     ] = None,
     volume: Annotated[
         list[str] | None, typer.Option(metavar="CLAIM:PATH", help="A volume claim and where pods see it; repeat.")
@@ -139,12 +149,21 @@ def k8s(
         grace_seconds=grace,
         offline=not online,
     )
+    _check_memory(job, gpu_memory)
     volumes = dict(_claim(one) for one in volume or [])
     documents = kubernetes.manifest(job, image, volumes, namespace=namespace, memory=memory)
     path = kubernetes.write(documents, out or Path("jobs") / f"{title}.yaml", overwrite=overwrite)
     typer.echo(
         f"{path}: {job.world_size} ranks, {job.global_batch} samples a step; kubectl apply -f {shlex.quote(str(path))}"
     )
+
+
+def _check_memory(job: "Job", gpu_memory: str | None) -> None:
+    if gpu_memory is not None:
+        from debias.cli_plan import parse_bytes
+        from debias.launching.job import check_memory
+
+        check_memory(job, parse_bytes(gpu_memory))
 
 
 def _claim(text: str) -> tuple[str, str]:

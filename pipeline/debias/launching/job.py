@@ -117,6 +117,17 @@ def make_job(
     return job
 
 
+def check_memory(job: Job, gpu_memory: int) -> None:
+    """InputError with the plan's own verdict for a job that does not fit GPUs of `gpu_memory` bytes."""
+    from debias.plan.plan import Machine, make_plan
+    from debias.plan.table import verdict_of
+
+    machine = Machine(gpu_memory=gpu_memory, gpus=job.ranks_per_node, nodes=job.nodes)
+    plan = make_plan(job.config, machine)
+    if not plan.fits:
+        raise InputError(f"nothing was written: per_device_train_batch_size {plan.micro_batch} {verdict_of(plan)[0]}")
+
+
 def _with_global_batch(config: RunConfig, wanted: int, world: int) -> RunConfig:
     together = config.per_device_train_batch_size * world
     if wanted % together:

@@ -242,3 +242,19 @@ def test_configs_are_plain_yaml(tmp_path):
     job = job_for(tmp_path, output="a: b #c")
     slurm.write(job, "x")
     assert yaml.safe_load((job.folder / "config.yaml").read_text())["output_dir"] == job.output_dir
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(24 * 10**9, True), (10**6, False)])
+def test_what_the_plan_says_does_not_fit_is_not_written(memory, fits, tmp_path):
+    from debias.launching.job import check_memory
+
+    config = tiny_runs.config_for(tiny_runs.save_bert(tmp_path / "bert"), tmp_path / "run")
+    job = make_job(config, name="x", folder=tmp_path / "job", nodes=2, gpus_per_node=1)
+    if fits:
+        check_memory(job, memory)
+    else:
+        with pytest.raises(
+            InputError, match="nothing was written: per_device_train_batch_size 8 DOES NOT FIT"
+        ) as caught:
+            check_memory(job, memory)
+        assert "\n" not in str(caught.value)
