@@ -32,13 +32,15 @@ def seconds_of_a_step(model: Any, batch: dict[str, Tensor], steps: int) -> float
     rows = {"input_ids": ids_BT.tolist(), "completion_mask": mask_BT.tolist()}
     data = Dataset.from_dict({key: value * (steps + 2) for key, value in rows.items()})
     size, length = ids_BT.shape
+    on_gpu = batch["input_ids"].is_cuda
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
             output_dir=folder,
             max_steps=steps + 1,
             per_device_train_batch_size=size,
             max_length=length,
-            bf16=True,
+            bf16=on_gpu,
+            use_cpu=not on_gpu,
             gradient_checkpointing=True,
             completion_only_loss=True,
             report_to="none",

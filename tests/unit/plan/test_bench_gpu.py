@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tests.command_line import command_line
+from command_line import command_line
 
 from debias import bench_gpu as gpu
 from debias.bench_gpu_measure import PASSES, WAYS, Timed, fits, floors, interleave, largest_batch
@@ -143,6 +143,15 @@ def test_the_parts_on_a_cpu(monkeypatch, capsys):
     assert found["parts"]["large"]["tiny"]["fits"]
     assert found["parts"]["combine"]["elements"] > 0
     assert len(gpu.tables_of(found)) == 6
+
+
+@needs_bitsandbytes
+@pytest.mark.slow
+def test_trl_beside_ours():
+    pytest.importorskip("trl")
+    speeds = gpu.trl(gpu.gpu_setting(**TINY))["tokens_per_second"]
+    assert set(speeds) == {"plain", "single_pass", "trl"}
+    assert min(speeds.values()) > 0
 
 
 def test_whole_runs_are_timed(monkeypatch, tmp_path):
