@@ -21,6 +21,14 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
 ]
 
+Gpus = Annotated[int, typer.Option(min=0, help="GPUs of each, a rank for each; 0 trains on CPUs.")]
+GlobalBatch = Annotated[
+    int | None, typer.Option(min=1, help="Samples a step sees at any number of ranks (sets accumulation).")
+]
+GpuMemory = Annotated[
+    str | None, typer.Option(help="Of one GPU, such as 80GB: refuse what does not fit by `debias plan`.")
+]
+
 
 @app.command()
 def local(
@@ -48,14 +56,10 @@ def slurm(
     config: Config,
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each, a rank for each; 0 trains on CPUs.")] = 0,
+    gpus_per_node: Gpus = 0,
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes of each node without GPUs.")] = None,
-    global_batch: Annotated[
-        int | None, typer.Option(min=1, help="Samples a step sees at any number of ranks (sets accumulation).")
-    ] = None,
-    gpu_memory: Annotated[
-        str | None, typer.Option(help="Of one GPU, such as 80GB: refuse what does not fit by `debias plan`.")
-    ] = None,
+    global_batch: GlobalBatch = None,
+    gpu_memory: GpuMemory = None,
     array_seeds: Annotated[
         str | None, typer.Option(help="An array of runs: how many seeds, or a list: 3,7,11.")
     ] = None,
@@ -113,14 +117,10 @@ def k8s(
     image: Annotated[str, typer.Option(help="Container image that holds debias.")],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Pods, one for each node.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each, a rank for each; 0 trains on CPUs.")] = 0,
+    gpus_per_node: Gpus = 0,
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes of each pod without GPUs.")] = None,
-    global_batch: Annotated[
-        int | None, typer.Option(min=1, help="Samples a step sees at any number of ranks (sets accumulation).")
-    ] = None,
-    gpu_memory: Annotated[
-        str | None, typer.Option(help="Of one GPU, such as 80GB: refuse what does not fit by `debias plan`.")
-    ] = None,
+    global_batch: GlobalBatch = None,
+    gpu_memory: GpuMemory = None,
     volume: Annotated[
         list[str] | None, typer.Option(metavar="CLAIM:PATH", help="A volume claim and where pods see it; repeat.")
     ] = None,
