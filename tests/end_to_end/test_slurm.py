@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -112,7 +113,10 @@ def test_a_signal_puts_the_run_back_into_the_queue_and_it_ends_the_same(slurm, s
     slurm.wait(job, "PENDING")
     assert slurm.status("signal") == "interrupted"
     assert 2 < slurm.steps("signal") < STEPS
-    slurm.says("scontrol", "update", f"JobId={job}", "StartTime=now")  # else Slurm waits for two minutes
+    time.sleep(
+        5
+    )  # Slurm takes no credential of the second in which the job was requeued; of itself it waits two minutes
+    slurm.says("scontrol", "update", f"JobId={job}", "StartTime=now")
     slurm.wait(job)
     assert slurm.status("signal") == "finished"
     assert "back to the queue" in slurm.output()

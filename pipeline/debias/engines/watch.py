@@ -130,6 +130,8 @@ def hang_watch(seconds: float, record: Callable[[BaseException], None]) -> list[
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
         record(RuntimeError(text))
+        if not says_it:
+            time.sleep(2)  # the launcher ends all ranks at the first that leaves: let the one that speaks be it
         os._exit(1)  # nothing wakes a main thread from a collective
 
     store: Any = dist.distributed_c10d._get_default_store()

@@ -58,7 +58,10 @@ def record(error: BaseException) -> None:
         return
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    get_error_handler().record_exception(error)
+    try:
+        raise error  # the handler writes the traceback of what is being handled
+    except BaseException as raised:
+        get_error_handler().record_exception(raised)
 
 
 def _hush() -> None:
