@@ -6,6 +6,7 @@ thing on the terminal, with the rank, its host and its log.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -32,13 +33,18 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         run(parse_args(list(sys.argv[1:] if words is None else words)))
     except ChildFailedError as error:
-        if all(failure.exitcode == EXIT_REQUEUE for failure in error.failures.values()):
+        if all_stopped_early([failure.exitcode for failure in error.failures.values()]):
             raise SystemExit(EXIT_REQUEUE) from None
         sys.stderr.write(first_failure(error))
         raise SystemExit(1) from None
     except SignalException as error:
         sys.stderr.write(f"{_node()}stopped by {error.sigval.name}\n")
         raise SystemExit(128 + error.sigval.value) from None
+
+
+def all_stopped_early(codes: Sequence[int]) -> bool:
+    """Whether ranks ended to be started again: torchrun ends the ones that are a moment behind the first by SIGTERM."""
+    return EXIT_REQUEUE in codes and set(codes) <= {EXIT_REQUEUE, -signal.SIGTERM}
 
 
 def first_failure(error: "ChildFailedError") -> str:

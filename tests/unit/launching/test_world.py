@@ -77,9 +77,10 @@ from debias.errors import InputError
 from debias.launching.ranks import record
 kind, rank = sys.argv[1], os.environ["RANK"]
 if rank == "0":
-    time.sleep(100 if kind != "together" else 0)  # until torchrun ends it
+    # until torchrun ends it; ranks that stop together are never at the same place
+    time.sleep(0 if kind == "together" else 100)
     sys.exit(75)
-if kind == "together":
+if kind in ("together", "one behind"):
     sys.exit(75)
 if kind == "killed":
     os.kill(os.getpid(), 9)
@@ -113,6 +114,7 @@ except Exception as error:
             ["rank 1 failed first, it ended with exit code 4:", "  it left no words; its log has what there is"],
         ),
         ("together", 75, []),
+        ("one behind", 75, []),
     ],
 )
 def test_the_first_failure_is_said_by_itself(kind, code, said, tmp_path):
@@ -124,6 +126,21 @@ def test_the_first_failure_is_said_by_itself(kind, code, said, tmp_path):
     for line in said:
         assert line in done.stderr.splitlines()
     assert "torch/distributed/run.py" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("codes", "early"),
+    [
+        ([75, 75], True),
+        ([75, -15], True),
+        ([-15, -15], False),
+        ([75, 1], False),
+        ([75, -9], False),
+        ([75, 4, -15], False),
+    ],
+)
+def test_only_ranks_that_saved_are_started_again(codes, early):
+    assert ranks.all_stopped_early(codes) is early
 
 
 def test_outside_of_torchrun_nothing_is_recorded(monkeypatch, tmp_path):
