@@ -26,8 +26,9 @@ WORKERS ?= 2
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# Units and mathematics, without whole runs.
 test-fast: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/numerics
 
 check: setup
 	$(BIN)/ruff check .

@@ -214,6 +214,7 @@ def test_a_digest_of_settings_and_not_of_their_order():
 # --- what runs
 
 
+@pytest.mark.slow
 def test_all_runs_and_then_none(tmp_path):
     out = tmp_path / "out"
     recipes = [write_recipe(tmp_path / "a.yaml"), write_recipe(tmp_path / "b.yaml", method="erm")]
@@ -245,6 +246,7 @@ def test_more_seeds_later_train_only_these(recipe, tmp_path):
     assert [run for event, run in events(out) if event == "started"] == [f"edge/default/seed{k}" for k in range(3)]
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_recorded_and_the_others_go_on(recipe, tmp_path):
     out = tmp_path / "out"
     runs = plan_sweep([recipe], [0], parse_grid(["learning_rate=0.5,0.1", "weight_decay=0,0.5"]), out)

@@ -269,6 +269,8 @@ def largest_that_fits(total: Callable[[int], int], limit: int) -> int:
         aim = 1 + int((limit - total(1)) / slope)
         # On the line, and then right beside it: where memory is linear, two looks are enough.
         guess = aim if low < aim < high else aim + 1 if aim == low else aim - 1 if aim == high else (low + high) // 2
+        if aim >= high > LARGEST:
+            guess = LARGEST  # the line says that whatever is looked for fits
     return low
 
 

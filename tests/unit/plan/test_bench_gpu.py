@@ -89,7 +89,8 @@ def test_bounds_by_hand():
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 100, 128])
-def test_bisection_finds_where_memory_ends(most):
+def test_bisection_finds_where_memory_ends(most, monkeypatch):
+    monkeypatch.setattr("debias.bench_gpu_measure.gc.collect", lambda: 0)  # a second each, beside all these tests
     tried = []
 
     def step(size):
@@ -127,6 +128,7 @@ def test_the_model_is_four_bit_and_gives_what_its_weights_say():
     assert all("lora_" in name for name in trainable)
 
 
+@pytest.mark.slow
 @needs_bitsandbytes
 def test_the_parts_on_a_cpu(monkeypatch, capsys):
     sizes = [part for key, value in TINY.items() for part in (f"--{key}", str(value))]

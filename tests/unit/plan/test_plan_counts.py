@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from tests.tiny_models import family_config
+from planned_runs import run_of
+from tiny_models import family_config
 
 from debias.config import RunConfig
 from debias.errors import InputError
@@ -24,22 +25,6 @@ PUBLISHED = {
     "Llama-4-Scout-17B-16E": (107_769_861_120, 17.17),
     "Llama-4-Maverick-17B-128E": (400_711_848_960, 17.18),
 }
-
-
-def run_of(model="Qwen3-0.6B", **settings):
-    """A run of a causal model that answers."""
-    prompt = {
-        "template": "{premise} {hypothesis}",
-        "verbalizers": {"entailment": " Yes", "neutral": " Maybe", "contradiction": " No"},
-    }
-    defaults = {
-        "output_dir": "runs/x",
-        "data": {"train": "generated"},
-        "head": "causal_lm",
-        "prompt": prompt,
-        "max_length": 32,
-    }
-    return RunConfig.model_validate({"model": model, **defaults, **settings})
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

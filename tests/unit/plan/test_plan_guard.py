@@ -1,8 +1,8 @@
 """A run that cannot fit is stopped before anything is loaded; with a GPU of a size made up for the test."""
 
 import pytest
-from tests.tiny_models import family_config
-from tests.unit.plan.test_plan_counts import run_of
+from planned_runs import run_of
+from tiny_models import family_config
 
 from debias import train as training
 from debias.errors import InputError

@@ -1,12 +1,13 @@
 """One measured case against its prediction, in a process of its own, and the table."""
 
 import pytest
-from tests.tiny_models import family_config
+from tiny_models import family_config
 
 from debias.errors import InputError
 from debias.plan.validate import BOUND, SIZES, VARIANTS, Case, cases, table_of, validate
 
 
+@pytest.mark.slow
 def test_a_prediction_is_measured(tmp_path):
     family_config("llama", hidden_size=256, intermediate_size=512, num_hidden_layers=4).save_pretrained(tmp_path)
     result = validate([Case(model=str(tmp_path), batch=8, length=128)])
