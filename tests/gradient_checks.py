@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from debias.engines import not_head
-from debias.gradients import GradientSource, make_source
+from debias.gradients import GradientSource, MicroBatch, make_source
 from debias.losses import Answers, Classification, cross_entropy
 
 Gradients = dict[str, Tensor]
@@ -63,7 +63,7 @@ def take(
 
 
 def add_batch(source: GradientSource, model: nn.Module, forward: Forward, batch: Any, weight_B: Tensor) -> None:
-    source.backward(forward(model, batch), weight_B, lambda: (forward(model, batch), weight_B))
+    source.backward(MicroBatch(forward(model, batch), weight_B, again=lambda: (forward(model, batch), weight_B)))
 
 
 def by_samples(

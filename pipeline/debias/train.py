@@ -22,6 +22,7 @@ from debias.engines.watch import hang_watch
 from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst
 from debias.launching.ranks import record
+from debias.methods import Rule
 from debias.models.adapter_table import as_records, left_over, render, survey
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
@@ -75,14 +76,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             open_run(config)
-    summary = {
-        "status": "running",
-        "seed": config.seed,
-        "method": {"name": rule.name, **dataclasses.asdict(rule)},
-        "train_examples": len(examples),
-        **sizes,
-        **environment(),
-    }
+    summary = {**_running(config, rule, len(examples)), **sizes, **environment()}
     if first:
         _write_summary(folder, summary)
     if config.resume and checkpoint is None:
@@ -108,6 +102,15 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     if trainer.interrupted:
         raise Interrupted(f"{folder}: stopped by SIGTERM at step {finished['steps']}, saved; go on with resume=true")
     return folder
+
+
+def _running(config: RunConfig, rule: Rule, examples: int) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "seed": config.seed,
+        "method": {"name": rule.name, **dataclasses.asdict(rule)},
+        "train_examples": examples,
+    }
 
 
 def _sizes(model: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import tiny_models
 import torch
 from torch import nn
 
-from debias.gradients import make_source
+from debias.gradients import MicroBatch, make_source
 from debias.losses import Answers, SelfWeight, chunks
 
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ def gradients(model: Any, batch: Any, chunk: int | None, way: str = "shared_forw
         return losses.loss_B, SelfWeight()(losses, batch)
 
     loss_B, weight_B = forward()
-    source.backward(loss_B, weight_B, again=forward)
+    source.backward(MicroBatch(loss_B, weight_B, again=forward))
     found = {"loss": loss_B.detach(), "weight": weight_B}
     found |= {f"bias {name}": source.bias[name].clone() for name in selected}
     found |= {f"main {name}": p.grad.clone() for name, p in selected.items()}

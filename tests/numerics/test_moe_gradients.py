@@ -11,7 +11,7 @@ from tiny_models import answer_batch, llama4, qwen3_moe, rows, with_lora
 from torch.overrides import TorchFunctionMode
 
 from debias.engines import attach
-from debias.gradients import SinglePass, make_source
+from debias.gradients import MicroBatch, SinglePass, make_source
 from debias.losses import add_router_loss
 from debias.methods import MainOnly, Subtract
 from debias.models.experts import route_experts
@@ -147,7 +147,7 @@ def test_packed_samples_against_one_backward_pass_for_each(name):
     selected = {n: p for n, p in model.named_parameters() if p.requires_grad}
     source = make_source("single_pass", model, selected)
     with AllFloat64():
-        source.backward(packed_loss(model, row), weight_B, sample_index=row["sample_index"])
+        source.backward(MicroBatch(packed_loss(model, row), weight_B, sample_index=row["sample_index"]))
     got = {n: p.grad for n, p in selected.items()}, dict(source.bias)
     source.detach()
     with AllFloat64():
@@ -271,7 +271,7 @@ def test_a_balancing_loss_that_cannot_be_is_said():
     plain = build("qwen3_moe, attention", torch.float32)
     source = make_source("single_pass", plain, {n: p for n, p in plain.named_parameters() if p.requires_grad})
     with pytest.raises(ValueError, match="cannot keep a loss of the whole batch"):
-        source.backward(answer_loss(plain, batch), weights_for(5), batch_loss=torch.tensor(1.0))
+        source.backward(MicroBatch(answer_loss(plain, batch), weights_for(5), batch_loss=torch.tensor(1.0)))
     reentrant = build("qwen3_moe, attention", torch.float32, True)
     router = add_router_loss(reentrant, 0.1)
     answer_loss(reentrant, batch)

@@ -9,7 +9,7 @@ import torch
 
 from debias.data.encode import Collator
 from debias.data.packing import PackingCollator
-from debias.gradients import make_source
+from debias.gradients import MicroBatch, make_source
 from debias.losses import Answers, SelfWeight
 
 torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def two_gradients(model: Any, batch: dict[str, Any], way: str) -> dict[str, torc
         losses = Answers([[5]], chunk=4).losses(model, batch)
         return losses.loss_B, SelfWeight()(losses, batch)
 
-    source.backward(*forward(), again=forward, sample_index=batch.get("sample_index"))
+    source.backward(MicroBatch(*forward(), again=forward, sample_index=batch.get("sample_index")))
     found = {f"bias {name}": source.bias[name].clone() for name in selected}
     found |= {f"main {name}": p.grad.clone() for name, p in selected.items()}
     source.detach()

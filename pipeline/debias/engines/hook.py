@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from debias.engines.step import StepReport
-from debias.gradients import Again, GradientSource
+from debias.gradients import Again, GradientSource, MicroBatch, no_grad_weight
 from debias.methods import Rule
 
 
@@ -27,20 +27,41 @@ class Hook:
         self.asks_to_stop, self.stops = False, False
         self._count = 0.0
 
-    def _add(
+    def backward(
         self,
         loss_B: Tensor,
         weight_B: Tensor,
-        count: float | None,
-        again: Again | None,
-        sample_index: Tensor | None,
-        batch_loss: Tensor | None,
+        *,
+        count: float | None = None,
+        again: Again | None = None,
+        sample_index: Tensor | None = None,
+        batch_loss: Tensor | None = None,
     ) -> None:
-        """One micro-batch to what is accumulated; a mean over it counts as much as its samples do."""
+        """Add one micro-batch: `loss_B` [B] (summed over a sample's tokens), `weight_B` [B] its bias weights.
+
+        In the place of `loss.backward()` or DeepSpeed's `engine.backward(loss)`. `count` is the micro-batch's share of
+        the denominator (default B samples; give answer tokens for a mean over tokens). `again` is needed by two_pass
+        only: a function that runs a new forward and returns (loss_B, weight_B). `sample_index` [R, T] is the sample of
+        each token (-1: padding) of a batch whose rows are not samples. `batch_loss`, a scalar mean (the load balancing
+        loss of routers), is added to the loss of main alone. Raises ValueError for shapes that do not fit, RuntimeError
+        where the optimizer step that is due was left out or somebody else changed the gradients.
+        """
+        weight_B = no_grad_weight(weight_B, loss_B)
         count = loss_B.numel() if count is None else count
+        # Gradients are sums until all ranks are in: a mean over the micro-batch counts as much as its samples do.
         extra = None if batch_loss is None else batch_loss * count
-        self.source.backward(loss_B, weight_B, again, sample_index=sample_index, batch_loss=extra)
+        self._before_backward()
+        self.source.backward(MicroBatch(loss_B, weight_B, again, sample_index, extra))
         self._count += count
+        self._after_backward()
+
+    def _before_backward(self) -> None:
+        """Refuse a micro-batch that comes at the wrong time."""
+        raise NotImplementedError
+
+    def _after_backward(self) -> None:
+        """Remember what the next call must find."""
+        raise NotImplementedError
 
     @property
     def gradients(self) -> str:

@@ -13,7 +13,7 @@ from debias.engines.hook import Hook
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.selection import Select, not_head, select_parameters
 from debias.engines.step import GramSums, StepReport, check_skipped, raise_silent, report
-from debias.gradients import Again, GradientSource, make_source, no_grad_weight
+from debias.gradients import GradientSource, make_source
 from debias.methods import Rule, apply_coefficients, as_rows, gram_of_rows
 
 logger = logging.getLogger(__name__)
@@ -53,26 +53,10 @@ class TorchHook(Hook):
         # forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
         self._ddp_guard = self._ddp.register_forward_pre_hook(_no_averaging) if self._ddp is not None else None
 
-    def backward(
-        self,
-        loss_B: Tensor,
-        weight_B: Tensor,
-        *,
-        count: float | None = None,
-        again: Again | None = None,
-        sample_index: Tensor | None = None,
-        batch_loss: Tensor | None = None,
-    ) -> None:
-        """Add one micro-batch: `loss_B` [B] (summed over a sample's tokens), `weight_B` [B] its bias weights.
-
-        `count` is the micro-batch's share of the denominator (default B samples; give answer tokens for a mean over
-        tokens). `again` is needed by two_pass only: a function that runs a new forward and returns (loss_B, weight_B).
-        `sample_index` [R, T] is the sample of each token (-1: padding) of a batch whose rows are not samples.
-        `batch_loss`, a scalar mean (the load balancing loss of routers), is added to the loss of main alone.
-        """
-        weight_B = no_grad_weight(weight_B, loss_B)
+    def _before_backward(self) -> None:
         self._check_untouched()
-        self._add(loss_B, weight_B, count, again, sample_index, batch_loss)
+
+    def _after_backward(self) -> None:
         self._marks = self._mark()
 
     def combine(self) -> StepReport:

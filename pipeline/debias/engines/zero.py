@@ -23,7 +23,7 @@ from debias.engines.selection import Select, elements, not_head, select_paramete
 from debias.engines.step import StepReport, check_skipped, raise_silent, report
 from debias.engines.zero_homes import Home, at_boundary, forget_fetch_order, home_of
 from debias.engines.zero_refusal import refusal_of
-from debias.gradients import Again, GradientSource, SinglePass, make_source, no_grad_weight
+from debias.gradients import GradientSource, SinglePass, make_source
 from debias.methods import Rule
 
 logger = logging.getLogger(__name__)
@@ -66,27 +66,13 @@ class ZeroHook(Hook):
         self._undo = [*self._patch_engine(), *self._watch()]
         source.passes = self
 
-    def backward(
-        self,
-        loss_B: Tensor,
-        weight_B: Tensor,
-        *,
-        count: float | None = None,
-        again: Again | None = None,
-        sample_index: Tensor | None = None,
-        batch_loss: Tensor | None = None,
-    ) -> None:
-        """Add one micro-batch: `loss_B` [B] (summed over a sample's tokens), `weight_B` [B] its bias weights.
-
-        In the place of `engine.backward(loss)`; the rest as in `TorchHook.backward`. Raises RuntimeError if
-        `engine.step()` was not called since the last micro-batch, ValueError for shapes that do not fit.
-        """
-        weight_B = no_grad_weight(weight_B, loss_B)
+    def _before_backward(self) -> None:
         if self._awaiting_step and self._must_step():
             raise RuntimeError(
                 "backward: engine.step() was not called after the last micro-batch (DeepSpeed counts there)"
             )
-        self._add(loss_B, weight_B, count, again, sample_index, batch_loss)
+
+    def _after_backward(self) -> None:
         self._boundary = self.engine.is_gradient_accumulation_boundary()
         self._awaiting_step = True
 

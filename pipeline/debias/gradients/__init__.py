@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from debias.gradients.base import Again, GradientSource, Plain, SharedForward, TwoPass, no_grad_weight
+from debias.gradients.base import Again, GradientSource, MicroBatch, Plain, SharedForward, TwoPass, no_grad_weight
 from debias.gradients.single_pass import SinglePass, refusal
 from debias.gradients.taps import SamplesNotFirst
 
@@ -44,6 +44,7 @@ def make_source(
 __all__ = [
     "Again",
     "GradientSource",
+    "MicroBatch",
     "Plain",
     "SamplesNotFirst",
     "SharedForward",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -9,6 +10,27 @@ from torch import Tensor, nn
 
 # A fresh forward pass on the same batch: (loss_B, weight_B).
 Again = Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """What a forward pass gives to the two gradients.
+
+    `loss_B` [B] with its graph, summed over a sample's tokens; `weight_B` [B] its bias weights. `again` runs a new
+    forward (two_pass only). `sample_index` [R, T] (-1: padding) is the sample of each token where rows are not samples.
+    `batch_loss`, a scalar, is added to the loss of main alone: a loss of the batch and not of its samples.
+    """
+
+    loss_B: Tensor
+    weight_B: Tensor
+    again: Again | None = None
+    sample_index: Tensor | None = None
+    batch_loss: Tensor | None = None
+
+    def main_loss(self) -> Tensor:
+        """The scalar whose gradient is main."""
+        total = self.loss_B.sum()
+        return total if self.batch_loss is None else total + self.batch_loss
 
 
 class Passes(Protocol):
@@ -37,20 +59,8 @@ class GradientSource:
         self.bias: dict[str, Tensor] = {}
         self.passes: Passes = LocalPasses(self)
 
-    def backward(
-        self,
-        loss_B: Tensor,
-        weight_B: Tensor,
-        again: Again | None = None,
-        *,
-        sample_index: Tensor | None = None,
-        batch_loss: Tensor | None = None,
-    ) -> None:
-        """Add this micro-batch's two gradients to what is accumulated.
-
-        `sample_index` [R, T] (-1: padding) is the sample of each token where rows are not samples. `batch_loss`, a
-        scalar, is added to the loss of main alone: a loss of the batch and not of its samples.
-        """
+    def backward(self, batch: MicroBatch) -> None:
+        """Add this micro-batch's two gradients to what is accumulated."""
         raise NotImplementedError
 
     def bias_dtype(self, parameter: Tensor) -> torch.dtype:
@@ -106,16 +116,8 @@ class Plain(GradientSource):
 
     name: ClassVar[str] = "plain"
 
-    def backward(
-        self,
-        loss_B: Tensor,
-        weight_B: Tensor,
-        again: Again | None = None,
-        *,
-        sample_index: Tensor | None = None,
-        batch_loss: Tensor | None = None,
-    ) -> None:
-        self.passes.main(_total(loss_B, batch_loss))
+    def backward(self, batch: MicroBatch) -> None:
+        self.passes.main(batch.main_loss())
 
 
 class SharedForward(GradientSource):
@@ -123,18 +125,10 @@ class SharedForward(GradientSource):
 
     name: ClassVar[str] = "shared_forward"
 
-    def backward(
-        self,
-        loss_B: Tensor,
-        weight_B: Tensor,
-        again: Again | None = None,
-        *,
-        sample_index: Tensor | None = None,
-        batch_loss: Tensor | None = None,
-    ) -> None:
+    def backward(self, batch: MicroBatch) -> None:
         # One graph serves both passes: the second is the weighted sum over the same loss_B.
-        self.passes.main(_total(loss_B, batch_loss), retain_graph=True)
-        self.passes.bias((weight_B.detach() * loss_B).sum)
+        self.passes.main(batch.main_loss(), retain_graph=True)
+        self.passes.bias((batch.weight_B.detach() * batch.loss_B).sum)
 
 
 class TwoPass(GradientSource):
@@ -142,30 +136,19 @@ class TwoPass(GradientSource):
 
     name: ClassVar[str] = "two_pass"
 
-    def backward(
-        self,
-        loss_B: Tensor,
-        weight_B: Tensor,
-        again: Again | None = None,
-        *,
-        sample_index: Tensor | None = None,
-        batch_loss: Tensor | None = None,
-    ) -> None:
+    def backward(self, batch: MicroBatch) -> None:
+        again = batch.again
         if again is None:
             raise ValueError(
                 "gradients 'two_pass' needs backward(..., again=f), f() -> (loss_B, weight_B) of a new forward"
             )
-        self.passes.main(_total(loss_B, batch_loss))
+        self.passes.main(batch.main_loss())
 
         def second() -> Tensor:
             second_loss_B, second_weight_B = again()
             return (no_grad_weight(second_weight_B, second_loss_B) * second_loss_B).sum()
 
         self.passes.bias(second)
-
-
-def _total(loss_B: Tensor, batch_loss: Tensor | None) -> Tensor:
-    return loss_B.sum() if batch_loss is None else loss_B.sum() + batch_loss
 
 
 def no_grad_weight(weight_B: Tensor, loss_B: Tensor) -> Tensor:

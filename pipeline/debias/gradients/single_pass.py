@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from debias.gradients.base import Again, GradientSource
+from debias.gradients.base import GradientSource, MicroBatch
 from debias.gradients.layers import is_plain_lora, linear_forward, lora_forward
 from debias.gradients.routed import routed_loras, two_gradients
 from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
@@ -46,23 +46,15 @@ class SinglePass(GradientSource):
             self._undo.append(self._blocks[block].watch(block).remove)
         self._patch_layers(model)
 
-    def backward(
-        self,
-        loss_B: Tensor,
-        weight_B: Tensor,
-        again: Again | None = None,
-        *,
-        sample_index: Tensor | None = None,
-        batch_loss: Tensor | None = None,
-    ) -> None:
-        if batch_loss is not None:
+    def backward(self, batch: MicroBatch) -> None:
+        if batch.batch_loss is not None:
             raise ValueError(
                 "gradients 'single_pass' cannot keep a loss of the whole batch (batch_loss) out of the bias gradient;"
                 " use gradients='shared_forward'"
             )
-        self.weights = SampleWeights(weight_B.detach(), sample_index)
+        self.weights = SampleWeights(batch.weight_B.detach(), batch.sample_index)
         try:
-            self.passes.main(loss_B.sum())
+            self.passes.main(batch.main_loss())
         finally:
             self.weights = None
 

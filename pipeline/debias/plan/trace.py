@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from debias.config import RunConfig
 from debias.engines.selection import not_head
-from debias.gradients import make_source
+from debias.gradients import MicroBatch, make_source
 from debias.gradients.base import Passes
 from debias.losses.chunks import token_losses
 from debias.plan.live import Live, fake_in_place
@@ -90,7 +90,7 @@ def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bia
             source.passes = _Marked(source.passes, step)
             for _ in range(2 if load.accumulated else 1):
                 step.marks = []
-                source.backward(*step.losses(), again=step.losses)
+                source.backward(MicroBatch(*step.losses(), again=step.losses))
             held = [p.grad for p in model.parameters() if p.grad is not None]
             kept = live.serials([*held, *source.bias.values()])
             total, others = live.curve(), live.curve(kept)

@@ -33,7 +33,7 @@ from tiny_models import (
 )
 from torch import nn
 
-from debias.gradients import SinglePass, make_source
+from debias.gradients import MicroBatch, SinglePass, make_source
 
 torch.set_num_threads(1)
 
@@ -186,7 +186,7 @@ def test_the_dropout_of_a_recomputed_layer_sees_what_it_saw_before(checkpointing
             )
     with torch.autocast("cpu", torch.bfloat16):
         loss_B = answer_loss(model, batch)
-    source.backward(loss_B, weights_for(5))
+    source.backward(MicroBatch(loss_B, weights_for(5)))
     assert len(seen) == 2 * 7
     for name, dtypes in seen.items():
         assert len(set(dtypes)) == 1, f"{name} saw {dtypes}"
@@ -390,7 +390,7 @@ def test_two_pass_needs_the_second_forward():
     model = Mlp()
     source = make_source("two_pass", model, selected_of(model))
     with pytest.raises(ValueError, match="again"):
-        source.backward(mlp_loss(model, mlp_batch()), weights_for(6))
+        source.backward(MicroBatch(mlp_loss(model, mlp_batch()), weights_for(6)))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -411,7 +411,7 @@ def test_an_error_in_the_backward_pass_leaves_the_gradients_alone(way):
     add_batch(source, model, mlp_loss, mlp_batch(), weight_B)
     kept = {name: p.grad.clone() for name, p in model.named_parameters()}
     with pytest.raises(ArithmeticError):
-        source.backward(Fails.apply(mlp_loss(model, mlp_batch())), weight_B, lambda: None)
+        source.backward(MicroBatch(Fails.apply(mlp_loss(model, mlp_batch())), weight_B, lambda: None))
     for name, p in model.named_parameters():
         assert torch.equal(p.grad, kept[name])
     source.detach()

@@ -7,7 +7,7 @@ import tiny_models
 import torch
 
 from debias.errors import InputError
-from debias.gradients import make_source
+from debias.gradients import MicroBatch, make_source
 from debias.gradients.single_pass import refusal
 from debias.losses import Answers, SelfWeight
 from debias.models.compiling import compile_layers
@@ -29,7 +29,7 @@ def two_gradients(model: Any, way: str, samples: int) -> dict[str, torch.Tensor]
         losses = Answers([[5]], chunk=4).losses(model, batch)
         return losses.loss_B, SelfWeight()(losses, batch)
 
-    source.backward(*forward(), again=forward)
+    source.backward(MicroBatch(*forward(), again=forward))
     found = {f"bias {name}": source.bias[name].clone() for name in source.selected}
     return found | {f"main {name}": p.grad.clone() for name, p in source.selected.items()}
 
