@@ -9,9 +9,9 @@ import numpy as np
 
 from debias.config import RunConfig, dump_config
 from debias.data import Example
-from debias_eval.results import examples_sha256, write_results
-from debias_eval.scoring import Judged, score
-from debias_eval.suite import available_suites, load_suite
+from debias_eval.reading.suite import available_suites, load_suite
+from debias_eval.results.files import examples_sha256, write_results
+from debias_eval.scores.scoring import Judged, score
 
 NLI = ("entailment", "neutral", "contradiction")
 HANS = tuple(

@@ -47,8 +47,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge a run, or any model, on suites; writes eval/NAME.json into the folder and the predictions beside it."""
-    from debias_eval.judge import Judging, judge_given, judge_run
-    from debias_eval.tables import terminal_table
+    from debias_eval.judging.judge import Judging, judge_given, judge_run
+    from debias_eval.reporting.tables import terminal_table
 
     _one_of("--normalize", normalize, ("none", "tokens", "characters"))
     _one_of("--calibrate", calibrate, ("none", "contextual", "pmi"))
@@ -105,8 +105,8 @@ def report(
     card: Annotated[bool, typer.Option("--card", help="Also a model card in each run's adapter folder.")] = False,
 ) -> None:
     """Write one self-contained HTML page that compares runs; the first method (plain fine-tuning) is the reference."""
-    from debias_eval.card import write_cards
-    from debias_eval.report import write_latex, write_markdown, write_report
+    from debias_eval.reporting.card import write_cards
+    from debias_eval.reporting.report import write_latex, write_markdown, write_report
 
     typer.echo(write_report(runs, out))
     if markdown:
@@ -122,7 +122,7 @@ def card(
     force: Annotated[bool, typer.Option("--force", help="Replace cards that were edited by hand.")] = False,
 ) -> None:
     """Write a model card, README.md in each run's adapter folder, with its results, floors and limits."""
-    from debias_eval.card import write_cards
+    from debias_eval.reporting.card import write_cards
 
     _tell(write_cards(runs, force=force))
 
@@ -145,7 +145,7 @@ def compare(
     """
     import dataclasses
 
-    from debias_eval.compare import compare_folders, comparison_table
+    from debias_eval.comparing.compare import compare_folders, comparison_table
 
     mine, against = folders, []
     if "--against" in folders:

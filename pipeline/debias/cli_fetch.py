@@ -50,9 +50,9 @@ def fetch(
 def _sources(name: str) -> list["DataSource"]:
     """What the suites of that name read from the hub; InputError for one whose data is nowhere."""
     from debias.errors import InputError
-    from debias_eval.collections import collection_names, members
-    from debias_eval.suite import load_suite
-    from debias_eval.suite_data import hub_config, local_file, not_found, where_from
+    from debias_eval.reading.collection import collection_names, members
+    from debias_eval.reading.examples import hub_config, local_file, not_found, where_from
+    from debias_eval.reading.suite import load_suite
 
     found = []
     for suite in map(load_suite, members(name) if name in collection_names() else [name]):

@@ -31,7 +31,7 @@ def export_harness(
     ] = True,
 ) -> None:
     """Write text suites as tasks of lm-evaluation-harness (0.4.13), with our examples and the run's prompt."""
-    from debias_eval.harness import command_line, export, read_prompt
+    from debias_eval.harness.export import command_line, export, read_prompt
 
     config = read_prompt(prompt)
     done = export(suites, config, out, limit=limit, seed=seed, compare_tokens=compare_tokens)
@@ -49,8 +49,8 @@ def import_harness(
     as_json: AsJson = False,
 ) -> None:
     """Turn samples that lm-evaluation-harness logged into results: groups, worst group, gap, intervals."""
-    from debias_eval.harness_import import import_samples
-    from debias_eval.tables import terminal_table
+    from debias_eval.harness.samples import import_samples
+    from debias_eval.reporting.tables import terminal_table
 
     results = import_samples(samples, out, suite or ())
     typer.echo(json.dumps(results, indent=2)) if as_json else print_table(terminal_table([out]))

@@ -18,7 +18,7 @@ def suites(
     as_json: AsJson = False,
 ) -> None:
     """List the suites and collections, and whether their data is here; with a name, print its card."""
-    from debias_eval import catalogue
+    from debias_eval.reading import catalogue
 
     if as_json:
         typer.echo(json.dumps([entry.as_dict() for entry in catalogue.entries(name)], indent=2))

@@ -76,7 +76,7 @@ def select(
     as_json: AsJson = False,
 ) -> None:
     """Choose a configuration of each method by the mean over its seeds; only oracle looks at a suite."""
-    from debias_eval.selection import choice_table, choices_in, remember
+    from debias_eval.results.selection import choice_table, choices_in, remember
 
     choices = choices_in(folder, rule, suite)
     remember(folder, choices)
@@ -90,8 +90,8 @@ class _SuiteJudge:
     """The suites that were asked for; a result of another version, limit or a damaged file counts as none."""
 
     def __init__(self, names: Sequence[str], limit: int | None) -> None:
-        from debias_eval.collections import expand
-        from debias_eval.suite import load_suite
+        from debias_eval.reading.collection import expand
+        from debias_eval.reading.suite import load_suite
 
         self.limit = limit
         self.suites = {name: load_suite(name) for name in expand(names)} if names else {}
@@ -103,7 +103,7 @@ class _SuiteJudge:
         return [] if self.limit is None else ["--limit", str(self.limit)]
 
     def _has(self, run: Path, name: str) -> bool:
-        from debias_eval.results import read_result, result_path
+        from debias_eval.results.files import read_result, result_path
 
         suite = self.suites[name]
         try:
@@ -158,7 +158,7 @@ def _todo(runs: Sequence[Any], judge: _SuiteJudge) -> Any:
 
 def _show(folders: Sequence[Path]) -> None:
     """The table of what has been judged, whatever may have failed."""
-    from debias_eval.tables import terminal_table
+    from debias_eval.reporting.tables import terminal_table
 
     judged = [folder for folder in folders if any((folder / "eval").glob("*.json"))]
     if judged:

@@ -17,10 +17,10 @@ SUITES = ("generated", "generated_ood")
 
 def run_demo(folder: Path) -> tuple[Any, Path]:
     """Train both runs in `folder` (an earlier demo there is replaced) and judge them; the table and the page."""
-    from debias_eval.evaluate import evaluate_run
-    from debias_eval.predict import load
-    from debias_eval.report import write_report
-    from debias_eval.tables import terminal_table
+    from debias_eval.judging.evaluate import evaluate_run
+    from debias_eval.judging.predict import load
+    from debias_eval.reporting.report import write_report
+    from debias_eval.reporting.tables import terminal_table
 
     runs = []
     for name, recipe in RECIPES.items():

@@ -11,7 +11,7 @@ import simulated_runs
 import yaml
 from simulated_runs import simulate
 
-from debias_eval.report import write_report
+from debias_eval.reporting.report import write_report
 
 PROGRAM = browser.installed()
 pytestmark = pytest.mark.skipif(

@@ -17,7 +17,7 @@ from debias.data import load_examples, paint
 from debias.errors import InputError
 from debias.inference import load_run
 from debias.train import train
-from debias_eval.evaluate import evaluate_run
+from debias_eval.judging.evaluate import evaluate_run
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 
@@ -223,7 +223,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     ],
 )
 def test_a_suite_that_does_not_fit(digits: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    from debias_eval.suite import load_suite
+    from debias_eval.reading.suite import load_suite
 
     with pytest.raises(InputError, match=said):
         load_suite(suite(digits, tmp_path / "suite", **changes))

@@ -17,11 +17,11 @@ import tiny_runs
 from debias.config import RunConfig, dump_config
 from debias.data import generate
 from debias.errors import InputError
-from debias_eval.bench_judge import JudgeSetting, bench_judge, table_of
-from debias_eval.harness import export, task_of
-from debias_eval.harness_import import import_samples, read_samples
-from debias_eval.harness_tokens import check_tokens
-from debias_eval.suite import load_suite
+from debias_eval.harness.bench import JudgeSetting, bench_judge, table_of
+from debias_eval.harness.export import export, task_of
+from debias_eval.harness.samples import import_samples, read_samples
+from debias_eval.harness.tokens import check_tokens
+from debias_eval.reading.suite import load_suite
 
 pytestmark = [
     pytest.mark.slow,
@@ -236,7 +236,7 @@ def test_the_benchmark(llama: Path, tiny_suite: Path) -> None:
 def test_the_benchmark_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     found: Callable[..., Any] = importlib.util.find_spec
     monkeypatch.setattr(
-        "debias_eval.bench_judge.find_spec", lambda name, *rest: None if name == "lm_eval" else found(name, *rest)
+        "debias_eval.harness.bench.find_spec", lambda name, *rest: None if name == "lm_eval" else found(name, *rest)
     )
     with pytest.raises(InputError, match=r"pip install 'debias\[harness\]'"):
         bench_judge(JudgeSetting())

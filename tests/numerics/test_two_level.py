@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from debias_eval.statistics import two_level
+from debias_eval.scores.intervals import two_level
 
 CLUSTERS = 40
 

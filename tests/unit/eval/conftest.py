@@ -9,8 +9,8 @@ import pytest
 
 from debias.config import RunConfig, dump_config
 from debias.data.examples import Example
-from debias_eval.results import write_results
-from debias_eval.scoring import Judged, score
+from debias_eval.results.files import write_results
+from debias_eval.scores.scoring import Judged, score
 
 DATA = Path(os.environ.get("DEBIAS_DATA", Path(__file__).parents[4] / "shared" / "data"))
 NLI = ("entailment", "neutral", "contradiction")

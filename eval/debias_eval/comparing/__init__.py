@@ -1,0 +1,1 @@
+"""Two methods on the same examples: where they differ, and what keeps that from being a claim."""

@@ -1,0 +1,184 @@
+"""The answers of two methods to the same examples, side by side, and what resampling their clusters gives.
+
+Shapes: N examples, R runs (those of the first method, then those of the second), G groups, K clusters, B replicates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import sparse
+
+from debias.errors import InputError
+from debias_eval.results.files import Prediction, predictions_path, read_predictions
+from debias_eval.results.runs import Run
+from debias_eval.scores.intervals import PAIRED_REPLICATES, Bools, Floats, Ints, cluster_bootstrap, compact
+from debias_eval.scores.scoring import in_groups, real_clusters
+
+Identity = tuple[str, str, str | None, str | None]  # id, label, group, cluster
+# A dense table of this size is still worth searching for equal clusters.
+_DENSE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """`right_RN` says which answers are right; the first `firsts` rows are the first method's runs.
+
+    With `same_seeds` the second method's runs have the first's seeds, in the same order. `cluster_N` numbers the
+    clusters 0..K-1, or is None where every example stands for itself.
+    """
+
+    right_RN: Bools
+    firsts: int
+    groups: tuple[str | None, ...]
+    cluster_N: Ints | None
+    aligned: tuple[str, ...] = ()
+    conflicting: tuple[str, ...] = ()
+    same_seeds: bool = False
+
+    @property
+    def first_SN(self) -> Bools:
+        return self.right_RN[: self.firsts]
+
+    @property
+    def second_SN(self) -> Bools:
+        return self.right_RN[self.firsts :]
+
+    @cached_property
+    def names(self) -> tuple[str | None, ...]:
+        """The groups, sorted; None, for examples without one, comes last if there are any."""
+        named = sorted({name for name in self.groups if name is not None})
+        return (*named, None) if None in self.groups else tuple(named)
+
+    @cached_property
+    def whole_RK(self) -> Bools:
+        """Which clusters of at least two examples are right throughout, `[R, K']`."""
+        assert self.cluster_N is not None
+        size_K = np.bincount(self.cluster_N)
+        right_RK = np.stack([np.bincount(self.cluster_N, weights=right_N) for right_N in self.right_RN])
+        return np.asarray(right_RK == size_K)[:, size_K > 1]
+
+    def independent(self, names: Sequence[str | None] | None = None) -> int:
+        """How many clusters, or examples where there are none, the named groups (all by default) reach into."""
+        mask_N = self.within(names)
+        return int(mask_N.sum()) if self.cluster_N is None else compact(self.cluster_N[mask_N])[1]
+
+    def within(self, names: Sequence[str | None] | None) -> Bools:
+        """`[N]`: the examples of the named groups, all by default."""
+        if names is None:
+            return np.ones(len(self.groups), dtype=bool)
+        return in_groups(self.groups, [name for name in names if name is not None])
+
+    @cached_property
+    def whole(self) -> "Counts":
+        """Right answers and examples of each group, nothing resampled."""
+        sums_KC = self._sums_KC()
+        return self._counts(np.asarray(sums_KC.sum(axis=0)).reshape(1, -1))
+
+    @cached_property
+    def resampled(self) -> "Counts":
+        """The same for samples of whole clusters drawn with replacement, the same ones for every run."""
+        sums_KC = self._sums_KC()
+        dense = sums_KC.shape[0] * sums_KC.shape[1] <= _DENSE
+        return self._counts(cluster_bootstrap(sums_KC.toarray() if dense else sums_KC, PAIRED_REPLICATES))
+
+    def _sums_KC(self) -> sparse.csr_matrix:
+        """Right answers of each cluster by run and group, then its examples by group, `[K, R * G + G]`."""
+        runs, n = self.right_RN.shape
+        where = {name: i for i, name in enumerate(self.names)}
+        group_N = np.array([where[name] for name in self.groups])
+        cluster_N = np.arange(n) if self.cluster_N is None else self.cluster_N
+        run_E, right_E = np.nonzero(self.right_RN)
+        rows = np.concatenate([cluster_N[right_E], cluster_N])
+        columns = np.concatenate([run_E * len(where) + group_N[right_E], runs * len(where) + group_N])
+        shape = (int(cluster_N.max()) + 1, (runs + 1) * len(where))
+        return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
+
+    def _counts(self, sums_BC: Floats) -> "Counts":
+        by_group = sums_BC.reshape(len(sums_BC), len(self.right_RN) + 1, len(self.names))
+        return Counts(self.names, by_group[:, :-1], by_group[:, -1])
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Right answers `[B, R, G]` and examples `[B, G]` of each group."""
+
+    names: tuple[str | None, ...]
+    right_BRG: Floats
+    size_BG: Floats
+
+    def share(self, names: Sequence[str | None] | None = None) -> Floats:
+        """Accuracy over the named groups together (all by default), `[B, R]`; NaN where a replicate holds none."""
+        mask_G = np.array([names is None or name in names for name in self.names])
+        right_BR, size_B = self.right_BRG[..., mask_G].sum(-1), self.size_BG[:, mask_G].sum(-1)
+        return _ratio(right_BR, size_B[:, None])
+
+    def worst(self) -> Floats:
+        """Each run's accuracy on its own worst group, `[B, R]`."""
+        mask_G = np.array([name is not None for name in self.names])
+        shares_BRG = _ratio(self.right_BRG[..., mask_G], self.size_BG[:, None, mask_G])
+        return np.asarray(np.nanmin(shares_BRG, axis=-1))
+
+
+def _ratio(right: Floats, size: Floats) -> Floats:
+    return np.divide(right, size, out=np.full(np.broadcast_shapes(right.shape, size.shape), np.nan), where=size > 0)
+
+
+def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Answers:
+    """The predictions of all runs on a suite, checked to be of the same examples; InputError if they are not."""
+    first, second = sorted(first, key=_seeds), sorted(second, key=_seeds)
+    runs = [*first, *second]
+    result = runs[0].results[suite]
+    known = _read(runs[0], suite)
+    reference, gap = [_example(line) for line in known], result.gap_groups
+    rights = [_right(known), *(_right_of(run, suite, reference) for run in runs[1:])]
+    return Answers(
+        right_RN=np.stack(rights),
+        firsts=len(first),
+        groups=tuple(line.group for line in known),
+        cluster_N=real_clusters([line.cluster for line in known]) if result.clusters is not None else None,
+        aligned=gap.aligned if gap else (),
+        conflicting=gap.conflicting if gap else (),
+        same_seeds=_are_pairs(first, second),
+    )
+
+
+def _seeds(run: Run) -> str:
+    """All that a seed decides: batches and fresh weights, and which rows the data has."""
+    return repr([run.seed, *(run.data_seeds.items())])
+
+
+def _are_pairs(first: Sequence[Run], second: Sequence[Run]) -> bool:
+    """True if each seed was given to one run of each method; a run that recorded none is no half of a pair."""
+    seeds = [[_seeds(run) for run in side] for side in (first, second)]
+    known = all(run.seed is not None for run in (*first, *second))
+    return known and seeds[0] == seeds[1] and len(set(seeds[0])) == len(seeds[0]) > 1
+
+
+def _read(run: Run, suite: str) -> list[Prediction]:
+    return read_predictions(predictions_path(run.path, suite), run.results[suite])
+
+
+def _right(lines: Sequence[Prediction]) -> Bools:
+    return np.array([line.label == line.prediction for line in lines])
+
+
+def _right_of(run: Run, suite: str, reference: Sequence[Identity]) -> Bools:
+    """One run's right answers; its predictions are let go of, for those of many runs fill the memory."""
+    lines = _read(run, suite)
+    if len(lines) != len(reference):
+        raise InputError(
+            f"{predictions_path(run.path, suite)}: {len(lines)} examples, another run has {len(reference)}"
+        )
+    for row, (line, known) in enumerate(zip(lines, reference, strict=True), start=1):
+        if _example(line) != known:
+            raise InputError(
+                f"{predictions_path(run.path, suite)}, line {row}: example {line.id!r} is not the one that another run "
+                "has there; run `debias eval` again"
+            )
+    return _right(lines)
+
+
+def _example(line: Prediction) -> Identity:
+    return line.id, line.label, line.group, line.cluster

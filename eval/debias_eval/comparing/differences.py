@@ -1,0 +1,129 @@
+"""The differences between two methods' answers to the same examples, measure by measure."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from debias_eval.comparing.answers import Answers, Counts
+from debias_eval.scores.intervals import Bools, Floats, Paired, mcnemar, paired_bootstrap, paired_newcombe, two_level
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`second - first` in one measure on one suite; shares, not percent.
+
+    `primary` marks the measure that the verdict is about: accuracy where the shortcut fails if the suite has such
+    groups, else accuracy. `p_holm` is adjusted over the suites: the primary measures as one family, every other measure
+    as a family of its own. `clusters` counts what is independent; None where every example is.
+    """
+
+    suite: str
+    measure: str
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    p: float | None
+    p_holm: float | None
+    test: str
+    n: int
+    clusters: int | None
+    note: str = ""
+    primary: bool = False
+
+    @property
+    def clear(self) -> bool:
+        """True if the interval leaves out 0 and the adjusted p is below 5 %."""
+        return self.p_holm is not None and self.p_holm < LEVEL and not self.low <= 0 <= self.high
+
+
+def differences_of(answers: Answers, with_consistency: bool) -> list[Difference]:
+    """The differences in every measure that the examples have; suite, note and adjusted p are still to come."""
+    found = [_of_share(answers, "accuracy", None)]
+    if answers.aligned and answers.conflicting:
+        found.append(_of_share(answers, "conflicting", answers.conflicting))
+        found.append(_of_counts(answers, "gap", partial(_gap_of, answers), (*answers.aligned, *answers.conflicting)))
+    if any(name is not None for name in answers.names):
+        found.append(_of_counts(answers, "worst_group", Counts.worst, [n for n in answers.names if n is not None]))
+    if with_consistency and answers.cluster_N is not None and answers.whole_RK.shape[1]:
+        found.append(_of_consistency(answers))
+    primary = "conflicting" if len(found) > 1 and found[1].measure == "conflicting" else "accuracy"
+    return [replace(one, primary=one.measure == primary) for one in found]
+
+
+def _gap_of(answers: Answers, counts: Counts) -> Floats:
+    return counts.share(answers.aligned) - counts.share(answers.conflicting)
+
+
+def _of_share(answers: Answers, measure: str, groups: Sequence[str] | None) -> Difference:
+    """Accuracy over some groups: McNemar's test for one seed each of independent examples, else the bootstrap."""
+    if len(answers.right_RN) == 2 and answers.cluster_N is None:
+        first_N, second_N = answers.right_RN[:, answers.within(groups)]
+        paired = _of_one_seed(first_N, second_N, "exact McNemar")
+        return _difference(answers, measure, paired, (first_N.mean(), second_N.mean()), groups)
+    return _of_counts(answers, measure, lambda counts: counts.share(groups), groups)
+
+
+def _of_one_seed(first_N: Bools, second_N: Bools, test: str) -> Paired:
+    table = [float((one & two).sum()) for one, two in _cells(first_N, second_N)]
+    low, high = paired_newcombe(*table)
+    difference = float(second_N.mean() - first_N.mean())
+    return Paired(difference, min(low, difference), max(high, difference), mcnemar(first_N, second_N), test)
+
+
+def _cells(first_N: Bools, second_N: Bools) -> Iterable[tuple[Bools, Bools]]:
+    return ((first_N, second_N), (first_N, ~second_N), (~first_N, second_N), (~first_N, ~second_N))
+
+
+def _of_counts(
+    answers: Answers, measure: str, value: Callable[[Counts], Floats], groups: Sequence[str | None] | None
+) -> Difference:
+    """Any measure of right answers by group, by resampling clusters (each example one where there are none)."""
+    values_R, values_BR = value(answers.whole)[0], value(answers.resampled)
+    firsts = answers.firsts
+    paired = two_level(
+        values_R[:firsts],
+        values_R[firsts:],
+        values_BR[:, :firsts],
+        values_BR[:, firsts:],
+        answers.independent(groups),
+        most=2.0 if measure == "gap" else 1.0,
+        same_seeds=answers.same_seeds,
+    )
+    if answers.cluster_N is None:
+        paired = replace(paired, test=paired.test.replace("clusters", "examples"))
+    return _difference(answers, measure, paired, (values_R[:firsts].mean(), values_R[firsts:].mean()), groups)
+
+
+def _of_consistency(answers: Answers) -> Difference:
+    """Clusters that are right throughout are counted as examples are: one cluster, one observation."""
+    whole_RK, firsts = answers.whole_RK, answers.firsts
+    first_SK, second_SK = whole_RK[:firsts], whole_RK[firsts:]
+    if len(whole_RK) == 2:
+        paired = _of_one_seed(first_SK[0], second_SK[0], "exact McNemar over clusters")
+    else:
+        paired = paired_bootstrap(first_SK, second_SK, same_seeds=answers.same_seeds)
+    one = _difference(answers, "consistency", paired, (first_SK.mean(), second_SK.mean()), None)
+    return replace(one, n=whole_RK.shape[1], clusters=whole_RK.shape[1])
+
+
+def _difference(
+    answers: Answers, measure: str, paired: Paired, means: tuple[float, float], groups: Sequence[str | None] | None
+) -> Difference:
+    return Difference(
+        suite="",
+        measure=measure,
+        first=float(means[0]),
+        second=float(means[1]),
+        difference=paired.difference,
+        low=paired.low,
+        high=paired.high,
+        p=paired.p,
+        p_holm=None,
+        test=paired.test,
+        n=int(answers.within(groups).sum()),
+        clusters=None if answers.cluster_N is None else answers.independent(groups),
+    )

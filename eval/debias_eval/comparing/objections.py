@@ -1,0 +1,117 @@
+"""What keeps a difference between two methods from being a claim that one is better."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from debias_eval.reading.suite import available_suites, load_suite
+from debias_eval.results.files import Result
+from debias_eval.results.runs import Method, Run
+
+FEWEST_SEEDS = 5
+# Keys of a result's `judge` that two results may differ in and still be compared.
+NO_MATTER = ("adapter", "max_change", "batch", "ranks", "deepspeed", "one_pass", "seconds", "samples", "device")
+FINISHED = ("finished", "done", "complete", "completed", "ok")
+
+
+def about_training(first: Method, second: Method) -> list[str]:
+    """Too few seeds, unequal compute, a selection rule that saw the test or is not the same, unfinished runs."""
+    runs = [*first.runs, *second.runs]
+    return [
+        *(_few_seeds(method) for method in (first, second) if method.seeds < FEWEST_SEEDS),
+        *_compute(first, second),
+        *_selection(first, second),
+        *(f"{run.name} has the status {status!r}" for run in runs if (status := _status(run)) is not None),
+    ]
+
+
+def _few_seeds(method: Method) -> str:
+    return f"{method.name} has {method.seeds} seed{'' if method.seeds == 1 else 's'}, fewer than {FEWEST_SEEDS}"
+
+
+def _status(run: Run) -> str | None:
+    status = run.info.get("status")
+    return None if status is None or status in FINISHED else str(status)
+
+
+def _compute(first: Method, second: Method) -> list[str]:
+    seen = [{run.name: examples_seen(run) for run in method.runs} for method in (first, second)]
+    unknown = [name for one in seen for name, value in one.items() if value is None]
+    if unknown:
+        return [f"unknown compute: no steps and batch size are recorded for {', '.join(unknown)}"]
+    sizes = [sorted({value for value in one.values() if value is not None}) for one in seen]
+    if sizes[0] == sizes[1] and len(sizes[0]) == 1:
+        return []
+    words = [" or ".join(f"{value:,}" for value in one) for one in sizes]
+    return [f"unequal compute: {first.name} saw {words[0]} examples in training, {second.name} {words[1]}"]
+
+
+def examples_seen(run: Run) -> int | None:
+    """Steps x batch x accumulation x processes; None where the run did not record it."""
+    machine = run.info.get("machine")
+    world = machine.get("world_size", 1) if isinstance(machine, dict) else 1
+    factors = [
+        run.info.get("steps"),
+        run.config.get("per_device_train_batch_size"),
+        run.config.get("gradient_accumulation_steps", 1),
+        world,
+    ]
+    whole = [factor for factor in factors if isinstance(factor, int) and not isinstance(factor, bool)]
+    return whole[0] * whole[1] * whole[2] * whole[3] if len(whole) == len(factors) else None
+
+
+def _selection(first: Method, second: Method) -> list[str]:
+    rules = [sorted({run.selection for run in method.runs}) for method in (first, second)]
+    oracle = [method.name for method in (first, second) if any(run.is_oracle for run in method.runs)]
+    found = [f"oracle selection: the checkpoint of {name} was chosen with the test's own answers" for name in oracle]
+    if rules[0] != rules[1]:
+        words = [" and ".join(one) for one in rules]
+        found.append(f"different selection: {first.name} by {words[0]}, {second.name} by {words[1]}")
+    return found
+
+
+def about_suite(suite: str, first: Method, second: Method) -> tuple[str | None, list[str]]:
+    """(why the answers cannot be laid side by side at all, or None; what else keeps them from being a claim)."""
+    results = [*first.results(suite), *second.results(suite)]
+    others = []
+    for method in (first, second):
+        judged = len(method.results(suite))
+        if judged < method.seeds:
+            others.append(f"suite {suite}: only {judged} of {method.seeds} runs of {method.name} were judged on it")
+    others += _judges(suite, results)
+    return _apart(suite, results), others
+
+
+def _apart(suite: str, results: Sequence[Result]) -> str | None:
+    versions = sorted({result.version for result in results})
+    if len(versions) > 1:
+        return f"suite {suite}: judged under its versions {' and '.join(map(str, versions))}"
+    digests = {result.examples_sha256 for result in results}
+    if None in digests:
+        return f"suite {suite}: a result does not say which examples it was judged on"
+    if len(digests) > 1:
+        sizes = " and ".join(f"{n:,}" for n in sorted({result.n for result in results}))
+        return f"suite {suite}: not the same examples ({sizes} of them)"
+    return None
+
+
+def outdated(result: Result) -> int | None:
+    """The version a built-in suite is at now, where the result is of another one; else None."""
+    if result.suite not in available_suites():
+        return None
+    now = load_suite(result.suite).version
+    return None if now == result.version else now
+
+
+def _judges(suite: str, results: Sequence[Result]) -> list[str]:
+    judges = [_settings(result.judge) for result in results]
+    differing = sorted({key for one in judges for key in one if any(other.get(key) != one[key] for other in judges)})
+    if not differing:
+        return []
+    values = [f"{key} {' / '.join(sorted({str(one.get(key)) for one in judges}))}" for key in differing]
+    return [f"suite {suite}: judged in different ways: {', '.join(values)}"]
+
+
+def _settings(judge: dict[str, Any]) -> dict[str, str]:
+    """How labels were scored, without how the work was spread and what was measured on the way."""
+    return {key: json.dumps(value, sort_keys=True) for key, value in judge.items() if not key.startswith(NO_MATTER)}

@@ -1,0 +1,1 @@
+"""Beside lm-evaluation-harness: suites as its tasks, its samples as our results, both timed."""

@@ -1,0 +1,301 @@
+"""Suites as tasks of lm-evaluation-harness: a YAML file and our own examples as JSON lines for each.
+
+Written for the format of lm-eval 0.4.13 (`lm_eval/config/task.py`); nothing here imports it. `samples` brings
+the harness's logged samples back.
+"""
+
+import hashlib
+import json
+import shlex
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined, TemplateError
+
+from debias.config import PromptConfig, RunConfig, load_config
+from debias.data import Example
+from debias.errors import InputError
+from debias_eval.harness.tokens import check_tokens
+from debias_eval.judging.predict import in_model_order, suite_labels
+from debias_eval.reading.collection import collection_names, expand
+from debias_eval.reading.examples import suite_examples
+from debias_eval.reading.suite import Suite, load_suite
+from debias_eval.results.files import write_whole
+
+LOADER = Path(__file__).parent / "templates" / "debias_tasks.py"
+TAG = "debias"
+ORIGIN, TARGET = "debias", "debias_target"  # columns beside the texts
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What each exported row says of where it is from; `label` is the suite's, `labels` and `answers` the model's.
+
+    `rows` examples were exported, drawn with `limit` and `seed`. `chat`: the harness must apply a chat template;
+    `prompt_sha256` is of the prompt before it.
+    """
+
+    suite: str
+    version: int
+    text_fields: tuple[str, ...]
+    labels: tuple[str, ...]
+    answers: tuple[str, ...]
+    rows: int
+    limit: int | None
+    seed: int
+    chat: bool
+    id: str = ""
+    label: str = ""
+    group: str | None = None
+    cluster: str | None = None
+    prompt_sha256: str = ""
+
+    @property
+    def export(self) -> "Origin":
+        """What all rows of one task have in common."""
+        return replace(self, id="", label="", group=None, cluster=None, prompt_sha256="")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A suite as the harness reads it: the YAML's settings, the rows, and the prompt and example of each row.
+
+    The examples have their texts in the model's order.
+    """
+
+    suite: Suite
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    prompts: list[str]
+    examples: list[Example]
+
+
+def read_prompt(path: Path) -> RunConfig:
+    """The settings of a causal model from a run's folder or YAML file; InputError for a classification head."""
+    path = Path(path)
+    config = load_config(path / "config.yaml" if path.is_dir() else path)
+    if config.head != "causal_lm":
+        raise InputError(
+            f"{path}: head is {config.head!r}; the harness scores answers of causal models, so it takes head "
+            "'causal_lm' with prompt.template and prompt.verbalizers"
+        )
+    return config
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The tasks that were written, and for suites of a collection that were left out the reason why."""
+
+    folder: Path
+    tasks: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+def export(
+    names: Sequence[str],
+    config: RunConfig,
+    out: Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    compare_tokens: bool = True,
+) -> Exported:
+    """Write `debias_NAME.yaml` and `.jsonl` into `out` for suites and collections, and the loader that tasks share.
+
+    `limit` exports a random subset drawn with `seed`, the one that `debias eval --limit` judges. InputError in one line
+    for a suite that cannot become a task: labels or fields that the model lacks, a prompt that the harness misreads;
+    a collection leaves such a suite out. `compare_tokens` loads the model's tokenizer and sees
+    to it that the harness scores the tokens that debias scores.
+    """
+    tasks: dict[str, Task] = {}
+    left_out: dict[str, str] = {}
+    for name, collected in _members(names):
+        suite = load_suite(name)
+        try:
+            tasks[suite.name] = task_of(suite, config, limit=limit, seed=seed)
+        except InputError as error:
+            if not collected:
+                raise
+            left_out[suite.name] = str(error)
+    if not tasks:
+        raise InputError(f"no suite can be exported; {next(iter(left_out.values()))}")
+    if compare_tokens:
+        check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts])
+    write(list(tasks.values()), out)
+    return Exported(out, tuple(task_name(task.suite) for task in tasks.values()), left_out)
+
+
+def _members(names: Sequence[str]) -> list[tuple[str, bool]]:
+    """Each suite once, and whether it only came as a member of a collection."""
+    collected: dict[str, bool] = {}
+    for name in names:
+        for member in expand([name]):
+            collected[member] = collected.get(member, True) and name in collection_names()
+    return list(collected.items())
+
+
+def write(tasks: Sequence[Task], out: Path) -> None:
+    """The tasks' files, each whole or not at all, and the loader they share."""
+    for task in tasks:
+        name = task_name(task.suite)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in task.rows)
+        write_whole(out / f"{name}.jsonl", _utf8(lines, task.suite))
+        write_whole(out / f"{name}.yaml", _yaml(task.settings).encode())
+    write_whole(out / LOADER.name, LOADER.read_bytes())
+
+
+def command_line(exported: Exported, config: RunConfig, prompt: Path) -> str:
+    """The call of `lm_eval` that judges the run's model on what was exported, and the one that brings it back."""
+    from debias.checkpoint import ADAPTER, MODEL
+    from debias.models.packages import model_path
+
+    settings = [f"pretrained={model_path(config.model)}", f"dtype={'bfloat16' if config.bf16 else 'float32'}"]
+    settings += ["load_in_4bit=True"] if config.load_in_4bit else []
+    if (prompt / ADAPTER).is_dir():
+        settings.append(f"peft={prompt / ADAPTER}")
+    if (prompt / MODEL).is_dir():
+        settings[0] = f"pretrained={prompt / MODEL}"
+    chat = " --apply_chat_template" if _prompt_of(config).chat else ""
+    logged, run = exported.folder / "logged", prompt if prompt.is_dir() else exported.folder / "run"
+    call = ["lm_eval", "--model", "hf", "--model_args", ",".join(settings), "--include_path", str(exported.folder)]
+    call += ["--tasks", ",".join(exported.tasks), "--batch_size", "16", "--log_samples", "--output_path", str(logged)]
+    return f"{shlex.join(call)}{chat}\n{shlex.join(['debias', 'import-harness', str(logged), '-o', str(run)])}"
+
+
+def task_name(suite: Suite) -> str:
+    """What the harness calls the suite."""
+    return f"debias_{suite.name}"
+
+
+def task_of(suite: Suite, config: RunConfig, *, limit: int | None = None, seed: int = 0) -> Task:
+    """The suite as a task that asks as `config` does; InputError where the two do not fit."""
+    if suite.task == "vision":
+        raise InputError(f"suite {suite.name}: shows pictures, and the harness's multiple choice reads text")
+    prompt, labels, fields = _prompt_of(config), config.data.labels, config.data.text_fields
+    suite_label_M = suite_labels(suite, labels).tolist()
+    # The harness takes the form of the first row's target for that of all: a list for each, or a number for each.
+    several = len(set(suite_label_M)) < len(labels)
+    examples = suite_examples(suite, limit, seed)
+    template = jinja_template(prompt.template, dict(zip(fields, column_names(fields), strict=True)))
+    render = environment().from_string(template).render
+    answers = tuple(prompt.verbalizers[label] for label in labels)
+    origin = Origin(
+        suite.name, suite.version, fields, labels, answers, len(examples), limit=limit, seed=seed, chat=prompt.chat
+    )
+    rows, prompts = [], []
+    in_order = in_model_order(examples, suite.text_fields, fields, suite.name)
+    for example, ordered in zip(examples, in_order, strict=True):
+        texts = dict(zip(column_names(fields), ordered.texts, strict=True))
+        prompts.append(render(**texts))
+        _check_prompt(prompts[-1], prompt, fields, ordered, suite)
+        right = [i for i, label in enumerate(suite_label_M) if label == example.label]
+        placed = replace(
+            origin,
+            id=example.id,
+            label=suite.labels[example.label],
+            group=example.group,
+            cluster=example.cluster,
+            prompt_sha256=sha256(prompts[-1]),
+        )
+        rows.append({**texts, TARGET: right if several else right[0], ORIGIN: asdict(placed)})
+    return Task(suite, _settings(suite, template, origin), rows, prompts, in_order)
+
+
+def _prompt_of(config: RunConfig) -> PromptConfig:
+    assert config.prompt is not None  # a RunConfig with a causal head has one, and read_prompt takes no other
+    return config.prompt
+
+
+def _settings(suite: Suite, template: str, origin: Origin) -> dict[str, Any]:
+    return {
+        "task": task_name(suite),
+        "tag": TAG,
+        "custom_dataset": _Function(f"{LOADER.stem}.load"),
+        "dataset_kwargs": {"jsonl": f"{task_name(suite)}.jsonl"},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": template,
+        "doc_to_choice": list(origin.answers),  # each with its own leading space
+        "target_delimiter": "",
+        "doc_to_target": TARGET,
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": suite.version, "description": suite.description, "licence": suite.licence},
+    }
+
+
+def sha256(text: str) -> str:
+    """Hexadecimal digest of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def column_names(fields: Sequence[str]) -> list[str]:
+    """A column for each text field: its own name where Jinja can read that, else `text_1`, `text_2`, ..."""
+    spare = (name for i in range(1, 2 * len(fields) + 1) if (name := f"text_{i}") not in fields)
+    return [name if _is_variable(name) else next(spare) for name in fields]
+
+
+def _is_variable(name: str) -> bool:
+    if name in (ORIGIN, TARGET):
+        return False
+    try:
+        return environment().from_string("{{" + name + "}}").render(**{name: "as it is"}) == "as it is"
+    except (TemplateError, TypeError):  # no name, or one of Jinja's own: `sentence-1`, `if`, `self`
+        return False
+
+
+def jinja_template(template: str, columns: Mapping[str, str]) -> str:
+    """A prompt template with `{field}` in Python's format as a Jinja template over `columns`, character for character.
+
+    Jinja would read `{{`, `{%` and `{#` of the template itself as its own, and turn carriage returns into newlines.
+    """
+    pieces = []
+    for literal, field, _, _ in string.Formatter().parse(template):
+        for character in literal:
+            pieces.append({"{": "{{ '{' }}", "\r": r"{{ '\r' }}"}.get(character, character))
+        if field is not None:
+            pieces.append("{{" + columns[field] + "}}")
+    return "".join(pieces)
+
+
+def environment() -> Environment:
+    """Jinja as `lm_eval.utils` sets it up; the result is a model's input, so nothing in it is escaped."""
+    return Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
+def _check_prompt(text: str, prompt: PromptConfig, fields: Sequence[str], example: Example, suite: Suite) -> None:
+    expected = prompt.template.format(**dict(zip(fields, example.texts, strict=True)))
+    if text != expected:
+        raise ValueError(f"the harness would read {text!r}, debias reads {expected!r}")
+    if text.isdigit():
+        raise InputError(
+            f"suite {suite.name}: {example.id}: the prompt is {text!r}, and the harness takes digits alone for a "
+            "number; add a word to prompt.template"
+        )
+
+
+class _Function(str):
+    """A function's name, written with the tag that makes the harness import it."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML and `!function`."""
+
+
+_Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _utf8(text: str, suite: Suite) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        bad = text[error.start : error.end]
+        raise InputError(f"suite {suite.name}: its texts hold {bad!r}, half of a character; repair the data") from None

@@ -1,0 +1,107 @@
+"""The verb `debias eval`, top to bottom: one run, one suite, one results file."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from debias.data import Example
+from debias.errors import InputError
+from debias_eval.judging.floors import partial_input
+from debias_eval.judging.predict import Predictor, load, predict
+from debias_eval.judging.training_overlap import contaminated
+from debias_eval.reading.examples import all_examples, subset
+from debias_eval.reading.suite import Suite, load_suite
+from debias_eval.results.files import examples_sha256, write_results
+from debias_eval.scores.scoring import Judged, score
+
+OverlapRule = Literal["count", "exclude", "ignore"]
+
+
+def evaluate_run(
+    run: Path,
+    suite: str,
+    *,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    predictor: Predictor | None = None,
+    overlap: OverlapRule = "count",
+    floor: bool = True,
+) -> dict[str, Any]:
+    """Judge `run` on a suite (a built-in name or a path), write `RUN/eval/NAME.json`, return what was written.
+
+    `limit` judges a random subset drawn with `seed`; the results then hold `n` below `available`, and every table says
+    so. `predictor` replaces the run's own model. `overlap` counts the suite's rows that are in the run's training data,
+    or leaves them out too; `floor` adds what a part of the input gives away. Under torchrun the first rank writes.
+    InputError in one line for anything a user can put right.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run folder")
+    settings = load_suite(suite)
+    every = all_examples(settings)
+    kept, found = _without_training_rows(run, settings, every, overlap)
+    examples = subset(kept, limit, seed, whole=settings.consistency)
+    model = predictor or load(run)
+    started = time.perf_counter()
+    judged = _with_clusters(predict(model, settings, examples, batch_size), examples)
+    seconds = time.perf_counter() - started
+    result = {
+        **_about(settings),
+        "available": len(every),
+        "limit": limit,
+        "limit_seed": None if limit is None else seed,
+        **_scores(settings, judged),
+        "partial_input": partial_input(settings, every) if floor and _first_rank() else None,
+        "overlap": found,
+        "judge": dict(getattr(model, "description", None) or {}),
+        "model_labels": list(model.labels),
+        "examples_sha256": examples_sha256(examples),
+        "seconds": round(seconds, 3),
+    }
+    if not _first_rank():
+        return result
+    written: dict[str, Any] = json.loads(write_results(run, result, examples, judged).read_text(encoding="utf-8"))
+    return written
+
+
+def _about(suite: Suite) -> dict[str, Any]:
+    return {"suite": suite.name, "version": suite.version, "description": suite.description, "task": suite.task}
+
+
+def _scores(suite: Suite, judged: Judged) -> dict[str, Any]:
+    aligned, conflicting = (suite.gap.aligned, suite.gap.conflicting) if suite.gap else ((), ())
+    return score(judged, aligned, conflicting, suite.consistency)
+
+
+def _with_clusters(judged: Judged, examples: Sequence[Example]) -> Judged:
+    """An example that names no cluster is one of its own."""
+    named = [f"#{i}" if one.cluster is None else one.cluster for i, one in enumerate(examples)]
+    clusters = tuple(named) if any(one.cluster is not None for one in examples) else ()
+    return replace(judged, clusters=clusters)
+
+
+def _without_training_rows(
+    run: Path, suite: Suite, examples: list[Example], rule: OverlapRule
+) -> tuple[list[Example], dict[str, Any] | None]:
+    """The rows to judge, and how many of all rows are in the training data (None where that is not known)."""
+    if rule == "ignore" or any(example.image is not None for example in examples):
+        return examples, None
+    shared_N = contaminated(run, suite.text_fields, examples)
+    if shared_N is None:
+        if rule == "exclude":
+            raise InputError(f"{run}: its training data cannot be read, so overlapping rows cannot be left out")
+        return examples, None
+    kept = [example for example, shared in zip(examples, shared_N, strict=True) if not shared]
+    if rule == "exclude" and not kept:
+        raise InputError(f"suite {suite.name}: all {len(examples)} rows are in the training data of {run}")
+    found = {"rows": int(shared_N.sum()), "excluded": rule == "exclude"}
+    return (kept if rule == "exclude" else examples), found
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"

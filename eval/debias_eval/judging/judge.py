@@ -1,0 +1,217 @@
+"""The verb `debias eval`: which suites, which model, and one result for each suite. No torch before a model loads."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from debias.config import load_config
+from debias.errors import InputError
+from debias_eval.judging.evaluate import OverlapRule, evaluate_run
+from debias_eval.judging.predict import Predictor, check_fit
+from debias_eval.reading.collection import expand
+from debias_eval.reading.examples import where_from
+from debias_eval.reading.suite import Suite, load_suite
+from debias_eval.results.files import write_whole
+
+logger = logging.getLogger(__name__)
+KIND = "judged"  # of a folder that `debias eval --model` wrote, in its run.json
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What holds for every suite: see `evaluate_run`."""
+
+    limit: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    overlap: OverlapRule = "count"
+    floor: bool = True
+
+
+@dataclass
+class Outcome:
+    """The results in the order of the suites, and why the suites that a collection brought along were left out."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    suite: Suite
+    name: str  # as `load_suite` takes it
+    by_name: bool  # else a collection brought it along
+
+
+def judge(
+    folder: Path,
+    names: Sequence[str],
+    load: Callable[[], Predictor],
+    *,
+    labels: Sequence[str] | None = None,
+    text_fields: Sequence[str] = (),
+    judging: Judging | None = None,
+) -> Outcome:
+    """Judge the model that `load` loads on suites and collections; results go to `folder`.
+
+    `labels` and `text_fields` are the model's where they are known before it is loaded: a suite that does not fit is
+    then refused at once. A suite that was named and cannot be judged is an InputError; one that a collection brought
+    along is left out, with a notice.
+    """
+    chosen, outcome = judging or Judging(), Outcome()
+    asked = [one for one in _asked(names) if _fits(one, labels, text_fields, outcome)]
+    if not asked:
+        raise _nothing(names, outcome)
+    predictor = load()
+    asked = [one for one in asked if _fits(one, predictor.labels, predictor.text_fields, outcome)]
+    for number, one in enumerate(asked, start=1):
+        logger.info("%s (%d of %d)", one.suite.name, number, len(asked))
+        try:
+            result = evaluate_run(folder, one.name, predictor=predictor, **vars(chosen))
+        except InputError as error:
+            if one.by_name:
+                raise
+            _skip(one, error, outcome)
+        else:
+            outcome.results.append(result)
+            logger.info("  accuracy %.1f of %d in %.0f s", 100 * result["accuracy"], result["n"], result["seconds"])
+    if outcome.skipped:
+        logger.info("not judged: %s", ", ".join(outcome.skipped))
+    if not outcome.results:
+        raise _nothing(names, outcome)
+    return outcome
+
+
+def _nothing(names: Sequence[str], outcome: Outcome) -> InputError:
+    first, *more = outcome.skipped.values()
+    others = f" (and {len(more)} more, above)" if more else ""
+    return InputError(f"no suite of {', '.join(names)} can be judged: {first}{others}")
+
+
+def _asked(names: Sequence[str]) -> list[_Asked]:
+    """Every suite once; one that is named and comes in a collection too counts as named."""
+    found: dict[str, _Asked] = {}
+    for name in names:
+        for one in expand([name]):
+            by_name = one == name
+            if one not in found or by_name:
+                found[one] = _Asked(load_suite(one), one, by_name)
+    return list(found.values())
+
+
+def _fits(one: _Asked, labels: Sequence[str] | None, text_fields: Sequence[str], outcome: Outcome) -> bool:
+    try:
+        if labels is not None:
+            check_fit(one.suite, labels, text_fields)
+        if where_from(one.suite) == "missing":
+            data = os.environ.get("DEBIAS_DATA")
+            where = f"not in {data}" if data else "DEBIAS_DATA, the folder of local data, is not set"
+            raise InputError(f"suite {one.suite.name}: its data is not there: {where}")
+    except InputError as error:
+        if one.by_name:
+            raise
+        _skip(one, error, outcome)
+        return False
+    return True
+
+
+def _skip(one: _Asked, error: InputError, outcome: Outcome) -> None:
+    if one.suite.name not in outcome.skipped:
+        logger.info("skipped: %s", error)
+        outcome.skipped[one.suite.name] = str(error)
+
+
+def judge_run(
+    run: Path,
+    names: Sequence[str],
+    *,
+    normalize: str = "none",
+    calibrate: str = "none",
+    deepspeed: str | None = None,
+    judging: Judging | None = None,
+) -> Outcome:
+    """Judge the model of a run's folder; results go to `RUN/eval`."""
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run folder")
+    config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    if config is not None and config.head != "causal_lm" and (normalize, calibrate) != ("none", "none"):
+        raise InputError(f"normalize and calibrate go with answers in words; {run} has a head of its own")
+
+    def load() -> Predictor:
+        from debias.inference_answers import Scoring
+        from debias.inference_load import load_run
+
+        return load_run(run, Scoring(normalize, calibrate), deepspeed=deepspeed)  # type: ignore[arg-type]
+
+    labels = config.data.labels if config else None
+    fields = config.data.text_fields if config else ()
+    return judge(run, names, load, labels=labels, text_fields=fields, judging=judging)
+
+
+def judge_given(
+    out: Path,
+    names: Sequence[str],
+    given: dict[str, Any],
+    *,
+    normalize: str = "none",
+    calibrate: str = "none",
+    judging: Judging | None = None,
+) -> Outcome:
+    """Judge any model; `given` is what `debias.inference_given.Given` takes. `out` becomes what reports read.
+
+    InputError if `out` holds a run, or another model's results.
+    """
+    from debias.inference_answers import Scoring
+    from debias.inference_given import Given, given_config, load_given
+
+    model = Given(**given)
+    config = given_config(model)
+    if config.head != "causal_lm" and (normalize, calibrate) != ("none", "none"):
+        raise InputError(f"normalize and calibrate go with answers in words; {config.model} has a head of its own")
+    told = {
+        "model": config.model,
+        "adapter": model.adapter,
+        "labels": list(config.data.labels),
+        "prompt": config.prompt.model_dump() if config.prompt else None,
+        "bf16": config.bf16,
+        "load_in_4bit": config.load_in_4bit,
+        "normalize": normalize,
+        "calibrate": calibrate,
+    }
+    _check_out(out, told)
+    fields = () if config.head == "classification" and model.prompt is None else config.data.text_fields
+    scoring = Scoring(normalize, calibrate)  # type: ignore[arg-type]
+
+    def load() -> Predictor:
+        _open(out, told)
+        return load_given(model, scoring)
+
+    return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging)
+
+
+def _check_out(out: Path, told: dict[str, Any]) -> None:
+    """InputError if the folder holds a run, or results that something else gave."""
+    path = out / "run.json"
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} is the folder of a run; give another one with -o")
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")).get(KIND)
+    except (OSError, ValueError, AttributeError):
+        before = None
+    if before != told:
+        differs = [key for key in told if not isinstance(before, dict) or before.get(key) != told[key]]
+        raise InputError(f"{out} holds results of another model or setting ({', '.join(differs)}); give another -o")
+
+
+def _open(out: Path, told: dict[str, Any]) -> None:
+    """Make the folder and say in its run.json whose results it holds."""
+    out.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") == "0" and not (out / "run.json").exists():
+        info = {"status": "finished", "method": {"name": Path(told["adapter"] or told["model"]).name}, KIND: told}
+        write_whole(out / "run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

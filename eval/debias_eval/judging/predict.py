@@ -1,0 +1,92 @@
+"""From a model's scores to judged predictions: which model label counts as which suite label."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from debias.data import Example
+from debias.errors import InputError
+from debias_eval.reading.suite import Suite
+from debias_eval.scores.scoring import Floats, Ints, Judged, merge_probabilities, merged_prediction, softmax
+
+
+class Predictor(Protocol):
+    """A trained model as the evaluator sees it; `debias.inference` has the real one.
+
+    A `description` says how it scored, and goes into the results.
+    """
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def text_fields(self) -> tuple[str, ...]: ...
+
+    def label_scores(self, examples: Sequence[Example], batch_size: int | None = None) -> Floats:
+        """Log-likelihood of each of the model's labels, `[N, M]` float64."""
+
+
+def load(run: Path) -> Predictor:
+    """The model of a run folder; InputError if the folder holds none."""
+    from debias.inference import load_run  # the only way from here to torch
+
+    predictor: Predictor = load_run(run)
+    return predictor
+
+
+def predict(predictor: Predictor, suite: Suite, examples: Sequence[Example], batch_size: int | None = None) -> Judged:
+    """The predictor's answers to `examples`, in the suite's labels.
+
+    InputError if labels or text fields do not fit, checked before the model runs, and for scores that are not finite.
+    """
+    suite_label_M = suite_labels(suite, predictor.labels)
+    ordered = in_model_order(examples, suite.text_fields, predictor.text_fields, suite.name)
+    scores_NM = np.asarray(predictor.label_scores(ordered, batch_size), dtype=np.float64)
+    if scores_NM.shape != (len(examples), len(suite_label_M)):
+        raise ValueError(f"label_scores gave {scores_NM.shape}, expected {(len(examples), len(suite_label_M))}")
+    probabilities_NM = softmax(scores_NM)
+    return Judged(
+        labels=suite.labels,
+        gold_N=np.array([example.label for example in examples], dtype=np.int64),
+        prediction_N=merged_prediction(probabilities_NM, suite_label_M),
+        probabilities_NC=merge_probabilities(probabilities_NM, suite_label_M, len(suite.labels)),
+        groups=tuple(example.group for example in examples),
+    )
+
+
+def check_fit(suite: Suite, labels: Sequence[str], text_fields: Sequence[str]) -> None:
+    """InputError if a model with these labels and texts cannot be judged on the suite."""
+    suite_labels(suite, labels)
+    in_model_order([], suite.text_fields, text_fields, suite.name)
+
+
+def in_model_order(
+    examples: Sequence[Example], suite_fields: Sequence[str], model_fields: Sequence[str], suite: str
+) -> list[Example]:
+    """The examples with their texts in the model's order: by name if the names are the same, else by position."""
+    if not model_fields:  # a classifier of which nobody said what it reads: the suite's texts, in their order
+        return list(examples)
+    if len(suite_fields) != len(model_fields):
+        raise InputError(f"suite {suite}: has text_fields {list(suite_fields)}, the model reads {list(model_fields)}")
+    if set(suite_fields) != set(model_fields) or tuple(suite_fields) == tuple(model_fields):
+        return list(examples)
+    order = [list(suite_fields).index(name) for name in model_fields]
+    return [replace(one, texts=tuple(one.texts[i] for i in order)) for one in examples]
+
+
+def suite_labels(suite: Suite, model_labels: Sequence[str]) -> Ints:
+    """`[M]` int64: the suite label each model label counts as; InputError for a label without a partner."""
+    mapped = [suite.merge.get(label, label) for label in model_labels]
+    foreign = [label for label, name in zip(model_labels, mapped, strict=True) if name not in suite.labels]
+    if foreign:
+        raise InputError(
+            f"suite {suite.name}: the model answers {foreign}, which the suite cannot map to {list(suite.labels)}; "
+            "add it under merge"
+        )
+    unreachable = [label for label in suite.labels if label not in mapped]
+    if unreachable:
+        raise InputError(f"suite {suite.name}: no label of the model {list(model_labels)} counts as {unreachable}")
+    return np.array([suite.labels.index(name) for name in mapped], dtype=np.int64)

@@ -1,0 +1,197 @@
+"""A model card: README.md in a run's adapter folder, which the hub and PEFT read; never over an edit by hand."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from debias.errors import InputError
+from debias_eval.reporting.reproduce import RULES, commands, config_text, count, duration, judgings, plain, version_text
+from debias_eval.reporting.tables import markdown, markdown_text, one_line, result_grid
+from debias_eval.results.files import write_whole
+from debias_eval.results.runs import BASELINES, Method, Run, read_runs
+from debias_eval.results.summary import Row, suite_notes, table
+
+MARKER = re.compile(r"<!-- debias card ([0-9a-f]{64}): [^\n]* -->\n")
+FOLDERS = ("adapter", "model")
+KEPT = "kept as it is: it was edited by hand; --force replaces it"
+
+
+def write_cards(runs: Sequence[Path], *, force: bool = False) -> list[tuple[Path, str]]:
+    """A card for each run: (its path, what kept it from being written or an empty string).
+
+    A card that was edited by hand stays unless `force`; one of ours, or PEFT's empty template, is replaced. A run
+    without an `adapter/` or `model/` folder has no place for one. InputError for a folder that is no run.
+    """
+    return [_write_card(run, force) for run in read_runs(runs)]
+
+
+def _write_card(run: Run, force: bool) -> tuple[Path, str]:
+    folder = next((run.path / name for name in FOLDERS if (run.path / name).is_dir()), None)
+    if folder is None:
+        return run.path, "no card: it has no adapter/ or model/ folder"
+    path = folder / "README.md"
+    if path.exists() and not force and not replaceable(_read(path)):
+        return path, KEPT
+    write_whole(path, signed_card(*card(run)).encode("utf-8", errors="replace"))
+    return path, ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+def replaceable(text: str) -> bool:
+    """True for a card of ours that nobody has touched, and for PEFT's template with its gaps still open."""
+    found = MARKER.search(text)
+    if found:
+        return found[1] == _digest(text[: found.start()] + text[found.end() :])
+    return not text.strip() or ("# Model Card for Model ID" in text and text.count("[More Information Needed]") > 20)
+
+
+def signed_card(front: str, body: str) -> str:
+    """Front matter, then the marker with the digest of all the rest, then the body."""
+    digest = _digest(front + body)
+    return f"{front}<!-- debias card {digest}: `debias card` rewrites this file until it is edited by hand -->\n{body}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
+
+
+def card(run: Run) -> tuple[str, str]:
+    """Front matter and body for one run."""
+    method = Method(str(run.method.get("name") or run.name), (run,))
+    rows = table([method])
+    sections = (_opening(run), _training(run), _results(rows, method), _limits(run, rows), _use(run), _reproduce(run))
+    return front_matter(run), "\n".join(section for section in sections if section)
+
+
+def front_matter(run: Run) -> str:
+    """What the hub reads: base model, library, tags; between two lines of dashes."""
+    adapted = (run.path / "adapter").is_dir()
+    tags = ["debias", str(run.method.get("name") or "unknown"), *(["lora"] if _adapter(run) == "lora" else [])]
+    values: dict[str, Any] = {"library_name": "peft" if adapted else "transformers", "tags": tags}
+    base = run.config.get("model")
+    if base:
+        values = {"base_model": str(base), **values}
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _adapter(run: Run) -> str:
+    adapter = run.config.get("adapter")
+    return str(adapter.get("type") if isinstance(adapter, Mapping) else adapter)
+
+
+def _opening(run: Run) -> str:
+    base = markdown_text(str(run.config.get("model", "an unrecorded base model")))
+    name = markdown_text(run.name)
+    settings = ", ".join(f"{key} {plain(value)}" for key, value in run.method.items() if key != "name")
+    method = markdown_text(str(run.method.get("name") or "unknown"))
+    how = f" ({markdown_text(settings)})" if settings else ""
+    if str(run.method.get("name")).lower() in BASELINES:
+        return f"# {name}\n\nPlain fine-tuning of {base}: a baseline that uses whatever its training data offers.\n"
+    return (
+        f"# {name}\n\nTrained on top of {base} with the method {method}{how}, "
+        "to rely less on the shortcuts of its training data.\n"
+    )
+
+
+def _training(run: Run) -> str:
+    data = run.config.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    train = data.get("train")
+    source = train.get("source") if isinstance(train, Mapping) else train
+    cue = data.get("planted_bias")
+    facts = {
+        "Training data": f"{plain(source or 'unknown')} ({count(run.info.get('train_examples'))} examples)",
+        "Planted shortcut": ", ".join(f"{key} {plain(value)}" for key, value in cue.items())
+        if isinstance(cue, Mapping)
+        else "none",
+        "Labels": plain(data.get("labels", "unknown")),
+        "Steps": count(run.info.get("steps")),
+        "Seed": plain(run.seed),
+        "Checkpoint": RULES.get(run.selection, run.selection),
+        "Time": duration(run.info.get("seconds")),
+    }
+    lines = "\n".join(f"- {name}: {markdown_text(value)}" for name, value in facts.items())
+    return f"## Training\n\n{lines}\n"
+
+
+def _results(rows: Sequence[Row], method: Method) -> str:
+    if not rows:
+        return "## Results\n\nNot evaluated yet.\n"
+    return f"## Results\n\n{markdown([result_grid(rows, [method])])}"
+
+
+def _limits(run: Run, rows: Sequence[Row]) -> str:
+    limits = ["One training seed: another one can move these numbers by more than their intervals show."]
+    if run.is_oracle:
+        limits.append("The checkpoint was chosen with the test's own answers (oracle): no fair estimate.")
+    if not rows:
+        limits.append("Nothing is known about its accuracy, on any data.")
+    else:
+        judged = ", ".join(row.suite for row in rows)
+        limits.append(f"Judged on {judged} alone: nothing is known about other data, tasks and languages.")
+    weak = [row for row in rows if any(floor is not None and row.accuracy.low <= floor for floor in _floors(row))]
+    if weak:
+        limits.append(f"Not clearly above a floor on {', '.join(row.suite for row in weak)}.")
+    limits += [f"{row.suite} {note}" for row in rows for note in suite_notes([row], [row.method])]
+    limits += [f"This run {note}." for note in run.notes]
+    return "## Limits\n\n" + "\n".join(f"- {markdown_text(text)}" for text in limits) + "\n"
+
+
+def _floors(row: Row) -> list[float | None]:
+    return [row.majority, row.partial.accuracy if row.partial else None]
+
+
+def _use(run: Run) -> str:
+    if not (run.path / "adapter").is_dir():
+        return ""
+    base = str(run.config.get("model", "BASE"))
+    data = run.config.get("data")
+    labels = data.get("labels") if isinstance(data, Mapping) else None
+    labels = [str(label) for label in labels] if isinstance(labels, list) else []
+    causal = run.config.get("head") == "causal"
+    load = _load_packaged if base.startswith("package:") else _load_transformers
+    code = f"{load(base, causal, labels)}\nmodel = PeftModel.from_pretrained(base, 'adapter')"
+    return f"## Use\n\n{fenced(code, 'python')}\n"
+
+
+def _load_packaged(base: str, causal: bool, labels: Sequence[str]) -> str:
+    head = "causal" if causal else "classification"
+    imports = "from peft import PeftModel\n\nfrom debias.models.load import load_model\n\n"
+    return f"{imports}base = load_model({base!r}, {head!r}, {list(labels)!r})"
+
+
+def _load_transformers(base: str, causal: bool, labels: Sequence[str]) -> str:
+    kind = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
+    heads = f", num_labels={len(labels)}" if labels and not causal else ""
+    imports = f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
+    return f"{imports}base = {kind}.from_pretrained({base!r}{heads})"
+
+
+def _reproduce(run: Run) -> str:
+    parts = ["## Reproduce\n", fenced("\n".join(commands(run)) or "# no config was kept", "bash")]
+    versions = version_text(run.info.get("versions"))
+    parts.append(f"\nVersions: {markdown_text(versions)}. Commit: {markdown_text(plain(run.info.get('commit')))}.\n")
+    for one in judgings([run]):
+        what = f"{one.suite} version {one.version}, {one.examples} examples, scored by {one.judge}"
+        parts.append(f"- {markdown_text(what)}; SHA-256 of ids and texts {markdown_text(one.digest)}")
+    if run.config:
+        parts += ["\nconfig.yaml:\n", fenced(config_text(run), "yaml")]
+    return "\n".join(parts) + "\n"
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    safe = "\n".join(one_line(line) if not line.isprintable() else line for line in text.rstrip("\n").split("\n"))
+    return f"{fence}{language}\n{safe}\n{fence}"

@@ -1,0 +1,245 @@
+"""The report's numbers as tables: for a terminal, in Markdown and in LaTeX, all from the same cells."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from debias_eval.comparing.compare import Comparison
+from debias_eval.reporting.figures import MEASURES, p_text, signed, stars
+from debias_eval.results.runs import Method, group_runs, read_runs
+from debias_eval.results.summary import Estimate, Row, floor_notes, floors, points, suite_notes, table
+
+Marks = Mapping[tuple[str, str, str], str]
+FLAT = "–"
+COLUMNS = ("accuracy", "worst_group", "conflicting", "gap", "consistency")
+HEADS = ("Accuracy", "Worst group", "Shortcut wrong", "Gap", "Whole clusters right")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number or a name; `mark` is set as a superscript where the format has one, `name` is text from outside."""
+
+    text: str
+    mark: str = ""
+    name: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table without a format: blocks of rows (one for each suite), and notes under it."""
+
+    title: str
+    header: tuple[str, ...]
+    blocks: tuple[tuple[tuple[Cell, ...], ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def marks_of(comparisons: Sequence[Comparison]) -> Marks:
+    """Stars by (suite, method, measure), on the method that is compared with the reference."""
+    return {
+        (one.suite, pair.second, one.measure): stars(one.p_holm) for pair in comparisons for one in pair.differences
+    }
+
+
+def interval_note(seeds: int) -> str:
+    """What the brackets are."""
+    if seeds == 1:
+        return "Brackets: 95 % interval of the test examples (one training seed)."
+    return (
+        "Brackets: 95 % interval of the mean over training seeds (Student's t), with the test examples' own added in."
+    )
+
+
+def result_grid(rows: Sequence[Row], methods: Sequence[Method], comparisons: Sequence[Comparison] = ()) -> Grid:
+    """Suites by methods with intervals, significance marks and floors."""
+    marks = marks_of(comparisons)
+    used = [(key, head) for key, head in zip(COLUMNS, HEADS, strict=True) if any(one.measure(key) for one in rows)]
+    blocks = []
+    for suite in dict.fromkeys(one.suite for one in rows):
+        mine = [one for one in rows if one.suite == suite]
+        lines = [_line(one, [key for key, _ in used], marks) for one in mine]
+        blank = (Cell(""),) * len(used)
+        lines += [
+            (Cell(suite, name=True), Cell(floor.name, name=True), Cell(""), Cell(""), Cell(floor.text()), *blank)
+            for floor in floors(mine)
+        ]
+        blocks.append(tuple(lines))
+    header = ("Suite", "Method", "Seeds", "Examples", *(head for _, head in used), "ECE")
+    return Grid("Results: accuracy in percent", header, tuple(blocks), tuple(_notes(rows, methods, comparisons)))
+
+
+def _line(row: Row, keys: Sequence[str], marks: Marks) -> tuple[Cell, ...]:
+    numbers = [_number(row.measure(key), marks.get((row.suite, row.method.name, key), "")) for key in keys]
+    return (
+        Cell(row.suite, name=True),
+        Cell(row.method.name, name=True),
+        Cell(str(row.accuracy.seeds)),
+        Cell(row.examples),
+        *numbers,
+        Cell(points(row.ece)),
+    )
+
+
+def _number(estimate: Estimate | None, mark: str) -> Cell:
+    return Cell(estimate.text(), mark) if estimate else Cell(FLAT)
+
+
+def _notes(rows: Sequence[Row], methods: Sequence[Method], comparisons: Sequence[Comparison]) -> list[str]:
+    notes = [interval_note(max((one.accuracy.seeds for one in rows), default=1))]
+    if comparisons:
+        notes.append(significance_note(comparisons))
+    for suite in dict.fromkeys(one.suite for one in rows):
+        mine = [one for one in rows if one.suite == suite]
+        notes += [f"{suite} {note}" for note in suite_notes(mine, methods)]
+    return [*notes, *floor_notes(rows)]
+
+
+def significance_note(comparisons: Sequence[Comparison]) -> str:
+    """What the stars mean, and what they are adjusted for."""
+    levels = "* p < 0.05, ** p < 0.01, *** p < 0.001"
+    over = "suites" if len(comparisons) == 1 else "suites and methods"
+    return (
+        f"{levels} for the difference to {comparisons[0].first}, adjusted over {over} (Holm): the measures that the "
+        "verdict is about as one family, every other measure as a family of its own."
+    )
+
+
+def comparison_grid(pair: Comparison) -> Grid:
+    """One comparison: every difference with its interval and adjusted p."""
+    lines = tuple(
+        (
+            Cell(one.suite, name=True),
+            Cell(MEASURES.get(one.measure, one.measure)),
+            Cell(signed(one.difference), stars(one.p_holm)),
+            Cell(f"[{points(one.low)}, {points(one.high)}]"),
+            Cell(p_text(one.p_holm)),
+            Cell(f"{one.n:,}"),
+            Cell(one.test),
+        )
+        for one in pair.differences
+    )
+    header = ("Suite", "Measure", "Difference", "95 % interval", "Adjusted p", "Examples", "Test")
+    title = f"{pair.second} minus {pair.first}, in points ({pair.seeds[1]} and {pair.seeds[0]} seeds)"
+    return Grid(title, header, (lines,), tuple(pair.objections))
+
+
+def terminal_table(runs: Sequence[Path]) -> Table:
+    """The rows of the report as a rich table: suites by runs, each number with its interval, the floors under them."""
+    rows = table(group_runs(read_runs(runs)))
+    caption = interval_note(max((one.accuracy.seeds for one in rows), default=1))
+    result = Table(caption=Text(caption), caption_justify="left")
+    for name in ("suite", "method"):
+        result.add_column(name, overflow="fold")
+    for name in ("examples", "accuracy %", "shortcut right %", "shortcut wrong %", "gap", "worst group %"):
+        result.add_column(name, justify="right")
+    for suite in dict.fromkeys(row.suite for row in rows):
+        mine = [row for row in rows if row.suite == suite]
+        for row in mine:
+            result.add_row(*(_safe(cell) for cell in _terminal_cells(row)))
+        for floor in floors(mine):
+            result.add_row(_safe(suite), Text(_printable(floor.name), style="dim"), "", floor.text())
+        result.add_section()
+    return result
+
+
+def _terminal_cells(row: Row) -> list[str]:
+    worst = f"{points(row.worst.value)} {row.worst_name}" if row.worst else FLAT
+    estimates = (row.accuracy, row.aligned, row.conflicting, row.gap)
+    return [row.suite, row.method.name, row.examples, *(one.text() if one else FLAT for one in estimates), worst]
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _safe(text: str) -> Text:
+    """Text for a terminal: no markup, no escape sequences from a folder's name."""
+    return Text(_printable(text))
+
+
+def markdown(grids: Sequence[Grid]) -> str:
+    """Tables in GitHub's Markdown; names are escaped, so that nothing in them is markup."""
+    return "\n".join(_markdown_grid(grid) for grid in grids)
+
+
+def _markdown_grid(grid: Grid) -> str:
+    numbers = ["---" if i < 2 else "--:" for i in range(len(grid.header))]
+    lines = [f"**{markdown_text(grid.title)}**", "", _pipe(grid.header), _pipe(numbers)]
+    width = len(grid.header)
+    lines += [
+        _pipe([_markdown_cell(cell) for cell in line] + [""] * (width - len(line)))
+        for block in grid.blocks
+        for line in block
+    ]
+    notes = [f"- {markdown_text(note)}" for note in grid.notes]
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def _pipe(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return (markdown_text(cell.text) if cell.name else cell.text) + cell.mark.replace("*", "\\*")
+
+
+def markdown_text(text: str) -> str:
+    """Text on one line in which no character is markup."""
+    entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    return "".join(entities.get(c, f"\\{c}" if c in "\\`*_{}[]#|~$!" else c) for c in one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Control characters and line ends as spaces."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "*": r"\textasteriskcentered{}",
+    "[": "{[}",  # after a line's end it would begin an argument
+    "]": "{]}",
+    "–": "--",
+    "−": "$-$",
+    "→": r"$\rightarrow$",
+} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
+
+
+def latex_text(text: str) -> str:
+    """Text on one line in which no character is a command."""
+    return "".join(_LATEX.get(c, c) for c in one_line(text.replace("\u00a0", " ")))
+
+
+def latex(grids: Sequence[Grid]) -> str:
+    """Tables for `\\usepackage{booktabs}` (and `[T1]{fontenc}`), one `table` each, notes under them."""
+    head = "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}\n"
+    return head + "\n".join(_latex_grid(grid) for grid in grids)
+
+
+def _latex_grid(grid: Grid) -> str:
+    width = len(grid.header)
+    body = [f"\\midrule\n{_latex_lines(block, width)}" for block in grid.blocks if block]
+    return "\n".join([
+        "\\begin{table}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}",
+        f"\\caption{{{latex_text(grid.title)}}}",
+        f"\\begin{{tabular}}{{ll{'r' * (width - 2)}}}", "\\toprule",
+        " & ".join(map(latex_text, grid.header)) + " \\\\", *body, "\\bottomrule", "\\end{tabular}",
+        *(f"\\par\\footnotesize {latex_text(note)}" for note in grid.notes), "\\end{table}", "",
+    ])  # fmt: skip
+
+
+def _latex_lines(block: Sequence[Sequence[Cell]], width: int) -> str:
+    return "\n".join(" & ".join([*map(_latex_cell, line), *[""] * (width - len(line))]) + " \\\\" for line in block)
+
+
+def _latex_cell(cell: Cell) -> str:
+    return latex_text(cell.text) + (f"$^{{{cell.mark}}}$" if cell.mark else "")

@@ -1,0 +1,248 @@
+"""What the report reads: run folders, each piece optional, and runs that differ only in their seed as one method."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from debias.config import RunConfig, read_yaml
+from debias.errors import InputError
+from debias_eval.results.chosen import oracle_choice
+from debias_eval.results.files import Result, read_results
+
+# What two seeds of one method may differ in.
+SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to")
+DATA_SEED_KEYS = ("data.train.seed", "data.planted_bias.seed", "data.planted_color.seed")
+PIECES = ("config.yaml", "run.json", "metrics.jsonl")
+SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
+BASELINES = ("erm", "main_only", "main-only", "mainonly", "main only", "plain")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; `config`, `info`, `metrics` and `results` are empty where the file is missing."""
+
+    name: str
+    path: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    metrics: tuple[Mapping[str, Any], ...] = ()
+    results: Mapping[str, Result] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> Mapping[str, Any]:
+        """The method's block as the config has it (a bare name counts), else as the run recorded it."""
+        for source in (self.config.get("method"), self.info.get("method")):
+            if isinstance(source, Mapping) and source:
+                return source
+            if isinstance(source, str):
+                return {"name": source}
+        return {}
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed", self.info.get("seed"))
+
+    @property
+    def selection(self) -> str:
+        """The rule that chose the checkpoint, `unknown` for a run that did not say."""
+        return str(self.info.get("selection") or self.config.get("selection") or "unknown")
+
+    @property
+    def is_oracle(self) -> bool:
+        """True if the checkpoint was chosen with what only the test could tell."""
+        return "oracle" in self.selection.lower()
+
+    @property
+    def data_seeds(self) -> dict[str, Any]:
+        """Dotted key to value of the seeds that decide which rows the data has."""
+        return {key: value for key, value in flatten(self.config).items() if key in DATA_SEED_KEYS}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Dotted key to value, without what seeds of one method may differ in."""
+        known = _with_defaults(self.config)
+        settings = flatten({key: value for key, value in known.items() if key not in SEED_KEYS})
+        return {key: value for key, value in settings.items() if key not in DATA_SEED_KEYS}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs with the same settings but for the seed. `style` is the position that picks colour, marker and dash."""
+
+    name: str
+    runs: tuple[Run, ...]
+    style: int = 0
+
+    @property
+    def seeds(self) -> int:
+        return len(self.runs)
+
+    @property
+    def is_baseline(self) -> bool:
+        return str(self.runs[0].method.get("name", "")).lower() in BASELINES
+
+    def results(self, suite: str) -> list[Result]:
+        return [run.results[suite] for run in self.runs if suite in run.results]
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run of an older version lacks the settings that came later: it ran with what are their defaults now."""
+    try:
+        return RunConfig.model_validate(dict(config)).model_dump(mode="json") if config else config
+    except ValidationError:
+        return config
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Every run once, named by its folder, with as many parent folders as it takes to tell them apart.
+
+    A folder that is no run but holds runs stands for all of them.
+    """
+    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(Path(path).resolve())))
+    if not folders:
+        raise InputError("no run folder given")
+    depth = 1
+    while depth < 6 and len({folder.parts[-depth:] for folder in folders}) < len(folders):
+        depth += 1
+    return [read_run(folder, "/".join(folder.parts[-depth:])) for folder in folders]
+
+
+def run_folders(path: Path, depth: int = SWEEP_DEPTH) -> list[Path]:
+    """The folder itself, or the runs below it if it is none itself: a sweep's are three folders down."""
+    return _runs_below(path, depth) or [path]
+
+
+def _runs_below(path: Path, depth: int) -> list[Path]:
+    if not path.is_dir() or _is_run(path):
+        return [path] if path.is_dir() else []
+    # A run's own folders hold no further run, so the search ends at it.
+    folders = [below for below in sorted(path.iterdir()) if below.is_dir() and not below.name.startswith(".")]
+    return [run for below in folders for run in _runs_below(below, depth - 1)] if depth else []
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / file).is_file() for file in PIECES) or any((path / "eval").glob("*.json"))
+
+
+def read_run(path: Path, name: str | None = None) -> Run:
+    """One run folder; what is missing becomes a note. InputError if it is no run, or for a damaged file in it."""
+    if path.is_file():
+        raise InputError(f"{path}: a file, expected a run folder or a folder that holds runs, such as a sweep's")
+    if not path.is_dir():
+        raise InputError(f"{path}: no such run folder")
+    results = read_results(path)
+    present = [file for file in PIECES if (path / file).is_file()]
+    if not present and not results:
+        raise InputError(f"{path}: not a run folder: it has no config.yaml, run.json, metrics.jsonl or eval/*.json")
+    config = read_yaml(path / "config.yaml") if "config.yaml" in present else {}
+    info = _read_info(path / "run.json") if "run.json" in present else {}
+    if chosen := oracle_choice(path):
+        info = {**info, "selection": chosen}
+    metrics, broken = _read_metrics(path / "metrics.jsonl") if "metrics.jsonl" in present else ((), 0)
+    notes = tuple(_missing(present, results, info, broken))
+    return Run(name or path.resolve().name, path, config, info, metrics, results, notes)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(info, dict):
+        raise InputError(f"{path}: holds {type(info).__name__}, expected an object")
+    return info
+
+
+def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
+    """The readable lines and the number of others: a killed run ends in half a line and still has curves."""
+    lines, broken = [], 0
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            lines.append(record)
+        else:
+            broken += 1
+    return tuple(lines), broken
+
+
+def _missing(present: Sequence[str], results: Mapping[str, Result], info: Mapping[str, Any], broken: int) -> list[str]:
+    notes = [f"has no {file}" for file in PIECES if file not in present]
+    if not results:
+        notes.append("has not been evaluated (`debias eval RUN --suite NAME`)")
+    if broken:
+        notes.append(f"metrics.jsonl has {broken} unreadable line{'s' if broken > 1 else ''}, left out")
+    if info.get("status") not in (None, "finished", "done", "complete", "completed", "ok"):
+        notes.append(f"has the status {info['status']!r}: its numbers are not those of a finished run")
+    return notes
+
+
+def group_runs(runs: Sequence[Run]) -> list[Method]:
+    """Runs as methods, plain fine-tuning first, else in the order given.
+
+    A run without a config, or with the seed of one already in its group, stands alone: it is no further seed.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {**run.settings, "selection": run.selection}
+        key = json.dumps(settings, sort_keys=True, default=str) if run.config else ""
+        if not key or run.seed in [other.seed for other in groups.get(key, [])]:
+            key = f"only {run.name}"
+        groups.setdefault(key, []).append(run)
+    members = list(groups.values())
+    names = method_names(members)
+    # The name carries the flag, so that no table and no sentence can lose it.
+    names = [
+        f"{name} (oracle selection)" if group[0].is_oracle else name for name, group in zip(names, members, strict=True)
+    ]
+    methods = [Method(name, tuple(group)) for name, group in zip(names, members, strict=True)]
+    methods.sort(key=lambda method: not method.is_baseline)
+    return [Method(method.name, method.runs, style) for style, method in enumerate(methods)]
+
+
+def method_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A name for each group: the method, with the settings that tell it from its namesakes, else its first folder."""
+    plain = [str(group[0].method.get("name") or group[0].name) for group in groups]
+    names = []
+    for name, group in zip(plain, groups, strict=True):
+        twins = [other for twin, other in zip(plain, groups, strict=True) if twin == name]
+        names.append(name if len(twins) == 1 else _told_apart(name, group[0], [twin[0] for twin in twins]))
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({group[0].name})" for name, group in zip(plain, groups, strict=True)]
+
+
+def _told_apart(name: str, run: Run, twins: Sequence[Run]) -> str:
+    keys = differing_settings(twins)
+    if not keys or len(keys) > 2:
+        return f"{name} ({run.name})"
+    return f"{name} ({', '.join(f'{key} {run.settings.get(key)}' for key in keys)})"
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Dotted keys whose value is not the same in all runs that have a config, sorted."""
+    settings = [run.settings for run in runs if run.config]
+    keys = sorted({key for one in settings for key in one})
+    return [key for key in keys if len({json.dumps(one.get(key), default=str) for one in settings}) > 1]

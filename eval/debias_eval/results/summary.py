@@ -1,0 +1,273 @@
+"""Rows of the report: one method on one suite, one number with its uncertainty."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from debias_eval.results.files import Part, PartialInput, Result
+from debias_eval.results.runs import Method
+from debias_eval.scores.intervals import over_seeds
+
+# What the results say of how a judge worked that has no say in the numbers, or is a measurement.
+MACHINERY = ("batch", "ranks", "deepspeed", "one_pass", "adapter_changes_logits", "max_change", "seconds", "device")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its 95 % interval: of the examples for one seed, of seeds and examples for several."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def range(self) -> str:
+        return f"[{points(self.low)}{'–' if self.low >= 0 else ' to '}{points(self.high)}]"
+
+    def text(self) -> str:
+        return f"{points(self.value)} {self.range}"
+
+    def words(self) -> str:
+        return f"{points(self.value)}\u00a0%"
+
+
+def points(share: float) -> str:
+    """A share in percent (or a difference in percentage points) with one decimal; never a minus zero."""
+    text = f"{100 * share:.1f}"
+    return "0.0" if text == "-0.0" else text.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one suite; None where the suite has no groups, no gap or no clusters."""
+
+    suite: str
+    method: Method
+    results: tuple[Result, ...]
+    accuracy: Estimate
+    worst: Estimate | None
+    worst_name: str
+    gap: Estimate | None
+    aligned: Estimate | None
+    conflicting: Estimate | None
+    consistency: Estimate | None
+    groups: dict[str, Estimate]
+    ece: float
+    macro_f1: float | None
+    majority: float | None
+    partial: PartialInput | None
+    guess: float | None
+    examples: str
+    limited: bool
+    digest: frozenset[str | None]
+
+    def measure(self, name: str) -> Estimate | None:
+        """The estimate behind a comparison's measure: accuracy, conflicting, worst_group, gap or consistency."""
+        found = self.worst if name == "worst_group" else getattr(self, name, None)
+        return found if isinstance(found, Estimate) else None
+
+
+def of_parts(parts: Sequence[Part | None]) -> Estimate | None:
+    """Accuracies of several seeds as one estimate; None if any seed lacks it."""
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    return _estimate([part.accuracy for part in known], [part.ci95 for part in known], (0.0, 1.0))
+
+
+def _estimate(
+    values: Sequence[float], intervals: Sequence[tuple[float, float]], bounds: tuple[float, float]
+) -> Estimate:
+    mean, low, high = over_seeds(values, intervals, bounds)
+    # The mean of equal numbers can round past their interval, and a value outside it would be drawn wrong.
+    return Estimate(mean, min(low, mean), max(high, mean), seeds=len(values))
+
+
+def _gap(results: Sequence[Result]) -> Estimate | None:
+    gaps = [result.gap for result in results if result.gap is not None]
+    if not gaps or len(gaps) < len(results):
+        return None
+    intervals = [result.gap_ci95 or (gap, gap) for result, gap in zip(results, gaps, strict=True)]
+    return _estimate(gaps, intervals, (-1.0, 1.0))
+
+
+def _worst(results: Sequence[Result]) -> tuple[Estimate | None, str]:
+    """The mean over seeds of each seed's own worst group, which need not be the same one."""
+    names = [result.worst_group.name if result.worst_group else "" for result in results]
+    parts = [result.groups.get(name) for name, result in zip(names, results, strict=True)]
+    return of_parts(parts), names[0] if len(set(names)) == 1 else "varies"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None if any is missing."""
+    listed = list(values)
+    known = [value for value in listed if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(listed) else None
+
+
+def row(method: Method, suite: str) -> Row | None:
+    """The method's row for a suite, None if none of its runs was judged on it."""
+    results = method.results(suite)
+    overall = of_parts(list(results))
+    if overall is None:
+        return None
+    worst, worst_name = _worst(results)
+    return Row(
+        suite=suite,
+        method=method,
+        results=tuple(results),
+        accuracy=overall,
+        worst=worst,
+        worst_name=worst_name,
+        gap=_gap(results),
+        aligned=of_parts([result.aligned for result in results]),
+        conflicting=of_parts([result.conflicting for result in results]),
+        consistency=of_parts([result.consistency for result in results]),
+        groups=_groups(results),
+        ece=sum(result.ece for result in results) / len(results),
+        macro_f1=_mean(result.macro_f1 for result in results),
+        majority=results[0].majority_accuracy,
+        partial=next((result.partial_input for result in results if result.partial_input), None),
+        guess=1 / len(results[0].labels) if results[0].labels else None,
+        examples=examples_text(results),
+        limited=any(result.limited for result in results),
+        digest=frozenset(result.examples_sha256 for result in results),
+    )
+
+
+def _groups(results: Sequence[Result]) -> dict[str, Estimate]:
+    names = sorted({name for result in results for name in result.groups})
+    groups = {name: of_parts([result.groups.get(name) for result in results]) for name in names}
+    return {name: estimate for name, estimate in groups.items() if estimate is not None}
+
+
+def examples_text(results: Sequence[Result]) -> str:
+    """`9,824`, or `300 of 9,824` for a subset, or the span when seeds were judged on different numbers."""
+    texts = dict.fromkeys(f"{one.n:,} of {one.available:,}" if one.limited else f"{one.n:,}" for one in results)
+    return " / ".join(texts)
+
+
+def suites_of(methods: Sequence[Method]) -> list[str]:
+    """Suites that any run was judged on: those with a planted cue first, then those with a gap, then by name."""
+    seen = {name: result for method in methods for run in method.runs for name, result in run.results.items()}
+    return sorted(seen, key=lambda name: (not _planted(seen[name]), seen[name].conflicting is None, name))
+
+
+def _planted(result: Result) -> bool:
+    return "bias-conflicting" in result.groups
+
+
+def table(methods: Sequence[Method]) -> list[Row]:
+    """All rows, suite by suite, methods in their order."""
+    rows = [row(method, suite) for suite in suites_of(methods) for method in methods]
+    return [one for one in rows if one is not None]
+
+
+def comparable(rows: Sequence[Row]) -> bool:
+    """True if every row was judged on the same, known examples."""
+    digests = frozenset().union(*(one.digest for one in rows))
+    return len(digests) == 1 and None not in digests
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a number has to beat to mean anything: its name, its value and how it came about."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    how: str = ""
+
+    def text(self) -> str:
+        known = self.low is not None and self.high is not None
+        return f"{points(self.value)} {self.range}" if known else points(self.value)
+
+    @property
+    def range(self) -> str:
+        return "" if self.low is None or self.high is None else Estimate(self.value, self.low, self.high, 1).range
+
+
+def floors(rows: Sequence[Row]) -> list[Floor]:
+    """The floors under a suite's rows: the most frequent label, and a classifier that sees a part of the input."""
+    found = []
+    majority = next((one.majority for one in rows if one.majority is not None), None)
+    if majority is not None:
+        found.append(Floor("always the most frequent label", majority))
+    partial = next((one.partial for one in rows if one.partial is not None), None)
+    if partial is not None:
+        seen = " and ".join(partial.fields) or "part of the input"
+        found.append(Floor(f"a classifier that sees only the {seen}", partial.accuracy, *partial.ci95, partial.how))
+    return found
+
+
+def floor_notes(rows: Sequence[Row]) -> list[str]:
+    """How the floors came about, one note for the suites that agree."""
+    how: dict[str, list[str]] = {}
+    for suite in dict.fromkeys(one.suite for one in rows):
+        for floor in floors([one for one in rows if one.suite == suite]):
+            if floor.how:
+                how.setdefault(f"{floor.name}: {floor.how}", []).append(suite)
+    return [f"Floor of {', '.join(suites)}: {text}." for text, suites in how.items()]
+
+
+def suite_notes(rows: Sequence[Row], methods: Sequence[Method]) -> list[str]:
+    """What a reader of a suite's numbers must know: subsets, training text in the suite, how labels were scored."""
+    return [*_subset_note(rows), *_absent_note(rows, methods), *_overlap_notes(rows), *_adapter_notes(rows)]
+
+
+def _subset_note(rows: Sequence[Row]) -> list[str]:
+    if not any(one.limited for one in rows):
+        return []
+    return [f"was judged on a random subset ({rows[0].examples} examples): compare its numbers with no full run."]
+
+
+def _absent_note(rows: Sequence[Row], methods: Sequence[Method]) -> list[str]:
+    present = [one.method.name for one in rows]
+    judged = [method.name for method in methods if any(run.results for run in method.runs)]
+    absent = [name for name in judged if name not in present]
+    return [f"has no numbers for {', '.join(absent)}."] if absent else []
+
+
+def _overlap_notes(rows: Sequence[Row]) -> list[str]:
+    """One note for the methods that agree."""
+    who: dict[str, list[str]] = {}
+    for one in rows:
+        known = [result.overlap for result in one.results if result.overlap and result.overlap.rows]
+        if known:
+            most = max(known, key=lambda overlap: overlap.rows)
+            done = "left out" if most.excluded else "counted in"
+            text = f"has {most.rows:,} example{'s' if most.rows != 1 else ''} whose text is also in the training data"
+            who.setdefault(f"{text}, {done}", []).append(one.method.name)
+    return [f"{text}: {', '.join(names)}." for text, names in who.items()]
+
+
+def _adapter_notes(rows: Sequence[Row]) -> list[str]:
+    idle = [
+        one.method.name
+        for one in rows
+        if any(result.judge.get("adapter_changes_logits") is False for result in one.results)
+    ]
+    return [f"was judged with an adapter that changes no answer's score: {', '.join(idle)}."] if idle else []
+
+
+def judge_text(judge: Mapping[str, Any]) -> str:
+    """How labels were scored, in one line; `not recorded` for results that do not say."""
+    told = {key: value for key, value in judge.items() if key not in MACHINERY}
+    flat = [
+        _short(value) if key == "how" else key if value is True else f"{key} {_short(value)}"
+        for key, value in told.items()
+        if value not in (None, "", {}, [], False)
+    ]
+    return ", ".join(flat).replace("_", " ") or "not recorded"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_short(one)}" for key, one in value.items()) + ")"
+    if isinstance(value, list | tuple):
+        return ", ".join(_short(one) for one in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

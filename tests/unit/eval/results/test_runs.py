@@ -1,0 +1,132 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from debias_eval.reporting.charts import MAX_POINTS, bucket_means, curve_chart, ticks
+from debias_eval.results.files import Part
+from debias_eval.results.runs import Method, Run, group_runs, read_runs
+from debias_eval.results.summary import Estimate, of_parts, points, row, suites_of, table
+
+
+def names(runs):
+    return [method.name for method in group_runs(runs)]
+
+
+def test_plain_fine_tuning_comes_first_and_seeds_join(make_run):
+    runs = [make_run("e0"), make_run("e1", seed=1), make_run("p", "erm"), make_run("e2", seed=2)]
+    methods = group_runs(read_runs(runs))
+    assert [(method.name, method.seeds, method.style) for method in methods] == [("erm", 1, 0), ("edge", 3, 1)]
+
+
+def test_the_same_seed_twice_is_no_second_seed(make_run):
+    methods = group_runs(read_runs([make_run("a"), make_run("b")]))
+    assert [(method.name, method.seeds) for method in methods] == [("edge (a)", 1), ("edge (b)", 1)]
+
+
+def test_one_method_with_two_settings_is_told_apart_by_them():
+    runs = [Run(str(r), None, {"method": {"name": "edge"}, "lora_r": r, "seed": r}) for r in (8, 16)]
+    assert names(runs) == ["edge (lora_r 8)", "edge (lora_r 16)"]
+
+
+def test_many_differing_settings_fall_back_to_the_folder():
+    runs = [Run(f"f{r}", None, {"method": {"name": "edge"}, "a": r, "b": r, "c": r}) for r in (8, 16)]
+    assert names(runs) == ["edge (f8)", "edge (f16)"]
+
+
+def test_runs_without_a_config_stand_alone():
+    runs = [Run("a", None, info={"method": {"name": "edge"}}), Run("b", None), Run("c", None, info={"method": "erm"})]
+    assert names(runs) == ["erm", "edge", "b"]
+
+
+def test_folders_of_the_same_name_keep_a_parent(make_run):
+    runs = [make_run("x/run"), make_run("y/run", "erm")]
+    assert [run.name for run in read_runs([*runs, runs[0]])] == ["x/run", "y/run"]
+
+
+def test_a_run_given_as_a_dot_has_a_name(make_run, monkeypatch):
+    monkeypatch.chdir(make_run("here"))
+    assert read_runs(["."])[0].name == "here"
+
+
+def test_suites_with_a_planted_cue_come_first(make_run, put):
+    run = make_run("a", suites={"z": {"bias-aligned": 9, "bias-conflicting": 3}, "a": {"x": 3}})
+    put(run, "b", {"x": 5, "y": 6}, conflicting={"n": 9, "accuracy": 0.5, "ci95": [0, 1]})
+    assert suites_of(group_runs(read_runs([run]))) == ["z", "b", "a"]
+
+
+def test_seeds_become_a_mean_with_an_interval_over_seeds(make_run):
+    groups = [{"bias-aligned": 90, "bias-conflicting": right} for right in (10, 20, 40)]
+    runs = [make_run(f"r{seed}", seed=seed, suites={"s": one}) for seed, one in enumerate(groups)]
+    (one,) = table(group_runs(read_runs(runs)))
+    # Student's t of three values (4.3027) over their standard error, and the mean Wilson half-widths, in quadrature.
+    over_seeds = 4.302653 * (((0.1 - 0.7 / 3) ** 2 + (0.2 - 0.7 / 3) ** 2 + (0.4 - 0.7 / 3) ** 2) / 2 / 3) ** 0.5
+    wilson = [(0.055229, 0.174366), (0.133367, 0.288829), (0.309401, 0.497998)]
+    above = sum(high - value for (_, high), value in zip(wilson, (0.1, 0.2, 0.4), strict=True)) / 3
+    high = 0.7 / 3 + (over_seeds**2 + above**2) ** 0.5
+    assert one.conflicting == Estimate(pytest.approx(0.7 / 3), 0.0, pytest.approx(high, abs=1e-4), 3)
+    assert one.gap.value == pytest.approx(0.9 - 0.7 / 3)
+    assert one.gap.high == 1.0 or one.gap.low < 0.5 < 0.8 < one.gap.high
+    assert (one.worst.high, one.worst_name, one.examples) == (one.conflicting.high, "bias-conflicting", "200")
+
+
+def test_seeds_judged_on_different_numbers_say_both(make_run, put):
+    runs = [make_run("a", suites={"s": {"x": 1}}), make_run("b", seed=1)]
+    put(runs[1], "s", {"x": 1}, available=500)
+    assert row(group_runs(read_runs(runs))[0], "s").examples == "100 / 100 of 500"
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
+def test_a_mean_lies_in_its_interval(values):
+    one = of_parts([Part(n=10, accuracy=value, ci95=(value, value)) for value in values])
+    assert 0 <= one.low <= one.value <= one.high <= 1
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.12345, "12.3"), (-0.0001, "0.0"), (-0.5, "−50.0"), (1, "100.0")])
+def test_points(share, text):
+    assert points(share) == text
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6))
+def test_ticks_enclose_and_ascend(low, width):
+    high = low + width
+    axis = ticks(low, high)
+    slack = 1e-6 * max(abs(low), abs(high), 1)
+    assert axis[0] <= low + slack
+    assert axis[-1] >= high - slack
+    assert 2 <= len(axis) <= 8
+    assert axis == sorted(set(axis))
+
+
+def test_ticks_are_round():
+    assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
+    assert ticks(1, 600) == [0, 200, 400, 600]
+    assert ticks(-0.1, 0.1) == [-0.1, -0.05, 0, 0.05, 0.1]
+
+
+def test_buckets_average_all_points():
+    assert bucket_means([(1, 1.0), (2, 3.0), (3, 5.0)], 2) == [(1.5, 2.0), (3.0, 5.0)]
+
+
+def chart_of(metrics):
+    return curve_chart([Method("m", (Run("r", None, metrics=tuple(metrics)),))], "loss", "Loss", "note")
+
+
+@pytest.mark.parametrize(
+    "metrics", [[], [{"step": 1}], [{"step": 1, "loss": float("nan")}], [{"step": True, "loss": 1}]]
+)
+def test_nothing_logged_is_no_chart(metrics):
+    assert chart_of(metrics) is None
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=300))
+def test_any_curve_stays_inside_the_plot(values):
+    chart = chart_of({"step": i, "loss": value} for i, value in enumerate(values))
+    if chart is None:
+        return
+    (line,) = chart.lines
+    places = [tuple(map(float, pair.split(","))) for pair in line.path.split()]
+    assert len(places) <= MAX_POINTS
+    assert all(-0.01 <= x <= 100.01 and -0.01 <= y <= 100.01 for x, y in places)
+    json.dumps([tick.text for tick in chart.y_ticks])
