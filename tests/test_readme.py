@@ -73,10 +73,11 @@ def test_python_runs(code, capsys, monkeypatch):
 
 def test_tree_exists():
     tree = next(block for block in blocks("text") if "pipeline/debias/" in block)
-    top = ROOT
+    package = ROOT
     for line in tree.splitlines():
         name = line.split()[0]
-        folder = ROOT / "pipeline/debias" / name if line.startswith("  ") else top / name
+        folder = package / name if line.startswith("  ") else ROOT / name
         assert folder.exists(), f"README's tree names {name}"
+        package = package if line.startswith("  ") else folder
     for file in re.findall(r"\b([a-z_]+\.py)\b", tree):
         assert list(ROOT.rglob(file)), f"README's tree names {file}"
