@@ -1,9 +1,11 @@
 """The plan of a run: counts, memory, communication, and whether it fits. Nothing is loaded and no GPU is touched."""
 
+import bisect
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -177,7 +179,11 @@ class Planner:
     def largest(self) -> int | None:
         """The largest micro-batch that fits; 0 if none does, None where the memory is not known."""
         limit = self.machine.gpu_memory
-        return None if limit is None else largest_that_fits(lambda size: self.memory(size).total, limit)
+        return (
+            None
+            if limit is None
+            else largest_that_fits(lambda size: self.memory(size).total, limit, self.run.per_device_train_batch_size)
+        )
 
     def plan(self) -> Plan:
         """Everything."""
@@ -252,26 +258,34 @@ def _parameters(counts: Counts) -> Parameters:
     )
 
 
-def largest_that_fits(total: Callable[[int], int], limit: int) -> int:
+def largest_that_fits(total: Callable[[int], int], limit: int, first: int = 2) -> int:
     """The largest micro-batch up to LARGEST whose total is within the limit, 0 if none; `total` grows with it.
 
-    Memory is nearly linear in the micro-batch, so a line through two known sizes is tried before halving.
+    Looks are dear (each takes a step on tensors without memory). Memory is linear in the micro-batch, with a square
+    where there is a mask over packed rows, so the curve through what is known says where to look next. `first`: another
+    size that will be looked at anyway.
     """
-    if total(1) > limit:
+    known = {1: total(1)}
+    if known[1] > limit:
         return 0
     low, high = 1, LARGEST + 1  # low fits, high does not or is out of range
-    guess = 2
+    guess = max(2, first)
     while high - low > 1:
+        width = high - low
         guess = min(max(guess, low + 1), high - 1)
-        at = total(guess)
-        slope = max(1.0, (at - total(1)) / (guess - 1))
-        low, high = (guess, high) if at <= limit else (low, guess)
-        aim = 1 + int((limit - total(1)) / slope)
-        # On the line, and then right beside it: where memory is linear, two looks are enough.
-        guess = aim if low < aim < high else aim + 1 if aim == low else aim - 1 if aim == high else (low + high) // 2
-        if aim >= high > LARGEST:
-            guess = LARGEST  # the line says that whatever is looked for fits
+        known[guess] = total(guess)
+        low, high = (guess, high) if known[guess] <= limit else (low, guess)
+        # A curve that leads nowhere must not cost a look for each size.
+        stuck = len(known) > 3 and 2 * (high - low) > width
+        guess = (low + high) // 2 if stuck else _last_below(known, limit, low, high)
     return low
+
+
+def _last_below(known: Mapping[int, int], limit: int, low: int, high: int) -> int:
+    """The last size before `high` at which the curve through three known sizes is within the limit; `low` if none."""
+    near = sorted(known, key=lambda size: abs(known[size] - limit))[:3]
+    curve = np.polynomial.Polynomial.fit(near, [known[size] for size in near], len(near) - 1)
+    return low + bisect.bisect_left(range(low + 1, high), True, key=lambda size: bool(curve(size) > limit))
 
 
 def gpu_memory_here() -> int | None:

@@ -186,18 +186,26 @@ def test_the_largest_micro_batch(limit):
     assert len(set(seen)) < 30
 
 
-def test_linear_memory_needs_few_looks():
-    seen = set()
-
-    def total(size):
-        seen.add(size)
-        return 1000 + 37 * size
-
-    assert largest_that_fits(total, 5000) == 108
-    assert len(seen) <= 5
-    seen.clear()
-    assert largest_that_fits(total, 10**9) == LARGEST
-    assert len(seen) <= 3
+@pytest.mark.parametrize("first", [1, 2, 32, LARGEST, 2 * LARGEST])
+@pytest.mark.parametrize(
+    ("curve", "most"),
+    [
+        (lambda size: 1000 + 37 * size, 6),
+        (lambda size: 10**6 + 37 * size + 3 * size**2, 9),  # a mask over packed rows
+        (lambda size: max(10**6 + 5 * size, 900 * size + size**2), 22),
+        (lambda size: 1000 + 1000 * (size // 16), 28),
+        (lambda size: 2 ** min(size, 60), 28),
+        (lambda size: 5, 4),
+    ],
+    ids=["line", "square", "bent", "steps", "power", "flat"],
+)
+def test_few_looks_find_it_on_every_curve(curve, most, first):
+    for end in (1, 2, 31, 107, 2000, LARGEST):
+        for limit in (curve(end), curve(end) + 1, curve(end + 1) - 1):
+            seen = []
+            found = largest_that_fits(lambda size: seen.append(size) or curve(size), limit, first)  # noqa: B023
+            assert found == max((size for size in range(1, LARGEST + 1) if curve(size) <= limit), default=0)
+            assert len(seen) == len(set(seen)) <= most
 
 
 def test_the_plan_as_json_and_as_a_table(folder, tmp_path, monkeypatch, capsys):
