@@ -1,6 +1,6 @@
 """The report's numbers as tables: for a terminal, in Markdown and in LaTeX, all from the same cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from debias_eval.results.summary import Estimate, Row, floor_notes, floors, poin
 
 Marks = Mapping[tuple[str, str, str], str]
 FLAT = "–"
+PAGE_LINES = 36  # of a LaTeX table, with its notes
 COLUMNS = ("accuracy", "worst_group", "conflicting", "gap", "consistency")
 HEADS = ("Accuracy", "Worst group", "Shortcut wrong", "Gap", "Whole clusters right")
 
@@ -108,7 +109,8 @@ def significance_note(comparisons: Sequence[Comparison]) -> str:
 
 
 def comparison_grid(pair: Comparison) -> Grid:
-    """One comparison: every difference with its interval and adjusted p."""
+    """One comparison, of which there is a difference: each with its interval and adjusted p."""
+    tests = list(dict.fromkeys(one.test for one in pair.differences))
     lines = tuple(
         (
             Cell(one.suite, name=True),
@@ -117,13 +119,14 @@ def comparison_grid(pair: Comparison) -> Grid:
             Cell(f"[{points(one.low)}, {points(one.high)}]"),
             Cell(p_text(one.p_holm)),
             Cell(f"{one.n:,}"),
-            Cell(one.test),
+            *([Cell(one.test)] if len(tests) > 1 else []),
         )
         for one in pair.differences
     )
-    header = ("Suite", "Measure", "Difference", "95 % interval", "Adjusted p", "Examples", "Test")
+    header = ("Suite", "Measure", "Difference", "95 % interval", "Adjusted p", "Examples", "Test")[: len(lines[0])]
     title = f"{pair.second} minus {pair.first}, in points ({pair.seeds[1]} and {pair.seeds[0]} seeds)"
-    return Grid(title, header, (lines,), tuple(pair.objections))
+    notes = [f"Test of all differences: {tests[0]}."] if len(tests) == 1 else []
+    return Grid(title, header, (lines,), (*notes, *pair.objections))
 
 
 def terminal_table(runs: Sequence[Path]) -> Table:
@@ -220,9 +223,24 @@ def latex_text(text: str) -> str:
 
 
 def latex(grids: Sequence[Grid]) -> str:
-    """Tables for `\\usepackage{booktabs}` (and `[T1]{fontenc}`), one `table` each, notes under them."""
-    head = "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}\n"
-    return head + "\n".join(_latex_grid(grid) for grid in grids)
+    """Tables for `\\usepackage{booktabs,graphicx}` and `\\usepackage[T1]{fontenc}`, with notes under them.
+
+    What is wider than the line shrinks to it; what is longer than a page becomes several tables.
+    """
+    head = "% needs \\usepackage{booktabs,graphicx} and \\usepackage[T1]{fontenc}\n"
+    return head + "\n".join(_latex_grid(part) for grid in grids for part in _pages(grid))
+
+
+def _pages(grid: Grid) -> Iterator[Grid]:
+    """The blocks in as many tables as keep each on a page; the notes come under the last."""
+    parts: list[list[tuple[tuple[Cell, ...], ...]]] = [[]]
+    for block in grid.blocks:
+        if parts[-1] and sum(map(len, [*parts[-1], block])) > PAGE_LINES:
+            parts.append([])
+        parts[-1].append(block)
+    for number, blocks in enumerate(parts, start=1):
+        title = f"{grid.title} ({number} of {len(parts)})" if len(parts) > 1 else grid.title
+        yield Grid(title, grid.header, tuple(blocks), grid.notes if number == len(parts) else ())
 
 
 def _latex_grid(grid: Grid) -> str:
@@ -231,15 +249,29 @@ def _latex_grid(grid: Grid) -> str:
     return "\n".join([
         "\\begin{table}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}",
         f"\\caption{{{latex_text(grid.title)}}}",
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"\\begin{{tabular}}{{ll{'r' * (width - 2)}}}", "\\toprule",
-        " & ".join(map(latex_text, grid.header)) + " \\\\", *body, "\\bottomrule", "\\end{tabular}",
+        " & ".join(map(latex_text, grid.header)) + " \\\\", *body, "\\bottomrule", "\\end{tabular}}",
         *(f"\\par\\footnotesize {latex_text(note)}" for note in grid.notes), "\\end{table}", "",
     ])  # fmt: skip
 
 
 def _latex_lines(block: Sequence[Sequence[Cell]], width: int) -> str:
-    return "\n".join(" & ".join([*map(_latex_cell, line), *[""] * (width - len(line))]) + " \\\\" for line in block)
+    found = []
+    for above, line in zip([(Cell(""),), *block], block, strict=False):
+        # A suite is named once in its block.
+        first = Cell("") if line[0] == above[0] else line[0]
+        found.append(" & ".join(_latex_cells([first, *line[1:], *[Cell("")] * (width - len(line))])) + " \\\\")
+    return "\n".join(found)
 
 
-def _latex_cell(cell: Cell) -> str:
-    return latex_text(cell.text) + (f"$^{{{cell.mark}}}$" if cell.mark else "")
+def _latex_cells(line: Sequence[Cell]) -> Iterator[str]:
+    """One entry for each cell; a name runs on over the empty cells after it."""
+    at = 0
+    while at < len(line):
+        cell, end = line[at], at + 1
+        while at > 0 and cell.name and end < len(line) and not line[end].text:
+            end += 1
+        text = latex_text(cell.text) + (f"$^{{{cell.mark}}}$" if cell.mark else "")
+        yield text if end == at + 1 else f"\\multicolumn{{{end - at}}}{{l}}{{{text}}}"
+        at = end

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -293,6 +295,42 @@ def test_latex_holds_no_live_character():
     assert table_.count("\\midrule") == 2
     assert all(line.count(" & ") == 1 for line in table_.splitlines() if line.endswith("\\\\"))
     assert "1$^{*}$" in table_
+
+
+def test_latex_names_a_suite_once_and_lets_names_run_on():
+    suite, floor, blank = Cell("s", name=True), Cell("the floor", name=True), Cell("")
+    lines = ((suite, Cell("a", name=True), Cell("5"), Cell("1.0")), (suite, floor, blank, Cell("2.0")))
+    rows = [line for line in latex([Grid("t", ("S", "M", "N", "A"), (lines,))]).splitlines() if line.endswith("\\\\")]
+    assert rows[1:] == ["s & a & 5 & 1.0 \\\\", " & \\multicolumn{2}{l}{the floor} & 2.0 \\\\"]
+
+
+def test_a_long_grid_is_several_latex_tables_without_loss():
+    blocks = tuple(((Cell(f"s{i}", name=True), Cell(str(i))),) * 5 for i in range(20))
+    text = latex([Grid("t", ("x", "y"), blocks, ("the note",))])
+    assert text.count("\\begin{table}") == text.count("\\caption{t (") == 3
+    assert [text.count(f" & {i} ") for i in range(20)] == [5] * 20
+    assert text.count("the note") == 1
+    assert text.index("s19") < text.index("the note")
+
+
+@pytest.mark.slow
+def test_latex_compiles_and_fits_the_page(tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("needs pdflatex (Debian: texlive-latex-recommended)")
+    runs = read_runs(simulate(tmp_path / "runs", seeds=2))
+    hostile = Grid(HOSTILE, ("x", "y"), (((Cell(HOSTILE, name=True), Cell("[1.0–9.0]", "**")),),), (HOSTILE,))
+    (tmp_path / "t.tex").write_text(latex([*grids(runs), hostile]), encoding="utf-8")
+    (tmp_path / "doc.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs,graphicx}\\usepackage[T1]{fontenc}"
+        "\\begin{document}\\input{t}\\end{document}"
+    )
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "doc.tex"]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Float too large" not in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("Overfull")] == []
 
 
 def test_a_card_is_valid_and_rewritten_until_it_is_edited(make_run):
