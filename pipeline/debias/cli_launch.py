@@ -124,11 +124,17 @@ def k8s(
     volume: Annotated[
         list[str] | None, typer.Option(metavar="CLAIM:PATH", help="A volume claim and where pods see it; repeat.")
     ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A variable of the pods, as DEBIAS_DATA and HF_HOME; repeat."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The JobSet's name; the config's by default.")] = None,
     namespace: Annotated[str | None, typer.Option()] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a pod, such as 200Gi.")] = None,
     grace: Annotated[int, typer.Option(min=30, help="Seconds from SIGTERM to the end of a pod.")] = 300,
-    online: Annotated[bool, typer.Option("--online", help="Pods may reach the hub.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Pods may reach the hub (they must without HF_HOME).")
+    ] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The manifest; jobs/NAME.yaml by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
 ) -> None:
@@ -150,12 +156,17 @@ def k8s(
         offline=not online,
     )
     _check_memory(job, gpu_memory)
-    volumes = dict(_claim(one) for one in volume or [])
-    documents = kubernetes.manifest(job, image, volumes, namespace=namespace, memory=memory)
+    volumes, variables = [_claim(one) for one in volume or []], _variables(env or [])
+    documents = kubernetes.manifest(job, image, volumes, namespace=namespace, memory=memory, env=variables)
     path = kubernetes.write(documents, out or Path("jobs") / f"{title}.yaml", overwrite=overwrite)
     typer.echo(
         f"{path}: {job.world_size} ranks, {job.global_batch} samples a step; kubectl apply -f {shlex.quote(str(path))}"
     )
+    if "HF_HOME" not in variables:
+        typer.echo(
+            "each pod downloads what it needs from the hub; --env HF_HOME=PATH, a cache below a --volume path that"
+            " `debias fetch` filled, keeps pods offline"
+        )
 
 
 def _check_memory(job: "Job", gpu_memory: str | None) -> None:
@@ -171,6 +182,18 @@ def _claim(text: str) -> tuple[str, str]:
     if not colon or not claim or not path:
         raise InputError(f"--volume is {text!r}, expected CLAIM:PATH such as data:/data")
     return claim, path
+
+
+def _variables(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--env is {text!r}, expected NAME=VALUE such as HF_HOME=/data/hf")
+        if name in found:
+            raise InputError(f"--env {name} is given twice, {found[name]!r} and {value!r}; keep one")
+        found[name] = value
+    return found
 
 
 def _settings(config: Path, overrides: list[str] | None) -> tuple[RunConfig, str]:

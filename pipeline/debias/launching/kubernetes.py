@@ -1,10 +1,12 @@
 """A JobSet manifest: one pod for each node, torchrun inside it, restarted from the last checkpoint.
 
 JobSet (sigs.k8s.io/jobset, v1alpha2) gives the pods stable names, so that all ranks meet at the first one. Values are
-never read by a shell: the container's command is a list, and `$(` in it is escaped as Kubernetes wants it.
+never read by a shell: the container's command is a list, and `$` in it is escaped as Kubernetes wants it.
 """
 
+import contextlib
 import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,40 +14,57 @@ from typing import Any
 
 import yaml
 
+from debias import zero_config
 from debias.config import RunConfig, dump_config
+from debias.data.files import kind_of
 from debias.errors import InputError
 from debias.launching.job import Job
 
 PODS = "nodes"
 PORT = 29500
 CONFIG_AT = "/etc/debias"
+SHM_AT = "/dev/shm"
+ENGINE = "deepspeed.json"  # a DeepSpeed file of the user's own, beside the run's config
+Volumes = Sequence[tuple[str, str]]  # claim and the path at which the pods see it
 LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # names of pods add up to a label of 63
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MEMORY = re.compile(r"(?=.*[1-9])\d+(\.\d+)?([KMGTP]i|[kMGTP])")  # Kubernetes reads a bare number as bytes
+SET_BY_JOB = {
+    "NODE_RANK": "each pod has its own",
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "--grace sets it",
+}
+ON_VOLUMES = ("DEBIAS_DATA", "HF_HOME")  # folders that every pod must find
 
 
 def manifest(
     job: Job,
     image: str,
-    volumes: Mapping[str, str],
+    volumes: Volumes,
     *,
     namespace: str | None = None,
     most_restarts: int = 20,
     memory: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """A ConfigMap with the run's config and the JobSet that trains it.
 
-    `volumes`: claim name to the path at which the pods see it. InputError for names that Kubernetes refuses, and for
-    an output folder or a local file of the config that is not below one of these paths: it would be lost, or missing.
+    `env`: variables of the pods; with HF_HOME, a cache on a volume, a job that is `offline` reaches no hub. InputError
+    for names that Kubernetes refuses, and for an output folder or a local file of the config that is not below a path
+    of `volumes`: it would be lost, or missing. A DeepSpeed file of the user's own goes into the ConfigMap.
     """
-    _check(job, image, volumes, namespace)
-    ((file, config),) = job.configs().items()
+    env = env or {}
+    _check_names(job, image, volumes, namespace, memory)
+    _check_volumes(volumes)
+    _check_env(env)
+    _check_files(job.config, volumes, env)
     place = {"namespace": namespace} if namespace else {}
     return [
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": job.name, **place},
-            "data": {file: dump_config(config)},
+            "data": _files(job),
         },
         {
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -56,23 +75,32 @@ def manifest(
                 "failurePolicy": {"maxRestarts": most_restarts},
                 "network": {"enableDNSHostnames": True},
                 "replicatedJobs": [
-                    {"name": PODS, "replicas": 1, "template": {"spec": _pods(job, image, volumes, memory)}}
+                    {"name": PODS, "replicas": 1, "template": {"spec": _pods(job, image, volumes, memory, env)}}
                 ],
             },
         },
     ]
 
 
-def _pods(job: Job, image: str, volumes: Mapping[str, str], memory: str | None) -> dict[str, Any]:
+def _files(job: Job) -> dict[str, str]:
+    """What the pods find at CONFIG_AT."""
+    ((file, config),) = job.configs().items()
+    if config.deepspeed is None or config.deepspeed in zero_config.shipped():
+        return {file: dump_config(config)}
+    text = zero_config.find(config.deepspeed).read_text(encoding="utf-8")
+    return {file: dump_config(config.model_copy(update={"deepspeed": f"{CONFIG_AT}/{ENGINE}"})), ENGINE: text}
+
+
+def _pods(job: Job, image: str, volumes: Volumes, memory: str | None, env: Mapping[str, str]) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "train",
         "image": image,
         "command": [_literal(word) for word in _command(job)],
-        "env": _environment(job),
+        "env": _environment(job, env),
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_AT, "readOnly": True},
-            {"name": "shm", "mountPath": "/dev/shm"},
-            *({"name": claim, "mountPath": path} for claim, path in volumes.items()),
+            {"name": "shm", "mountPath": SHM_AT},
+            *({"name": _volume(claim), "mountPath": path} for claim, path in volumes),
         ],
     }
     limits = {
@@ -95,11 +123,19 @@ def _pods(job: Job, image: str, volumes: Mapping[str, str], memory: str | None) 
                     {"name": "config", "configMap": {"name": job.name}},
                     # NCCL and data loaders share memory; the default of 64 MiB ends them with a bus error.
                     {"name": "shm", "emptyDir": {"medium": "Memory"}},
-                    *({"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in volumes),
+                    *(
+                        {"name": _volume(claim), "persistentVolumeClaim": {"claimName": claim}}
+                        for claim in dict.fromkeys(claim for claim, _ in volumes)
+                    ),
                 ],
             }
         },
     }
+
+
+def _volume(claim: str) -> str:
+    """The pods' own name of a claim: never one of their other volumes, whatever the claim is called."""
+    return f"claim-{claim}"
 
 
 def _command(job: Job) -> list[str]:
@@ -114,50 +150,94 @@ NODE_RANK = "$(NODE_RANK)"  # Kubernetes fills it in from the pod's own index
 
 
 def _literal(word: str) -> str:
-    return word if word == NODE_RANK else word.replace("$(", "$$(")
+    return word if word == NODE_RANK else word.replace("$", "$$")
 
 
-def _environment(job: Job) -> list[dict[str, Any]]:
+def _environment(job: Job, env: Mapping[str, str]) -> list[dict[str, Any]]:
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     values = {
         "OMP_NUM_THREADS": str(job.threads),
         "PYTHONUNBUFFERED": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.grace_seconds),
-        **({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if job.offline else {}),
+        # A fresh pod has an empty cache: without one on a volume it must download, or find nothing.
+        **({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if job.offline and "HF_HOME" in env else {}),
         **({"NCCL_DEBUG": "WARN"} if job.gpus_per_node else {}),
+        **{name: _literal(value) for name, value in env.items()},
     }
     plain = [{"name": name, "value": value} for name, value in values.items()]
     return [{"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": index}}}, *plain]
 
 
-def _check(job: Job, image: str, volumes: Mapping[str, str], namespace: str | None) -> None:
+def _check_names(job: Job, image: str, volumes: Volumes, namespace: str | None, memory: str | None) -> None:
     if job.seeds:
         raise InputError("--array-seeds is Slurm's; give a JobSet for each seed: seed=N output_dir=... --name ...")
     for option, name in (
         ("--name", job.name),
         ("--namespace", namespace or "default"),
-        *(("--volume", one) for one in volumes),
+        *(("--volume", claim) for claim, _ in volumes),
     ):
         if not LABEL.fullmatch(name):
             raise InputError(f"{option} is {name!r}, expected up to 40 small letters, digits and '-', a letter first")
     if not IMAGE.fullmatch(image):
         raise InputError(f"--image is {image!r}, expected a container image such as registry/debias:0.1")
-    for claim, path in volumes.items():
-        if not path.startswith("/") or ".." in PurePosixPath(path).parts:
-            raise InputError(f"--volume {claim}:{path}: expected an absolute path without '..'")
-    for key, path in _paths(job.config):
-        if not any(PurePosixPath(path).is_relative_to(mount) for mount in volumes.values()):
-            mounted = ", ".join(volumes.values()) or "none is given"
+    if memory is not None and not MEMORY.fullmatch(memory):
+        raise InputError(f"--memory is {memory!r}, expected a number with its unit as Kubernetes has it, such as 200Gi")
+
+
+def _check_volumes(volumes: Volumes) -> None:
+    taken = {CONFIG_AT: "the run's config", SHM_AT: "shared memory"}
+    for claim, path in volumes:
+        place = _normal(path)
+        if not path.startswith("/") or ".." in PurePosixPath(path).parts or ":" in path or place == "/":
+            raise InputError(f"--volume {claim}:{path}: expected an absolute path below /, without '..' and ':'")
+        if place in taken:
+            raise InputError(f"--volume {claim}:{path}: {taken[place]} is at {place} already; give another path")
+        taken[place] = f"claim {claim!r}"
+
+
+def _normal(path: str) -> str:
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def _check_env(env: Mapping[str, str]) -> None:
+    for name in env:
+        if not VARIABLE.fullmatch(name):
+            raise InputError(f"--env is {name!r}, expected the name of a variable: letters, digits and '_'")
+        if name in SET_BY_JOB:
+            raise InputError(f"--env {name}: {SET_BY_JOB[name]}; remove it")
+
+
+def _check_files(config: RunConfig, volumes: Volumes, env: Mapping[str, str]) -> None:
+    """What must lie on a volume: the output, the pods' folders, and files of this machine that the config names."""
+    mounted = ", ".join(path for _, path in volumes) or "none is given"
+    named = {"output_dir": os.path.abspath(config.output_dir), **{f"--env {k}": env[k] for k in ON_VOLUMES if k in env}}
+    named |= {key: path for key, path in _names(config).items() if os.path.isabs(path)}
+    for key, path in named.items():
+        whole = _normal(path) if os.path.isabs(path) else path
+        if not any(PurePosixPath(whole).is_relative_to(_normal(mount)) for _, mount in volumes):
             raise InputError(f"{key} is {path}, below no --volume path ({mounted}): the pods would not keep or find it")
+    for key, name in _names(config).items():
+        if key != "model" and "DEBIAS_DATA" not in env and _is_file(name, config):
+            raise InputError(
+                f"{key} is {name}, a file in DEBIAS_DATA, which the pods have not; "
+                f"add --env DEBIAS_DATA=PATH, a folder below a --volume path ({mounted})"
+            )
 
 
-def _paths(config: RunConfig) -> list[tuple[str, str]]:
-    """What must lie on a volume: the output, and files of this machine that the config names."""
-    found = [("output_dir", os.path.abspath(config.output_dir))]
+def _names(config: RunConfig) -> dict[str, str]:
+    """Names of models and data that may be files."""
     named = {"model": config.model, "data.train": config.data.train.source}
     if config.data.validation is not None:
         named["data.validation"] = config.data.validation.source
-    return found + [(key, value) for key, value in named.items() if os.path.isabs(value)]
+    return {key: os.path.expanduser(name) for key, name in named.items()}
+
+
+def _is_file(name: str, config: RunConfig) -> bool:
+    """Whether a source is found through DEBIAS_DATA alone: relative, and neither generated nor a hub id."""
+    if os.path.isabs(name) or name == "generated":
+        return False
+    here = os.environ.get("DEBIAS_DATA")
+    return config.data.pictures or kind_of(name) is not None or (here is not None and (Path(here) / name).exists())
 
 
 def write(documents: Sequence[Mapping[str, Any]], path: Path, *, overwrite: bool = False) -> Path:
@@ -170,6 +250,7 @@ def write(documents: Sequence[Mapping[str, Any]], path: Path, *, overwrite: bool
         part.write_text(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     return path
