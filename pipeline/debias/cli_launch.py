@@ -25,6 +25,10 @@ Gpus = Annotated[int, typer.Option(min=0, help="GPUs of each, a rank for each; 0
 GlobalBatch = Annotated[
     int | None, typer.Option(min=1, help="Samples a step sees at any number of ranks (sets accumulation).")
 ]
+Grace = Annotated[
+    int | None,
+    typer.Option(min=30, help="Seconds from SIGTERM to the end; 300, or the config's sigterm_grace_seconds."),
+]
 GpuMemory = Annotated[
     str | None, typer.Option(help="Of one GPU, such as 80GB: refuse what does not fit by `debias plan`.")
 ]
@@ -73,7 +77,7 @@ def slurm(
     cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores of a node.")] = None,
     mem: Annotated[str | None, typer.Option(help="Memory of a node, such as 200G.")] = None,
     container: Annotated[str | None, typer.Option(help="Image for srun --container-image (pyxis).")] = None,
-    grace: Annotated[int, typer.Option(min=30, help="Seconds from SIGTERM to the time limit.")] = 300,
+    grace: Grace = None,
     online: Annotated[bool, typer.Option("--online", help="Nodes may reach the hub.")] = False,
     no_doctor: Annotated[bool, typer.Option("--no-doctor", help="Leave out the check of the nodes.")] = False,
     submit: Annotated[bool, typer.Option("--submit", help="Hand it to Slurm at once.")] = False,
@@ -82,7 +86,6 @@ def slurm(
     """Write an sbatch script for a run on several nodes, and submit it if asked."""
     from debias.launching import slurm as scripts
     from debias.launching.job import make_job
-    from debias.sweep_plan import parse_seeds
 
     settings, stem = _settings(config, overrides)
     title = name or stem
@@ -94,7 +97,7 @@ def slurm(
         gpus_per_node=gpus_per_node,
         ranks_per_node=ranks_per_node,
         global_batch=global_batch,
-        seeds=parse_seeds(array_seeds) if array_seeds else (),
+        seeds=() if array_seeds is None else _seeds(array_seeds),
         grace_seconds=grace,
         cpus_per_task=cpus_per_task,
         offline=not online,
@@ -131,7 +134,7 @@ def k8s(
     name: Annotated[str | None, typer.Option(help="The JobSet's name; the config's by default.")] = None,
     namespace: Annotated[str | None, typer.Option()] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a pod, such as 200Gi.")] = None,
-    grace: Annotated[int, typer.Option(min=30, help="Seconds from SIGTERM to the end of a pod.")] = 300,
+    grace: Grace = None,
     online: Annotated[
         bool, typer.Option("--online", help="Pods may reach the hub (they must without HF_HOME).")
     ] = False,
@@ -167,6 +170,15 @@ def k8s(
             "each pod downloads what it needs from the hub; --env HF_HOME=PATH, a cache below a --volume path that"
             " `debias fetch` filled, keeps pods offline"
         )
+
+
+def _seeds(text: str) -> list[int]:
+    from debias.sweep_plan import parse_seeds
+
+    try:
+        return parse_seeds(text)
+    except InputError as error:  # by the name that the option has there
+        raise InputError(str(error).replace("--seeds", "--array-seeds", 1)) from None
 
 
 def _check_memory(job: "Job", gpu_memory: str | None) -> None:

@@ -1,5 +1,6 @@
 """A run as a job of a cluster: its shape, what does not fit, and the folder that holds all it needs."""
 
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ from debias.errors import InputError
 # What Slurm and Kubernetes take as a word; anything else could end a directive and begin another.
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@=+/-]*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+GRACE, LEAST_GRACE = 300, 30  # seconds from SIGTERM to the end: the default, and what a checkpoint needs at least
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Job:
     gpus_per_node: int
     ranks_per_node: int
     seeds: tuple[int, ...] = ()
-    grace_seconds: int = 300
+    grace_seconds: int = GRACE
     threads: int = 1
     offline: bool = True
     doctor: bool = True
@@ -56,7 +60,7 @@ class Job:
 
     def configs(self) -> dict[str, RunConfig]:
         """The file names and settings of the runs; each goes on from its last checkpoint if it has one."""
-        common = {"resume": "auto", "overwrite_output_dir": False, "sigterm_grace_seconds": float(self.grace_seconds)}
+        common = {"resume": self.config.resume or "auto", "sigterm_grace_seconds": float(self.grace_seconds)}
         if not self.seeds:
             return {"config.yaml": self.config.model_copy(update={**common, "output_dir": self.output_dir})}
         return {
@@ -77,7 +81,7 @@ def make_job(
     ranks_per_node: int | None = None,
     global_batch: int | None = None,
     seeds: Sequence[int] = (),
-    grace_seconds: int = 300,
+    grace_seconds: int | None = None,
     cpus_per_task: int | None = None,
     offline: bool = True,
     doctor: bool = True,
@@ -85,7 +89,8 @@ def make_job(
     """The job, with everything checked that can be without a cluster; InputError in one line.
 
     `ranks_per_node`: one for each GPU by default, one without GPUs. `global_batch` fixes what one optimizer step sees
-    at any number of ranks: gradient accumulation is set to make it so. `config` has absolute paths.
+    at any number of ranks: gradient accumulation is set to make it so. `grace_seconds`: by default those that `config`
+    sets, else GRACE. `config` has absolute paths.
     """
     if not NAME.fullmatch(name):
         raise InputError(f"--name is {name!r}, expected up to 63 letters, digits, '.', '_' or '-'")
@@ -94,6 +99,7 @@ def make_job(
         raise InputError(
             f"--ranks-per-node is {ranks} with {gpus_per_node} GPUs a node; expected one rank for each GPU"
         )
+    _check_restarts(config)
     if global_batch is not None:
         config = _with_global_batch(config, global_batch, nodes * ranks)
     if config.deepspeed is not None:
@@ -107,7 +113,7 @@ def make_job(
         gpus_per_node=gpus_per_node,
         ranks_per_node=ranks,
         seeds=tuple(seeds),
-        grace_seconds=grace_seconds,
+        grace_seconds=_grace(config, grace_seconds),
         threads=max(1, (cpus_per_task or ranks) // ranks),
         offline=offline,
         doctor=doctor,
@@ -115,6 +121,32 @@ def make_job(
     if any(ord(letter) < 32 for letter in f"{job.folder}{job.output_dir}{job.python}"):
         raise InputError(f"{str(job.folder)!r} and {job.output_dir!r}: a line break or control character in a path")
     return job
+
+
+def _check_restarts(config: RunConfig) -> None:
+    """A job that is started again must find what it has saved: settings against that are refused, or said."""
+    if config.overwrite_output_dir:
+        raise InputError(
+            "overwrite_output_dir is true, but a job goes on from its last checkpoint each time it is started;"
+            " give another output_dir, or remove the old run by hand"
+        )
+    if config.resume is False and "resume" in config.model_fields_set:
+        logger.warning("resume is false; it becomes auto, for a job goes on from its last checkpoint")
+
+
+def _grace(config: RunConfig, asked: int | None) -> int:
+    """Seconds between SIGTERM and the end, of the job and of the run in it."""
+    if "sigterm_grace_seconds" not in config.model_fields_set:
+        return GRACE if asked is None else asked
+    own = config.sigterm_grace_seconds
+    if asked not in (None, own):
+        raise InputError(
+            f"sigterm_grace_seconds is {own:g}, but --grace is {asked}; leave --grace out, or add"
+            f" sigterm_grace_seconds={asked}"
+        )
+    if own < LEAST_GRACE or own % 1:
+        raise InputError(f"sigterm_grace_seconds is {own:g}; a job takes whole seconds, at least {LEAST_GRACE}")
+    return int(own)
 
 
 def check_memory(job: Job, gpu_memory: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_runs
 import yaml
+from command_line import command_line
 
 from debias.config import load_config
 from debias.errors import InputError
@@ -30,8 +31,8 @@ HOSTILE = [
 ]
 
 
-def job_for(tmp_path, *, output="runs/one", folder="job", python="python", **changes):
-    config = tiny_runs.config_for(Path("some/model"), tmp_path / output)
+def job_for(tmp_path, *, output="runs/one", folder="job", python="python", run=None, **changes):
+    config = tiny_runs.config_for(Path("some/model"), tmp_path / output, **(run or {}))
     settings = {"name": "tiny", "folder": tmp_path / folder, "nodes": 2, "gpus_per_node": 0, **changes}
     return dataclasses.replace(make_job(config, **settings), python=python)
 
@@ -183,11 +184,77 @@ def test_what_is_no_word_stays_out_of_a_directive(value, tmp_path):
         ),
         ({"nodes": 3, "global_batch": 8}, "3 ranks do not divide 8"),
         ({"folder": Path("a\nb")}, "line break"),
+        ({"run": {"overwrite_output_dir": True}}, "overwrite_output_dir is true, but a job goes on from its last"),
+        (
+            {"run": {"sigterm_grace_seconds": 60}, "grace_seconds": 300},
+            "sigterm_grace_seconds is 60, but --grace is 300; leave --grace out, or add sigterm_grace_seconds=300",
+        ),
+        ({"run": {"sigterm_grace_seconds": 5}}, "sigterm_grace_seconds is 5; a job takes whole seconds, at least 30"),
+        ({"run": {"sigterm_grace_seconds": 45.5}}, "sigterm_grace_seconds is 45.5"),
     ],
 )
 def test_what_does_not_fit_is_one_line(changes, message, tmp_path):
     with pytest.raises(InputError, match=message):
         job_for(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("run", "asked", "grace"),
+    [({}, None, 300), ({}, 60, 60), ({"sigterm_grace_seconds": 90}, None, 90), ({"sigterm_grace_seconds": 90}, 90, 90)],
+)
+def test_the_run_and_its_job_have_one_grace(run, asked, grace, tmp_path):
+    job = job_for(tmp_path, run=run, grace_seconds=asked)
+    assert job.grace_seconds == job.configs()["config.yaml"].sigterm_grace_seconds == grace
+    assert f"--signal=TERM@{grace}\n" in slurm.script(job, {})
+
+
+@pytest.mark.parametrize(
+    ("run", "written", "said"),
+    [
+        ({}, "auto", False),
+        ({"resume": False}, "auto", True),
+        ({"resume": "auto"}, "auto", False),
+        ({"resume": True}, True, False),
+    ],
+)
+def test_how_a_job_resumes_is_what_was_set_or_said(run, written, said, tmp_path, caplog):
+    assert job_for(tmp_path, run=run).configs()["config.yaml"].resume == written
+    assert ("resume is false; it becomes auto" in caplog.text) is said
+
+
+@pytest.mark.parametrize(
+    ("limit", "enough"),
+    [
+        ("5", False),
+        ("6:00", False),
+        ("6:01", True),
+        ("0:06:00", False),
+        ("0-00:06", False),
+        ("1:00:00", True),
+        ("0-01", True),
+        ("1-00:00:00", True),
+        ("UNLIMITED", True),
+        ("0", True),
+    ],
+)
+def test_a_time_limit_within_the_grace_is_refused(limit, enough, tmp_path):
+    if enough:
+        assert f"#SBATCH --time={limit}\n" in slurm.script(job_for(tmp_path), {"time": limit})
+        return
+    with pytest.raises(InputError, match=f"--time is {limit} .* --grace 300 s .* expected more than 6 minutes"):
+        slurm.script(job_for(tmp_path), {"time": limit})
+
+
+@pytest.mark.parametrize("limit", ["lots", "1h", "1-", "1:2:3:4"])
+def test_what_is_no_time_limit(limit, tmp_path):
+    with pytest.raises(InputError, match=f"--time is '{limit}', expected minutes, MM:SS"):
+        slurm.script(job_for(tmp_path), {"time": limit})
+
+
+@pytest.mark.parametrize("seeds", ["", "x", "0", "3,3"])
+def test_errors_of_an_array_name_its_option(seeds, monkeypatch, capsys):
+    said = command_line(monkeypatch, capsys)("launch", "slurm", "minilm_generated_erm", "--array-seeds", seeds)
+    assert said.error.startswith("error: --array-seeds ")
 
 
 def test_the_global_batch_is_kept_at_any_number_of_ranks(tmp_path):
