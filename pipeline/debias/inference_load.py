@@ -19,6 +19,7 @@ from debias.inference_answers import Scoring
 from debias.inference_batches import LONGEST_WAIT, join
 from debias.models.load import load_tokenizer, longest_input
 from debias.models.packages import model_path
+from debias.models.readable import readable_errors
 from debias.setup_run import base_model, build_task, check_length
 
 
@@ -157,8 +158,5 @@ def hub_config(model: str) -> Any:
     """The configuration of a model by name; InputError where there is none."""
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(model_path(model))
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model: {model!r} could not be loaded: {first}") from None
+    with readable_errors(model):
+        return AutoConfig.from_pretrained(model_path(model), trust_remote_code=False)

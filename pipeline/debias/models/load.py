@@ -1,16 +1,15 @@
 """A base model and its tokenizer, from a hub id, a local folder or a package; quantized to 4 bit where asked."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from debias.errors import InputError
 from debias.models.packages import model_path
+from debias.models.readable import readable_errors
 
 logger = logging.getLogger(__name__)
 Head = Literal["classification", "causal_lm", "image_classification"]
@@ -18,6 +17,9 @@ Head = Literal["classification", "causal_lm", "image_classification"]
 # Modules that stay 16- or 32-bit. Given by name, because the default list lets a head with a bias become 4-bit. The
 # last two are layers that many encoders' checkpoints lack: drawn at random here, they train whole.
 NOT_QUANTIZED = ["classifier", "score", "lm_head", "pre_classifier", "pooler.dense"]
+
+# What may be missing of a checkpoint whose class does not say which part of it is the backbone.
+HEADS = frozenset({"classifier", "score", "lm_head"})
 
 # Checkpoints of models that also see: what turns the names of their text part's weights into those of the text model.
 # transformers does so itself for Llama-4 as a causal language model.
@@ -31,16 +33,15 @@ LABEL_KEYS = frozenset({"id2label", "label2id"})
 def load_tokenizer(name: str, head: Head) -> Any:
     """The model's tokenizer; causal models are padded on the left, with the end token where there is no pad token.
 
-    For image classifiers their image processor, which has its place.
+    For image classifiers their image processor, which has its place. InputError for a model that comes without one.
     """
-    from transformers import AutoTokenizer
 
-    with _readable_errors(name):
+    with readable_errors(name):
         if head == "image_classification":
             from debias.models.vision import load_image_processor
 
             return load_image_processor(name)
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
+        tokenizer = _tokenizer(name)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise InputError(f"model: {name!r} has a tokenizer with neither a pad nor an end token; nothing can pad")
@@ -48,6 +49,23 @@ def load_tokenizer(name: str, head: Head) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     if head == "causal_lm":
         tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def _tokenizer(name: str) -> Any:
+    """As transformers reads it, which makes an empty one of a folder that has none: all text would be [UNK]."""
+    from transformers import AutoTokenizer
+
+    none = InputError(f"model: {name!r} has no tokenizer (tokenizer.json)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path(name), trust_remote_code=False)
+    except ValueError as error:
+        if "instantiate the backend tokenizer" in str(error):
+            raise none from None
+        raise
+    ordinary = set(tokenizer.get_vocab()) - {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    if len(ordinary) < 2:  # some have a lone mark for spaces
+        raise none
     return tokenizer
 
 
@@ -64,8 +82,8 @@ def load_model(
     """The base model with a head for `labels`; a classification head is freshly initialised (seed before this).
 
     `seed` is what a model without trained weights (`vision:mlp`, `vision:vit`) is drawn with. `fresh_modules` of the
-    result names what the checkpoint lacks and was drawn at random. Raises InputError when the model cannot be found or
-    lacks the head, or bitsandbytes is asked for and missing.
+    result names what the checkpoint lacks and was drawn at random. Raises InputError when the model cannot be found,
+    lacks weights other than a head's, or the head itself, or bitsandbytes is asked for and missing.
     """
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation is not None:
@@ -75,7 +93,7 @@ def load_model(
     if head != "causal_lm":
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {label: index for index, label in enumerate(labels)}
-    with _readable_errors(name):
+    with readable_errors(name):
         if head == "image_classification":
             from debias.models.vision import load_image_model
 
@@ -83,7 +101,9 @@ def load_model(
         else:
             model, missing = _load_text_model(name, head, options)
     parameters = dict(model.named_parameters())
-    model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing if key in parameters})
+    missing = [key for key in missing if key in parameters]
+    _check_backbone(name, model, missing)
+    model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})
     if head == "causal_lm":
         _check_causal(name, model)
     if head != "image_classification" and model.config.pad_token_id is None:
@@ -98,7 +118,7 @@ def _load_text_model(name: str, head: Head, options: Mapping[str, Any]) -> tuple
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     path = model_path(name)
-    config, given = AutoConfig.from_pretrained(path), dict(options)
+    config, given = AutoConfig.from_pretrained(path, trust_remote_code=False), dict(options)
     if config.model_type in TEXT_PARTS:
         logger.info("model: the text part of %s (%s)", name, config.model_type)
         given["key_mapping"], config = TEXT_PARTS[config.model_type], config.get_text_config()
@@ -108,8 +128,25 @@ def _load_text_model(name: str, head: Head, options: Mapping[str, Any]) -> tuple
     if head == "classification":
         _check_has_classifier(name, config)
     kind = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
-    model, found = kind.from_pretrained(path, output_loading_info=True, **given)
+    model, found = kind.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **given)
     return model, list(found["missing_keys"])
+
+
+def _check_backbone(name: str, model: Any, missing: Sequence[str]) -> None:
+    """InputError for missing weights that are no head's: drawn at random they would be taken for a new head."""
+    root = model.base_model_prefix
+    inside = bool(root) and hasattr(model, root)  # some models name a part they do not have
+    lost = []
+    for key in missing:
+        first, *_ = parts = key.split(".")
+        if (first == root if inside else first not in HEADS) and "pooler" not in parts:
+            lost.append(key)
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise InputError(
+            f"model: {name!r} lacks the weights {', '.join(sorted(lost)[:3])}{more}; its files are damaged, or of"
+            " another model: save or fetch it again"
+        )
 
 
 def _check_has_classifier(name: str, config: Any) -> None:
@@ -164,14 +201,3 @@ def _close_cpu_trap(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
-
-
-@contextmanager
-def _readable_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model: {name!r} could not be loaded: {first}") from error

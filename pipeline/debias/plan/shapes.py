@@ -7,6 +7,7 @@ from typing import Any
 
 from debias.errors import InputError
 from debias.models.packages import model_path
+from debias.models.readable import reason
 
 FOLDER = Path(__file__).parents[1] / "shapes"
 
@@ -29,9 +30,12 @@ def find_config(name: str) -> Any:
     if (path := _of_shape(name)) is not None:
         return AutoConfig.for_model(**json.loads(path.read_text(encoding="utf-8")))
     try:
-        found = AutoConfig.from_pretrained(model_path(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model: {name!r} has no configuration here ({_first_line(error)}); {_known(name)}") from None
+        found = AutoConfig.from_pretrained(model_path(name), trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # of a damaged file too
+        why = reason(error)[:120]
+        raise InputError(f"model: {name!r} has no configuration here ({why}); {_known(name)}") from None
     return found.get_text_config()
 
 
@@ -56,7 +60,3 @@ def _known(name: str) -> str:
     near = difflib.get_close_matches(name.rpartition("/")[2], carried(), n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     return f"give a folder with its config.json, or one of {', '.join(carried())}{hint}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import tiny_runs
 import torch
 
 from debias.errors import InputError
+from debias.inference_load import hub_config
 from debias.models.adapters import add_lora
 from debias.models.load import NOT_QUANTIZED, load_model, load_tokenizer, longest_input
+from debias.plan.shapes import find_config
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -77,7 +80,7 @@ def test_a_folder_that_does_not_exist(load: Callable[[str], Any], tmp_path: Path
     ids=["tokenizer", "model"],
 )
 def test_a_folder_without_a_model(load: Callable[[str], Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="could not be loaded") as caught:
+    with pytest.raises(InputError, match=r"could not be loaded|has no tokenizer") as caught:
         load(str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -87,6 +90,103 @@ def test_a_damaged_file_of_weights(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(InputError, match="could not be loaded"):
         load_model(str(folder), "classification", LABELS)
+
+
+def without(folder: Path, *parts: str) -> Path:
+    """The folder of a model, without the weights in whose names a part occurs."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    kept = {key: value for key, value in tensors.items() if not any(part in key for part in parts)}
+    assert len(kept) < len(tensors)
+    save_file(kept, path, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("save", "head", "lost", "named"),
+    [
+        (tiny_runs.save_llama, "classification", "layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj.weight"),
+        (tiny_runs.save_llama, "causal_lm", "layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj.weight"),
+        (tiny_runs.save_bert, "classification", "word_embeddings", "bert.embeddings.word_embeddings.weight"),
+        (tiny_runs.save_bert, "classification", "layer.1.", "bert.encoder.layer.1.attention.*.bias and 13 more"),
+    ],
+)
+def test_a_backbone_with_a_hole(save: Any, head: Any, lost: str, named: str, tmp_path: Path) -> None:
+    folder = without(save(tmp_path / "model"), lost)
+    with pytest.raises(InputError, match=f"lacks the weights {named}; its files are damaged"):
+        load_model(str(folder), head, LABELS)
+
+
+def test_what_encoders_often_lack(tmp_path: Path) -> None:
+    folder = without(tiny_runs.save_bert(tmp_path / "bert"), "pooler")
+    assert load_model(str(folder), "classification", LABELS).fresh_modules == ["bert.pooler.dense", "classifier"]
+
+
+def test_only_the_head_may_be_missing_of_a_class_that_does_not_name_its_backbone(tmp_path: Path) -> None:
+    words = tiny_runs.tokenizer(causal=True)
+    model = tiny_models.family("llama4_text", vocab_size=len(words), bos_token_id=4, eos_token_id=5)
+    assert not hasattr(model, model.base_model_prefix)
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), "causal_lm", LABELS).fresh_modules == []
+    with pytest.raises(InputError, match=r"lacks the weights model\.norm\.weight; its files are damaged"):
+        load_model(str(without(tmp_path, "model.norm")), "causal_lm", LABELS)
+
+
+@pytest.mark.parametrize("save", [tiny_runs.save_bert, tiny_runs.save_llama], ids=["bert", "llama"])
+def test_a_folder_without_a_tokenizer(save: Any, tmp_path: Path) -> None:
+    """transformers makes an empty one for it, and all text would be [UNK]."""
+    folder = save(tmp_path / "model")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"model: .* has no tokenizer \(tokenizer\.json\)$"):
+        load_tokenizer(str(folder), "classification")
+
+
+def test_a_tokenizer_of_another_kind_of_file(tmp_path: Path) -> None:
+    folder = tiny_runs.save_bert(tmp_path / "bert")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    assert load_tokenizer(str(folder), "classification")("a b")["input_ids"] == [2, 5, 6, 3]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("config.json", "[]"), ("config.json", "{"), ("tokenizer.json", "{}"), ("tokenizer.json", "[")]
+)
+def test_a_file_of_settings_that_is_none(file: str, text: str, tmp_path: Path) -> None:
+    folder = tiny_runs.save_bert(tmp_path / "bert")
+    (folder / file).write_text(text)
+    with pytest.raises(InputError, match=r"could not be loaded: .*[a-z]") as caught:
+        load_tokenizer(str(folder), "classification")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["classification", "causal_lm"])
+def test_code_in_a_models_folder_is_never_run(head: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked either: here the answer would be yes."""
+    folder = tiny_runs.save_llama(tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    words = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, **words}))
+    ran = tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    monkeypatch.setattr(builtins, "input", lambda _: "y")
+    loads: list[Callable[[], Any]] = [
+        lambda: load_tokenizer(str(folder), head),
+        lambda: load_model(str(folder), head, LABELS),
+        lambda: find_config(str(folder)),
+        lambda: hub_config(str(folder)),
+    ]
+    for load in loads:
+        with pytest.raises(InputError, match="it needs code of its own, which is never run"):
+            load()
+    assert not ran.exists()
 
 
 def test_a_head_of_another_size(bert: Path, tmp_path: Path) -> None:
