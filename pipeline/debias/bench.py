@@ -113,7 +113,7 @@ def _model_and_batch(setting: Setting) -> tuple[nn.Module, Any, dict[str, Tensor
     from transformers import AutoConfig
 
     torch.manual_seed(setting.seed)
-    config = AutoConfig.from_pretrained(model_path(setting.model))
+    config = AutoConfig.from_pretrained(model_path(setting.model), trust_remote_code=False)
     classify = not any("CausalLM" in name for name in config.architectures or [])
     dtype = torch.bfloat16 if setting.bf16 else torch.float32
     model = load_model(

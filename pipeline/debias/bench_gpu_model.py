@@ -53,7 +53,9 @@ def build(run: RunConfig, device: torch.device, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = copy.deepcopy(shape_config(run.model))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa", trust_remote_code=False
+        )
     _fill(model, device)
     model.fresh_modules = []
     model.config.pad_token_id = config.pad_token_id or 0

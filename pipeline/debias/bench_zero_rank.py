@@ -109,7 +109,7 @@ def build_model(setting: ZeroSetting) -> nn.Module:
         tie_word_embeddings=setting.tied,
         use_cache=False,
     )
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model = add_lora(model, r=setting.lora_r, alpha=16, dropout=0.0, targets="all-linear", classification=False).train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # off its zero start, where lora_A has no gradient at all

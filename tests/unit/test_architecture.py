@@ -276,6 +276,23 @@ def test_measures(path: Path) -> None:
         assert lines <= LONGEST_FUNCTION, f"{function.name} has {lines} lines"
 
 
+def trusting(tree: ast.Module) -> list[int]:
+    """Lines where transformers builds something by name without being told that a folder's own code is not run."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    reads = [call for call in calls if ast.unparse(call.func).endswith((".from_pretrained", ".from_config"))]
+    told = [[one for one in call.keywords if ast.unparse(one) == "trust_remote_code=False"] for call in reads]
+    return [
+        call.lineno
+        for call, no in zip(reads, told, strict=True)
+        if not no and not ast.unparse(call.func).startswith("Peft")  # which runs none
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_code_that_comes_with_a_model_is_never_run(path: Path) -> None:
+    assert trusting(tree_of(path)) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_nothing_is_printed(path: Path) -> None:
     calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
@@ -308,6 +325,11 @@ def test_the_checker_sees_what_it_should() -> None:
     )
     assert list(imports(tree)) == ["a.b", "debias.errors", "debias.data", "c"]
     assert list(imports(tree, inside_functions=False)) == ["a.b", "debias.errors", "debias.data"]
+
+
+def test_the_checker_sees_a_call_that_trusts() -> None:
+    told, untold = "AutoConfig.from_pretrained(x, trust_remote_code=False)", "kind.from_config(x, dtype=y)"
+    assert trusting(ast.parse(f"a = {told}\nb = {untold}\nc = PeftModel.from_pretrained(a, x)")) == [2]
 
 
 def test_the_checker_sees_a_wrong_door() -> None:

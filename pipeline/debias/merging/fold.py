@@ -209,7 +209,7 @@ def reload(folder: Path, config: RunConfig, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForCausalLM if config.head == "causal_lm" else AutoModelForSequenceClassification
-    model, found = kind.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)
+    model, found = kind.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False)
     if found["missing_keys"]:
         raise InputError(
             f"merged model: written without {', '.join(sorted(found['missing_keys'])[:3])}; nothing is published"

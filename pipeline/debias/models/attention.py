@@ -77,7 +77,7 @@ def _class_without_flash(name: str, head: str) -> str | None:
     from transformers.models.auto.auto_factory import _get_model_class
 
     try:
-        config = AutoConfig.from_pretrained(model_path(name))
+        config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=False)
         auto = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
         kind = _get_model_class(config, auto._model_mapping)
     except (OSError, ValueError, KeyError):

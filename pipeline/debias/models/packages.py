@@ -45,9 +45,9 @@ def _convert_gguf(folder: Path) -> None:
     (gguf,) = folder.glob("*.gguf")
     logger.info("converting %s to a dense model, once", gguf.name)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
+        folder, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), trust_remote_code=False
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for leftover in [gguf, *folder.glob("*.py")]:

@@ -76,7 +76,7 @@ def load_image_processor(name: str) -> Any:
             return ViTImageProcessor(size={"height": SIDE, "width": SIDE}, do_normalize=False)
         from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(model_path(name))
+        return AutoImageProcessor.from_pretrained(model_path(name), trust_remote_code=False)
     except ImportError:
         raise InputError("head: image_classification needs Pillow; pip install 'debias[vision]'") from None
 
@@ -90,7 +90,7 @@ def load_image_model(name: str, labels: Sequence[str], options: dict[str, Any], 
     if name.startswith(PREFIX):
         return _drawn(name, labels, options, seed), ["classifier.weight", "classifier.bias"]
     model, found = AutoModelForImageClassification.from_pretrained(
-        model_path(name), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        model_path(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
     )
     return model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
 
@@ -106,7 +106,7 @@ def _drawn(name: str, labels: Sequence[str], options: dict[str, Any], seed: int)
     chosen = {key: options[key] for key in ("dtype", "attn_implementation") if key in options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForImageClassification.from_config(config, **chosen)
+        return AutoModelForImageClassification.from_config(config, trust_remote_code=False, **chosen)
 
 
 def _small_vit(**labels: Any) -> ViTConfig:

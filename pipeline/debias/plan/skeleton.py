@@ -75,7 +75,9 @@ def base_skeleton(run: RunConfig, config: Any) -> Any:
         config.num_labels = len(run.data.labels)
     try:
         with torch.device("meta"):
-            model = kind.from_config(config, attn_implementation=attention_of(run), dtype=base_dtype(run))
+            model = kind.from_config(
+                config, attn_implementation=attention_of(run), dtype=base_dtype(run), trust_remote_code=False
+            )
     except (ValueError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"model: {run.model!r} has no {run.head} model in transformers: {reason}") from None

@@ -164,7 +164,7 @@ def _model(case: Case, config: Any) -> Any:
     kind: Any = AutoModelForCausalLM if run.head == "causal_lm" else AutoModelForSequenceClassification
     config.num_labels = len(run.data.labels)
     config.pad_token_id = config.pad_token_id or 0
-    model = kind.from_config(config, dtype=base_dtype(run), attn_implementation="sdpa")
+    model = kind.from_config(config, dtype=base_dtype(run), attn_implementation="sdpa", trust_remote_code=False)
     model.fresh_modules = [] if run.head == "causal_lm" else ["classifier"]
     return adapt(run, model.train())
 
