@@ -109,15 +109,30 @@ class HangWatch(TrainerCallback):
 
     def _verdict(self) -> tuple[str, bool]:
         """The report, and whether this is the one rank that says it."""
-        place = place_of(self.rank, sys._current_frames().get(self.main or 0))
-        self.store.set(f"debias/place/{self.rank}", json.dumps(asdict(place)))
-        end, places = time.monotonic() + ANSWER_SECONDS, {self.rank: place}
-        while len(places) < self.world and time.monotonic() < end:
-            for rank in set(range(self.world)) - set(places):
-                if self.store.check([key := f"debias/place/{rank}"]):
-                    places[rank] = Place(**json.loads(self.store.get(key)))
-            time.sleep(0.1)
-        return verdict(places, self.world, self.seconds), self.rank == min(places)
+        found = {self.rank: place_of(self.rank, sys._current_frames().get(self.main or 0))}
+        troubles: list[str] = []
+        # A thread of its own: the store may be gone with the rank that held it, and then it raises, or never answers.
+        asking = threading.Thread(target=self._ask, args=(found, troubles), name="hang-watch-asks", daemon=True)
+        asking.start()
+        asking.join(ANSWER_SECONDS + 1)
+        places = dict(found)
+        if asking.is_alive():
+            troubles.append("it does not answer")
+        said = "".join(f"\n  the store by which ranks reach each other: {trouble}" for trouble in troubles)
+        return verdict(places, self.world, self.seconds) + said, self.rank == min(places)
+
+    def _ask(self, places: dict[int, Place], troubles: list[str]) -> None:
+        """Post this rank's place and put those of the others into `places`, or what went wrong into `troubles`."""
+        try:
+            self.store.set(f"debias/place/{self.rank}", json.dumps(asdict(places[self.rank])))
+            end = time.monotonic() + ANSWER_SECONDS
+            while len(places) < self.world and time.monotonic() < end:
+                for rank in set(range(self.world)) - set(places):
+                    if self.store.check([key := f"debias/place/{rank}"]):
+                        places[rank] = Place(**json.loads(self.store.get(key)))
+                time.sleep(0.1)
+        except Exception as error:  # whatever it is, the hang must be broken
+            troubles.append(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def hang_watch(seconds: float, record: Callable[[BaseException], None]) -> list[TrainerCallback]:

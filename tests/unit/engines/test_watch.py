@@ -86,6 +86,35 @@ def test_no_step_is_a_hang(watch, monkeypatch):
     assert not any(thread.name == "hang-watch" for thread in threading.enumerate())
 
 
+class Lost:
+    """A store whose holder is gone: it raises, or never answers."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def set(self, key, value):
+        if self.answers:
+            raise RuntimeError("Broken pipe\n  and more")
+        time.sleep(3)
+
+    check = get = set
+
+
+@pytest.mark.parametrize(
+    ("answers", "trouble"), [(True, "RuntimeError: Broken pipe and more"), (False, "it does not answer")]
+)
+def test_a_store_that_is_gone_does_not_keep_a_hang(answers, trouble, monkeypatch):
+    monkeypatch.setattr("debias.engines.watch.ANSWER_SECONDS", -0.8)
+    said = []
+    watch = HangWatch(Lost(answers), 1, 2, 0.1, lambda text, says: said.append((text, says)))
+    watch.on_train_begin()
+    watch._thread.join(2)
+    ((text, says),) = said
+    assert says
+    assert "rank 0 does not answer" in text
+    assert text.endswith(f"the store by which ranks reach each other: {trouble}")
+
+
 def test_one_process_has_none():
     assert hang_watch(1, print) == []
 
