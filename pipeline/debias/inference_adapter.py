@@ -1,6 +1,7 @@
 """An adapter on its base: loaded whole or not at all, and shown to change what the model says."""
 
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,40 +10,69 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from debias.errors import InputError
 from debias.models.experts import route_experts
+from debias.models.packages import model_path
+
+logger = logging.getLogger(__name__)
+# What PEFT raises for a file that is cut short or is something else, and for weights of other shapes.
+UNFIT = (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, SafetensorError)
 
 
 def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
-    """`base` with the adapter of a folder or hub id; InputError when it cannot be read or lacks a weight.
+    """`base` with the adapter of a folder or hub id; InputError when it cannot be read or its weights are not all used.
 
     `needed`: modules of the base that were drawn at random and must come with the adapter.
     """
     from peft import PeftModel, load_peft_weights
 
-    if Path(name).is_dir() and not (Path(name) / "adapter_config.json").is_file():
-        raise InputError(f"adapter: {name} holds no adapter_config.json; give the folder of a PEFT adapter")
+    _check_folder(Path(name))
     with _fitting(name):
         saved = load_peft_weights(name, device="cpu")
     lost = [module for module in needed if not any(f".{module}." in key for key in saved)]
     if lost:
         raise InputError(f"adapter: {name!r} lacks the weights of {', '.join(lost)}, which its base has not either")
-    with warnings.catch_warnings(record=True) as caught, _fitting(name):
+    with warnings.catch_warnings(record=True) as caught, _fitting(name), _left_over(base) as idle:
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(base, name)
     for warning in caught:
         if "missing adapter keys" in str(warning.message):
             raise InputError(f"adapter: {name!r} lacks weights: {str(warning.message)[:200]}")
+    if idle and not model.active_peft_config.is_prompt_learning:  # whose weights are no module's
+        more = f" and {len(idle) - 2} more" if len(idle) > 2 else ""
+        raise InputError(
+            f"adapter: {name!r} was trained on another model: {type(base).__name__} has no place for its weights"
+            f" {', '.join(sorted(idle)[:2])}{more}"
+        )
     route_experts(model)
     return model
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+        raise InputError(f"adapter: {folder} holds no adapter_config.json; give the folder of a PEFT adapter")
+    if folder.is_dir() and not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise InputError(f"adapter: {folder} holds no weights (adapter_model.safetensors)")
+
+
+@contextmanager
+def _left_over(base: Any) -> Iterator[list[str]]:
+    """What of a state that is loaded inside no module takes; PEFT says nothing of it."""
+    found: list[str] = []
+    watch = base.register_load_state_dict_post_hook(lambda _, keys: found.extend(keys.unexpected_keys))
+    try:
+        yield found
+    finally:
+        watch.remove()
 
 
 @contextmanager
 def _fitting(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except UNFIT as error:
         told = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise InputError(f"adapter: {name!r} does not fit or cannot be read: {told[-1][:200]}") from error
 
@@ -51,12 +81,29 @@ def adapter_base(name: str) -> str | None:
     """The model that an adapter says it was trained on; None where it says nothing."""
     from peft import PeftConfig
 
+    _check_folder(Path(name))
     try:
         base = PeftConfig.from_pretrained(name).base_model_name_or_path
     except (OSError, ValueError, json.JSONDecodeError, TypeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"adapter: {name!r} cannot be read: {first}") from None
     return base or None
+
+
+def check_base(adapter: str, model: str) -> None:
+    """Warn where an adapter is put on another model than it says it was trained on: same shapes fit silently."""
+    base = adapter_base(adapter)
+    if base is not None and _place(base) != _place(model):
+        logger.warning("WARNING: the adapter was trained on %s and is put on %s", base, model)
+
+
+def _place(name: str) -> str:
+    """The folder of a model's name, else the name: what an adapter names may be on another machine."""
+    try:
+        path = model_path(name)
+    except InputError:
+        return name
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def adapter_change(model: Any, scores: Callable[[], np.ndarray]) -> float:

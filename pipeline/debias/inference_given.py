@@ -1,6 +1,5 @@
 """Models that no run of ours made: from a hub id or folder, an adapter, a prompt, the names of labels."""
 
-import logging
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from debias.config import AdapterConfig, RunConfig, load_config, parse, read_yam
 from debias.config_data import Strict
 from debias.errors import InputError
 from debias.inference import Predictor
-from debias.inference_adapter import adapter_base
+from debias.inference_adapter import adapter_base, check_base
 from debias.inference_answers import Scoring
 from debias.inference_load import hub_config, load, own_labels
-from debias.models.packages import model_path
 
-logger = logging.getLogger(__name__)
 LONGEST = 512  # tokens, where neither prompt file nor model says
 
 
@@ -76,7 +73,8 @@ def given_config(given: Given) -> RunConfig:
     if given.load_in_4bit is not None:
         chosen["load_in_4bit"] = given.load_in_4bit
     config = config.model_copy(update=chosen)
-    _check_base(given.adapter, config.model)
+    if given.adapter is not None:
+        check_base(given.adapter, config.model)
     if config.head != "causal_lm":
         return _ordered(config, given)
     if given.labels is not None:
@@ -95,12 +93,6 @@ def _source(given: Given) -> Path | None:
     """The file of settings: the one given, else that of the run that the adapter lies in."""
     beside = Path(given.adapter).resolve().parent / CONFIG if given.adapter else None
     return given.prompt or (beside if beside is not None and beside.is_file() else None)
-
-
-def _check_base(adapter: str | None, model: str) -> None:
-    base = adapter_base(adapter) if adapter else None
-    if base is not None and model_path(base) != model_path(model):
-        logger.warning("WARNING: the adapter was trained on %s and is put on %s", base, model)
 
 
 def _ordered(config: RunConfig, given: Given) -> RunConfig:

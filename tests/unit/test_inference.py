@@ -279,6 +279,49 @@ def test_an_adapter_without_its_weights(llama: Path, bert: Path, tmp_path: Path)
         load_given(Given(str(bert), str(tmp_path / "nothing"), labels=NLI))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_model.safetensors", b"{", "does not fit or cannot be read: .*header"),
+        ("adapter_model.safetensors", None, r"holds no weights \(adapter_model\.safetensors\)"),
+        ("adapter_config.json", b"[]", "cannot be read"),
+        ("adapter_config.json", b"{", "cannot be read"),
+        ("adapter_config.json", None, r"holds no adapter_config\.json; give the folder of a PEFT adapter"),
+    ],
+)
+def test_a_damaged_adapter(llama: Path, tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    path = adapter(llama, tmp_path / "adapter") / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=f"adapter: .*{message}") as caught:
+        load_given(Given(str(llama), str(path.parent), prompt_file(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_with_weights_for_layers_that_are_not_there(llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = adapter(llama, tmp_path / "adapter") / "adapter_model.safetensors"
+    tensors = load_file(file)
+    more = {key.replace("layers.1.", "layers.9."): value.clone() for key, value in tensors.items()}
+    save_file({**tensors, **more}, file)
+    with pytest.raises(InputError, match=r"ForCausalLM has no place for its weights .*layers\.9\..* and \d+ more$"):
+        load_given(Given(str(llama), str(file.parent), prompt_file(tmp_path)))
+
+
+def test_an_adapter_whose_base_was_elsewhere(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that is not on this machine is no error, the same folder by another name no warning."""
+    monkeypatch.chdir(llama.parent)
+    folder = adapter(llama, tmp_path / "adapter")
+    given_config(Given(llama.name, str(folder), prompt_file(tmp_path)))
+    assert caplog.text == ""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "/gone/llama"}))
+    given_config(Given(llama.name, str(folder), prompt_file(tmp_path)))
+    assert "WARNING: the adapter was trained on /gone/llama and is put on llama" in caplog.text
+
+
 def test_an_adapter_names_its_base(llama: Path, tmp_path: Path) -> None:
     config = given_config(Given(adapter=str(adapter(llama, tmp_path / "adapter")), prompt=prompt_file(tmp_path)))
     assert config.model == str(llama)

@@ -13,7 +13,7 @@ from torch import Tensor
 from debias.checkpoint import ADAPTER, CONFIG, MODEL, save_whole
 from debias.config import RunConfig, load_config
 from debias.errors import InputError
-from debias.inference_adapter import adapter_change, attach_adapter
+from debias.inference_adapter import adapter_change, attach_adapter, check_base
 from debias.models.families import is_sparse
 from debias.models.load import load_model, load_tokenizer
 
@@ -78,6 +78,7 @@ def merge_run(
     config = _config_of(run)
     source = find_adapter(run, adapter)
     check_out(out, [run, source, Path(config.model)], overwrite)
+    check_base(str(source), config.model)
     name = _dtype_name(config, dtype)
     if not (math.isfinite(scale) and scale >= 0):
         raise InputError(f"scale is {scale}, expected a number of 0 or more; 1 is the adapter as trained")
@@ -159,8 +160,9 @@ def find_adapter(run: Path, name: str | None) -> Path:
 
 def check_out(out: Path, kept: list[Path], overwrite: bool) -> None:
     """InputError unless `out` may be made or replaced: no file, not around what is read, empty without `overwrite`."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file, expected a folder")
+    file = next((place for place in (out, *out.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        raise InputError(f"{file}: is a file, expected a folder")
     for place in kept:
         if place.exists() and place.resolve().is_relative_to(out.resolve()):
             raise InputError(f"{out}: holds {place}, which is read here; choose another folder")

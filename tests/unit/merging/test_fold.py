@@ -202,12 +202,14 @@ def bad_inputs(tmp_path: Path) -> list[tuple[dict[str, Any], str]]:
         ({**out, "adapter": "nope"}, "nope holds no adapter_config.json; .* has adapter$"),
         ({"out": tmp_path / "full"}, "is not empty; choose another folder, or give --overwrite"),
         ({"out": tmp_path / "file"}, "is a file, expected a folder"),
-        ({"out": tmp_path / "file" / "below"}, "cannot be written"),
+        ({"out": tmp_path / "file" / "below" / "it"}, "/file: is a file, expected a folder"),
     ]
 
 
 @pytest.mark.parametrize("case", range(8))
-def test_bad_input(runs: dict[str, Path], case: int, tmp_path: Path) -> None:
+def test_bad_input(runs: dict[str, Path], case: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is said before the model is loaded, which may take long."""
+    monkeypatch.setattr(fold, "load_model", None)
     given, message = bad_inputs(tmp_path)[case]
     with pytest.raises(InputError, match=message) as caught:
         merge_run(**{"run": runs["llama"], **given})
@@ -238,6 +240,21 @@ def test_an_adapter_that_no_weight_can_take_in(runs: dict[str, Path], tmp_path: 
     get_peft_model(base, given).save_pretrained(tmp_path / "prompt")
     with pytest.raises(InputError, match="is of kind PROMPT_TUNING, which no weight can take in"):
         merge_run(runs["llama"], tmp_path / "dense", adapter=str(tmp_path / "prompt"))
+
+
+def test_an_adapter_of_another_model(runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights that fit nowhere are refused; where all fit, the adapter's own word for its base is left."""
+    with pytest.raises(InputError, match=r"trained on another model: LlamaForCausalLM has no place for its weights"):
+        merge_run(runs["llama"], tmp_path / "dense", adapter=str(runs["qwen3_moe"] / "adapter"))
+    assert not (tmp_path / "dense").exists()
+    file = runs["llama"] / "adapter" / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "adapter_model.safetensors").symlink_to(runs["llama"] / "adapter" / "adapter_model.safetensors")
+    (copy / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "/gone/mistral"}))
+    merge_run(runs["llama"], tmp_path / "dense", adapter=str(copy))
+    assert "WARNING: the adapter was trained on /gone/mistral and is put on " in caplog.text
 
 
 def test_an_adapter_that_is_not_finite(runs: dict[str, Path], tmp_path: Path) -> None:
