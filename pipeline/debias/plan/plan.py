@@ -18,6 +18,7 @@ from debias.methods import make_rule
 from debias.plan.advice import advice
 from debias.plan.communication import bytes_sent
 from debias.plan.count import KINDS, Counts, count
+from debias.plan.gathers import gathers_of
 from debias.plan.memory import CONTEXT_BYTES, FRAGMENTATION, OPTIMIZERS, Memory, Sharding, memory_of, sharding_of
 from debias.plan.shapes import find_config
 from debias.plan.skeleton import shallow, skeleton
@@ -219,14 +220,10 @@ class Planner:
         return found.model_copy(update={"advice": advice(found, run, counts)})
 
     def _sent(self) -> int:
-        run = self.run
-        return bytes_sent(
-            self.counts,
-            self.spread,
-            self.source,
-            accumulation=run.gradient_accumulation_steps,
-            checkpointing=run.gradient_checkpointing,
-        )
+        sharded = self.spread.stage == 3 and self.spread.world > 1
+        gathers = gathers_of(self.run, self.config) if sharded else lambda name: 0
+        accumulation = self.run.gradient_accumulation_steps
+        return bytes_sent(self.counts, self.spread, self.source, gathers, accumulation=accumulation)
 
     def _assumptions(self) -> list[str]:
         found = [

@@ -81,7 +81,7 @@ def _summary(stretches: list[Stretch]) -> Traced:
 
 def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bias: bool, parts: int) -> list[Stretch]:
     model = skeleton(run, config)
-    with FakeTensorMode(allow_non_fake_inputs=True), _experts_of_any_dtype():
+    with FakeTensorMode(allow_non_fake_inputs=True), experts_of_any_dtype():
         fake_in_place(model)
         selected = {n: p for n, p in model.named_parameters() if p.requires_grad and not_head(n, p)}
         source = make_source(gradients, model, selected, bias=uses_bias)
@@ -190,7 +190,7 @@ class _Grouped(torch.autograd.Function):
 
 
 @contextmanager
-def _experts_of_any_dtype() -> Iterator[None]:
+def experts_of_any_dtype() -> Iterator[None]:
     """The kernel of fused experts takes float32 as well, its description for fake tensors takes bfloat16 only."""
     from transformers.integrations import moe
 
