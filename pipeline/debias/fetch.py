@@ -60,6 +60,8 @@ def fetch_model(name: str, *, tokenizer: bool = True) -> Item:
         found = hub.in_folder(Path(packages.model_path(name)), tokenizer=tokenizer)
         if found.missing:
             raise InputError(f"model: {name} lacks {', '.join(found.missing)}; save_pretrained writes whole folders")
+        if found.damaged:
+            raise InputError(f"model: {name}: {'; '.join(found.damaged)}; copy or save it again")
         return Item("model", name, "on this machine", found.bytes, str(found.folder))
     return _hub_model(name, tokenizer)
 
@@ -73,13 +75,21 @@ def _hub_model(repo: str, tokenizer: bool) -> Item:
         cached = hub.in_cache(repo, tokenizer=tokenizer)
         if cached is None or cached.missing:
             raise hub.forbidden("model", repo)
+        _check_cached(repo, cached)
         return Item("model", repo, "there already", cached.bytes, str(cached.folder))
     absent = _download_model(repo)
     found = hub.in_cache(repo, tokenizer=tokenizer)
     if found is None or found.missing:
         lacks = "anything" if found is None else ", ".join(found.missing)
         raise InputError(f"model {repo!r} on {hub.host()} lacks {lacks}; it cannot be trained")
+    _check_cached(repo, found)
     return Item("model", repo, _state(not absent), found.bytes, str(found.folder))
+
+
+def _check_cached(repo: str, found: hub.ModelFolder) -> None:
+    """InputError for damaged files, which count as fetched until they are deleted."""
+    if found.damaged:
+        raise InputError(f"model {repo!r}: {'; '.join(found.damaged)}; delete {found.cached_as}, and fetch it again")
 
 
 def _download_model(repo: str) -> int:

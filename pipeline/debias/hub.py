@@ -20,25 +20,62 @@ INDEX = ".index.json"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The files of a model in a folder: bytes of what is there, and what is missing to load it."""
+    """The files of a model in a folder: bytes of what is there, what is missing to load it, and what is damaged."""
 
     folder: Path
     bytes: int
     missing: tuple[str, ...]
+    damaged: tuple[str, ...] = ()  # each a sentence
+
+    @property
+    def cached_as(self) -> Path:
+        """Of a folder in the hub's cache, the one with all that was downloaded of the model."""
+        return self.folder.parents[1]
 
 
 def in_folder(folder: Path, *, tokenizer: bool = True) -> ModelFolder:
-    """What a folder holds of a model; a weights file that an index names counts as missing where it is not there."""
+    """What a folder holds of a model; a weights file that an index names counts as missing where it is not there.
+
+    Of weights only the headers are read, which say how long each file of safetensors must be.
+    """
     names = {path.name for path in folder.iterdir() if path.is_file()}  # a link to a file that is gone is none
     missing = [] if CONFIG in names else [CONFIG]
-    weights = next((name for name in WEIGHTS if name in names), None)
+    weights = chosen_weights(names)
+    parts = [] if weights is None else shards(folder / weights) if weights.endswith(INDEX) else [weights]
     if weights is None:
         missing.append(f"weights ({WEIGHTS[0]})")
-    elif weights.endswith(INDEX):
-        missing += sorted(set(shards(folder / weights)) - names)
+    missing += [name for name in parts if name not in names]
     if tokenizer and not names & set(TOKENIZERS) and not any(name.endswith(".tiktoken") for name in names):
         missing.append(f"a tokenizer ({TOKENIZERS[0]})")
-    return ModelFolder(folder, sum((folder / name).stat().st_size for name in names), tuple(missing))
+    looks = [CONFIG, *([TOKENIZERS[0]] if tokenizer else []), *parts]
+    damaged = [fault for name in looks if name in names and (fault := _fault(folder / name)) is not None]
+    return ModelFolder(folder, sum((folder / name).stat().st_size for name in names), tuple(missing), tuple(damaged))
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with one of a model's files, None for nothing that can be seen without loading it."""
+    try:
+        if path.suffix == ".safetensors":
+            there, whole = path.stat().st_size, _whole_size(path)
+            return None if there == whole else f"{path.name} has {there:,} bytes, its header says {whole:,}"
+        if path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or (path.name == TOKENIZERS[0] and "model" not in found):
+                return f"{path.name} is not what its name says"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return f"{path.name} cannot be read"
+    return None
+
+
+def _whole_size(path: Path) -> int:
+    """The bytes that a file of safetensors must have: eight for the length of its header, the header, the tensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("no header")
+        tensors = json.loads(file.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
 
 
 def shards(index: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """`debias fetch` in this process, against a hub of local folders; whole runs are in end_to_end/test_offline.py."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_the_parts_that_an_index_names(server: FakeHub, folder, tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (made / name).write_bytes((folder / name).read_bytes())
     for name in ("a.safetensors", "b.safetensors", "unused.safetensors"):
-        (made / name).write_bytes(b"0")
+        (made / name).write_bytes((folder / "model.safetensors").read_bytes())
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "a.safetensors"}}
     (made / "model.safetensors.index.json").write_text(json.dumps(index))
     server.folders["models/tiny/bert"] = made
@@ -77,11 +78,66 @@ def test_a_shard_that_is_gone_is_missed(folder, tmp_path):
     (made / "a.safetensors").symlink_to(tmp_path / "blob")
     assert hub.in_folder(made).missing == ("a.safetensors", "a tokenizer (tokenizer.json)")
     assert hub.in_folder(made, tokenizer=False).missing == ("a.safetensors",)
-    (tmp_path / "blob").write_bytes(b"0")
+    (tmp_path / "blob").write_bytes((folder / "model.safetensors").read_bytes())
     assert hub.in_folder(made, tokenizer=False).missing == ()
     (made / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(InputError, match="no index of weights"):
         hub.in_folder(made)
+
+
+def cut(path: Path, by: int = 40) -> None:
+    path.write_bytes(path.read_bytes()[:-by])
+
+
+DAMAGE = {
+    "cut short": ("model.safetensors", cut, r"model\.safetensors has [\d,]+ bytes, its header says [\d,]+"),
+    "longer": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes() + b"0"), "its header says"),
+    "no header": ("model.safetensors", lambda path: path.write_bytes(b"\xff" * 64), r"safetensors cannot be read"),
+    "half a header": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot be read"),
+    "empty": ("model.safetensors", lambda path: path.write_bytes(b""), "cannot be read"),
+    "a list": ("config.json", lambda path: path.write_text("[]"), r"config\.json is not what its name says"),
+    "half a config": ("config.json", cut, r"config\.json cannot be read"),
+    "no words": ("tokenizer.json", lambda path: path.write_text("{}"), r"tokenizer\.json is not what its name says"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_files_are_found(folder, tmp_path, kind):
+    name, damage, message = DAMAGE[kind]
+    made = shutil.copytree(folder, tmp_path / "model")
+    assert hub.in_folder(made).damaged == ()
+    damage(made / name)
+    with pytest.raises(InputError, match=f"^model: {made}: .*{message}.*; copy or save it again$"):
+        fetch.fetch_model(str(made))
+
+
+def test_a_damaged_shard_is_found(folder, tmp_path):
+    made = shutil.copytree(folder, tmp_path / "model")
+    for name in ("a.safetensors", "b.safetensors"):
+        shutil.copy(made / "model.safetensors", made / name)
+    (made / "model.safetensors").unlink()
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (made / "model.safetensors.index.json").write_text(json.dumps(index))
+    (made / "pytorch_model.bin").unlink()
+    assert hub.in_folder(made).damaged == ()
+    cut(made / "b.safetensors")
+    assert [fault.partition(" ")[0] for fault in hub.in_folder(made).damaged] == ["b.safetensors"]
+    (made / "tokenizer.json").write_text("{}")
+    assert len(hub.in_folder(made).damaged) == 2
+    assert len(hub.in_folder(made, tokenizer=False).damaged) == 1
+
+
+def test_a_damaged_cache_is_fetched_again_once_deleted(server: FakeHub, monkeypatch):
+    from huggingface_hub import constants
+
+    cut((Path(fetch.fetch_model(REPO).place) / "model.safetensors").resolve())
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(InputError, match=r"bert': model\.safetensors has .*; delete .*, and fetch") as caught:
+            fetch.fetch_model(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    shutil.rmtree(str(caught.value).partition("delete ")[2].partition(",")[0])
+    assert fetch.fetch_model(REPO).state == "fetched"
 
 
 def test_offline_nothing_is_asked(server: FakeHub, monkeypatch):

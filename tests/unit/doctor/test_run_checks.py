@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_a_folder_that_is_no_whole_model(patient, bert, tmp_path):
     check = by_name(patient(model=str(part)))["model"]
     assert check.stops
     assert check.found == f"{part} lacks weights (model.safetensors), a tokenizer (tokenizer.json)"
+
+
+def test_weights_that_are_cut_short(patient, bert, tmp_path):
+    made = shutil.copytree(bert, tmp_path / "model")
+    weights = made / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    check = by_name(patient(model=str(made)))["model"]
+    assert check.stops
+    assert check.found.startswith(f"{made}: model.safetensors has ")
+    assert check.cure == "copy or save it again"
 
 
 def rows(path: Path, labels) -> Path:
