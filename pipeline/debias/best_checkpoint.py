@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,12 @@ def validation_figures(prediction: Any) -> dict[str, float]:
     return {"accuracy": float(np.mean(right_N)), "worst_class_accuracy": min(classes, default=math.nan)}
 
 
-def check_selection(config: RunConfig, examples: int, checkpoint: Path | None) -> None:
-    """InputError where nothing would be validated, or the best checkpoint so far is gone from a run to be resumed."""
+def check_selection(config: RunConfig, steps: int, checkpoint: Path | None) -> None:
+    """InputError where nothing is validated in so many steps, or the best checkpoint of a run to be resumed is gone."""
     if config.selection == "last":
         return
     if config.eval_strategy == "steps" and config.max_steps < 0:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        samples = config.per_device_train_batch_size * config.gradient_accumulation_steps * world
-        steps, every = math.ceil(config.num_train_epochs * examples / samples), config.save_steps
+        every = config.save_steps
         if steps < every:
             raise InputError(f"selection {config.selection!r}: nothing is validated, eval_steps is {every} of {steps}")
     if checkpoint is not None:

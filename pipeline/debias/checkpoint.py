@@ -1,6 +1,7 @@
 """A run's folder: whose it is, what is in it, and saving so that a folder is there whole or not at all."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -23,8 +24,11 @@ BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 def check_run(config: RunConfig) -> None:
     """InputError when the output folder holds another run, or, to be resumed, none or one with other settings."""
     folder = Path(config.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir: {folder} is a file, expected a folder")
+    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not above.is_dir():
+        raise InputError(f"output_dir: {above} is a file, expected a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"output_dir: {above} may not be written to")
     held = _holds_run(folder)
     if config.resume:
         _check_same(config, folder)
@@ -59,6 +63,29 @@ def decide_resume(config: RunConfig) -> RunConfig:
     if config.resume != "auto":
         return config
     return config.model_copy(update={"resume": _holds_run(Path(config.output_dir))})
+
+
+def planned_steps(config: RunConfig, examples: int, world: int) -> int:
+    """Optimizer steps of the whole run on `world` ranks, counted as the Trainer does."""
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = math.ceil(math.ceil(examples / config.per_device_train_batch_size) / world)
+    return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / config.gradient_accumulation_steps)))
+
+
+def is_finished(config: RunConfig, planned: int) -> bool:
+    """Whether the run to be resumed has come to the end of its plan; InputError if it is beyond that already."""
+    folder = Path(config.output_dir)
+    if not config.resume or not _holds_run(folder):
+        return False
+    held, checkpoint = _summary(folder), last_checkpoint(folder)
+    at = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    done = int(held["steps"]) if held.get("status") == "finished" else 0
+    if max(at, done) > planned:
+        raise InputError(
+            f"resume: {folder} is at step {max(at, done)} already, and max_steps or num_train_epochs plan {planned}"
+        )
+    return done == planned and any((folder / trained).is_dir() for trained in (ADAPTER, MODEL))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -120,8 +147,7 @@ def _check_same(config: RunConfig, folder: Path) -> None:
 def _check_same_batch(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """The data position counts steps: a step must see as many samples as it did, on however many ranks."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    summary = folder / SUMMARY
-    held = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    held = _summary(folder)
     sizes = [settings[BATCH[0]] * settings[BATCH[1]] for settings in (before, now)]
     was, will = sizes[0] * int(held.get("machine", {}).get("world_size", world)), sizes[1] * world
     if was != will:
@@ -129,6 +155,16 @@ def _check_same_batch(before: dict[str, Any], now: dict[str, Any], folder: Path)
             f"resume: {now[BATCH[0]]} samples x {now[BATCH[1]]} micro-batches x {world} ranks are {will} samples a"
             f" step, the run in {folder} was started with {was}"
         )
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """What run.json holds; nothing where it is not there."""
+    path = folder / SUMMARY
+    try:
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        raise InputError(f"{path}: is not valid JSON; start anew with overwrite_output_dir=true") from None
+    return held
 
 
 def _clear(folder: Path) -> None:

@@ -14,6 +14,8 @@ from debias.errors import InputError
 # Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
 SELECTIONS = {"validation": "eval_accuracy", "worst_class": "eval_worst_class_accuracy"}
 
+LARGEST = 2**31 - 1  # of a count: beyond it others' code overflows
+
 
 class PromptConfig(Strict):
     """How a causal model is asked: a template over the text fields and one answer for each label.
@@ -97,7 +99,7 @@ class RunConfig(Strict):
     output_dir: str = Field(min_length=1)
     head: Literal["classification", "causal_lm", "image_classification"] = "classification"
     prompt: PromptConfig | None = None
-    max_length: int = Field(128, ge=4)
+    max_length: int = Field(128, ge=4, le=LARGEST)
 
     method: dict[str, Any] = Field({"name": "edge"})
     gradients: Literal["auto", "single_pass", "shared_forward", "two_pass"] = "auto"
@@ -107,7 +109,7 @@ class RunConfig(Strict):
     debias_head: bool = False  # let the rule act on a freshly initialised head too
 
     adapter: AdapterConfig = AdapterConfig()
-    lora_r: int = Field(8, ge=1)
+    lora_r: int = Field(8, ge=1, le=LARGEST)
     lora_alpha: float = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     load_in_4bit: bool = False
@@ -118,15 +120,15 @@ class RunConfig(Strict):
     packing: bool = False  # causal_lm: the samples of a micro-batch in one row, without padding
     loss_chunk_size: int | None = Field(1024, ge=1)  # causal_lm: answer positions whose logits exist at a time
 
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, le=1e6)
     lr_scheduler_type: str = "linear"
     warmup_steps: float = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     num_train_epochs: float = Field(1.0, gt=0)
-    max_steps: int = Field(-1, ge=-1)  # -1: as many as num_train_epochs makes
-    per_device_train_batch_size: int = Field(32, ge=1)
-    per_device_eval_batch_size: int = Field(64, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    max_steps: int = Field(-1, ge=-1, le=LARGEST)  # -1: as many as num_train_epochs makes
+    per_device_train_batch_size: int = Field(32, ge=1, le=LARGEST)
+    per_device_eval_batch_size: int = Field(64, ge=1, le=LARGEST)
+    gradient_accumulation_steps: int = Field(1, ge=1, le=LARGEST)
     max_grad_norm: float = Field(1.0, ge=0)
     gradient_checkpointing: bool = False
     bf16: bool = False
@@ -274,16 +276,31 @@ def _are_blocks(under: Any, over: Any) -> bool:
     return isinstance(under, dict) and isinstance(over, dict)
 
 
+class _KeysOnce(yaml.SafeLoader):
+    """Of a key that is written twice, plain YAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                what = f"the key {key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping."""
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_KeysOnce)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply for a file of settings") from None
     if not isinstance(loaded, dict):
         raise InputError(f"{path}: holds {type(loaded).__name__}, expected a mapping of settings")
     return loaded
@@ -336,7 +353,7 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     details = error.errors()
     # An unknown key often causes the "missing" beside it: name the cause.
     first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
-    name = ".".join(str(part) for part in first["loc"])
+    name = ".".join(str(part) for part in first["loc"] if not _is_of_a_union(part))
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), [key.split(".")[-1] for key in key_names(model)], n=1)
         matches = [key for key in key_names(model) if near and key.split(".")[-1] == near[0]]
@@ -351,6 +368,11 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "value_error":
         return f"{name}: {message}" if name else message
     return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _is_of_a_union(part: int | str) -> bool:
+    """pydantic names the member of a union that it tried last, behind the key."""
+    return part in ("bool", "int", "float", "str") or str(part).startswith(("literal[", "tuple["))
 
 
 def key_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

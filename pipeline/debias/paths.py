@@ -1,19 +1,27 @@
 """Where a run's files lie: recipes by name, data and models as absolute paths."""
 
+import difflib
 import os
 from pathlib import Path
 
 from debias import zero_config
 from debias.config import RunConfig
+from debias.errors import InputError
 
 
 def find_recipe(path: Path) -> Path:
-    """The file itself, or the recipe of that name that comes with the package."""
+    """The file itself, or the shipped recipe of that name; InputError for a name that is neither."""
     here = Path(__file__).parent
     shipped = [
         folder / path.with_suffix(".yaml").name for folder in (here / "recipes", here.parents[1] / "launch/recipes")
     ]
-    return next((place for place in (path, *shipped) if place.is_file()), path)
+    found = next((place for place in (path, *shipped) if place.is_file()), None)
+    if found is None and not path.exists() and path.name == str(path):
+        names = sorted({place.stem for folder in shipped for place in folder.parent.glob("*.yaml")})
+        near = difflib.get_close_matches(path.stem, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the recipes are {', '.join(names)}"
+        raise InputError(f"{path}: no such file here, and no recipe of that name; {hint}")
+    return found or path
 
 
 def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from debias.best_checkpoint import check_selection, selected, validation_figures
-from debias.checkpoint import METRICS, SUMMARY, check_run, decide_resume, last_checkpoint, open_run, save_trained
+from debias.checkpoint import (
+    METRICS,
+    SUMMARY,
+    check_run,
+    decide_resume,
+    is_finished,
+    last_checkpoint,
+    open_run,
+    planned_steps,
+    save_trained,
+)
 from debias.config import RunConfig
 from debias.data import Example
 from debias.engines.hf_trainer import DebiasTrainer
@@ -41,6 +51,7 @@ from debias.setup_run import (
     validation_examples,
 )
 from debias.telemetry import MetricsFile, environment, write_whole
+from debias.unused import without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +71,16 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     first = arguments.process_index == 0
     if first:
         check_run(config)
+        _say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
     folder = Path(config.output_dir)
     checkpoint = last_checkpoint(folder) if config.resume else None
-    check_selection(config, len(examples), checkpoint)
+    planned = planned_steps(config, len(examples), arguments.world_size)
+    if is_finished(config, planned):
+        logger.info("resume: %s was finished at step %d and is left as it is", folder, planned)
+        return folder
+    check_selection(config, planned, checkpoint)
     tokenizer = load_tokenizer(config.model, config.head)
     task = build_task(config, tokenizer)
     set_seed(config.seed)  # before the head and the adapter are drawn
@@ -81,15 +97,8 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         _write_summary(folder, summary)
     if config.resume and checkpoint is None:
         logger.warning("resume: %s holds no checkpoint yet; training starts at step 0", folder)
-    try:
-        with stop:
-            outcome = _fit(trainer, checkpoint, tokenizer, folder)
-    except BaseException as error:
-        if first:
-            _write_summary(folder, {**summary, "status": "failed"}, must=False)
-        if isinstance(error, OSError | ImportError | NonFiniteGradients | SamplesNotFirst):
-            raise InputError(_what_stays(folder, error)) from error
-        raise
+    with _failure_recorded(folder, summary, first), stop:
+        outcome = _fit(trainer, checkpoint, tokenizer, folder)
     finished = {
         **summary,
         "status": "interrupted" if trainer.interrupted else "finished",
@@ -102,6 +111,24 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     if trainer.interrupted:
         raise Interrupted(f"{folder}: stopped by SIGTERM at step {finished['steps']}, saved; go on with resume=true")
     return folder
+
+
+@contextmanager
+def _failure_recorded(folder: Path, summary: dict[str, Any], first: bool) -> Iterator[None]:
+    """What ends a run is in its run.json; what a user can mend becomes one line with the last good checkpoint."""
+    try:
+        yield
+    except BaseException as error:
+        if first:
+            _write_summary(folder, {**summary, "status": "failed"}, must=False)
+        if isinstance(error, OSError | ImportError | NonFiniteGradients | SamplesNotFirst):
+            raise InputError(_what_stays(folder, error)) from error
+        raise
+
+
+def _say_what_has_no_effect(config: RunConfig) -> None:
+    for said in without_effect(config):
+        logger.warning("no effect: %s", said)
 
 
 def _running(config: RunConfig, rule: Rule, examples: int) -> dict[str, Any]:
@@ -128,6 +155,9 @@ def _sizes(model: Any) -> dict[str, Any]:
 def _fit(trainer: DebiasTrainer, checkpoint: Path | None, tokenizer: Any, folder: Path) -> Any:
     """Train, and save what was trained unless a signal stopped it; what it saved then is a checkpoint."""
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    steps = trainer.state.global_step
+    if trainer.hook is not None and trainer.hook.skipped >= steps:
+        raise NonFiniteGradients(f"no gradient was finite in {steps} steps, nothing was trained (NaN in the weights?)")
     if not trainer.interrupted:
         state = trainer.trained_state()  # on every rank: it may be gathered from them
         if trainer.args.process_index == 0:

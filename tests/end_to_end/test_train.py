@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, settings_for
 
-from debias.checkpoint import last_checkpoint
+from debias.checkpoint import last_checkpoint, planned_steps
 from debias.config import RunConfig, load_config
 from debias.data import load_examples
 from debias.data.encode import Collator
@@ -452,15 +452,75 @@ def test_a_huge_learning_rate_stops_the_run(bert: Path, tmp_path: Path) -> None:
         train(config_for(bert, tmp_path / "run", learning_rate=1e30, max_nonfinite_steps=1, max_steps=8))
 
 
-def test_skipped_steps_are_counted_and_leave_the_weights(bert: Path, tmp_path: Path) -> None:
+def test_skipped_steps_are_counted(bert: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "data.jsonl", weight=1.0)
+    first, *others = (tmp_path / "data.jsonl").read_text().splitlines()
+    (tmp_path / "data.jsonl").write_text("\n".join([json.dumps(json.loads(first) | {"w": 1e39}), *others]))
+    run = train(with_column(bert, tmp_path, "w", max_steps=16), base=tmp_path)  # of 8: the row comes twice
+    assert summary(run)["skipped_steps"] == 2
+    assert [line["skipped_steps"] for line in metrics(run) if "loss" in line][-1] == 2
+
+
+def test_a_run_that_trained_nothing_has_failed(bert: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "data.jsonl", weight=1e39)
-    run = train(with_column(bert, tmp_path, "w", max_nonfinite_steps=4), base=tmp_path)
-    assert summary(run)["skipped_steps"] == 4
-    assert [line["skipped_steps"] for line in metrics(run) if "loss" in line] == [1, 2, 3, 4]
-    assert all(float(tensor.abs().max()) == 0 for name, tensor in adapter_of(run).items() if "lora_B" in name)
+    config = with_column(bert, tmp_path, "w", max_nonfinite_steps=4)
+    with pytest.raises(InputError, match="no gradient was finite in 4 steps, nothing was trained"):
+        train(config, base=tmp_path)
+    run = Path(config.output_dir)
+    assert summary(run)["status"] == "failed"
+    assert not (run / "adapter").exists()
 
 
 # Stop and go on.
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+@pytest.mark.parametrize(
+    "plan", [{"max_steps": 3}, {"max_steps": -1, "num_train_epochs": 1.5}], ids=["steps", "epochs"]
+)
+def test_a_finished_run_is_left_as_it_is(bert: Path, tmp_path: Path, plan: dict[str, Any], resume: Any) -> None:
+    run = train(config_for(bert, tmp_path / "run", save_strategy="steps", save_steps=2, **plan))
+    before = contents(run)
+    train(config_for(bert, run, save_strategy="steps", save_steps=2, resume=resume, **plan))
+    assert contents(run) == before
+
+
+def test_fewer_steps_than_there_were_are_refused(bert: Path, tmp_path: Path) -> None:
+    run = train(config_for(bert, tmp_path / "run", save_strategy="steps", save_steps=2))
+    before = contents(run)
+    with pytest.raises(InputError, match="is at step 4 already, and max_steps or num_train_epochs plan 2"):
+        train(config_for(bert, run, save_strategy="steps", save_steps=2, max_steps=2, resume=True))
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "accumulation"), [(10, 4, 1), (10, 4, 2), (10, 3, 3), (3, 8, 4), (17, 2, 5)]
+)
+def test_steps_are_planned_as_they_are_taken(
+    bert: Path, tmp_path: Path, examples: int, batch: int, accumulation: int
+) -> None:
+    config = config_for(
+        bert,
+        tmp_path / "run",
+        data={"train": {"source": "generated", "limit": examples}},
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=-1,
+        num_train_epochs=1.4,
+    )
+    assert summary(train(config))["steps"] == planned_steps(config, examples, 1)
+
+
+def test_settings_without_effect_are_said(bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(config_for(bert, tmp_path / "run", eval_steps=3, save_steps=7, warmup_steps=2))
+    assert [record.message for record in caplog.records if "no effect" in record.message] == [
+        "no effect: eval_steps=3: eval_strategy is no",
+        "no effect: save_steps=7: save_strategy is no",
+    ]
 
 
 class Stop(Exception):
@@ -676,6 +736,7 @@ def test_the_adapter_that_cannot_be_saved_replaces_nothing(
     changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
     run = train(config_for(bert, tmp_path / "run", **changes))
     before = adapter_of(run)
+    (run / "run.json").write_text(json.dumps(summary(run) | {"status": "running"}))  # killed while it saved
     usual = peft.peft_model.safe_save_file
 
     def failing(tensors: Any, path: Any, **more: Any) -> None:

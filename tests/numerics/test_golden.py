@@ -88,3 +88,6 @@ def test_make_rule_reads_the_settings_and_names_what_is_wrong():
         make_rule({"name": "edge", "projection": "rows"})
     with pytest.raises(ValueError, match=r"method\.alpha is 'x'"):
         make_rule({"name": "edge", "alpha": "x"})
+    for wrong in (float("nan"), float("inf"), True, None, 10**400):
+        with pytest.raises(ValueError, match=r"method\.alpha is .*, expected a finite number"):
+            make_rule({"name": "edge", "alpha": wrong})

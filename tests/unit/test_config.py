@@ -203,6 +203,29 @@ def test_not_a_mapping(text: str, kind: str, tmp_path: Path) -> None:
         load_config(write(tmp_path, text))
 
 
+def test_a_key_that_is_written_twice(tmp_path):
+    text = "seed: 1\nlora_r: 2\ndata: {train: generated, train: x.csv}\nseed: 3\n"
+    with pytest.raises(InputError, match=r"the key 'seed' is there twice"):
+        read_yaml(write(tmp_path, text))
+    with pytest.raises(InputError, match="the key 'train' is there twice"):
+        read_yaml(write(tmp_path, text.replace("seed: 3", "")))
+    assert read_yaml(write(tmp_path, "a: &x {b: 1}\nc: {<<: *x, b: 2}\n"))["c"] == {"b": 2}
+
+
+def test_settings_nested_without_end(tmp_path):
+    with pytest.raises(InputError, match=r"run\.yaml: nested too deeply for a file of settings$"):
+        read_yaml(write(tmp_path, "a: " + "[" * 3000 + "]" * 3000))
+
+
+@pytest.mark.parametrize("key", ["lora_r", "max_length", "per_device_train_batch_size", "max_steps"])
+def test_counts_have_an_end(key):
+    assert f"{key}: input should be less than or equal to {2**31 - 1}" in complaint(MINIMAL, f"{key}={10**20}")
+
+
+def test_what_may_be_a_flag_or_a_word_is_named_by_its_key():
+    assert complaint(MINIMAL, "resume=perhaps").startswith("run.yaml: resume: ")
+
+
 @pytest.mark.parametrize("text", ["a: [1\n", "a: b: c\n", "\tx: 1\n", "a: !!python/object:os.system {}\n"])
 def test_broken_yaml_is_one_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not valid YAML") as caught:

@@ -201,6 +201,10 @@ def _text(row: Mapping[str, Any], field: str, where: str) -> str:
         raise InputError(f"{where}: {field} is {value!r}, expected text")
     if not value.strip():
         raise InputError(f"{where}: {field} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: {field} holds half a character at {error.start} ({value[error.start]!r})") from None
     return value
 
 

@@ -5,6 +5,7 @@ A new method is one file, one line in `METHODS` and one golden row in tests/nume
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
@@ -37,9 +38,12 @@ def _checked(rule: type[Rule], key: str, value: Any) -> Any:
     hint = get_type_hints(rule)[key]
     if hint is float:
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"method.{key} is {value!r}, expected a number") from None
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"method.{key} is {value!r}, expected a finite number")
+        return number
     choices = get_args(hint)
     if choices and value not in choices:
         raise ValueError(f"method.{key} is {value!r}, not one of {', '.join(map(str, choices))}")

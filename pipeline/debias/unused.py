@@ -1,0 +1,51 @@
+"""Settings that do nothing in the run that they were given to: a setting that is ignored silently is a trap."""
+
+from debias.config import DataConfig, RunConfig
+from debias.data.sources import kind_of
+from debias.methods import make_rule
+
+LORA = ("lora_r", "lora_alpha", "lora_dropout")
+
+
+def without_effect(config: RunConfig) -> list[str]:
+    """`key=value: why` of each setting that is not at its default and does nothing beside the others."""
+    reasons = {
+        **dict.fromkeys(LORA if config.adapter.type != "lora" else (), f"adapter is {config.adapter.type}"),
+        **_of_strategy(config),
+        **_of_method(config),
+    }
+    if config.max_steps > 0:
+        reasons["num_train_epochs"] = f"max_steps is {config.max_steps}"
+    if config.lr_scheduler_type == "constant":
+        reasons["warmup_steps"] = "lr_scheduler_type is constant; constant_with_warmup has one"
+    defaults = RunConfig.model_fields
+    given = {key: getattr(config, key) for key in reasons}
+    found = [f"{key}={given[key]}: {why}" for key, why in reasons.items() if given[key] != defaults[key].default]
+    return found + _of_files(config.data)
+
+
+def _of_files(data: DataConfig) -> list[str]:
+    sources = {"train": data.train, "validation": data.validation}
+    return [
+        f"data.{key}.split={source.split}: {source.source} is a file, which has no splits"
+        for key, source in sources.items()
+        if source is not None and source.split != "train" and kind_of(source.source)
+    ]
+
+
+def _of_strategy(config: RunConfig) -> dict[str, str]:
+    found = {}
+    if config.eval_strategy != "steps":
+        found["eval_steps"] = f"eval_strategy is {config.eval_strategy}"
+    if config.save_strategy != "steps":
+        found["save_steps"] = f"save_strategy is {config.save_strategy}"
+    if config.save_strategy == "no":
+        found["save_total_limit"] = "save_strategy is no"
+    return found
+
+
+def _of_method(config: RunConfig) -> dict[str, str]:
+    if make_rule(config.method).uses_bias:
+        return {}
+    why = f"method {config.method['name']} does not look at the bias gradient"
+    return dict.fromkeys(("gradients", "bias_weight", "debias_head"), why)

@@ -1,0 +1,53 @@
+"""What is said of settings that do nothing beside the others; defaults, and what has an effect, are never named."""
+
+import pytest
+
+from debias.config import RunConfig, apply_overrides
+from debias.unused import without_effect
+
+MINIMAL = {"model": "m", "output_dir": "o", "data": {"train": "generated", "validation": "generated"}}
+
+
+def said(*overrides):
+    return without_effect(RunConfig.model_validate(apply_overrides(MINIMAL, overrides)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["adapter=full"], []),
+        (["lora_r=5"], []),
+        (["adapter=full", "lora_r=5"], ["lora_r=5: adapter is full"]),
+        (["adapter=bitfit", "lora_alpha=5", "lora_r=8"], ["lora_alpha=5.0: adapter is bitfit"]),
+        (["eval_steps=5"], ["eval_steps=5: eval_strategy is no"]),
+        (["eval_steps=5", "eval_strategy=steps"], []),
+        (["save_steps=7"], ["save_steps=7: save_strategy is epoch"]),
+        (["save_steps=7", "save_strategy=steps", "save_total_limit=3"], []),
+        (["save_total_limit=3", "save_strategy=no"], ["save_total_limit=3: save_strategy is no"]),
+        (["num_train_epochs=3"], []),
+        (["num_train_epochs=3", "max_steps=9"], ["num_train_epochs=3.0: max_steps is 9"]),
+        (["warmup_steps=3"], []),
+        (
+            ["warmup_steps=3", "lr_scheduler_type=constant"],
+            ["warmup_steps=3.0: lr_scheduler_type is constant; constant_with_warmup has one"],
+        ),
+        (["gradients=two_pass"], []),
+        (
+            ["method=erm", "gradients=two_pass"],
+            ["gradients=two_pass: method erm does not look at the bias gradient"],
+        ),
+        (
+            ["data.train={source: a.csv, split: test}", "data.validation={source: some/hub, split: test}"],
+            ["data.train.split=test: a.csv is a file, which has no splits"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_is_said(overrides, expected):
+    assert said(*overrides) == expected
+
+
+def test_another_bias_weight_for_a_rule_without_bias():
+    (line,) = said("method=erm", "bias_weight.q=0.3")
+    assert line.startswith("bias_weight=")
