@@ -1,5 +1,7 @@
 """What a plan suggests, in plain sentences; each rule is one function of the plan."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from debias.config import RunConfig
@@ -11,10 +13,18 @@ if TYPE_CHECKING:
 GB = 1e9
 
 
-def advice(plan: "Plan", run: RunConfig, counts: Counts) -> list[str]:
+@dataclass(frozen=True)
+class Others:
+    """Answers about other settings of the run, asked for only where they are needed: each takes a look at a model."""
+
+    fits_accumulated: Callable[[int], bool]  # a micro-batch of that size, where a step has several
+    saved_by_four_bit: Callable[[], int]  # bytes of one GPU
+
+
+def advice(plan: "Plan", run: RunConfig, counts: Counts, others: Others) -> list[str]:
     """Sentences that say what to change, the most useful first; empty where nothing is to be said."""
     found = [
-        _too_large(plan, run),
+        _too_large(plan, run, others),
         _data_parallel(plan, run, counts),
         _experts(plan, counts),
         _float32(plan, run, counts),
@@ -23,25 +33,28 @@ def advice(plan: "Plan", run: RunConfig, counts: Counts) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _too_large(plan: "Plan", run: RunConfig) -> str:
+def _too_large(plan: "Plan", run: RunConfig, others: Others) -> str:
     if plan.fits is not False:
         return ""
-    if plan.largest_micro_batch:
-        steps = -(-plan.micro_batch * plan.accumulation // plan.largest_micro_batch)
-        return (
-            f"per_device_train_batch_size={plan.largest_micro_batch} fits; gradient_accumulation_steps={steps} keeps"
-            " the batch"
-        )
-    return next(sentence for holds, sentence in _cures(plan, run) if holds)
+    batch = plan.micro_batch * plan.accumulation
+    for size in range(plan.largest_micro_batch or 0, 0, -1):
+        if batch % size == 0 and others.fits_accumulated(size):
+            return (
+                f"per_device_train_batch_size={size} fits; gradient_accumulation_steps={batch // size} keeps the batch"
+                f" of {batch}"
+            )
+    return next(sentence for holds, sentence in _cures(plan, run, others) if holds)
 
 
-def _cures(plan: "Plan", run: RunConfig) -> list[tuple[bool, str]]:
+def _cures(plan: "Plan", run: RunConfig, others: Others) -> list[tuple[bool, str]]:
     """What to try where not even one sample fits, the cheapest first."""
     activations = not run.gradient_checkpointing and plan.parts.get("activations", 0) > 0.2 * plan.total
     lora = run.adapter.type == "lora"
+    saved = others.saved_by_four_bit() if lora and not run.load_in_4bit else 0
     return [
         (activations, "gradient_checkpointing=true: activations are a large part, computed again instead of kept"),
-        (lora and not run.load_in_4bit, "load_in_4bit=true takes a quarter of the 16-bit weights' memory (QLoRA)"),
+        # Of a mixture next to nothing: fused experts stay as they are.
+        (saved > 0.2 * plan.total, f"load_in_4bit=true (QLoRA): the frozen weights take {saved / GB:.1f} GB less"),
         (not lora, "adapter=lora: anything else that trains keeps its gradients and optimizer state"),
         (plan.stage != 3, "deepspeed=zero3 shards the weights over the GPUs; give --gpus and --nodes"),
         (True, "more GPUs (--gpus, --nodes), deepspeed=zero3_offload_all, or a shorter --seq-length"),

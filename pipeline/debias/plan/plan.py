@@ -15,7 +15,7 @@ from debias.engines.selection import not_head
 from debias.errors import InputError
 from debias.gradients.single_pass import refusal
 from debias.methods import make_rule
-from debias.plan.advice import advice
+from debias.plan.advice import Others, advice
 from debias.plan.communication import bytes_sent
 from debias.plan.count import KINDS, Counts, count
 from debias.plan.gathers import gathers_of
@@ -217,7 +217,23 @@ class Planner:
             advice=[],
             assumptions=self._assumptions(),
         )
-        return found.model_copy(update={"advice": advice(found, run, counts)})
+        others = Others(self._fits_accumulated, self._saved_by_four_bit)
+        return found.model_copy(update={"advice": advice(found, run, counts, others)})
+
+    def _fits_accumulated(self, size: int) -> bool:
+        """Whether a micro-batch fits beside the gradients of earlier ones of the step."""
+        if self.run.gradient_accumulation_steps > 1 or self.machine.gpu_memory is None:
+            return True  # as it was looked at
+        run = self.run.model_copy(update={"per_device_train_batch_size": size, "gradient_accumulation_steps": 2})
+        other = Planner(run, self.machine, self.length)
+        other.counts, other.spread, other.source = self.counts, self.spread, self.source
+        return other.memory(size).total <= self.machine.gpu_memory
+
+    def _saved_by_four_bit(self) -> int:
+        """Bytes of frozen weights on one GPU that load_in_4bit would save."""
+        quantized = count(self.run.model_copy(update={"load_in_4bit": True}), self.config)
+        saved = self.counts.bytes(trainable=False) - quantized.bytes(trainable=False)
+        return saved // (self.machine.world if self.spread.stage == 3 else 1)
 
     def _sent(self) -> int:
         sharded = self.spread.stage == 3 and self.spread.world > 1

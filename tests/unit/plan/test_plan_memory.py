@@ -264,6 +264,52 @@ def test_advice(folder):
     assert "gradient_checkpointing=true" in said
 
 
+def said_of(run, gpu_memory, bytes_of_size):
+    """Advice where a micro-batch of `size` takes `bytes_of_size(size)` beside the weights."""
+    planner = Planner(run, Machine(gpu_memory=gpu_memory))
+    planner.traced = lambda size: Traced(bytes_of_size(size), 0, bytes_of_size(size))
+    return planner.plan()
+
+
+def test_four_bits_are_advised_where_they_save(folder):
+    def said(model, **settings):
+        run = run_of(model, bf16=True, gradient_checkpointing=True, **settings)
+        return said_of(run, 24 * 10**9, lambda size: 10**9 * size).advice[0]
+
+    assert said("Qwen3-30B-A3B", adapter={"experts_r": 4}).startswith("deepspeed=zero3")  # experts stay in 16 bits
+    # 31.2 billion elements in linear layers: 2 bytes of each become 0.516.
+    assert said("Qwen3-32B").startswith("load_in_4bit=true (QLoRA): the frozen weights take 46.")
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "largest", "says"),
+    [
+        (8, 4, 5, "per_device_train_batch_size=4 fits; gradient_accumulation_steps=8 keeps the batch of 32"),
+        (8, 3, 7, "per_device_train_batch_size=6 fits; gradient_accumulation_steps=4 keeps the batch of 24"),
+        (31, 2, 30, "per_device_train_batch_size=2 fits; gradient_accumulation_steps=31 keeps the batch of 62"),
+    ],
+)
+def test_the_advised_sizes_keep_the_batch(micro, accumulation, largest, says, folder):
+    run = run_of(folder, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation)
+    plan = said_of(run, round(1.05e12 * (largest + 0.9)), lambda size: 10**12 * size)
+    assert plan.largest_micro_batch == largest
+    assert plan.advice[0] == says
+
+
+def test_what_is_advised_fits_beside_the_gradients_of_earlier_micro_batches(folder, monkeypatch):
+    """One micro-batch a step becomes several, which keep their gradients meanwhile."""
+
+    def traced(run, config, load, gradients, *, uses_bias):
+        live = 10**9 * (load.micro_batch + (1 if load.accumulated else 0))
+        return Traced(live, 0, live)
+
+    monkeypatch.setattr(planning, "trace", traced)
+    run = run_of(folder, per_device_train_batch_size=8)
+    plan = make_plan(run, Machine(gpu_memory=Planner(run, Machine()).memory(4).total))
+    assert plan.largest_micro_batch == 4
+    assert plan.advice[0].startswith("per_device_train_batch_size=2 fits; gradient_accumulation_steps=4 keeps")
+
+
 def test_the_limits_are_those_of_the_engine():
     zero = pytest.importorskip("debias.engines.zero")
     assert planning.LARGEST_LOCAL_SHARE == zero.LARGEST_LOCAL_SHARE
