@@ -4,7 +4,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -236,14 +236,9 @@ def base_dtype(config: RunConfig) -> torch.dtype:
 
 def training_arguments(config: RunConfig) -> Any:
     """The Hugging Face arguments of a run: every setting of one name is passed on."""
-    from transformers import SchedulerType, TrainingArguments
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-    from transformers.training_args import OptimizerNames
+    from transformers import TrainingArguments
 
-    _check_choice("lr_scheduler_type", config.lr_scheduler_type, [kind.value for kind in SchedulerType])
-    _check_choice("optim", config.optim, [kind.value for kind in OptimizerNames])
-    for reporter in (config.report_to,) if isinstance(config.report_to, str) else config.report_to:
-        _check_choice("report_to", reporter, ["none", "all", *INTEGRATION_TO_CALLBACK])
+    check_names(config)
     names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - OURS
     values = {name: getattr(config, name) for name in names} | {"bf16": usable_bf16(config.bf16)}
     if config.use_liger_kernel:
@@ -273,15 +268,24 @@ def training_arguments(config: RunConfig) -> Any:
         raise InputError(" ".join(str(error).split())) from None
 
 
+def check_names(config: RunConfig) -> None:
+    """InputError for a scheduler, an optimizer or a reporter that Hugging Face has not."""
+    from transformers import SchedulerType
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.training_args import OptimizerNames
+
+    _check_choice("lr_scheduler_type", config.lr_scheduler_type, [kind.value for kind in SchedulerType])
+    _check_choice("optim", config.optim, [kind.value for kind in OptimizerNames])
+    for reporter in (config.report_to,) if isinstance(config.report_to, str) else config.report_to:
+        _check_choice("report_to", reporter, ["none", "all", *INTEGRATION_TO_CALLBACK])
+
+
 def _deepspeed(config: RunConfig) -> dict[str, Any]:
     """The checked DeepSpeed configuration of a run, with its process group ready to be opened."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     path = zero_config.find(str(config.deepspeed))
     found = zero_config.read(path, world, config.per_device_train_batch_size, config.gradient_accumulation_steps)
-    if (found.get("fp16") or {}).get("enabled") is True:
-        raise InputError(f"deepspeed: {path.name}: fp16 is not supported by debias train; use bf16")
-    if found.get("zero_optimization", {}).get("stage") == 3 and config.gradients == "shared_forward":
-        raise InputError("gradients: shared_forward is not safe at stage 3 of DeepSpeed; use auto or two_pass")
+    check_engine(config, found, path.name)
     try:
         # Before the model is loaded: stage 3 shards it as it comes, over the ranks of this group.
         zero_launch.open_group(timeout=LOADING_WAIT)
@@ -290,6 +294,14 @@ def _deepspeed(config: RunConfig) -> dict[str, Any]:
     if problems := zero_launch.build_problems():
         raise InputError(f"deepspeed: {problems[0]}")
     return found
+
+
+def check_engine(config: RunConfig, found: Mapping[str, Any], file: str) -> None:
+    """InputError for what `found`, the run's DeepSpeed configuration in `file`, may not ask of this run."""
+    if (found.get("fp16") or {}).get("enabled") is True:
+        raise InputError(f"deepspeed: {file}: fp16 is not supported by debias train; use bf16")
+    if found.get("zero_optimization", {}).get("stage") == 3 and config.gradients == "shared_forward":
+        raise InputError("gradients: shared_forward is not safe at stage 3 of DeepSpeed; use auto or two_pass")
 
 
 def _one_gpu_a_process(arguments: Any) -> Any:

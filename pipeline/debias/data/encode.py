@@ -69,7 +69,7 @@ class Prompt:
         self.text_fields = tuple(text_fields)
         self.chat = chat
         self.answer_ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-        _check_template(template, self.text_fields)
+        check_template(template, self.text_fields)
         _check_answers(answers, self.answer_ids)
         if chat and not tokenizer.chat_template:
             raise InputError("prompt.chat: this model's tokenizer has no chat template; remove chat")
@@ -87,7 +87,8 @@ class Prompt:
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
-def _check_template(template: str, text_fields: Sequence[str]) -> None:
+def check_template(template: str, text_fields: Sequence[str]) -> None:
+    """InputError for braces that are no field of the data, and for a field that is left out."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:

@@ -16,6 +16,7 @@ from debias.errors import InputError
 from debias.gradients.single_pass import refusal
 from debias.methods import make_rule
 from debias.plan.advice import Others, advice
+from debias.plan.checks import check_run, sizes_that_exist
 from debias.plan.communication import bytes_sent
 from debias.plan.count import KINDS, Counts, count
 from debias.plan.gathers import gathers_of
@@ -23,6 +24,7 @@ from debias.plan.memory import CONTEXT_BYTES, FRAGMENTATION, OPTIMIZERS, Memory,
 from debias.plan.shapes import find_config
 from debias.plan.skeleton import shallow, skeleton
 from debias.plan.trace import Load, Traced, trace
+from debias.setup_run import check_engine
 
 LARGEST = 4096  # micro-batches above are not looked for
 
@@ -87,10 +89,13 @@ class Plan(BaseModel):
 def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) -> Plan:
     """The plan of a run on a machine; `length` tokens in the place of its max_length.
 
-    InputError for a model whose configuration is not here, a DeepSpeed file that is not right, or an adapter that does
-    not fit the model.
+    InputError for a model whose configuration is not here, a DeepSpeed file that is not right, an adapter that does not
+    fit the model, and what `train` would refuse of its settings.
     """
-    return Planner(run, machine, length).plan()
+    planner = Planner(run, machine, length)
+    check_run(run.model_copy(update={"max_length": planner.length}), planner.config)
+    with sizes_that_exist(run, planner.length):
+        return planner.plan()
 
 
 class Planner:
@@ -116,6 +121,7 @@ class Planner:
         found = zero_config.read(
             path, self.machine.world, run.per_device_train_batch_size, run.gradient_accumulation_steps
         )
+        check_engine(run, found, path.name)
         return sharding_of(found, self.machine.world)
 
     @functools.cached_property

@@ -62,7 +62,8 @@ def skeleton(run: RunConfig, config: Any) -> Any:
         _quantize(model, base_dtype(run))
         model.is_loaded_in_4bit = True
         model = prepare_quantized(model)
-    return adapt(run, model.train())
+    with torch.device("meta"):  # adapters of an absurd rank take no memory either
+        return adapt(run, model.train())
 
 
 def base_skeleton(run: RunConfig, config: Any) -> Any:

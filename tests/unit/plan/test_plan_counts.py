@@ -35,6 +35,11 @@ def test_carried_shapes_have_their_published_sizes(name):
     assert counts.active / 1e9 == pytest.approx(active, abs=0.01)
 
 
+def test_an_absurd_rank_takes_no_memory():
+    run = run_of(lora_r=2**31 - 1)  # half a petabyte
+    assert count(run, find_config("Qwen3-0.6B")).elements(trainable=True) > 2**31 * 28 * 1024 * 7
+
+
 def test_every_carried_shape_is_checked():
     assert set(carried()) == set(PUBLISHED)
 

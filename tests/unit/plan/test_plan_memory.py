@@ -105,6 +105,8 @@ def test_an_encoder(tmp_path):
     run = RunConfig.model_validate({"model": str(tmp_path), "output_dir": "x", "data": {"train": "generated"}})
     found = make_plan(run, Machine(gpu_memory=2 * 10**9))
     assert found.gradients == "single_pass"
+    with pytest.raises(InputError, match=r"max_length is 5000, but .* reads at most 512 tokens"):
+        make_plan(run, Machine(), length=5000)
     assert found.fits
     assert found.largest_micro_batch > 100
 
@@ -231,6 +233,15 @@ def _built(folder):
         (["adapter=full", "gradients=single_pass"], "gradients: single_pass is not exact here"),
         (["method.name=magic"], "method"),
         (["adapter=full", "load_in_4bit=true"], "load_in_4bit: a 4-bit base cannot be trained"),
+        (["optim=foo"], "optim is 'foo', not one of adamw_torch"),
+        (["lr_scheduler_type=foo"], "lr_scheduler_type is 'foo', not one of linear"),
+        (
+            ["prompt.template='{premise} {hypothesis} {nope}'"],
+            "prompt.template uses {nope}, not one of data.text_fields",
+        ),
+        (["deepspeed=zero3", "gradients=shared_forward"], "gradients: shared_forward is not safe at stage 3"),
+        (["max_length=2147483647"], "per_device_train_batch_size 32 x max_length 2147483647 with lora_r 8: no machine"),
+        (["--seq-length", 10**12], "per_device_train_batch_size 32 x max_length 1000000000000"),
     ],
 )
 def test_what_a_user_gets_wrong(arguments, says, folder, tmp_path, monkeypatch, capsys):
