@@ -242,7 +242,7 @@ def _is_file(name: str, config: RunConfig) -> bool:
 
 def write(documents: Sequence[Mapping[str, Any]], path: Path, *, overwrite: bool = False) -> Path:
     """The manifest as one YAML file, whole or not at all; InputError if it is there already."""
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:  # for which a name that is too long is no error
         raise InputError(f"{path}: exists already; give another -o, or --overwrite")
     part = path.with_name(f".{path.name}.part")
     try:
@@ -252,5 +252,5 @@ def write(documents: Sequence[Mapping[str, Any]], path: Path, *, overwrite: bool
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be written: {error.strerror}: {error.filename}") from None
     return path

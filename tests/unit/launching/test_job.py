@@ -283,10 +283,11 @@ def test_an_existing_job_is_not_written_over(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["job"]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+@pytest.mark.parametrize("folder", ["file/job", "x" * 300])
+def test_a_folder_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        slurm.write(job_for(tmp_path, folder="file/job"), "x")
+        slurm.write(job_for(tmp_path, folder=folder), "x")
 
 
 def test_without_sbatch_nothing_is_submitted(tmp_path, monkeypatch):

@@ -202,10 +202,11 @@ def test_hostile_values_stay_values(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["x.yaml"]
 
 
-def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path):
+@pytest.mark.parametrize(("place", "why"), [("file/x.yaml", "File exists: .*/file$"), ("x" * 300, "name too long")])
+def test_a_place_that_cannot_be_is_one_line(place, why, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        kubernetes.write([], tmp_path / "file" / "x.yaml")
+    with pytest.raises(InputError, match=f"cannot be written: .*{why}"):
+        kubernetes.write([], tmp_path / place)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
