@@ -120,7 +120,7 @@ class RunConfig(Strict):
     packing: bool = False  # causal_lm: the samples of a micro-batch in one row, without padding
     loss_chunk_size: int | None = Field(1024, ge=1)  # causal_lm: answer positions whose logits exist at a time
 
-    learning_rate: float = Field(3e-4, gt=0, le=1e6)
+    learning_rate: float = Field(3e-4, gt=0, le=1e38)
     lr_scheduler_type: str = "linear"
     warmup_steps: float = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -77,7 +77,10 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     folder = Path(config.output_dir)
     checkpoint = last_checkpoint(folder) if config.resume else None
     planned = planned_steps(config, len(examples), arguments.world_size)
-    if is_finished(config, planned):
+    # The first rank first: it may still be writing down how the run before this one ended.
+    with arguments.main_process_first(local=False, desc="looking at the run"):
+        finished = is_finished(config, planned)
+    if finished:
         logger.info("resume: %s was finished at step %d and is left as it is", folder, planned)
         return folder
     check_selection(config, planned, checkpoint)
@@ -99,7 +102,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         logger.warning("resume: %s holds no checkpoint yet; training starts at step 0", folder)
     with _failure_recorded(folder, summary, first), stop:
         outcome = _fit(trainer, checkpoint, tokenizer, folder)
-    finished = {
+    ended = {
         **summary,
         "status": "interrupted" if trainer.interrupted else "finished",
         "seconds": round(time.time() - started, 1),
@@ -107,9 +110,9 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         **_outcome(trainer, outcome, resumed=checkpoint is not None),
     }
     if first:
-        _write_summary(folder, finished)
+        _write_summary(folder, ended)
     if trainer.interrupted:
-        raise Interrupted(f"{folder}: stopped by SIGTERM at step {finished['steps']}, saved; go on with resume=true")
+        raise Interrupted(f"{folder}: stopped by SIGTERM at step {ended['steps']}, saved; go on with resume=true")
     return folder
 
 

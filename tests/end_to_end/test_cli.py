@@ -64,7 +64,7 @@ def run_folder(debias: Command, recipe: Path) -> Path:
         (["model=./nope"], ["model: './nope' is no folder"]),
         (["model=package:nope"], ["'package:nope' is not a known package", "package:minilm"]),
         (["resume=true"], ["resume: ", "holds no run to resume"]),
-        (["output_dir=run.yaml/x"], ["output_dir: ", "cannot be written: Not a directory"]),
+        (["output_dir=run.yaml/x"], ["output_dir: ", "run.yaml is a file, expected a folder"]),
         (
             ["head=causal_lm", f"prompt={json.dumps(PROMPT)}"],
             ["no causal language model", "use head 'classification'"],

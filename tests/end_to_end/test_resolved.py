@@ -11,6 +11,7 @@ from debias.config import load_config
 from debias.data import generate
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
+from debias.errors import InputError
 from debias.losses import Classification
 from debias.methods import Edge
 from debias.models.load import load_tokenizer
@@ -98,4 +99,10 @@ def test_a_recipe_is_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = find_recipe(Path("minilm_biased_snli_edge"))
     assert load_config(found).model == "package:minilm"
-    assert find_recipe(Path("no_such_recipe")) == Path("no_such_recipe")
+    assert find_recipe(Path("no/such/file.yaml")) == Path("no/such/file.yaml")
+    with pytest.raises(
+        InputError, match="no_such_recipe: no such file here, and no recipe of that name; the recipes are"
+    ):
+        find_recipe(Path("no_such_recipe"))
+    with pytest.raises(InputError, match=r"did you mean minilm_generated_edge\?"):
+        find_recipe(Path("minilm_genrated_edge"))

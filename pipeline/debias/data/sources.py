@@ -204,7 +204,9 @@ def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: {field} holds half a character at {error.start} ({value[error.start]!r})") from None
+        raise InputError(
+            f"{where}: {field} holds half of a character at {error.start} ({value[error.start]!r})"
+        ) from None
     return value
 
 

@@ -285,7 +285,7 @@ BAD_ROWS = [
     ({"premise": 7}, {}, "row 2: premise is 7, expected text"),
     ({"premise": None}, {}, "row 2: premise is None, expected text"),
     ({"hypothesis": " \n"}, {}, "row 2: hypothesis is empty"),
-    ({"hypothesis": "a \ud800."}, {}, "row 2: hypothesis holds half a character at 2 ('\\ud800')"),
+    ({"hypothesis": "a \ud800."}, {}, "row 2: hypothesis holds half of a character at 2 ('\\ud800')"),
     ({"label": "maybe"}, {}, "row 2: label 'maybe' is not in labels ['entailment', 'neutral', 'contradiction']"),
     ({"label": 3}, {"label_map": {"0": "neutral"}}, "row 2: label 3 is not in labels ['entailment', 'neutral', 'con"),
     ({"label": 3}, {"label_map": {"0": "neutral"}}, "and label_map {'0': 'neutral'}"),
