@@ -1,10 +1,13 @@
 """What is said of settings that do nothing beside the others; defaults, and what has an effect, are never named."""
 
+from pathlib import Path
+
 import pytest
 
-from debias.config import RunConfig, apply_overrides
+from debias.config import RunConfig, apply_overrides, load_config
 from debias.unused import without_effect
 
+RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 MINIMAL = {"model": "m", "output_dir": "o", "data": {"train": "generated", "validation": "generated"}}
 
 
@@ -51,3 +54,8 @@ def test_what_has_no_effect_is_said(overrides, expected):
 def test_another_bias_weight_for_a_rule_without_bias():
     (line,) = said("method=erm", "bias_weight.q=0.3")
     assert line.startswith("bias_weight=")
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_setting_of_a_recipe_has_an_effect(recipe):
+    assert without_effect(load_config(recipe)) == []
