@@ -93,12 +93,12 @@ def _step_of(way: str, setting: ZeroSetting, device: torch.device) -> Step:
     return step
 
 
-def build_model(setting: ZeroSetting) -> nn.Module:
-    """A random model of the setting's shape, LoRA on all its linear layers."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+def config_of(setting: ZeroSetting) -> Any:
+    """transformers' configuration of the setting's model."""
+    from transformers import LlamaConfig, Qwen3Config
 
     heads = setting.hidden // HEAD_DIM
-    config = (Qwen3Config if setting.family == "qwen3" else LlamaConfig)(
+    return (Qwen3Config if setting.family == "qwen3" else LlamaConfig)(
         hidden_size=setting.hidden,
         num_hidden_layers=setting.layers,
         num_attention_heads=heads,
@@ -109,7 +109,13 @@ def build_model(setting: ZeroSetting) -> nn.Module:
         tie_word_embeddings=setting.tied,
         use_cache=False,
     )
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def build_model(setting: ZeroSetting) -> nn.Module:
+    """A random model of the setting's shape, LoRA on all its linear layers."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(config_of(setting), trust_remote_code=False)
     model = add_lora(model, r=setting.lora_r, alpha=16, dropout=0.0, targets="all-linear", classification=False).train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # off its zero start, where lora_A has no gradient at all

@@ -86,6 +86,7 @@ def slurm(
     """Write an sbatch script for a run on several nodes, and submit it if asked."""
     from debias.launching import slurm as scripts
     from debias.launching.job import make_job
+    from debias.sweep_plan import parse_seeds
 
     settings, stem = _settings(config, overrides)
     title = name or stem
@@ -97,7 +98,7 @@ def slurm(
         gpus_per_node=gpus_per_node,
         ranks_per_node=ranks_per_node,
         global_batch=global_batch,
-        seeds=() if array_seeds is None else _seeds(array_seeds),
+        seeds=() if array_seeds is None else parse_seeds(array_seeds, "--array-seeds"),
         grace_seconds=grace,
         cpus_per_task=cpus_per_task,
         offline=not online,
@@ -170,15 +171,6 @@ def k8s(
             "each pod downloads what it needs from the hub; --env HF_HOME=PATH, a cache below a --volume path that"
             " `debias fetch` filled, keeps pods offline"
         )
-
-
-def _seeds(text: str) -> list[int]:
-    from debias.sweep_plan import parse_seeds
-
-    try:
-        return parse_seeds(text)
-    except InputError as error:  # by the name that the option has there
-        raise InputError(str(error).replace("--seeds", "--array-seeds", 1)) from None
 
 
 def _check_memory(job: "Job", gpu_memory: str | None) -> None:

@@ -18,8 +18,8 @@ from debias.inference_adapter import attach_adapter
 from debias.inference_answers import Scoring
 from debias.inference_batches import LONGEST_WAIT, join
 from debias.models.load import load_tokenizer, longest_input
+from debias.models.load_errors import readable_errors
 from debias.models.packages import model_path
-from debias.models.readable import readable_errors
 from debias.setup_run import base_model, build_task, check_length
 
 

@@ -44,18 +44,18 @@ class PlannedRun:
         return digest_of(self.settings)
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`5` is the seeds 0 to 4; `3,7` these two; `7,` this one."""
+def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
+    """`5` is the seeds 0 to 4; `3,7` these two; `7,` this one. InputError names the option."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and int(part) < 2**32 for part in parts):
-        raise InputError(f"--seeds is {text!r}, expected a number of seeds such as 5, or a list such as 3,7,11")
+        raise InputError(f"{option} is {text!r}, expected a number of seeds such as 5, or a list such as 3,7,11")
     numbers = [int(part) for part in parts]
     if "," not in text:
         if not 1 <= numbers[0] <= 10_000:
-            raise InputError(f"--seeds is {text!r}, expected between 1 and 10000 seeds; a list of one is {text},")
+            raise InputError(f"{option} is {text!r}, expected between 1 and 10000 seeds; a list of one is {text},")
         return list(range(numbers[0]))
     if len(set(numbers)) < len(numbers):
-        raise InputError(f"--seeds {text!r} holds a seed twice")
+        raise InputError(f"{option} {text!r} holds a seed twice")
     return numbers
 
 

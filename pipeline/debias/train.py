@@ -36,6 +36,7 @@ from debias.methods import Rule
 from debias.models.adapter_table import as_records, left_over, render, survey
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
+from debias.no_effect import without_effect
 from debias.paths import resolve_paths
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.setup_run import (
@@ -51,7 +52,6 @@ from debias.setup_run import (
     validation_examples,
 )
 from debias.telemetry import MetricsFile, environment, write_whole
-from debias.unused import without_effect
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from debias.errors import InputError
+from debias.models.load_errors import readable_errors
 from debias.models.packages import model_path
-from debias.models.readable import readable_errors
 
 logger = logging.getLogger(__name__)
 Head = Literal["classification", "causal_lm", "image_classification"]

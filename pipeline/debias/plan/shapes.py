@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from debias.errors import InputError
+from debias.models.load_errors import reason
 from debias.models.packages import model_path
-from debias.models.readable import reason
 
 FOLDER = Path(__file__).parents[1] / "shapes"
 

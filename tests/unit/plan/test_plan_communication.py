@@ -2,10 +2,10 @@
 
 import pytest
 from planned_runs import run_of
-from transformers import Qwen3Config
 
 from debias.bench_cost import bench_cost
-from debias.bench_zero import HEAD_DIM, SHARE, ZeroSetting
+from debias.bench_zero import ZeroSetting
+from debias.bench_zero_rank import config_of
 from debias.plan.communication import bytes_sent
 from debias.plan.count import count
 from debias.plan.gathers import gathers_of
@@ -32,17 +32,7 @@ COUNTED = {"plain": 4_645_376, "single_pass": 4_399_616, "two_pass": 9_290_752}
 @pytest.mark.parametrize("tied", [False, True])
 def test_gathers_of_a_real_step(tied):
     setting = ZeroSetting(layers=3, hidden=128, mlp=160, vocab=200, lora_r=4, tied=tied)
-    heads = setting.hidden // HEAD_DIM
-    config = Qwen3Config(
-        hidden_size=setting.hidden,
-        num_hidden_layers=setting.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // SHARE,
-        head_dim=HEAD_DIM,
-        intermediate_size=setting.mlp,
-        vocab_size=setting.vocab,
-        tie_word_embeddings=tied,
-    )
+    config = config_of(setting)
 
     def gathered(**settings):
         run = run_of(deepspeed="zero3", lora_r=4, adapter={"targets": "all-linear"}, **settings)

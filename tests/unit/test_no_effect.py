@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from debias.config import RunConfig, apply_overrides, load_config
-from debias.unused import without_effect
+from debias.no_effect import without_effect
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 MINIMAL = {"model": "m", "output_dir": "o", "data": {"train": "generated", "validation": "generated"}}
