@@ -57,7 +57,7 @@ def fork(settings: dict) -> int:
     child = os.fork()
     if child:
         return child
-    os.environ["MASTER_PORT"] = str(20000 + os.getpid() % 20000)
+    os.environ["MASTER_PORT"] = str(20000 + os.getpid() % 12000)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     try:

@@ -19,7 +19,7 @@ CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
-FirstJobId={port}
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -63,7 +63,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(parents=True)
     config = folder / "slurm.conf"
-    config.write_text(CONFIG.format(host=host, port=port[0], folder=folder, nodes=nodes))
+    config.write_text(CONFIG.format(host=host, port=port[0], first_job=_first_job(), folder=folder, nodes=nodes))
     environment = {**os.environ, "SLURM_CONF": str(config)}
     started: list[subprocess.Popen[bytes]] = []
     try:
@@ -114,6 +114,11 @@ def _idle(environment: dict[str, str]) -> int:
         ["sinfo", "-h", "-N", "-o", "%T"], env=environment, capture_output=True, text=True, check=False
     )
     return done.stdout.split().count("idle")
+
+
+def _first_job() -> int:
+    """Clusters of two workers number their jobs apart: the number says at which port a job's ranks meet."""
+    return 1 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -25,8 +25,8 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     if "RANK" in environment or "SLURM_PROCID" not in environment or tasks in ("", "0", "1"):
         return
     first = _first_node(environment)
-    # Two steps of one allocation must not meet at one port.
-    port = 20000 + (int(environment.get("SLURM_JOB_ID", "0")) * 7 + int(environment.get("SLURM_STEP_ID", "0"))) % 20000
+    # Two steps of one allocation must not meet at one port, nor at one of those that Linux hands out, from 32768 on.
+    port = 20000 + (int(environment.get("SLURM_JOB_ID", "0")) * 7 + int(environment.get("SLURM_STEP_ID", "0"))) % 12000
     known = {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": tasks,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -106,6 +107,13 @@ def test_ranks_meet_where_slurm_reaches_the_first_node(tmp_path, run_script):
     assert "--nnodes 2 --node-rank 1" in words
     assert "--nproc-per-node 2 --master-addr 10.0.0.7 --master-port 20012" in words
     assert load_config(tmp_path / "job" / "config.yaml").resume == "auto"
+
+
+def test_a_port_that_is_taken_is_passed_over(tmp_path, run_script):
+    with socket.create_server(("", 20077)):
+        done, called = run_script(job_for(tmp_path), SLURM_JOB_ID="77")
+    assert "--master-port 20078" in " ".join(called["ranks"])
+    assert "(10.0.0.7:20078)" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_tasks_of_srun_are_ranks(scontrol):
         "WORLD_SIZE": "4",
         "LOCAL_RANK": "1",
         "MASTER_ADDR": "10.1.1.1",
-        "MASTER_PORT": str(20000 + (20001 * 7 + 2) % 20000),
+        "MASTER_PORT": str(20000 + (20001 * 7 + 2) % 12000),
     }
 
 
