@@ -1,4 +1,7 @@
-"""README promises nothing that is not there: Python runs, commands parse, settings validate, the tree exists."""
+"""README promises nothing that is not there: Python runs, commands parse, settings validate, the tree exists.
+
+Of every page: rows of a table have as many cells as its head (else GitHub shows raw text), and links lead somewhere.
+"""
 
 import os
 import re
@@ -12,6 +15,11 @@ from debias.config import RunConfig, load_config, parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(
+    page
+    for top in (".", "pipeline", "eval", "launch", "ds_configs", "tests")
+    for page in (ROOT / top).glob("*.md" if top == "." else "**/*.md")
+)
 
 
 def blocks(language: str) -> list[str]:
@@ -81,3 +89,29 @@ def test_tree_exists():
         package = package if line.startswith("  ") else folder
     for file in re.findall(r"\b([a-z_]+\.py)\b", tree):
         assert any(list((ROOT / top).rglob(file)) for top in ("pipeline", "eval")), f"README's tree names {file}"
+
+
+def cells(row: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", row.strip().strip("|"))) + 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_rows_of_a_table_are_alike(page):
+    tables = re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8") + "\n", flags=re.MULTILINE)
+    for table in tables:
+        head, ruler, *rows = table.splitlines()
+        assert re.fullmatch(r"\|(?: *:?-+:? *\|)+", ruler), f"no ruler under {head}"
+        assert {cells(row) for row in (ruler, *rows)} == {cells(head)}, head
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        place, _, anchor = link.partition("#")
+        if place:
+            assert "://" in place or (page.parent / place).exists(), link
+        else:
+            assert anchor in anchors, link
