@@ -162,9 +162,8 @@ def _write(group: Alike, x_KO: Tensor, y_KO: Tensor, main_KN: Tensor, bias_KN: T
     for (rows, main_KRI), (_, bias_KRI) in zip(group.cut(main_KN), group.cut(bias_KN), strict=True):
         x_KR, y_KR = (side[:, rows].to(main_KN.device) for side in (x_KO, y_KO))
         main_KRI.copy_(apply_coefficients(x_KR, y_KR, main_KRI, bias_KRI))
-    for target, update_N in zip(into, main_KN.unbind(), strict=True):
-        if target.data_ptr() != update_N.data_ptr():
-            target.copy_(update_N)
+    if into[0].data_ptr() != main_KN.data_ptr():
+        torch._foreach_copy_(into, main_KN.unbind())
 
 
 def _stack(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:

@@ -188,8 +188,8 @@ class TorchHook(Hook):
         x_KO, y_KO = self.rule.coefficients(gram_KO3 * scale**2)
         sums.add(names, gram_KO3, x_KO, y_KO)
         update_KOI = apply_coefficients(x_KO * scale, y_KO * scale, main_KOI, bias_KOI)
-        for grad, update_OI in zip(mains, update_KOI.unbind(), strict=True):
-            grad.copy_(update_OI.view_as(grad))
+        updates = [update_OI.view_as(grad) for grad, update_OI in zip(mains, update_KOI.unbind(), strict=True)]
+        torch._foreach_copy_(mains, updates)
 
     def _skip(self, trainable: Mapping[str, nn.Parameter]) -> None:
         self.skipped += 1

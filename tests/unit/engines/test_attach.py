@@ -9,6 +9,7 @@ import torch
 from gradient_checks import answer_loss, by_samples, mlp_loss, text_loss, weights_for
 from tiny_models import Mlp, answer_batch, bert, bert_lora, llama_lora, rows, text_batch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from debias.engines import NonFiniteGradients, attach, not_head, select_parameters
 from debias.engines.reduce import BUCKET_ELEMENTS, _buckets
@@ -600,6 +601,34 @@ def test_tensors_are_grouped_by_shape_and_none_is_lost():
     assert sorted(id(m) for group in groups for _, m, _ in group) == sorted(id(m) for _, m, _ in pairs)
     large = torch.empty(STACK_ELEMENTS // 2 + 1)
     assert [len(group) for group in groups_of_one_shape([("name", large, large)] * 3)] == [1, 1, 1]
+
+
+class Calls(TorchDispatchMode):
+    """Counts what is asked of a device: on a GPU each call but a view is a launch, of microseconds however small."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view:
+            self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_calls_for_the_adapters_of_a_large_model():
+    """72 tensors that fill one stack take what one tensor takes: not a call for each, nor for each block of a CPU."""
+    counts = []
+    for tensors in (1, 72):
+        model = nn.ModuleList(nn.Linear(16, 4096, bias=False, device="meta") for _ in range(tensors))
+        hook = attach(model, None, Edge(), "two_pass")
+        for name, p in model.named_parameters():
+            p.grad, hook.source.bias[name] = torch.empty_like(p), torch.empty_like(p)
+        with Calls() as calls:
+            hook._write_update(1.0)
+        counts.append(len(calls.names))
+    assert counts[0] < 80
+    assert counts[1] < 2 * counts[0] + 40  # two stacks, a few blocks in each
 
 
 def test_buckets_keep_order_and_dtype():
