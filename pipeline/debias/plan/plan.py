@@ -2,10 +2,11 @@
 
 import bisect
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -303,8 +304,16 @@ def largest_that_fits(total: Callable[[int], int], limit: int, first: int = 2) -
 def _last_below(known: Mapping[int, int], limit: int, low: int, high: int) -> int:
     """The last size before `high` at which the curve through three known sizes is within the limit; `low` if none."""
     near = sorted(known, key=lambda size: abs(known[size] - limit))[:3]
-    curve = np.polynomial.Polynomial.fit(near, [known[size] for size in near], len(near) - 1)
-    return low + bisect.bisect_left(range(low + 1, high), True, key=lambda size: bool(curve(size) > limit))
+
+    def curve(size: int) -> Fraction | int:
+        """Lagrange's polynomial, exact: rounding would make a flat curve cross the limit anywhere."""
+        terms = (
+            known[one] * math.prod(Fraction(size - other, one - other) for other in near if other != one)
+            for one in near
+        )
+        return sum(terms, Fraction())
+
+    return low + bisect.bisect_left(range(low + 1, high), True, key=lambda size: curve(size) > limit)
 
 
 def gpu_memory_here() -> int | None:
