@@ -48,6 +48,8 @@ class TorchHook(Hook):
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self._marks: Marks | None = None
+        # What trains, looked up once a step: a walk over thousands of modules takes 10 ms and more.
+        self._trainable: dict[str, nn.Parameter] = {}
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself. Said before every
         # forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
@@ -68,15 +70,14 @@ class TorchHook(Hook):
         if self._count == 0:
             raise RuntimeError("step without a backward before it: there is no gradient to combine")
         self._check_untouched()
-        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        count = self._reduce(trainable)
+        count = self._reduce(self._trainable)
         sums = self._write_update(1.0 / count)
-        grads = [p.grad for p in trainable.values() if p.grad is not None]
+        grads = [p.grad for p in self._trainable.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         self.last = report(sums, 1.0 / count, count, grad_norm=norm)
         self._forget()
         if not self.last.finite:
-            self._skip(trainable)
+            self._skip()
         return self.last
 
     def step(self) -> StepReport:
@@ -86,13 +87,13 @@ class TorchHook(Hook):
         done = self.combine()
         if done.finite:
             if self.max_grad_norm:
-                parameters = [p for p in self.model.parameters() if p.grad is not None]
+                parameters = [p for p in self._trainable.values() if p.grad is not None]
                 norm = torch.as_tensor(done.grad_norm)
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         # What trains but is not the optimizer's would pile up, and count in the next norm.
-        self.model.zero_grad(set_to_none=True)
+        self._clear()
         return done
 
     def detach(self) -> None:
@@ -138,13 +139,14 @@ class TorchHook(Hook):
         return self.rule.uses_bias and name in self.selected
 
     def _mark(self) -> Marks:
-        trainable = ((name, p.grad) for name, p in self.model.named_parameters() if p.requires_grad)
-        return {name: None if grad is None else (grad.data_ptr(), grad._version) for name, grad in trainable}
+        held = ((name, p.grad) for name, p in self._trainable.items())
+        return {name: None if grad is None else (grad.data_ptr(), grad._version) for name, grad in held}
 
     def _check_untouched(self) -> None:
         """Both gradients hold the same micro-batches: whoever else writes `p.grad` in between changes main alone."""
         if self._marks is None:
-            held = ((name, p.grad) for name, p in self.model.named_parameters() if p.requires_grad)
+            self._trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            held = ((name, p.grad) for name, p in self._trainable.items())
             touched = next((name for name, grad in held if grad is not None and bool(grad.any())), None)
         else:
             now = self._mark()
@@ -166,7 +168,7 @@ class TorchHook(Hook):
         sums = GramSums()
         pairs: list[Pair] = []
         others = []
-        for name, p in self.model.named_parameters():
+        for name, p in self._trainable.items():
             if p.grad is not None:
                 bias = self.source.bias.get(name)
                 if bias is None:
@@ -191,10 +193,13 @@ class TorchHook(Hook):
         updates = [update_OI.view_as(grad) for grad, update_OI in zip(mains, update_KOI.unbind(), strict=True)]
         torch._foreach_copy_(mains, updates)
 
-    def _skip(self, trainable: Mapping[str, nn.Parameter]) -> None:
-        self.skipped += 1
-        for p in trainable.values():
+    def _clear(self) -> None:
+        for p in self._trainable.values():
             p.grad = None
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        self._clear()
         check_skipped(self.skipped, self.max_nonfinite_steps)
 
 

@@ -624,11 +624,28 @@ def test_calls_for_the_adapters_of_a_large_model():
         hook = attach(model, None, Edge(), "two_pass")
         for name, p in model.named_parameters():
             p.grad, hook.source.bias[name] = torch.empty_like(p), torch.empty_like(p)
+        hook._trainable = dict(model.named_parameters())
         with Calls() as calls:
             hook._write_update(1.0)
         counts.append(len(calls.names))
     assert counts[0] < 80
     assert counts[1] < 2 * counts[0] + 40  # two stacks, a few blocks in each
+
+
+def test_a_step_walks_over_the_model_once_and_sees_what_trains_now():
+    model, batch = Mlp(), mlp_batch()
+    model.classifier.requires_grad_(False)
+    hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), Edge())
+    walks, walk = [], model.named_parameters
+    model.named_parameters = lambda *args, **kwargs: walks.append(1) or walk(*args, **kwargs)
+    for frozen in (True, False):
+        model.classifier.requires_grad_(not frozen)
+        before = model.classifier.weight.detach().clone()
+        feed(hook, model, batch, torch.rand(14), parts=PARTS)
+        hook.step()
+        assert torch.equal(before, model.classifier.weight) is frozen
+        assert all(p.grad is None for _, p in walk())
+    assert len(walks) == 2
 
 
 def test_buckets_keep_order_and_dtype():
