@@ -239,6 +239,7 @@ def test_all_runs_and_then_none(tmp_path):
     assert all(len((run.folder / "calls.txt").read_text().splitlines()) == 1 for run in runs)
 
 
+@pytest.mark.slow
 def test_more_seeds_later_train_only_these(recipe, tmp_path):
     out = tmp_path / "out"
     sweep_of(plan_sweep([recipe], [0, 1], [()], out), out).run()
@@ -267,6 +268,7 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(recipe, tmp_path):
     assert "resume=true" in runs[0].log.read_text()
 
 
+@pytest.mark.slow
 def test_several_at_once(recipe, tmp_path):
     out = tmp_path / "out"
     runs = plan_sweep([recipe], range(5), [()], out)
@@ -302,6 +304,7 @@ def test_a_run_killed_before_it_had_a_config(recipe, tmp_path):
 # --- what is refused
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_is_refused_by_name(recipe, tmp_path):
     out = tmp_path / "out"
     sweep_of(plan_sweep([recipe], [0, 1], [()], out), out).run()
@@ -330,6 +333,7 @@ def test_comments_and_order_of_a_recipe_are_no_change(recipe, tmp_path):
     assert changed_settings(plan_sweep([recipe], [0], [()], out)[0]) is None
 
 
+@pytest.mark.slow
 def test_records_are_no_authority(recipe, tmp_path):
     """Lost or damaged records change nothing: what is done is in the folders."""
     out = tmp_path / "out"
@@ -388,6 +392,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_the_run_which_saves(recipe, tmp_path, number):
     out = tmp_path / "out"
@@ -434,6 +439,7 @@ def test_the_process_that_calls_run_gets_its_signals_back(recipe, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux alone")
 def test_a_killed_sweep_takes_its_run_along_and_the_next_goes_on(recipe, tmp_path):
     out = tmp_path / "out"
@@ -448,6 +454,7 @@ def test_a_killed_sweep_takes_its_run_along_and_the_next_goes_on(recipe, tmp_pat
     assert state_of(run) == "finished"
 
 
+@pytest.mark.slow
 def test_two_sweeps_never_train_one_run(recipe, tmp_path, monkeypatch, caplog):
     out = tmp_path / "out"
     runs = plan_sweep([recipe], [0, 1], [()], out)

@@ -87,6 +87,7 @@ def test_seeds_give_different_rows():
     assert len(first & second) < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_at_least_twenty_thousand_distinct_pairs(split):
     assert len({pair(row) for row in generate(split, 20_000, seed=1)}) == 20_000

@@ -58,6 +58,7 @@ def test_a_deep_model_is_what_a_few_of_its_layers_say(name, adapter, checkpointi
     assert short.others == pytest.approx(whole.others, rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_is_traced_follows_the_run():
     config = family_config("qwen3", num_hidden_layers=3)
     load = Load(micro_batch=4, length=64)
@@ -83,6 +84,7 @@ def test_every_family_can_be_traced(name, four_bit):
     assert traced.others <= traced.peak <= traced.others + 10**6
 
 
+@pytest.mark.slow
 def test_packed_rows_are_one_row(folder):
     def peak(size, **settings):
         return Planner(run_of(folder, **settings), Machine()).traced(size).others
@@ -94,6 +96,7 @@ def test_packed_rows_are_one_row(folder):
     assert peak(8, **flash) == pytest.approx(8 * peak(1, **flash), rel=0.1)
 
 
+@pytest.mark.slow
 def test_an_encoder(tmp_path):
     from transformers import BertConfig
 
@@ -198,6 +201,7 @@ def test_few_looks_find_it_on_every_curve(curve, most, first):
             assert len(seen) == len(set(seen)) <= most
 
 
+@pytest.mark.slow
 def test_the_plan_as_json_and_as_a_table(folder, tmp_path, monkeypatch, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(run_of(folder).model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
@@ -264,6 +268,7 @@ def test_what_is_no_size(text):
         parse_bytes(text)
 
 
+@pytest.mark.slow
 def test_advice(folder):
     run = run_of(folder, deepspeed="zero3")
     found = make_plan(run, Machine(gpu_memory=10**10, gpus=8))
