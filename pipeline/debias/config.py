@@ -340,6 +340,12 @@ def _enter(node: dict[str, Any], block: str, item: str) -> dict[str, Any]:
 
 Model = TypeVar("Model", bound=BaseModel)
 
+# What users look for here and find elsewhere.
+NOT_SETTINGS = {
+    "trust_remote_code": "no setting, for configs travel; to let the code of a model run, name it in the environment"
+    " (DEBIAS_TRUST_REMOTE_CODE=MODEL)"
+}
+
 
 def parse(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
     """`values` as a `model`; the first thing wrong becomes one line that starts with `where`."""
@@ -355,6 +361,8 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
     name = ".".join(str(part) for part in first["loc"] if not _is_of_a_union(part))
     if first["type"] == "extra_forbidden":
+        if name in NOT_SETTINGS:
+            return f"{name}: {NOT_SETTINGS[name]}"
         near = difflib.get_close_matches(str(first["loc"][-1]), [key.split(".")[-1] for key in key_names(model)], n=1)
         matches = [key for key in key_names(model) if near and key.split(".")[-1] == near[0]]
         beside = ".".join([*map(str, first["loc"][:-1]), *near])

@@ -13,6 +13,7 @@ from debias.config import DataSource, RunConfig
 from debias.data.files import kind_of
 from debias.data.sources import resolve_path
 from debias.errors import InputError
+from debias.trust import trusted
 
 log = logging.getLogger(__name__)
 State = Literal["there already", "fetched", "on this machine", "made here"]
@@ -116,7 +117,8 @@ def _model_files(repo: str, sizes: Mapping[str, int], revision: str) -> list[str
     weights = hub.chosen_weights(sizes)
     if weights is None:
         raise InputError(f"model {repo!r} on {hub.host()} has no weights that transformers loads ({hub.WEIGHTS[0]})")
-    small = [n for n in sizes if "/" not in n and n.endswith(SMALL) and not n.endswith(hub.INDEX)]
+    kinds = (*SMALL, ".py") if trusted(repo) else SMALL
+    small = [n for n in sizes if "/" not in n and n.endswith(kinds) and not n.endswith(hub.INDEX)]
     if not weights.endswith(hub.INDEX):
         return [weights, *small]
     parts = hub.shards(Path(hf_hub_download(repo, weights, revision=revision)))

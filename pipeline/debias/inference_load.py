@@ -21,6 +21,7 @@ from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
 from debias.models.packages import model_path
 from debias.setup_run import base_model, build_task, check_length
+from debias.trust import trusted
 
 
 def load_run(run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None) -> Predictor:
@@ -159,4 +160,4 @@ def hub_config(model: str) -> Any:
     from transformers import AutoConfig
 
     with readable_errors(model):
-        return AutoConfig.from_pretrained(model_path(model), trust_remote_code=False)
+        return AutoConfig.from_pretrained(model_path(model), trust_remote_code=trusted(model))

@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from debias.trust import VARIABLE
+
 PACKAGES = ("debias", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed", "numpy")
 
 
@@ -127,6 +129,7 @@ def environment() -> dict[str, Any]:
             "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         },
         "commit": _commit(),
+        **({VARIABLE: named} if (named := os.environ.get(VARIABLE)) else {}),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 

@@ -16,6 +16,7 @@ from debias.errors import InputError
 from debias.inference_adapter import adapter_change, attach_adapter, check_base
 from debias.models.families import is_sparse
 from debias.models.load import load_model, load_tokenizer
+from debias.trust import trusted
 
 logger = logging.getLogger(__name__)
 RECORD = "debias_merge.json"
@@ -84,7 +85,8 @@ def merge_run(
         raise InputError(f"scale is {scale}, expected a number of 0 or more; 1 is the adapter as trained")
     if config.load_in_4bit:
         logger.info("the run's base was in 4 bits; the adapter is merged into the %s weights it was made from", name)
-    words = load_tokenizer(str(source) if (source / "tokenizer_config.json").is_file() else config.model, config.head)
+    own = (source / "tokenizer_config.json").is_file() and not trusted(config.model)  # a copy's code is not named
+    words = load_tokenizer(str(source) if own else config.model, config.head)
     folding = _fold(config, source, words, name, scale)
     told = {"run": run, "adapter": source, "base": config.model, "dtype": name, "scale": scale}
 
@@ -211,7 +213,8 @@ def reload(folder: Path, config: RunConfig, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForCausalLM if config.head == "causal_lm" else AutoModelForSequenceClassification
-    model, found = kind.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False)
+    trust = trusted(config.model)  # whose code was copied into the folder
+    model, found = kind.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=trust)
     if found["missing_keys"]:
         raise InputError(
             f"merged model: written without {', '.join(sorted(found['missing_keys'])[:3])}; nothing is published"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from debias.errors import InputError
 from debias.models.packages import model_path
+from debias.trust import trusted
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _class_without_flash(name: str, head: str) -> str | None:
     from transformers.models.auto.auto_factory import _get_model_class
 
     try:
-        config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=trusted(name))
         auto = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
         kind = _get_model_class(config, auto._model_mapping)
     except (OSError, ValueError, KeyError):

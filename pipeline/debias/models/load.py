@@ -10,6 +10,7 @@ from torch import nn
 from debias.errors import InputError
 from debias.models.load_errors import readable_errors
 from debias.models.packages import model_path
+from debias.trust import trusted
 
 logger = logging.getLogger(__name__)
 Head = Literal["classification", "causal_lm", "image_classification"]
@@ -58,7 +59,7 @@ def _tokenizer(name: str) -> Any:
 
     none = InputError(f"model: {name!r} has no tokenizer (tokenizer.json)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model_path(name), trust_remote_code=trusted(name))
     except ValueError as error:
         if "instantiate the backend tokenizer" in str(error):
             raise none from None
@@ -118,7 +119,8 @@ def _load_text_model(name: str, head: Head, options: Mapping[str, Any]) -> tuple
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     path = model_path(name)
-    config, given = AutoConfig.from_pretrained(path, trust_remote_code=False), dict(options)
+    trust = trusted(name)
+    config, given = AutoConfig.from_pretrained(path, trust_remote_code=trust), dict(options)
     if config.model_type in TEXT_PARTS:
         logger.info("model: the text part of %s (%s)", name, config.model_type)
         given["key_mapping"], config = TEXT_PARTS[config.model_type], config.get_text_config()
@@ -128,7 +130,7 @@ def _load_text_model(name: str, head: Head, options: Mapping[str, Any]) -> tuple
     if head == "classification":
         _check_has_classifier(name, config)
     kind = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
-    model, found = kind.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **given)
+    model, found = kind.from_pretrained(path, output_loading_info=True, trust_remote_code=trust, **given)
     return model, list(found["missing_keys"])
 
 
@@ -152,7 +154,8 @@ def _check_backbone(name: str, model: Any, missing: Sequence[str]) -> None:
 def _check_has_classifier(name: str, config: Any) -> None:
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
 
-    if type(config) not in CLASSIFIERS:
+    own = getattr(config, "auto_map", None) or {}  # classes of the model's own code
+    if type(config) not in CLASSIFIERS and "AutoModelForSequenceClassification" not in own:
         raise InputError(
             f"head: {name!r} is a {config.model_type}, for which transformers has no sequence classifier; use head"
             " 'causal_lm' with a prompt"

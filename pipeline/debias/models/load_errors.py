@@ -1,21 +1,26 @@
 """What transformers and its helpers raise while a model is read, in one line."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
 from debias.errors import InputError
+from debias.trust import VARIABLE
 
 # These say in words what is wrong; of others (`tokenizers` raises a plain Exception) the class has to be told too.
 SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
 
-def reason(error: Exception) -> str:
-    """Why a model could not be read: the first line of what was raised."""
+def reason(error: Exception, name: str) -> str:
+    """Why the model of that name could not be read: the first line of what was raised."""
     said = str(error).strip()
     if "allow custom code" in said:
-        return "it needs code of its own, which is never run; give a model of a kind that transformers itself knows"
+        return (
+            "it needs code of its own, which is not run unless you name the model in the environment"
+            f" ({VARIABLE}={shlex.quote(name)})"
+        )
     first = (said.splitlines() or [""])[0]
     if isinstance(error, SPEAKING) and first:
         return first
@@ -30,4 +35,4 @@ def readable_errors(name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"model: {name!r} could not be loaded: {reason(error)}") from error
+        raise InputError(f"model: {name!r} could not be loaded: {reason(error, name)}") from error

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from debias.errors import InputError
 from debias.models.packages import model_path
+from debias.trust import trusted
 
 PREFIX = "vision:"
 SIDE = 28  # of MNIST; other pictures are resized to it
@@ -76,7 +77,7 @@ def load_image_processor(name: str) -> Any:
             return ViTImageProcessor(size={"height": SIDE, "width": SIDE}, do_normalize=False)
         from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(model_path(name), trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(model_path(name), trust_remote_code=trusted(name))
     except ImportError:
         raise InputError("head: image_classification needs Pillow; pip install 'debias[vision]'") from None
 
@@ -90,7 +91,11 @@ def load_image_model(name: str, labels: Sequence[str], options: dict[str, Any], 
     if name.startswith(PREFIX):
         return _drawn(name, labels, options, seed), ["classifier.weight", "classifier.bias"]
     model, found = AutoModelForImageClassification.from_pretrained(
-        model_path(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+        model_path(name),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=trusted(name),
+        **options,
     )
     return model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
 

@@ -8,6 +8,7 @@ from typing import Any
 from debias.errors import InputError
 from debias.models.load_errors import reason
 from debias.models.packages import model_path
+from debias.trust import trusted
 
 FOLDER = Path(__file__).parents[1] / "shapes"
 
@@ -30,11 +31,11 @@ def find_config(name: str) -> Any:
     if (path := _of_shape(name)) is not None:
         return AutoConfig.for_model(**json.loads(path.read_text(encoding="utf-8")))
     try:
-        found = AutoConfig.from_pretrained(model_path(name), trust_remote_code=False)
+        found = AutoConfig.from_pretrained(model_path(name), trust_remote_code=trusted(name))
     except InputError:
         raise
     except Exception as error:  # of a damaged file too
-        why = reason(error)[:120]
+        why = reason(error, name)[:300]
         raise InputError(f"model: {name!r} has no configuration here ({why}); {_known(name)}") from None
     return found.get_text_config()
 

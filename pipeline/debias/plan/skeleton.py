@@ -12,6 +12,7 @@ from debias.errors import InputError
 from debias.models.adapters import prepare_quantized
 from debias.models.load import NOT_QUANTIZED
 from debias.setup_run import adapt, base_dtype, check_trainable
+from debias.trust import trusted
 
 BLOCK = 64  # elements of one 8-bit scale of nf4
 SCALES = 256  # 8-bit scales of one float32 scale: double quantization
@@ -77,7 +78,10 @@ def base_skeleton(run: RunConfig, config: Any) -> Any:
     try:
         with torch.device("meta"):
             model = kind.from_config(
-                config, attn_implementation=attention_of(run), dtype=base_dtype(run), trust_remote_code=False
+                config,
+                attn_implementation=attention_of(run),
+                dtype=base_dtype(run),
+                trust_remote_code=trusted(run.model),
             )
     except (ValueError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
