@@ -90,23 +90,27 @@ def _repeated(sizes: Iterable[Size], path: str, period: int, layers: int) -> Ite
 
 
 def _sizes(model: nn.Module) -> Iterator[Size]:
-    owners = {id(p): module for module in model.modules() for p in module._parameters.values() if p is not None}
+    owners: dict[int, nn.Module] = {}
+    for module in model.modules():
+        for held in module._parameters.values():
+            if held is not None:
+                owners.setdefault(id(held), module)  # of a tied weight the first, whose name it has
     for name, parameter in model.named_parameters():
         precision = "32-bit" if parameter.dtype == torch.float32 else "16-bit"
         trains = parameter.requires_grad
         elements = parameter.numel()
         kind = _kind(name, parameter, owners[id(parameter)])
         picked = trains and not_head(name, parameter)
-        held = elements * parameter.element_size()
+        size = elements * parameter.element_size()
         rows = parameter.shape[0] if parameter.dim() > 1 else 1
-        yield Size(name, kind, elements, elements, held, precision, trains, picked, rows)
+        yield Size(name, kind, elements, elements, size, precision, trains, picked, rows)
     for path, module in model.named_modules():
         if isinstance(module, FourBitLinear):
-            held = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers(recurse=False))
+            size = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers(recurse=False))
             elements = module.in_features * module.out_features
             # Packed in elements of the compute dtype (`bnb_4bit_quant_storage`).
             stored = module.weight.numel() // module.compute_dtype.itemsize
-            yield Size(f"{path}.weight", "other", elements, stored, held, "4-bit", False, False)
+            yield Size(f"{path}.weight", "other", elements, stored, size, "4-bit", False, False)
 
 
 def _kind(name: str, parameter: nn.Parameter, owner: nn.Module) -> str:

@@ -51,7 +51,7 @@ def _of_shape(name: str) -> Path | None:
         return None
     short = name.rpartition("/")[2].lower()
     shapes = {key.lower(): path for key, path in carried().items()}
-    for suffix in ("", "-instruct", "-base", "-instruct-2507", "-original"):
+    for suffix in ("", "-instruct", "-base", "-instruct-2507", "-original", "-it", "-pt"):
         if short.removesuffix(suffix) in shapes:
             return shapes[short.removesuffix(suffix)]
     return None

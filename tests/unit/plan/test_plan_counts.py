@@ -21,6 +21,7 @@ PUBLISHED = {
     "Qwen3-32B": (32_762_123_264, 32.76),
     "Qwen3-30B-A3B": (30_532_122_624, 3.35),
     "Qwen3-235B-A22B": (235_093_634_560, 22.19),
+    "Gemma-3-4B": (3_880_263_168, 3.88),
     "Llama-3.1-8B": (8_030_261_248, 8.03),
     "Llama-4-Scout-17B-16E": (107_769_861_120, 17.17),
     "Llama-4-Maverick-17B-128E": (400_711_848_960, 17.18),
@@ -33,6 +34,15 @@ def test_carried_shapes_have_their_published_sizes(name):
     whole, active = PUBLISHED[name]
     assert counts.base == whole
     assert counts.active / 1e9 == pytest.approx(active, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["Gemma-3-4B", "Qwen3-0.6B", "Qwen3-8B"])
+def test_embeddings_are_embeddings_where_the_head_is_tied_to_them(name):
+    config = find_config(name)
+    base = [size for size in count(run_of(name, lora_r=16), config).sizes if not size.trainable]
+    kinds = {kind: sum(size.elements for size in base if size.kind == kind) for kind in ("embeddings", "head")}
+    words = config.vocab_size * config.hidden_size
+    assert kinds == {"embeddings": words, "head": 0 if config.tie_word_embeddings else words}
 
 
 def test_an_absurd_rank_takes_no_memory():
@@ -103,7 +113,7 @@ def test_a_local_folder(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("Qwen/Qwen3-9B", "one of Llama-3.1-8B.*did you mean Qwen3-8B"),
+        ("Qwen/Qwen3-9B", "one of Gemma-3-4B, Llama-3.1-8B.*did you mean Qwen3-8B"),
         ("./nowhere", "is no folder"),
         ("vision:mlp", "reads pictures"),
     ],
