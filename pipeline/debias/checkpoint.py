@@ -32,7 +32,9 @@ def check_run(config: RunConfig) -> None:
     held = _holds_run(folder)
     if config.resume:
         _check_same(config, folder)
-    elif held and not config.overwrite_output_dir:
+    elif held and config.overwrite_output_dir:
+        _check_kept(config, folder)
+    elif held:
         raise InputError(
             f"output_dir: {folder} holds another run; choose another, or give overwrite_output_dir=true or resume=true"
         )
@@ -55,7 +57,23 @@ def open_run(config: RunConfig) -> Path:
 
 
 def _holds_run(folder: Path) -> bool:
-    return (folder / CONFIG).exists() or (folder / SUMMARY).exists()
+    """Whether a run was begun here. A `config.yaml` alone is one if it is ours: other projects have such files too."""
+    if (folder / SUMMARY).exists() or not (folder / CONFIG).exists():
+        return (folder / SUMMARY).exists()
+    try:
+        load_config(folder / CONFIG)
+    except InputError:
+        return False
+    return True
+
+
+def _check_kept(config: RunConfig, folder: Path) -> None:
+    """InputError where the run that is to be replaced holds what this one reads: it would be deleted."""
+    sources = [source.source for source in (config.data.train, config.data.validation) if source is not None]
+    for name in (config.model, *sources, config.deepspeed or ""):
+        place = Path(name).expanduser()
+        if name and place.exists() and place.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"output_dir: {folder} holds {name}, which this run reads; choose another folder")
 
 
 def decide_resume(config: RunConfig) -> RunConfig:

@@ -315,8 +315,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             raise InputError(f"{item!r}: expected key=value")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"{item!r}: the value is not valid YAML; quote it") from None
+        except (yaml.YAMLError, RecursionError):
+            raise InputError(f"{item[:200]!r}: the value is not valid YAML; quote it") from None
         *blocks, last = key.strip().split(".")
         node = result
         for block in blocks:

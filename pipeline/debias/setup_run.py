@@ -41,6 +41,9 @@ from debias.models.precision import usable_bf16
 # Settings that the Trainer has too, and would do otherwise.
 OURS = {"gradient_checkpointing", "torch_compile"}
 
+# Optimizers of the Trainer that leave no gradient to act on; so do all `..._layerwise`.
+STEPS_IN_BACKWARD = ("lomo", "adalomo")
+
 # A large model may take this long to load on one rank while the others wait.
 LOADING_WAIT = timedelta(minutes=30)
 
@@ -276,6 +279,11 @@ def check_names(config: RunConfig) -> None:
 
     _check_choice("lr_scheduler_type", config.lr_scheduler_type, [kind.value for kind in SchedulerType])
     _check_choice("optim", config.optim, [kind.value for kind in OptimizerNames])
+    if config.optim.endswith("layerwise") or config.optim in STEPS_IN_BACKWARD:
+        raise InputError(
+            f"optim is {config.optim!r}, which steps inside the backward pass, before the rule has seen a gradient; use"
+            " another, for example adamw_torch"
+        )
     for reporter in (config.report_to,) if isinstance(config.report_to, str) else config.report_to:
         _check_choice("report_to", reporter, ["none", "all", *INTEGRATION_TO_CALLBACK])
 

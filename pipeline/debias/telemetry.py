@@ -1,6 +1,7 @@
 """What a run leaves behind to be read: metrics.jsonl while it trains, run.json when it ends."""
 
 import json
+import math
 import os
 import platform
 import resource
@@ -92,12 +93,14 @@ def saving() -> Iterator[None]:
 def check_tensors(folder: Path, shapes: Iterable[Sequence[int]] = ()) -> None:
     """RuntimeError unless the safetensors files of a folder hold tensors with elements, one of them not all zero.
 
-    `shapes`: of what was trained; each must be there. An adapter that was saved empty, or as one rank's slice, looks
-    like one that learned nothing: refused here, where it can be seen.
+    `shapes`: of what was trained; each must be there, and as many elements (stacks of experts are written as one
+    matrix for each expert). An adapter that was saved empty, or as one rank's slice, looks like one that learned
+    nothing: refused here, where it can be seen.
     """
     from safetensors import safe_open
 
-    elements, alive, missing = 0, False, Counter(map(tuple, shapes))
+    trained = [tuple(shape) for shape in shapes]
+    elements, alive, missing = 0, False, Counter(shape for shape in trained if len(shape) < 3)
     for path in sorted(folder.glob("*model*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
@@ -115,6 +118,8 @@ def check_tensors(folder: Path, shapes: Iterable[Sequence[int]] = ()) -> None:
         raise RuntimeError(f"saved adapter: {folder.name} holds nothing but zeros")
     if lost := [f"{n} of shape {list(shape)}" for shape, n in missing.items() if n > 0]:
         raise RuntimeError(f"saved adapter: {folder.name} lacks what was trained: {', '.join(lost)}")
+    if elements < (wanted := sum(map(math.prod, trained))):
+        raise RuntimeError(f"saved adapter: {folder.name} has {elements:,} elements of {wanted:,} that were trained")
 
 
 def environment() -> dict[str, Any]:

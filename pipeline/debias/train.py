@@ -62,6 +62,12 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     The folder holds `adapter/` (plain PEFT; `model/` without LoRA), `config.yaml`, `metrics.jsonl` and `run.json`.
     Everything that can be wrong with the input is found before the folder is made, as InputError.
     """
+    # From the start: a signal that comes while the model is loaded ends the run at its first step, with a checkpoint.
+    with StopRequest(config.sigterm_grace_seconds) as stop:
+        return _train(config, base, stop)
+
+
+def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     from transformers import set_seed
 
     started = time.time()
@@ -90,7 +96,6 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
     model = build_model(config)
     check_length(config, model)
     sizes = _sizes(model)
-    stop = StopRequest(config.sigterm_grace_seconds)
     trainer = _trainer(config, model, arguments, task, examples, validation, stop)
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
@@ -100,7 +105,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
         _write_summary(folder, summary)
     if config.resume and checkpoint is None:
         logger.warning("resume: %s holds no checkpoint yet; training starts at step 0", folder)
-    with _failure_recorded(folder, summary, first), stop:
+    with _failure_recorded(folder, summary, first):
         outcome = _fit(trainer, checkpoint, tokenizer, folder)
     ended = {
         **summary,

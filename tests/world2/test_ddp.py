@@ -240,6 +240,30 @@ def test_count_is_added_over_the_ranks(rank):
     assert largest_difference(model, alone)[0] <= 1e-6
 
 
+@pytest.mark.parametrize("without", ["count 0", "no backward"])
+def test_a_rank_without_samples_takes_part(without, rank):
+    """All its answers were cut off, or it has no batch left: it adds nothing, and nobody waits for it."""
+    model, alone = Mlp(), Mlp()
+    batch, weight_B = mlp_batch(0), weights_for(14)
+    one = attach(alone, torch.optim.SGD(alone.parameters(), lr=0.1), Edge())
+    ddp = DistributedDataParallel(model)
+    two = attach(ddp, torch.optim.SGD(model.parameters(), lr=0.1), Edge())
+    one.backward(mlp_loss(alone, batch), weight_B)
+    if rank == 0:
+        two.backward(mlp_loss(ddp, batch), weight_B)
+    elif without == "count 0":
+        two.backward(0.0 * mlp_loss(ddp, batch), weight_B, count=0)
+    assert one.step().samples == two.step().samples == 14
+    assert largest_difference(model, alone)[0] <= 1e-6
+    assert same_on_both_ranks(model)
+
+
+def test_no_samples_on_any_rank_is_said_on_all(rank):
+    hook = attach(DistributedDataParallel(Mlp()), None, Edge())
+    with pytest.raises(RuntimeError, match="nothing to divide by"):
+        hook.combine()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_detach_restores_ddps_own_averaging(way, rank):
     model = Mlp()

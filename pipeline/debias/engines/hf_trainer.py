@@ -83,6 +83,8 @@ class DebiasTrainer(Trainer):
     ) -> Tensor:
         """One micro-batch: two gradients; at the accumulation boundary, the update in their place."""
         model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers, as the Trainer itself does
+            self.optimizer.train()
         hook = self._attached(model)
         inputs = self._prepare_inputs(inputs)
 
@@ -215,8 +217,9 @@ class DebiasTrainer(Trainer):
         if hasattr(dataset, "sampler"):
             # Buckets of a whole optimizer step, so that the same examples make a step however it is split into
             # micro-batches and ranks.
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return dataset.sampler(step, self.args.data_seed or self.args.seed)
+            return dataset.sampler(step, seed)
         return super()._get_train_sampler(train_dataset)
 
     # Under DeepSpeed: weights and optimizer state whole, for any number of ranks to go on from.
@@ -343,7 +346,9 @@ class DebiasTrainer(Trainer):
 
 def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
     """Delete all checkpoints but the newest `keep` and, as the Trainer does, the best."""
-    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
-    for folder in checkpoints[: -keep or None] if keep else []:
+    if not keep:
+        return
+    ours = [folder for folder in run.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
+    for folder in sorted(ours, key=lambda folder: int(folder.name.rpartition("-")[2]))[:-keep]:
         if best is None or folder.name != Path(best).name:
             shutil.rmtree(folder, ignore_errors=True)

@@ -26,6 +26,7 @@ class Hook:
         self.last: StepReport | None = None
         self.asks_to_stop, self.stops = False, False
         self._count = 0.0
+        self._ran = False  # whether there was a backward for this step: its count may be 0 where nothing was answered
 
     def backward(
         self,
@@ -43,16 +44,23 @@ class Hook:
         the denominator (default B samples; give answer tokens for a mean over tokens). `again` is needed by two_pass
         only: a function that runs a new forward and returns (loss_B, weight_B). `sample_index` [R, T] is the sample of
         each token (-1: padding) of a batch whose rows are not samples. `batch_loss`, a scalar mean (the load balancing
-        loss of routers), is added to the loss of main alone. Raises ValueError for shapes that do not fit, RuntimeError
-        where the optimizer step that is due was left out or somebody else changed the gradients.
+        loss of routers), is added to the loss of main alone. `loss_B[i]` must depend on sample i alone: of a loss
+        that mixes samples (in-batch negatives) only shared_forward and two_pass know, by autograd, what is whose.
+        Raises ValueError for shapes that do not fit, RuntimeError where the optimizer step that is due was left out or
+        somebody else changed the gradients. Whatever it raises, the step begins anew: clear the gradients.
         """
         weight_B = no_grad_weight(weight_B, loss_B)
         count = loss_B.numel() if count is None else count
         # Gradients are sums until all ranks are in: a mean over the micro-batch counts as much as its samples do.
         extra = None if batch_loss is None else batch_loss * count
         self._before_backward()
-        self.source.backward(MicroBatch(loss_B, weight_B, again, sample_index, extra))
+        try:
+            self.source.backward(MicroBatch(loss_B, weight_B, again, sample_index, extra))
+        except BaseException:
+            self._forget()  # or half a pass stays in the bias gradient of a loop that goes on (memory that ran out)
+            raise
         self._count += count
+        self._ran = True
         self._after_backward()
 
     def _before_backward(self) -> None:
@@ -61,6 +69,10 @@ class Hook:
 
     def _after_backward(self) -> None:
         """Remember what the next call must find."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Drop what was accumulated for this step."""
         raise NotImplementedError
 
     @property

@@ -29,6 +29,20 @@ def check_skipped(skipped: int, allowed: int) -> None:
         )
 
 
+def raise_empty(count: float, *, used: bool) -> None:
+    """RuntimeError for a step that has no samples, or none of whose gradients is one that the rule acts on."""
+    if count <= 0:
+        raise RuntimeError(
+            f"the samples (or answer tokens) of this step count {count:g} on all ranks together: there is nothing to"
+            " divide by; leave such a step out"
+        )
+    if not used:
+        raise RuntimeError(
+            "no parameter that the rule acts on has a gradient: another adapter was made active, an optimizer steps"
+            " inside the backward pass, or the model was wrapped after attach; attach again"
+        )
+
+
 def raise_silent(gradients: str, names: Sequence[str]) -> None:
     """A selected parameter with one gradient and not the other was used where the gradient source cannot see it."""
     if names:
@@ -88,7 +102,8 @@ def report(
     """
     # One transfer from the device for all figures.
     measured = [] if grad_norm is None else [grad_norm.double().reshape(1)]
-    flat = [tensor.flatten() for tensor in (*sums.parts_K5, *measured)]
+    tensors = (*sums.parts_K5, *measured)
+    flat = [tensor.flatten().to(tensors[0].device) for tensor in tensors]  # a model may lie on several devices
     numbers = torch.cat(flat).cpu().numpy() if flat else np.zeros(0)
     sums_K5 = numbers[: 5 * len(sums.names)].reshape(-1, 5)
     whole = sums_K5.sum(axis=0)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from debias.engines.hook import Hook
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.selection import Select, not_head, select_parameters
-from debias.engines.step import GramSums, StepReport, check_skipped, raise_silent, report
+from debias.engines.step import GramSums, StepReport, check_skipped, raise_empty, raise_silent, report
 from debias.gradients import GradientSource, make_source
 from debias.methods import Rule, apply_coefficients, as_rows, gram_of_rows
 
@@ -41,6 +41,7 @@ class TorchHook(Hook):
         rule: Rule,
         source: GradientSource,
         *,
+        select: Select,
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
     ) -> None:
@@ -50,6 +51,9 @@ class TorchHook(Hook):
         self._marks: Marks | None = None
         # What trains, looked up once a step: a walk over thousands of modules takes 10 ms and more.
         self._trainable: dict[str, nn.Parameter] = {}
+        self._frozen: dict[str, nn.Parameter] = {}
+        self._select = select
+        self._at_attach = {name for name, p in model.named_parameters() if p.requires_grad}
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself. Said before every
         # forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
@@ -67,9 +71,10 @@ class TorchHook(Hook):
         For loops in which somebody else clips and steps. Raises RuntimeError without a `backward` before it, and
         NonFiniteGradients after too many skipped steps.
         """
-        if self._count == 0:
+        if not self._ran and self._ddp is None:
             raise RuntimeError("step without a backward before it: there is no gradient to combine")
-        self._check_untouched()
+        self._check_untouched()  # in DDP a rank without samples takes part, or the others would wait for it
+        self._check_frozen()
         count = self._reduce(self._trainable)
         sums = self._write_update(1.0 / count)
         grads = [p.grad for p in self._trainable.values() if p.grad is not None]
@@ -109,6 +114,7 @@ class TorchHook(Hook):
         silent = {name: used[name] and self._needs_bias(name) and name not in self.source.bias for name in trainable}
         if self._ddp is None:
             raise_silent(self.gradients, [name for name in silent if silent[name]])
+            raise_empty(self._count, used=any(used.get(name, False) for name in self.selected))
             self.stops = self.asks_to_stop
             return self._count
         group = self._ddp.process_group
@@ -121,8 +127,10 @@ class TorchHook(Hook):
         users, missing = counts[: len(used)], counts[len(used) :]
         # On every rank, or the others would wait for this one.
         raise_silent(self.gradients, [name for name, n in zip(trainable, missing, strict=True) if n])
+        ever_used = {name for name, n in zip(trainable, users, strict=True) if n}
+        raise_empty(count, used=not ever_used.isdisjoint(self.selected))
         # A parameter that only some ranks used has a zero gradient on the others; one that none used has none.
-        names = [name for name, n in zip(trainable, users, strict=True) if n]
+        names = [name for name in trainable if name in ever_used]
         for name in names:
             if trainable[name].grad is None:
                 trainable[name].grad = torch.zeros_like(trainable[name])
@@ -145,7 +153,7 @@ class TorchHook(Hook):
     def _check_untouched(self) -> None:
         """Both gradients hold the same micro-batches: whoever else writes `p.grad` in between changes main alone."""
         if self._marks is None:
-            self._trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            self._look_up()
             held = ((name, p.grad) for name, p in self._trainable.items())
             touched = next((name for name, grad in held if grad is not None and bool(grad.any())), None)
         else:
@@ -158,8 +166,28 @@ class TorchHook(Hook):
                 " of your own); clear the gradients, then let the hook alone write them until its step"
             )
 
+    def _look_up(self) -> None:
+        """What trains in this step. RuntimeError where the rule should act on it and cannot."""
+        whole = dict(self.model.named_parameters())
+        self._trainable = {name: p for name, p in whole.items() if p.requires_grad}
+        self._frozen = {name: p for name, p in whole.items() if not p.requires_grad}
+        new = (name for name in self._trainable if name not in self._at_attach and name not in self.selected)
+        thawed = next((name for name in new if self._select(name, self._trainable[name])), None)
+        if thawed is not None:
+            raise RuntimeError(
+                f"{thawed} trains now and did not when the hook was attached: it would follow main alone; call detach()"
+                " and attach again after unfreezing"
+            )
+
+    def _check_frozen(self) -> None:
+        thawed = next((name for name, p in self._frozen.items() if p.requires_grad), None)
+        if thawed is not None:
+            self._forget()
+            raise RuntimeError(f"{thawed} was unfrozen in the middle of a step; do that between steps")
+
     def _forget(self) -> None:
         self.source.reset()
+        self._ran = False
         self._count = 0.0
         self._marks = None
 
@@ -242,6 +270,11 @@ def attach_model(
     lacks a selected parameter, or when `single_pass` is asked for where it is not exact, with the reason.
     """
     selected = select_parameters(model, select)
+    if spread := next((name for name, p in model.named_parameters() if hasattr(p, "placements")), None):
+        raise ValueError(
+            f"{spread} is a DTensor (FSDP2 or tensor parallelism), which is not supported; use"
+            " DistributedDataParallel, or a DeepSpeed engine to shard"
+        )
     alone = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if alone and not isinstance(model, DistributedDataParallel):
         logger.warning("the model is not in DistributedDataParallel: gradients are not summed over ranks")
@@ -251,5 +284,11 @@ def attach_model(
             raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
     source = make_source(gradients, model, selected, bias=rule.uses_bias)
     return TorchHook(
-        model, optimizer, rule, source, max_grad_norm=max_grad_norm, max_nonfinite_steps=max_nonfinite_steps
+        model,
+        optimizer,
+        rule,
+        source,
+        select=select,
+        max_grad_norm=max_grad_norm,
+        max_nonfinite_steps=max_nonfinite_steps,
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from debias.engines.hook import Hook
 from debias.engines.pieces import combine_pieces, make_plan
 from debias.engines.selection import Select, elements, not_head, select_parameters, whole_shape
-from debias.engines.step import StepReport, check_skipped, raise_silent, report
+from debias.engines.step import StepReport, check_skipped, raise_empty, raise_silent, report
 from debias.engines.zero_homes import Home, at_boundary, forget_fetch_order, home_of
 from debias.engines.zero_refusal import refusal_of
 from debias.gradients import GradientSource, SinglePass, make_source
@@ -128,7 +128,7 @@ class ZeroHook(Hook):
     # At the accumulation boundary.
 
     def _combine(self) -> StepReport:
-        if self._count == 0:
+        if not self._ran:
             raise RuntimeError("step without a backward before it: there is no gradient to combine")
         local = self.home.local()
         main = self._taken[0] if self._takes else local
@@ -136,12 +136,15 @@ class ZeroHook(Hook):
         bias = self._bias_pieces(main)
         others = [gradient for name, gradient in main.items() if name not in bias]
         used = self._uses()
-        extras: list[Tensor | float] = [self._count, self._squared(others), self.asks_to_stop, *silent.values(), *used]
+        seen = float(bool(self._used))
+        extras: list[Tensor | float] = [self._count, self._squared(others), self.asks_to_stop, seen]
+        extras += [*silent.values(), *used]
         loss_scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0))
         factor: list[float] = []
 
         def scale_of(summed: list[float]) -> tuple[float, float]:
-            flags, codes = summed[3 : 3 + len(silent)], summed[3 + len(silent) :]
+            flags, codes = summed[4 : 4 + len(silent)], summed[4 + len(silent) :]
+            raise_empty(summed[0], used=summed[3] > 0)
             raise_silent(self.gradients, [name for name, n in zip(silent, flags, strict=True) if n])
             self._check_uses(codes)
             factor.append(self._world / (summed[0] * self._nominal))
@@ -273,6 +276,7 @@ class ZeroHook(Hook):
         self._used.clear()
         self._passes = 0
         self._count = 0.0
+        self._ran = False
         self._awaiting_step = False
         self.home.clear()
 

@@ -22,7 +22,7 @@ class _TwoGradientLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, tap: Tap) -> Tensor:
         ctx.save_for_backward(x, weight_OI)
         ctx.tap, ctx.rows = tap, tap.rows()
-        return nn.functional.linear(x, weight_OI, bias_O)
+        return _no_view(nn.functional.linear(x, weight_OI, bias_O))
 
     @staticmethod
     def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -47,8 +47,7 @@ class _TwoGradientLora(torch.autograd.Function):
         ctx.scaling, ctx.taps, ctx.rows = scaling, (tap_a, tap_b), tap_a.rows()
         if base.dtype == narrow.dtype:
             output = torch.addmm(base.flatten(0, -2), narrow.flatten(0, -2), b_OR.T)
-            # No view where none is needed: Llama-4 adds to its shared expert's output in place.
-            return output if base.dim() == 2 else output.view(base.shape)
+            return _no_view(output.view(base.shape))
         return (base + nn.functional.linear(narrow, b_OR)).to(base.dtype)
 
     @staticmethod
@@ -62,6 +61,15 @@ class _TwoGradientLora(torch.autograd.Function):
         grad_a = tap_a.weight_gradient(x, narrow_delta, ctx.rows)
         grad_b = tap_b.weight_gradient(narrow, delta, ctx.rows)
         return base_delta, grad_x, grad_a, grad_b, None, None, None
+
+
+def _no_view(output: Tensor) -> Tensor:
+    """The same memory, not marked as a view of it.
+
+    Models change a layer's output in place (Falcon, Longformer, Llama-4's shared expert), which autograd forbids for a
+    view that a custom Function made.
+    """
+    return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
 
 def linear_forward(layer: nn.Linear, tap: Tap) -> Forward:
@@ -79,6 +87,12 @@ def _linear(layer: nn.Linear, tap: Tap, x: Tensor) -> Tensor:
     x, weight_OI, bias_O = (p if p is None or dtype is None else p.to(dtype) for p in parts)
     output: Tensor = _TwoGradientLinear.apply(x, weight_OI, bias_O, tap)
     return output
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Whether the forward of this instance is one of ours."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, functools.partial) and forward.func in (_linear, _lora)
 
 
 def is_plain_lora(module: nn.Module) -> bool:

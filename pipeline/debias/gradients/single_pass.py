@@ -15,14 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from debias.gradients.base import GradientSource, MicroBatch
-from debias.gradients.layers import is_plain_lora, linear_forward, lora_forward
+from debias.gradients.layers import is_plain_lora, is_replaced, linear_forward, lora_forward
 from debias.gradients.routed import routed_loras, two_gradients
 from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
 from debias.gradients.taps import Tap
 from debias.losses.router import router_loss_of
 
-# DeBERTa projects its position table with the layers that project tokens; OPT flattens samples and tokens.
-SAMPLES_NOT_FIRST = frozenset({"DisentangledSelfAttention", "OPTDecoderLayer"})
+# DeBERTa projects its position table with the layers that project tokens; OPT flattens samples and tokens; the others
+# put tokens first. Where a batch has as many samples as tokens no shape tells.
+SAMPLES_NOT_FIRST = frozenset(
+    {
+        "DisentangledSelfAttention",
+        "OPTDecoderLayer",
+        "XLNetModel",
+        "FSMTModel",
+        "LongformerSelfAttention",
+        "LEDEncoderSelfAttention",
+    }
+)
 # Families of mixtures of experts whose code was read (their modules' names begin so).
 KNOWN_MIXTURES = ("Llama4Text", "Qwen3Moe")
 
@@ -130,12 +140,21 @@ def _active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
 def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | None:
     """Why single_pass would not be exact for these parameters of this model, or None where it is."""
     return (
-        _compiled(model)
+        _attached_before(model)
+        or _compiled(model)
         or _loss_of_the_batch(model)
         or _mixed_samples(model)
         or _not_linear(model, selected)
         or _not_called(model)
     )
+
+
+def _attached_before(model: nn.Module) -> str | None:
+    """A notebook's cell that is run again: the layers would be read by the hook before, past this one's taps."""
+    for name, module in model.named_modules():
+        if is_replaced(module):
+            return f"a hook is attached to {name} already; detach() it first"
+    return None
 
 
 def _compiled(model: nn.Module) -> str | None:

@@ -93,4 +93,4 @@ def with_weighted(narrow: Tensor, weights: Tensor) -> Tensor:
 
 
 def _shaped(weights: Tensor, like: Tensor) -> Tensor:
-    return weights.to(like.dtype).reshape(*weights.shape, *[1] * (like.dim() - weights.dim()))
+    return weights.to(device=like.device, dtype=like.dtype).reshape(*weights.shape, *[1] * (like.dim() - weights.dim()))

@@ -1,13 +1,12 @@
 """What transformers and its helpers raise while a model is read, in one line."""
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
 from debias.errors import InputError
-from debias.trust import VARIABLE
+from debias.trust import words_to_trust
 
 # These say in words what is wrong; of others (`tokenizers` raises a plain Exception) the class has to be told too.
 SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
@@ -19,7 +18,7 @@ def reason(error: Exception, name: str) -> str:
     if "allow custom code" in said:
         return (
             "it needs code of its own, which is not run unless you name the model in the environment"
-            f" ({VARIABLE}={shlex.quote(name)})"
+            f" ({words_to_trust(name)})"
         )
     first = (said.splitlines() or [""])[0]
     if isinstance(error, SPEAKING) and first:

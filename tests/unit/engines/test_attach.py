@@ -455,6 +455,98 @@ def test_gradients_cleared_either_way_before_a_step_are_fine(gradients, set_to_n
     assert_grads(model, want)
 
 
+@pytest.mark.parametrize("gradients", WAYS)
+@pytest.mark.parametrize("at", ["first micro-batch", "second micro-batch"])
+def test_a_backward_pass_that_fails_leaves_nothing(gradients, at):
+    """Memory that runs out in the middle of it, and a loop that leaves the batch out and goes on."""
+
+    class Fails(Mlp):
+        broken = False
+
+        def forward(self, x):
+            hidden = torch.tanh(self.first(x))
+            if self.broken:
+                hidden.register_hook(lambda _: (_ for _ in ()).throw(MemoryError("out")))
+            return self.classifier(torch.tanh(self.second(hidden)))
+
+    model, batch, weight_B = Fails(), mlp_batch(), weights_for(14)
+    want = direct_updates(Edge(), copy.deepcopy(model), mlp_loss, batch, weight_B, 14)
+    hook = attached(model, Edge(), gradients)
+    if at == "second micro-batch":
+        feed(hook, model, batch, weight_B)
+    model.broken = True
+    with pytest.raises((MemoryError, RuntimeError)):
+        feed(hook, model, batch, weight_B)
+    model.broken = False
+    with pytest.raises(RuntimeError, match=r"step without a backward|clear the gradients"):
+        hook.step()
+    model.zero_grad()
+    feed(hook, model, batch, weight_B)
+    hook.combine()
+    assert_grads(model, want)
+
+
+@pytest.mark.parametrize("gradients", WAYS)
+def test_a_batch_that_counts_nothing(gradients):
+    model = Mlp()
+    hook = attached(model, Edge(), gradients)
+    feed(hook, model, mlp_batch(), weights_for(14), count=0)
+    with pytest.raises(RuntimeError, match="count 0 on all ranks together: there is nothing to divide by"):
+        hook.step()
+
+
+def test_another_adapter_made_active_after_attach():
+    from peft import LoraConfig
+
+    model = bert_lora()
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    hook = attach(model, None, Edge())
+    for name, parameter in model.named_parameters():
+        if "second" in name:
+            parameter.requires_grad = True
+    hook._at_attach |= {name for name, p in model.named_parameters() if p.requires_grad}  # as if it had trained then
+    model.set_adapter("second")
+    batch = text_batch()
+    hook.backward(text_loss(model, batch), weights_for(6))
+    with pytest.raises(RuntimeError, match="no parameter that the rule acts on has a gradient: another adapter"):
+        hook.combine()
+
+
+def test_unfreezing_after_attach():
+    model, batch, weight_B = Mlp(), mlp_batch(), weights_for(14)
+    model.first.requires_grad_(False)
+    hook = attached(model)
+    feed(hook, model, batch, weight_B)
+    hook.step()
+    model.first.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"first\.weight trains now and did not when the hook was attached"):
+        feed(hook, model, batch, weight_B)
+    hook.detach()
+    hook = attached(model)
+    feed(hook, model, batch, weight_B)
+    want = direct_updates(Edge(), copy.deepcopy(model), mlp_loss, batch, weight_B, 14)
+    hook.combine()
+    assert_grads(model, want)
+
+
+def test_unfreezing_in_the_middle_of_a_step():
+    model, batch, weight_B = Mlp(), mlp_batch(), weights_for(14)
+    model.classifier.requires_grad_(False)
+    hook = attached(model)
+    feed(hook, model, batch, weight_B)
+    model.classifier.requires_grad_(True)
+    feed(hook, model, batch, weight_B)
+    with pytest.raises(RuntimeError, match=r"classifier\.weight was unfrozen in the middle of a step"):
+        hook.step()
+
+
+def test_tensors_that_are_spread_over_ranks_are_refused():
+    model = Mlp()
+    model.second.weight.placements = ("Shard(0)",)
+    with pytest.raises(ValueError, match=r"second\.weight is a DTensor .*DistributedDataParallel, or a DeepSpeed"):
+        attached(model)
+
+
 def test_what_trains_outside_the_optimizer_does_not_pile_up():
     """A head that nobody steps: its gradient must not grow from step to step and shrink the clipped update."""
     model, batch, weight_B = Mlp(), mlp_batch(), weights_for(14)

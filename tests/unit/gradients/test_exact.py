@@ -19,6 +19,7 @@ from gradient_checks import (
     worst,
 )
 from tiny_models import (
+    VOCABULARY,
     Mlp,
     answer_batch,
     bert,
@@ -415,3 +416,37 @@ def test_an_error_in_the_backward_pass_leaves_the_gradients_alone(way):
     for name, p in model.named_parameters():
         assert torch.equal(p.grad, kept[name])
     source.detach()
+
+
+class InPlace(Mlp):
+    """Models add to what a layer returned, or divide it, in place."""
+
+    def forward(self, x):
+        hidden = self.first(x)
+        hidden /= 2.0
+        out = self.second(torch.tanh(hidden))
+        out += hidden
+        return self.classifier(out)
+
+
+@pytest.mark.parametrize("tokens", [None, 3])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_layers_output_changed_in_place(lora, tokens):
+    model = with_lora(InPlace(), target_modules=["first", "second"]) if lora else InPlace()
+    batch, weight_B = mlp_batch(tokens=tokens), weights_for(6)
+    forward = mlp_loss if tokens is None else token_mlp_loss
+    got = take("single_pass", model, forward, [batch], [weight_B])
+    assert_same(got, by_samples(model, forward, batch, weight_B))
+
+
+def test_falcon_through_auto():
+    """It adds attention to the output of its last linear layer in place."""
+    import transformers
+
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    base = transformers.FalconForCausalLM(transformers.FalconConfig(**sizes, bos_token_id=1, eos_token_id=2))
+    model = with_lora(base, task_type="CAUSAL_LM")
+    batch, weight_B = answer_batch(), weights_for(5)
+    got = take("auto", model, answer_loss, [batch], [weight_B])
+    assert_same(got, by_samples(model, answer_loss, batch, weight_B))

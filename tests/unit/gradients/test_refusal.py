@@ -19,7 +19,9 @@ from gradient_checks import (
 from tiny_models import VOCABULARY, Mlp, answer_batch, bert, bert_lora, llama_lora, text_batch, with_lora
 from torch import nn
 
+from debias.engines import attach
 from debias.gradients import SharedForward, SinglePass, make_source, refusal
+from debias.methods import Edge
 from debias.models.experts import route_experts
 
 torch.set_num_threads(1)
@@ -136,6 +138,27 @@ def deberta():
     return transformers.DebertaV2ForSequenceClassification(config)
 
 
+def xlnet():
+    import transformers
+
+    sizes = {"vocab_size": 20, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}
+    return transformers.XLNetForSequenceClassification(transformers.XLNetConfig(**sizes))
+
+
+def longformer():
+    import transformers
+
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LongformerConfig(**sizes, intermediate_size=16, attention_window=4)
+    return transformers.LongformerForSequenceClassification(config)
+
+
+def attached_before():
+    model = bert_lora()
+    attach(model, None, Edge())
+    return model
+
+
 ATTENTION = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 REFUSED = {
     "BatchNorm": (BatchNorm, r"norm \(BatchNorm1d\) uses statistics of the batch"),
@@ -176,6 +199,9 @@ REFUSED = {
     "convolution": (lambda: nn.Sequential(nn.Conv1d(2, 3, 1)), "belongs to Conv1d"),
     "sequence first": (SequenceFirst, r"recurrent \(GRU\) puts the sequence first"),
     "DeBERTa": (lambda: with_lora(deberta(), target_modules=["query_proj"]), "first dimension is not the samples"),
+    "XLNet": (lambda: with_lora(xlnet(), target_modules=["layer_1"]), "XLNetModel.*first dimension is not the samples"),
+    "Longformer": (lambda: with_lora(longformer(), target_modules=["query"]), "first dimension is not the samples"),
+    "a hook from before": (attached_before, r"a hook is attached to .*query already; detach\(\) it first"),
     "tied": (Tied, r"second\.weight is shared by 2 modules"),
     "MultiheadAttention": (Attention, r"attention.*(MultiheadAttention|not to a plain linear)"),
     "a linear layer of one's own": (own_linear, "belongs to OwnLinear"),

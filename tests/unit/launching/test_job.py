@@ -120,8 +120,11 @@ def test_a_port_that_is_taken_is_passed_over(tmp_path, run_script):
     ("environment", "requeued"),
     [
         ({}, True),
+        ({"ENDS": "143"}, True),
+        ({"LEAVES": '{"status": "running"}'}, True),  # the grace ended first
+        ({"ENDS": "143", "LEAVES": '{"status": "running"}'}, False),
         ({"STATE": "COMPLETING"}, False),  # cancelled: it must not come back
-        ({"LEAVES": '{"status": "failed"}'}, False),
+        ({"ENDS": "1", "LEAVES": '{"status": "failed"}'}, False),
         ({"ENDS": "0", "LEAVES": '{"status": "finished"}'}, False),
         ({"SLURM_RESTART_COUNT": "100"}, False),
     ],
@@ -131,6 +134,17 @@ def test_only_an_interrupted_run_goes_back_to_the_queue(environment, requeued, t
     done, called = run_script(job_for(tmp_path), **(interrupted | environment))
     assert called.get("scontrol", []) == (["requeue 12"] if requeued else [])
     assert requeued or done.returncode == int((interrupted | environment)["ENDS"])
+
+
+def test_what_an_earlier_attempt_left_says_nothing_about_this_one(tmp_path, run_script):
+    """It failed before it wrote anything: without a model it would be put back a hundred times."""
+    job = job_for(tmp_path)
+    record = Path(job.output_dir) / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"status": "interrupted"}))
+    done, called = run_script(job, ENDS="2", SLURM_RESTART_COUNT="1")
+    assert (done.returncode, called.get("scontrol")) == (2, None)
+    assert "training failed with exit code 2" in done.stderr
 
 
 def test_a_failure_says_where_to_look(tmp_path, run_script):
