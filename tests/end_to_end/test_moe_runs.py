@@ -7,7 +7,10 @@ import torch
 from tiny_models import FAMILY_SETTINGS, FAMILY_SIZES
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, tokenizer
 
+from debias.config import load_config
+from debias.data import load_examples
 from debias.errors import InputError
+from debias.inference import load_run
 from debias.train import train
 
 torch.set_num_threads(1)
@@ -57,6 +60,21 @@ def test_auto_is_one_pass_and_the_same_as_two(models, tmp_path, family, settings
     assert any("experts" in name for name in got)
     want, _ = run(models[family], tmp_path / "two", gradients="two_pass", **settings)
     assert largest_difference(got, want) <= 1e-6
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "llama4_text"])
+def test_training_in_full_is_saved_and_judged(models, tmp_path, family):
+    """transformers writes each expert of a stack as a matrix of its own."""
+    from transformers import AutoModelForCausalLM
+
+    settings = {"head": "causal_lm", "prompt": PROMPT, "adapter": "full", "max_steps": 2, "learning_rate": 1e-3}
+    run = train(config_for(models[family], tmp_path / "run", save_strategy="epoch", **settings))
+    saved, base = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (run / "model", models[family]))
+    moved = {name for name in base if not torch.equal(saved[name], base[name])}
+    assert {name for name in base if "experts" in name} <= moved
+    config = load_config(run / "config.yaml")
+    examples = load_examples(config.data.train, config.data)[:4]
+    assert load_run(run).label_scores(examples).shape == (4, 3)
 
 
 def test_the_balancing_loss_changes_the_run_and_auto_says_why_not_one_pass(models, tmp_path, caplog):

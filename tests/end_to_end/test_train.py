@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from debias.config import RunConfig, load_config
 from debias.data import load_examples
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
-from debias.errors import InputError
+from debias.errors import InputError, Interrupted
 from debias.inference import load_run
 from debias.losses import Classification
 from debias.methods import Edge, MainOnly
@@ -636,7 +637,83 @@ def test_a_folder_of_something_else_is_never_touched(bert: Path, tmp_path: Path)
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.parametrize("settings", ["a: 1\n", "model: x\n", "[]\n", "{\n"])
+def test_a_config_of_something_else_is_no_run(settings: str, bert: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "config.yaml").write_text(settings)
+    shutil.copytree(bert, project / "model")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="not empty and holds no run"):
+            train(config_for(project / "model", project, overwrite_output_dir=overwrite))
+    assert (project / "config.yaml").read_text() == settings
+    assert (project / "model" / "model.safetensors").is_file()
+
+
+def test_what_is_read_is_never_deleted(bert: Path, tmp_path: Path) -> None:
+    """A model trained in full is the next run's base: it lies in the folder that is to be replaced."""
+    run = train(config_for(bert, tmp_path / "run", adapter="full", max_steps=1))
+    with pytest.raises(InputError, match=r"holds .*model, which this run reads; choose another folder"):
+        train(config_for(run / "model", run, overwrite_output_dir=True))
+    write_rows(run / "data.jsonl", 1.0)
+    with pytest.raises(InputError, match=r"holds .*data.jsonl, which this run reads"):
+        train(config_for(bert, run, data={"train": str(run / "data.jsonl")}, overwrite_output_dir=True))
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_a_signal_while_the_model_is_loaded(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(config: RunConfig) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build_model(config)
+
+    monkeypatch.setattr("debias.train.build_model", load)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM at step 1, saved"):
+        train(config_for(bert, tmp_path / "run"))
+    assert summary(tmp_path / "run")["status"] == "interrupted"
+    assert last_checkpoint(tmp_path / "run") is not None
+
+
+class ScheduleFree(torch.optim.SGD):
+    """As `schedulefree`'s optimizers: they must be told when training begins and when evaluation does."""
+
+    training = False
+
+    def train(self) -> None:
+        self.training = True
+
+    def eval(self) -> None:
+        self.training = False
+
+    def step(self, closure: Any = None) -> None:
+        assert self.training, "not in train mode when step is called"
+        super().step(closure)
+
+
+def test_an_optimizer_with_modes_is_told(bert: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(config_for(bert, tmp_path / "x", max_steps=2))
+    trainer.optimizer = ScheduleFree([p for p in trainer.model.parameters() if p.requires_grad], lr=0.1)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("name", ["lomo", "adalomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
+def test_optimizers_that_step_in_the_backward_pass_are_refused(name: str, bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"optim is '{name}', which steps inside the backward pass"):
+        train(config_for(bert, tmp_path / "run", optim=name))
+    assert not (tmp_path / "run").exists()
+
+
 # Checkpoints.
+
+
+@pytest.mark.parametrize("limit", [1, None])
+def test_a_checkpoint_that_somebody_keeps(limit: int | None, bert: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": limit}
+    run = train(config_for(bert, tmp_path / "run", max_steps=2, **changes))
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-2-keep")
+    train(config_for(bert, run, max_steps=3, resume=True, **changes))
+    assert (run / "checkpoint-2-keep").is_dir()
+    assert (run / "checkpoint-3").is_dir()
 
 
 @pytest.mark.parametrize("limit", [1, 2, None])

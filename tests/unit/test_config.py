@@ -408,3 +408,9 @@ def test_there_are_recipes() -> None:
 def test_reading_a_config_does_not_wait_for_torch() -> None:
     code = "import sys, debias.config, debias.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_override_that_is_nested_too_deep_is_one_line():
+    with pytest.raises(InputError, match="the value is not valid YAML; quote it") as caught:
+        apply_overrides({}, ["model=" + "[" * 5000])
+    assert len(str(caught.value)) < 300

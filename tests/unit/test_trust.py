@@ -70,11 +70,21 @@ def test_the_very_name(named: str, answer: bool, monkeypatch: pytest.MonkeyPatch
 
 def test_a_folder_by_its_place(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(VARIABLE, "own")
-    assert trusted(str(own))
-    assert trusted("./own")
+    for path in ("./own", str(own), f"{tmp_path}/../{tmp_path.name}/own"):
+        monkeypatch.setenv(VARIABLE, path)
+        assert trusted(str(own))
+        assert trusted("own")
     assert not trusted(str(tmp_path))
     assert not trusted(str(tmp_path / "gone"))
+
+
+def test_a_folder_is_not_what_the_hub_has_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers prefers a folder `org/model` of the working directory, which may be from anybody."""
+    monkeypatch.setenv(VARIABLE, "org/model")
+    monkeypatch.chdir(tmp_path)
+    assert trusted("org/model")
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert not trusted("org/model")
 
 
 def test_what_is_said_gives_the_words_to_type(own: Path) -> None:
