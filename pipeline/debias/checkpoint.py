@@ -36,7 +36,8 @@ def check_run(config: RunConfig) -> None:
         _check_kept(config, folder)
     elif held:
         raise InputError(
-            f"output_dir: {folder} holds another run; choose another, or give overwrite_output_dir=true or resume=true"
+            f"output_dir: {folder} holds another run ({_state_of(folder)}); choose another, or give resume=true to go"
+            " on with it, or overwrite_output_dir=true to start anew"
         )
     elif folder.exists() and not held and any(folder.iterdir()):
         raise InputError(f"output_dir: {folder} is not empty and holds no run; choose another folder")
@@ -65,6 +66,15 @@ def _holds_run(folder: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def _state_of(folder: Path) -> str:
+    try:
+        held = _summary(folder)
+    except InputError:
+        held = {}
+    at = f" at step {held['steps']}" if "steps" in held else ""
+    return f"{held.get('status', 'begun')}{at}"
 
 
 def _check_kept(config: RunConfig, folder: Path) -> None:

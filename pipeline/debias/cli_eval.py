@@ -22,7 +22,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="The folder of a run; none with --model or --adapter.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of runs, or a folder of runs (a sweep); none with --model or --adapter."),
+    ] = None,
     suite: Annotated[
         list[str] | None, typer.Option("--suite", help="A suite, a collection (nli, all, ...) or a YAML file; repeat.")
     ] = None,
@@ -46,9 +49,10 @@ def evaluate(
     overlap: Annotated[str, typer.Option(help="Rows that are in the training data: count, exclude, ignore.")] = "count",
     as_json: AsJson = False,
 ) -> None:
-    """Judge a run, or any model, on suites; writes eval/NAME.json into the folder and the predictions beside it."""
+    """Judge runs, or any model, on suites; writes eval/NAME.json into each folder and the predictions beside it."""
     from debias_eval.judging.judge import Judging, judge_given, judge_run
     from debias_eval.reporting.tables import terminal_table
+    from debias_eval.results.runs import run_folders
 
     _one_of("--normalize", normalize, ("none", "tokens", "characters"))
     _one_of("--calibrate", calibrate, ("none", "contextual", "pmi"))
@@ -59,19 +63,23 @@ def evaluate(
     scoring = {"normalize": normalize, "calibrate": calibrate}
     if not suite:
         raise InputError("--suite is missing: name a suite or a collection such as nli")
-    if run is not None:
+    found: dict[Path, Any] = {}
+    if runs:
         _refuse_with_run(given, out)
-        folder = run
-        outcome = judge_run(run, suite, deepspeed=deepspeed, judging=judging, **scoring)
+        for folder in (one for path in runs for one in run_folders(path)):
+            found[folder] = judge_run(folder, suite, deepspeed=deepspeed, judging=judging, **scoring).results
     else:
         folder = _folder_of(given, out)
-        outcome = judge_given(folder, suite, {**given, "deepspeed": deepspeed}, judging=judging, **scoring)
+        found[folder] = judge_given(
+            folder, suite, {**given, "deepspeed": deepspeed}, judging=judging, **scoring
+        ).results
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        typer.echo(json.dumps(outcome.results, indent=2))
+        whole = {str(folder): results for folder, results in found.items()}
+        typer.echo(json.dumps(whole if len(found) > 1 else found.popitem()[1], indent=2))
     else:
-        print_table(terminal_table([folder]))
+        print_table(terminal_table(list(found)))
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:
@@ -109,6 +117,7 @@ def report(
     from debias_eval.reporting.report import write_latex, write_markdown, write_report
 
     typer.echo(write_report(runs, out))
+    _say_what_is_not_judged(runs)
     if markdown:
         typer.echo(write_markdown(runs, markdown))
     if latex:
@@ -125,6 +134,15 @@ def card(
     from debias_eval.reporting.card import write_cards
 
     _tell(write_cards(runs, force=force))
+
+
+def _say_what_is_not_judged(runs: Sequence[Path]) -> None:
+    from debias_eval.results.runs import read_runs
+
+    bare = [run.name for run in read_runs(runs) if not run.results]
+    if bare:
+        more = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
+        typer.echo(f"not judged yet: {', '.join(bare[:3])}{more}; debias eval RUN --suite NAME", err=True)
 
 
 def _tell(cards: Sequence[tuple[Path, str]]) -> None:

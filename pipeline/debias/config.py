@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from debias.config_data import DataConfig, DataSource, PlantedBias, Strict, is_list  # noqa: F401 (importable from here as well)
+from debias.config_names import ALSO_CALLED, NOT_SETTINGS
 from debias.errors import InputError
 
 # Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
@@ -340,12 +341,6 @@ def _enter(node: dict[str, Any], block: str, item: str) -> dict[str, Any]:
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# What users look for here and find elsewhere.
-NOT_SETTINGS = {
-    "trust_remote_code": "no setting, for configs travel; to let the code of a model run, name it in the environment"
-    " (DEBIAS_TRUST_REMOTE_CODE=MODEL)"
-}
-
 
 def parse(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
     """`values` as a `model`; the first thing wrong becomes one line that starts with `where`."""
@@ -361,13 +356,7 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
     name = ".".join(str(part) for part in first["loc"] if not _is_of_a_union(part))
     if first["type"] == "extra_forbidden":
-        if name in NOT_SETTINGS:
-            return f"{name}: {NOT_SETTINGS[name]}"
-        near = difflib.get_close_matches(str(first["loc"][-1]), [key.split(".")[-1] for key in key_names(model)], n=1)
-        matches = [key for key in key_names(model) if near and key.split(".")[-1] == near[0]]
-        beside = ".".join([*map(str, first["loc"][:-1]), *near])
-        matches = [beside] if beside in matches else matches  # where it was written, before other blocks
-        return f"{name}: unknown key" + (f"; did you mean {' or '.join(matches)}?" if matches else "")
+        return f"{name}: {_unknown(name, first['loc'], model)}"
     if first["type"] == "missing":
         return f"{name}: missing, and it has no default"
     if first["type"] == "model_type":
@@ -376,6 +365,18 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "value_error":
         return f"{name}: {message}" if name else message
     return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _unknown(name: str, place: Sequence[int | str], model: type[BaseModel]) -> str:
+    """What to say of a key that there is not: what else it may be called, else the nearest."""
+    keys = list(key_names(model))
+    if issubclass(model, RunConfig) and name in NOT_SETTINGS | ALSO_CALLED:
+        return NOT_SETTINGS.get(name) or f"unknown key; did you mean {ALSO_CALLED[name]}?"
+    near = difflib.get_close_matches(str(place[-1]), [key.split(".")[-1] for key in keys], n=1)
+    matches = [key for key in keys if near and key.split(".")[-1] == near[0]]
+    beside = ".".join([*map(str, place[:-1]), *near])
+    matches = [beside] if beside in matches else matches  # where it was written, before other blocks
+    return "unknown key" + (f"; did you mean {' or '.join(matches)}?" if matches else "")
 
 
 def _is_of_a_union(part: int | str) -> bool:

@@ -1,5 +1,6 @@
 """Models that no run of ours made: from a hub id or folder, an adapter, a prompt, the names of labels."""
 
+import logging
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from debias.inference import Predictor
 from debias.inference_adapter import adapter_base, check_base
 from debias.inference_answers import Scoring
 from debias.inference_load import hub_config, load, own_labels
+from debias.paths import find_recipe
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 512  # tokens, where neither prompt file nor model says
 
@@ -68,10 +72,12 @@ def given_config(given: Given) -> RunConfig:
     else:
         config = load_config(source)
         config = config.model_copy(update={"model": given.model or config.model, "adapter": AdapterConfig()})
-    default = torch.cuda.is_available() if source is None or source == given.prompt else config.bf16
+    default = torch.cuda.is_available() if source is None or given.prompt is not None else config.bf16
     chosen = {"bf16": default if given.bf16 is None else given.bf16, "deepspeed": given.deepspeed}
     if given.load_in_4bit is not None:
         chosen["load_in_4bit"] = given.load_in_4bit
+    elif config.load_in_4bit:
+        logger.info("the model is judged in 4 bits, as %s says; --no-load-in-4bit judges it in 16", source)
     config = config.model_copy(update=chosen)
     if given.adapter is not None:
         check_base(given.adapter, config.model)
@@ -92,7 +98,9 @@ def _model(given: Given) -> str:
 def _source(given: Given) -> Path | None:
     """The file of settings: the one given, else that of the run that the adapter lies in."""
     beside = Path(given.adapter).resolve().parent / CONFIG if given.adapter else None
-    return given.prompt or (beside if beside is not None and beside.is_file() else None)
+    if given.prompt is not None:
+        return find_recipe(given.prompt)
+    return beside if beside is not None and beside.is_file() else None
 
 
 def _ordered(config: RunConfig, given: Given) -> RunConfig:

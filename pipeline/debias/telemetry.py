@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from debias.trust import VARIABLE
 
+PROGRESS_SECONDS = 10.0
 PACKAGES = ("debias", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed", "numpy")
 
 
@@ -52,6 +54,30 @@ class MetricsFile(TrainerCallback):
             line = {"step": state.global_step, "epoch": state.epoch, **figures, **self.more(logs)}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+class PlainProgress(TrainerCallback):
+    """Where there is no terminal for a progress bar: the first log as a line, the last, and one every ten seconds."""
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.say = say
+        self.clock = clock
+        self._next = 0.0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        judged = {key: value for key, value in (logs or {}).items() if key in ("loss", "eval_loss", "eval_accuracy")}
+        last = state.global_step >= state.max_steps
+        if state.is_world_process_zero and judged and (last or self.clock() >= self._next):
+            figures = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in judged.items())
+            self.say(f"step {state.global_step} of {state.max_steps}: {figures}")
+            self._next = self.clock() + PROGRESS_SECONDS
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

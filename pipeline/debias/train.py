@@ -51,7 +51,7 @@ from debias.setup_run import (
     training_examples,
     validation_examples,
 )
-from debias.telemetry import MetricsFile, environment, write_whole
+from debias.telemetry import MetricsFile, PlainProgress, environment, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -253,3 +253,5 @@ def _drop_printer(trainer: DebiasTrainer) -> None:
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
+    if trainer.args.disable_tqdm:
+        trainer.add_callback(PlainProgress(logger.info))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def run_folder(debias: Command, recipe: Path) -> Path:
         (["data.train=nope.jsonl"], ["nope.jsonl: no such file; looked for", "DEBIAS_DATA"]),
         (["data.text_fields=[premise, claim]"], ["row 1", "no column 'claim' (text_fields)", "premise, hypothesis"]),
         (["data.label_field=gold"], ["row 1", "no column 'gold' (label_field)"]),
-        (["data.labels=[entailment, neutral]"], ["row ", "label 'contradiction' is not in labels"]),
+        (["data.labels=[entailment, neutral]"], ["row ", "is not in labels", "data.label_map says"]),
         (["data.labels=[entailment, neutral, contradiction, other]"], ["no example of other among 60"]),
         (["data.train={source: data.jsonl, limit: 2}"], ["no example of ", "among 2"]),
         (["data.train={source: generated, split: tests}"], ["split is 'tests'", "train, validation, test, ood"]),
@@ -143,7 +144,9 @@ def test_bad_files(text: str | None, parts: list[str], debias: Command, tmp_path
 
 def test_a_folder_that_holds_another_run(run_folder: Path, recipe: Path, debias: Command) -> None:
     before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
-    assert "holds another run; choose another" in debias("train", recipe).error
+    assert (
+        "holds another run (finished at step 2); choose another, or give resume=true" in debias("train", recipe).error
+    )
     assert "resume: lora_r is 5, the run" in debias("train", recipe, "resume=true", "lora_r=5").error
     assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
     assert debias("train", recipe, "overwrite_output_dir=true", "max_steps=1").code == 0
@@ -252,6 +255,29 @@ def test_train_eval_report(run_folder: Path, recipe: Path, debias: Command, tmp_
     assert not any(word in text for word in ("<script src", "<link", "@import", 'src="http', "url(http"))
     table = debias("eval", run_folder, "--suite", "generated", "--limit", 60)
     assert "generated" in table.out
+
+
+def test_all_runs_of_a_folder_are_judged(run_folder: Path, recipe: Path, debias: Command, tmp_path: Path) -> None:
+    runs = tmp_path / "sweep"
+    for name in ("a", "b"):
+        shutil.copytree(run_folder, runs / name / "seed0")
+    said = debias("report", runs, "-o", tmp_path / "page.html")
+    assert "not judged yet: a/seed0, b/seed0; debias eval RUN --suite NAME" in said.err
+    said = debias("eval", runs, run_folder, "--suite", "generated", "--limit", 20, "--json")
+    found = json.loads(said.out)
+    assert list(found) == [str(runs / "a" / "seed0"), str(runs / "b" / "seed0"), str(run_folder)]
+    for folder, (result,) in found.items():
+        assert json.loads((Path(folder) / "eval" / "generated.json").read_text()) == result
+    assert "not judged" not in debias("report", runs, "-o", tmp_path / "page.html").err
+    assert debias("eval", runs, "--suite", "generated", "--limit", 20).out.count("generated") >= 2
+
+
+def test_steps_are_lines_where_there_is_no_terminal(recipe: Path, debias: Command, caplog: Any) -> None:
+    assert debias("train", recipe, "logging_steps=1", "max_steps=3").code == 0
+    said = [line for line in caplog.messages if line.startswith("step ")]
+    # The first and the last; what lies between is within ten seconds.
+    assert [line.partition(":")[0] for line in said] == ["step 1 of 3", "step 3 of 3"]
+    assert all("loss " in line for line in said)
 
 
 def test_the_same_evaluation_is_the_same(run_folder: Path, debias: Command) -> None:

@@ -20,7 +20,8 @@ ROOMS = {
     "debias.errors": (),
     "debias.trust": (),
     "debias.config_data": (),
-    "debias.config": ("debias.errors", "debias.config_data"),
+    "debias.config_names": (),
+    "debias.config": ("debias.errors", "debias.config_data", "debias.config_names"),
     "debias.methods": (),
     "debias.losses": (),
     "debias.gradients": ("debias.losses",),
@@ -62,6 +63,7 @@ ROOMS = {
     ),
     "debias_eval.harness": (
         "debias.errors",
+        "debias.paths",
         "debias.config",
         "debias.data",
         "debias.checkpoint",

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import yaml
 
-from debias.config import BiasWeight, RunConfig, apply_overrides, dump_config, key_names, load_config, parse, read_yaml
+from debias.config import (
+    BiasWeight,
+    RunConfig,
+    apply_overrides,
+    dump_config,
+    key_names,
+    load_config,
+    parse,
+    read_yaml,
+)
+from debias.config_names import ALSO_CALLED
 from debias.errors import InputError
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
@@ -53,7 +63,6 @@ def accepted(settings: dict[str, Any], *overrides: str) -> RunConfig:
         ("adapter.lora_r=4", "adapter.lora_r", "did you mean lora_r?"),
         ("prevalence=0.3", "prevalence", "data.planted_bias.prevalence?"),
         ("verbalizers={}", "verbalizers", "prompt.verbalizers?"),
-        ("fp16=true", "fp16", "bf16?"),
     ],
 )
 def test_unknown_key_names_the_nearest(override: str, key: str, nearest: str) -> None:
@@ -414,3 +423,12 @@ def test_an_override_that_is_nested_too_deep_is_one_line():
     with pytest.raises(InputError, match="the value is not valid YAML; quote it") as caught:
         apply_overrides({}, ["model=" + "[" * 5000])
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ALSO_CALLED)
+def test_what_a_setting_is_called_elsewhere(name):
+    """An edit distance would name another setting: `alpha` is not `lora_alpha`."""
+    wanted = ALSO_CALLED[name]
+    assert wanted in key_names(RunConfig) or wanted.startswith("method.")
+    with pytest.raises(InputError, match=f"{name}: unknown key; did you mean {wanted}\\?"):
+        parse(RunConfig, {"model": "x", "output_dir": "y", "data": {"train": "generated"}, name: 1}, "f")

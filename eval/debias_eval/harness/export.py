@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 from debias.config import PromptConfig, RunConfig, load_config
 from debias.data import Example
 from debias.errors import InputError
+from debias.paths import find_recipe
 from debias_eval.harness.tokens import check_tokens
 from debias_eval.judging.predict import in_model_order, suite_labels
 from debias_eval.reading.collection import collection_names, expand
@@ -77,7 +78,7 @@ class Task:
 def read_prompt(path: Path) -> RunConfig:
     """The settings of a causal model from a run's folder or YAML file; InputError for a classification head."""
     path = Path(path)
-    config = load_config(path / "config.yaml" if path.is_dir() else path)
+    config = load_config(path / "config.yaml" if path.is_dir() else find_recipe(path))
     if config.head != "causal_lm":
         raise InputError(
             f"{path}: head is {config.head!r}; the harness scores answers of causal models, so it takes head "

@@ -108,9 +108,9 @@ def _fits(one: _Asked, labels: Sequence[str] | None, text_fields: Sequence[str],
         if labels is not None:
             check_fit(one.suite, labels, text_fields)
         if where_from(one.suite) == "missing":
-            data = os.environ.get("DEBIAS_DATA")
-            where = f"not in {data}" if data else "DEBIAS_DATA, the folder of local data, is not set"
-            raise InputError(f"suite {one.suite.name}: its data is not there: {where}")
+            data, file = os.environ.get("DEBIAS_DATA"), one.suite.source.source if one.suite.source else ""
+            where = f"not beside its YAML, and not in {data}" if data else "DEBIAS_DATA, the folder of data, is not set"
+            raise InputError(f"suite {one.suite.name}: its data is not there: {file}, {where}")
     except InputError as error:
         if one.by_name:
             raise

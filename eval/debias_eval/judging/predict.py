@@ -84,7 +84,8 @@ def suite_labels(suite: Suite, model_labels: Sequence[str]) -> Ints:
     if foreign:
         raise InputError(
             f"suite {suite.name}: the model answers {foreign}, which the suite cannot map to {list(suite.labels)}; "
-            "add it under merge"
+            "give the data the suite's names (data.label_map), or take a copy of its suite.yaml with merge: {"
+            f"{foreign[0]}: {suite.labels[0]}, ...}}"
         )
     unreachable = [label for label in suite.labels if label not in mapped]
     if unreachable:

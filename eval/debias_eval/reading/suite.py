@@ -15,7 +15,7 @@ from debias.errors import InputError
 
 BUILT_IN = Path(__file__).parents[1] / "suites"
 
-Task = Literal["nli", "fact_verification", "paraphrase", "sentiment", "toxicity", "vision"]
+Task = Literal["nli", "fact_verification", "paraphrase", "sentiment", "toxicity", "vision", "other"]
 Stress = Literal["negation", "word_overlap", "length_mismatch"]
 
 

@@ -251,7 +251,10 @@ def remember(folder: Path, choices: Sequence[Choice]) -> None:
 def choice_table(choices: Sequence[Choice]) -> Table:
     """One row for each method, with the rule in words; an oracle is flagged in the title and in each row."""
     rule = choices[0].rule
-    table = Table(caption=Text(f"chosen by: {rule.words}"), caption_justify="left")
+    by = f"chosen by: {rule.words}"
+    if rule.figure is not None and any(one.score is None for one in choices):
+        by = "nothing was chosen where there is one configuration, and no validation figure to choose by"
+    table = Table(caption=Text(by), caption_justify="left")
     for name in ("method", "configuration", "rule", "mean over seeds", "seeds", "candidates", "passed over"):
         table.add_column(name, overflow="fold")
     for one in choices:

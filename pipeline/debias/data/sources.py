@@ -184,7 +184,7 @@ class _Reader:
             return None
         known = f"labels {list(labels)}" + (f" and label_map {dict(label_map)}" if label_map else "")
         seen = repr(value) if name == raw else f"{value!r} ({name})"
-        raise InputError(f"{where}: label {seen} is not in {known}")
+        raise InputError(f"{where}: label {seen} is not in {known}; data.label_map says which label a value stands for")
 
 
 def _column(row: Mapping[str, Any], name: str, setting: str, where: str) -> Any:

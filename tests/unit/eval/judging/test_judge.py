@@ -72,7 +72,7 @@ def test_what_cannot_fit_is_found_before_the_model_is_loaded(collection: str, ru
 def test_data_that_is_not_there(run: Path, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEBIAS_DATA", raising=False)
     monkeypatch.setattr("debias_eval.judging.judge.where_from", lambda suite: "missing")
-    with pytest.raises(InputError, match="suite generated: its data is not there: DEBIAS_DATA"):
+    with pytest.raises(InputError, match="suite generated: its data is not there: generated, DEBIAS_DATA"):
         judge(run, ["generated"], never, labels=("entailment", "neutral", "contradiction"))
 
 
