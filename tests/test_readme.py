@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from debias.config import RunConfig, load_config, parse
+from debias.paths import find_recipe
+from debias_eval.reading.suite import load_suite
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,13 +67,21 @@ def test_command_is_real(words, monkeypatch):
         return  # the name of a verb, in a sentence
     context = command.make_context(words[1], arguments)
     if words[1] == "train":
-        config = load_config(ROOT / str(context.params["config"]), context.params["overrides"] or [])
+        monkeypatch.chdir(ROOT)
+        config = load_config(find_recipe(Path(context.params["config"])), context.params["overrides"] or [])
         assert config.output_dir
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_settings_validate(text):
     assert parse(RunConfig, yaml.safe_load(text), where="README")
+
+
+def test_the_suite_of_ones_own_is_read(tmp_path):
+    (text,) = blocks("yaml", (ROOT / "eval" / "README.md").read_text(encoding="utf-8"))
+    (tmp_path / "suite.yaml").write_text(text, encoding="utf-8")
+    suite = load_suite(str(tmp_path / "suite.yaml"))
+    assert suite.gap.conflicting == ("negated",)
 
 
 @pytest.mark.slow
