@@ -113,7 +113,12 @@ def main() -> None:
     _quiet()
     try:
         _run()
+    except SystemExit as end:
+        if not end.code:
+            world.leave()
+        raise
     except Interrupted as error:
+        world.leave()
         sys.stderr.write(f"{error}\n")
         raise SystemExit(Interrupted.exit_code) from None
     except InputError as error:

@@ -1,6 +1,8 @@
 """What another launcher than torchrun says about a process, in the words that torch.distributed reads."""
 
+import contextlib
 import subprocess
+import sys
 from collections.abc import MutableMapping, Sequence
 
 
@@ -36,6 +38,20 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     }
     for name, value in known.items():
         environment.setdefault(name, value)
+
+
+def leave() -> None:
+    """The end of a process whose ranks are all done: its process groups are taken down while Python still lives.
+
+    Threads of gloo may hold tensors of Python's; torn down by the interpreter's end they abort the process now and
+    then, and a run that has finished is reported as failed.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    with contextlib.suppress(Exception):  # what was to be done is done; a rank that is gone is no failure of this one
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _first_node(environment: MutableMapping[str, str]) -> str:

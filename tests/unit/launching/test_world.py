@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from debias.errors import InputError, Interrupted
 from debias.launching import local, ranks
-from debias.launching.world import adopt_slurm, without_local_rank
+from debias.launching.world import adopt_slurm, leave, without_local_rank
 
 STEP = {
     "SLURM_PROCID": "3",
@@ -159,3 +160,31 @@ def test_the_local_command(tmp_path):
     assert str(tmp_path / "logs") in words
     assert "--log-dir" not in local.command(tmp_path / "a.yaml", [], 2, None)
     assert local.logs_of(str(tmp_path / "run")).parent == tmp_path / "run.logs"
+
+
+@pytest.mark.parametrize(("end", "left"), [(SystemExit(0), True), (SystemExit(None), True), (SystemExit(2), False),
+                                          (Interrupted("stopped"), True), (InputError("wrong"), False)])  # fmt: skip
+def test_a_process_group_does_not_outlive_its_python(end, left, monkeypatch):
+    """gloo's threads abort a process at its end; where ranks failed, the others may still be in a collective."""
+    import torch.distributed as dist
+
+    from debias import cli
+
+    def run():
+        raise end
+
+    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    monkeypatch.setattr("sys.argv", ["debias"])
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert dist.is_initialized() is not left
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def test_leaving_without_a_group():
+    leave()
