@@ -66,7 +66,7 @@ def evaluate(
     found: dict[Path, Any] = {}
     if runs:
         _refuse_with_run(given, out)
-        for folder in (one for path in runs for one in run_folders(path)):
+        for folder in dict.fromkeys(one for path in runs for one in run_folders(path)):
             found[folder] = judge_run(folder, suite, deepspeed=deepspeed, judging=judging, **scoring).results
     else:
         folder = _folder_of(given, out)
@@ -76,8 +76,10 @@ def evaluate(
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
+        # By what was asked for, not by how many runs a folder happens to hold.
+        of_one = not runs or list(found) == runs[:1]
         whole = {str(folder): results for folder, results in found.items()}
-        typer.echo(json.dumps(whole if len(found) > 1 else found.popitem()[1], indent=2))
+        typer.echo(json.dumps(whole[str(folder)] if of_one else whole, indent=2))
     else:
         print_table(terminal_table(list(found)))
 

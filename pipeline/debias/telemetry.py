@@ -20,10 +20,30 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from debias.trust import VARIABLE
 
 PROGRESS_SECONDS = 10.0
+SAID = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "validation accuracy"}
 PACKAGES = ("debias", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed", "numpy")
 
 
-class MetricsFile(TrainerCallback):
+class EachLog(TrainerCallback):
+    """What is done with the figures that the Trainer logs, on the first process."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            self.logged(state, logs)
+
+    def logged(self, state: TrainerState, logs: Mapping[str, float]) -> None:
+        """The figures of one log."""
+        raise NotImplementedError
+
+
+class MetricsFile(EachLog):
     """Appends every log of the Trainer to `metrics.jsonl`, one JSON object a line, `step` and `epoch` first.
 
     After a resume the lines past the checkpoint's step are dropped first: they are about to be trained again. `more`
@@ -41,22 +61,15 @@ class MetricsFile(TrainerCallback):
             kept = [line for line in read_metrics(self.path) if 0 < line["step"] <= state.global_step]
             write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if state.is_world_process_zero and logs:
-            figures = {key: value for key, value in logs.items() if key != "epoch"}
-            line = {"step": state.global_step, "epoch": state.epoch, **figures, **self.more(logs)}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+    def logged(self, state: TrainerState, logs: Mapping[str, float]) -> None:
+        """Append a line."""
+        figures = {key: value for key, value in logs.items() if key != "epoch"}
+        line = {"step": state.global_step, "epoch": state.epoch, **figures, **self.more(logs)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
-class PlainProgress(TrainerCallback):
+class PlainProgress(EachLog):
     """Where there is no terminal for a progress bar: the first log as a line, the last, and one every ten seconds."""
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,19 +77,12 @@ class PlainProgress(TrainerCallback):
         self.clock = clock
         self._next = 0.0
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        judged = {key: value for key, value in (logs or {}).items() if key in ("loss", "eval_loss", "eval_accuracy")}
+    def logged(self, state: TrainerState, logs: Mapping[str, float]) -> None:
+        """Say the losses, unless something was said a moment ago."""
+        figures = [f"{words} {logs[key]:.4g}" for key, words in SAID.items() if key in logs]
         last = state.global_step >= state.max_steps
-        if state.is_world_process_zero and judged and (last or self.clock() >= self._next):
-            figures = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in judged.items())
-            self.say(f"step {state.global_step} of {state.max_steps}: {figures}")
+        if figures and (last or self.clock() >= self._next):
+            self.say(f"step {state.global_step} of {state.max_steps}: {', '.join(figures)}")
             self._next = self.clock() + PROGRESS_SECONDS
 
 

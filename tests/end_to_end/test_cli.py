@@ -269,6 +269,9 @@ def test_all_runs_of_a_folder_are_judged(run_folder: Path, recipe: Path, debias:
     for folder, (result,) in found.items():
         assert json.loads((Path(folder) / "eval" / "generated.json").read_text()) == result
     assert "not judged" not in debias("report", runs, "-o", tmp_path / "page.html").err
+    # A folder that holds one run is a folder of runs all the same.
+    said = debias("eval", runs / "a", "--suite", "generated", "--limit", 20, "--json")
+    assert list(json.loads(said.out)) == [str(runs / "a" / "seed0")]
     assert debias("eval", runs, "--suite", "generated", "--limit", 20).out.count("generated") >= 2
 
 

@@ -327,6 +327,19 @@ def test_an_adapter_names_its_base(llama: Path, tmp_path: Path) -> None:
     assert config.model == str(llama)
 
 
+def test_a_recipes_name_as_the_prompt(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it says of the weights is taken too, and said."""
+    caplog.set_level("INFO", "debias")
+    recipe = Path("smollm2_qlora_biased_snli_edge")
+    assert given_config(Given(str(llama), prompt=recipe)).load_in_4bit
+    assert "judged in 4 bits" in caplog.text
+    caplog.clear()
+    assert not given_config(Given(str(llama), prompt=recipe, load_in_4bit=False)).load_in_4bit
+    assert caplog.text == ""
+    with pytest.raises(InputError, match="no recipe of that name; did you mean smollm2_qlora_biased_snli_edge"):
+        given_config(Given(str(llama), prompt=Path("smollm2_qlora_biased_snli")))
+
+
 # Labels.
 
 

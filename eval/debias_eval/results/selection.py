@@ -253,7 +253,7 @@ def choice_table(choices: Sequence[Choice]) -> Table:
     rule = choices[0].rule
     by = f"chosen by: {rule.words}"
     if rule.figure is not None and any(one.score is None for one in choices):
-        by = "nothing was chosen where there is one configuration, and no validation figure to choose by"
+        by += "; –: the only configuration, without a validation figure, so nothing was chosen"
     table = Table(caption=Text(by), caption_justify="left")
     for name in ("method", "configuration", "rule", "mean over seeds", "seeds", "candidates", "passed over"):
         table.add_column(name, overflow="fold")

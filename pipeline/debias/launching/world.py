@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import MutableMapping, Sequence
+from datetime import timedelta
 
 
 def without_local_rank(words: Sequence[str], environment: MutableMapping[str, str]) -> list[str]:
@@ -40,17 +41,18 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
         environment.setdefault(name, value)
 
 
-def leave() -> None:
+def leave(patience: float = 60.0) -> None:
     """The end of a process whose ranks are all done: its process groups are taken down while Python still lives.
 
     Threads of gloo may hold tensors of Python's; torn down by the interpreter's end they abort the process now and
-    then, and a run that has finished is reported as failed.
+    then, and a run that has finished is reported as failed. Ranks that do not come within `patience` seconds have
+    failed, and are not waited for.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return
     with contextlib.suppress(Exception):  # what was to be done is done; a rank that is gone is no failure of this one
-        distributed.barrier()
+        distributed.barrier(async_op=True).wait(timedelta(seconds=patience))
         distributed.destroy_process_group()
 
 

@@ -1,5 +1,6 @@
 """Selection rules on candidates made by hand: what is chosen and refused, and that only the oracle sees a suite."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -213,6 +214,13 @@ def test_runs_that_have_not_finished_are_passed_over(sweep):
     edge, erm = choices_in(sweep, "validation")
     assert (edge.name, edge.passed_over) == ("edge/learning_rate=0.1", ("edge/learning_rate=0.2",))
     assert erm.name == "erm/learning_rate=0.2"
+
+
+def test_what_was_not_chosen_is_said(sweep):
+    edge, erm = choices_in(sweep, "validation")
+    only = dataclasses.replace(edge, score=None, candidates=1)
+    assert "nothing was chosen" in str(choice_table([only, erm]).caption)
+    assert "nothing was chosen" not in str(choice_table([edge, erm]).caption)
 
 
 def test_a_folder_that_is_no_sweep_goes_by_the_method(sweep):
