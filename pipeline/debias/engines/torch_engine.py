@@ -171,7 +171,7 @@ class TorchHook(Hook):
         whole = dict(self.model.named_parameters())
         self._trainable = {name: p for name, p in whole.items() if p.requires_grad}
         self._frozen = {name: p for name, p in whole.items() if not p.requires_grad}
-        new = (name for name in self._trainable if name not in self._at_attach and name not in self.selected)
+        new = (name for name in self._trainable if name not in self._at_attach)
         thawed = next((name for name in new if self._select(name, self._trainable[name])), None)
         if thawed is not None:
             raise RuntimeError(
