@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from debias.config import Strict
 from debias.engines import attach
 from debias.errors import InputError
+from debias.hub.packages import model_path
 from debias.losses import Answers, Classification, SampleLosses, gce_weight
 from debias.methods import Edge
 from debias.models.adapters import add_lora, prepare_quantized
 from debias.models.load import load_model
-from debias.models.packages import model_path
 
 WAYS = ("plain", "published", "two_pass", "shared_forward", "single_pass")
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from debias import hub
 from debias.config import DataSource, RunConfig
 from debias.data.files import kind_of
 from debias.data.sources import resolve_path
 from debias.errors import InputError
-from debias.trust import trusted
+from debias.hub import cache as hub
+from debias.hub.remote_code import trusted
 
 log = logging.getLogger(__name__)
 State = Literal["there already", "fetched", "on this machine", "made here"]
@@ -49,7 +49,7 @@ def fetch(run: RunConfig, base: Path | None = None, others: Sequence[DataSource]
 
 def fetch_model(name: str, *, tokenizer: bool = True) -> Item:
     """A model of any kind of name."""
-    from debias.models import packages
+    from debias.hub import packages
 
     if name.startswith("vision:"):
         return Item("model", name, "made here")

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from debias.errors import InputError
+from debias.hub.packages import model_path
 from debias.models.experts import route_experts
-from debias.models.packages import model_path
 
 logger = logging.getLogger(__name__)
 # What PEFT raises for a file that is cut short or is something else, and for weights of other shapes.

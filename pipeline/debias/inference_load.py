@@ -13,15 +13,15 @@ from debias.checkpoint import ADAPTER, CONFIG, MODEL
 from debias.config import RunConfig, load_config
 from debias.engines import zero_inference, zero_launch
 from debias.errors import InputError
+from debias.hub.packages import model_path
+from debias.hub.remote_code import trusted
 from debias.inference import Predictor
 from debias.inference_adapter import attach_adapter
 from debias.inference_answers import Scoring
 from debias.inference_batches import LONGEST_WAIT, join
 from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
-from debias.models.packages import model_path
 from debias.setup_run import base_model, build_task, check_length
-from debias.trust import trusted
 
 
 def load_run(run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None) -> Predictor:

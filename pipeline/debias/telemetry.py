@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from debias.trust import VARIABLE
+from debias.hub.remote_code import VARIABLE
 
 PROGRESS_SECONDS = 10.0
 SAID = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "validation accuracy"}

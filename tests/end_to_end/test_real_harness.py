@@ -129,7 +129,7 @@ def test_a_tiny_model_gets_our_numbers(
 @pytest.mark.weights
 def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path) -> None:
     """40 examples of four suites, two of them of fewer labels or with groups: the same answers, scores to 1e-3."""
-    from debias.models.packages import model_path
+    from debias.hub.packages import model_path
 
     words = {"entailment": " True", "neutral": " Neither", "contradiction": " False, it cannot be"}
     template = "{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:"
@@ -165,7 +165,7 @@ def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path) -> None:
 @pytest.mark.weights
 def test_smollm2_in_a_chat(tmp_path: Path, data_folder: Path) -> None:
     """The harness counts the newline that ends the chat's frame as the answer's: one number more for all labels."""
-    from debias.models.packages import model_path
+    from debias.hub.packages import model_path
 
     words = {"entailment": "True", "neutral": "Neither", "contradiction": "False"}
     template = "{premise}\nQuestion: {hypothesis} True, False or Neither?"

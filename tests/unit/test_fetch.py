@@ -8,9 +8,10 @@ import pytest
 import tiny_runs
 from fake_hub import FakeHub, fake_hub
 
-from debias import fetch, hub
+from debias import fetch
 from debias.config import DataSource
 from debias.errors import InputError
+from debias.hub import cache as hub
 
 REPO = "tiny/bert"
 

@@ -10,12 +10,12 @@ from debias.config import RunConfig, load_config
 from debias.data import load_examples
 from debias.errors import InputError
 from debias.fetch import _model_files
+from debias.hub.remote_code import VARIABLE, trusted
 from debias.inference_load import hub_config, load_run
 from debias.merging.fold import merge_run
 from debias.models.load import load_model, load_tokenizer
 from debias.plan.plan import Machine, make_plan
 from debias.train import train
-from debias.trust import VARIABLE, trusted
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM

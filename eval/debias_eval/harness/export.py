@@ -152,7 +152,7 @@ def write(tasks: Sequence[Task], out: Path) -> None:
 def command_line(exported: Exported, config: RunConfig, prompt: Path) -> str:
     """The call of `lm_eval` that judges the run's model on what was exported, and the one that brings it back."""
     from debias.checkpoint import ADAPTER, MODEL
-    from debias.models.packages import model_path
+    from debias.hub.packages import model_path
 
     settings = [f"pretrained={model_path(config.model)}", f"dtype={'bfloat16' if config.bf16 else 'float32'}"]
     settings += ["load_in_4bit=True"] if config.load_in_4bit else []

@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from debias import hub, zero_config
+from debias import zero_config
 from debias.config import DataSource, RunConfig, load_config
 from debias.data.sources import load_with_columns
 from debias.doctor.check import Check, bad, fine, from_error, guarded, warn
 from debias.errors import InputError
+from debias.hub import cache as hub
 from debias.paths import find_recipe, resolve_paths
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def engine_config(run: RunConfig) -> Check:
 
 def model_folder(name: str) -> Path | None:
     """The folder of a model's files, of any kind of name; None where they are not on this machine."""
-    from debias.models.packages import PREFIX, package_folder
+    from debias.hub.packages import PREFIX, package_folder
 
     if name.startswith(PREFIX):
         folder = package_folder(name)

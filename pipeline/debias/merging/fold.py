@@ -13,10 +13,10 @@ from torch import Tensor
 from debias.checkpoint import ADAPTER, CONFIG, MODEL, save_whole
 from debias.config import RunConfig, load_config
 from debias.errors import InputError
+from debias.hub.remote_code import trusted
 from debias.inference_adapter import adapter_change, attach_adapter, check_base
 from debias.models.families import is_sparse
 from debias.models.load import load_model, load_tokenizer
-from debias.trust import trusted
 
 logger = logging.getLogger(__name__)
 RECORD = "debias_merge.json"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from debias.errors import InputError
-from debias.models.packages import model_path
-from debias.trust import trusted
+from debias.hub.packages import model_path
+from debias.hub.remote_code import trusted
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from debias.errors import InputError
+from debias.hub.packages import model_path
+from debias.hub.remote_code import trusted
 from debias.models.load_errors import readable_errors
-from debias.models.packages import model_path
-from debias.trust import trusted
 
 logger = logging.getLogger(__name__)
 Head = Literal["classification", "causal_lm", "image_classification"]

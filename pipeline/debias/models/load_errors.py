@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from safetensors import SafetensorError
 
 from debias.errors import InputError
-from debias.trust import words_to_trust
+from debias.hub.remote_code import words_to_trust
 
 # These say in words what is wrong; of others (`tokenizers` raises a plain Exception) the class has to be told too.
 SPEAKING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)

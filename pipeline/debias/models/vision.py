@@ -18,8 +18,8 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from debias.errors import InputError
-from debias.models.packages import model_path
-from debias.trust import trusted
+from debias.hub.packages import model_path
+from debias.hub.remote_code import trusted
 
 PREFIX = "vision:"
 SIDE = 28  # of MNIST; other pictures are resized to it

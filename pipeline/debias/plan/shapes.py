@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from debias.errors import InputError
+from debias.hub.packages import model_path
+from debias.hub.remote_code import trusted
 from debias.models.load_errors import reason
-from debias.models.packages import model_path
-from debias.trust import trusted
 
 FOLDER = Path(__file__).parents[1] / "shapes"
 

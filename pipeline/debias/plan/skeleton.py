@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from debias.config import RunConfig
 from debias.errors import InputError
+from debias.hub.remote_code import trusted
 from debias.models.adapters import prepare_quantized
 from debias.models.load import NOT_QUANTIZED
 from debias.setup_run import adapt, base_dtype, check_trainable
-from debias.trust import trusted
 
 BLOCK = 64  # elements of one 8-bit scale of nf4
 SCALES = 256  # 8-bit scales of one float32 scale: double quantization

