@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from debias.config import dump_config, load_config
-from debias.paths import resolve_paths
+from debias.config.places import resolve_paths
+from debias.config.reading import dump_config, load_config
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from transformers import TrainerState
 import debias.engines.zero
 import debias.engines.zero_state  # noqa: F401 (before the fork)
 from debias.checkpoint import last_checkpoint
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.train import train
 
 

@@ -1,6 +1,6 @@
 """A run to plan."""
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 
 
 def run_of(model="Qwen3-0.6B", **settings):

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from debias.config import RunConfig, dump_config
+from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.data import Example
 from debias_eval.reading.suite import available_suites, load_suite
 from debias_eval.results.files import examples_sha256, write_results

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from debias.config import RunConfig, load_config, parse
-from debias.paths import find_recipe
+from debias.config.places import find_recipe
+from debias.config.reading import load_config, parse
+from debias.config.run import RunConfig
 from debias_eval.reading.suite import load_suite
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from debias.config import RunConfig, key_names
+from debias.config.reading import key_names
+from debias.config.run import RunConfig
 
 PAGE = (Path(__file__).parents[1] / "launch" / "SETTINGS.md").read_text(encoding="utf-8")
 ROWS = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.data import generate
 
 PROMPT = {

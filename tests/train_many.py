@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import Interrupted
 from debias.train import train
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debias.config import Strict
+from debias.config.data import Strict
 from debias.engines import attach
 from debias.errors import InputError
 from debias.hub.packages import model_path

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
-from debias.config import Strict
+from debias.config.data import Strict
 from debias.engines.layout import Chunked
 from debias.engines.pieces import Plan, combine_pieces, make_plan
 from debias.errors import InputError

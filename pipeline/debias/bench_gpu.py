@@ -22,7 +22,8 @@ from debias.bench_gpu_measure import (
     time_way,
 )
 from debias.bench_gpu_model import bench_run, build, shape_config
-from debias.config import Strict, load_config
+from debias.config.data import Strict
+from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.plan.count import Counts, count
 
@@ -196,7 +197,7 @@ def full(setting: GpuSetting) -> dict[str, Any]:
     import tempfile
     import time
 
-    from debias.paths import find_recipe
+    from debias.config.places import find_recipe
     from debias.train import train
 
     path = find_recipe(Path("minilm_generated_edge" if setting.shape == "tiny" else setting.recipe))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.models.adapters import prepare_quantized
 from debias.models.load import NOT_QUANTIZED

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError
 
-from debias.config import Strict
+from debias.config.data import Strict
 from debias.errors import InputError
 from debias.zero_cost import WAYS, Shape, sent_bytes
 

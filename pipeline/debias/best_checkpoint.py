@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from debias.config import SELECTIONS, RunConfig
+from debias.config.run import SELECTIONS, RunConfig
 from debias.errors import InputError
 
 

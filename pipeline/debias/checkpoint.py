@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from debias.config import RunConfig, dump_config, load_config
+from debias.config.reading import dump_config, load_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.telemetry import check_tensors, saving, write_whole
 

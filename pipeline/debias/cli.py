@@ -54,8 +54,8 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a model: LoRA, QLoRA, BitFit or full, with a method's update."""
-    from debias.config import load_config
-    from debias.paths import find_recipe
+    from debias.config.places import find_recipe
+    from debias.config.reading import load_config
 
     config = find_recipe(config)
     settings = load_config(config, overrides or [])

@@ -12,7 +12,7 @@ from debias.cli_print import AsJson, print_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from debias.config import DataSource
+    from debias.config.data import DataSource
     from debias.fetch import Item
 
 
@@ -32,9 +32,9 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Put what a run needs into the caches, so that it works with HF_HUB_OFFLINE=1 on nodes without a network."""
-    from debias.config import load_config
+    from debias.config.places import find_recipe, resolve_paths
+    from debias.config.reading import load_config
     from debias.fetch import fetch as bring
-    from debias.paths import find_recipe, resolve_paths
 
     path = find_recipe(config)
     base = path.resolve().parent

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from debias.config import RunConfig, load_config
+from debias.config.places import find_recipe, resolve_paths
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.paths import find_recipe, resolve_paths
 
 if TYPE_CHECKING:
     from debias.launching.job import Job

@@ -31,8 +31,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say before a run what it will need: parameters, bytes of a GPU, communication, and whether it fits."""
-    from debias.config import load_config
-    from debias.paths import find_recipe, resolve_paths
+    from debias.config.places import find_recipe, resolve_paths
+    from debias.config.reading import load_config
     from debias.plan.plan import Machine, gpu_memory_here, make_plan
     from debias.plan.table import table_of, verdict_of
 

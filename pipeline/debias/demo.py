@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from debias.config import load_config
-from debias.paths import find_recipe
+from debias.config.places import find_recipe
+from debias.config.reading import load_config
 from debias.train import train
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from debias.config import DataSource, RunConfig
+from debias.config.data import DataSource
+from debias.config.run import RunConfig
 from debias.data.files import kind_of
 from debias.data.sources import resolve_path
 from debias.errors import InputError

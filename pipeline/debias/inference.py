@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias.inference_adapter import adapter_change, merge

@@ -10,14 +10,15 @@ import torch
 from pydantic import Field
 
 from debias.checkpoint import CONFIG
-from debias.config import AdapterConfig, RunConfig, load_config, parse, read_yaml
-from debias.config_data import Strict
+from debias.config.data import Strict
+from debias.config.places import find_recipe
+from debias.config.reading import load_config, parse, read_yaml
+from debias.config.run import AdapterConfig, RunConfig
 from debias.errors import InputError
 from debias.inference import Predictor
 from debias.inference_adapter import adapter_base, check_base
 from debias.inference_answers import Scoring
 from debias.inference_load import hub_config, load, own_labels
-from debias.paths import find_recipe
 
 logger = logging.getLogger(__name__)
 

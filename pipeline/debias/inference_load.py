@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from debias import zero_config
 from debias.checkpoint import ADAPTER, CONFIG, MODEL
-from debias.config import RunConfig, load_config
+from debias.config import deepspeed_file as zero_config
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.engines import zero_inference, zero_launch
 from debias.errors import InputError
 from debias.hub.packages import model_path

@@ -1,6 +1,7 @@
 """Settings that do nothing in the run that they were given to: a setting that is ignored silently is a trap."""
 
-from debias.config import DataConfig, RunConfig
+from debias.config.data import DataConfig
+from debias.config.run import RunConfig
 from debias.data.sources import kind_of
 from debias.methods import make_rule
 

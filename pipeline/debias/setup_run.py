@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from debias import zero_config
-from debias.config import SELECTIONS, DataConfig, DataSource, RunConfig
+from debias.config import deepspeed_file as zero_config
+from debias.config.data import DataConfig, DataSource
+from debias.config.run import SELECTIONS, RunConfig
 from debias.data import Example, load_examples, paint, plant
 from debias.data.encode import Collator, EncodedExamples, Prompt, encode_for_answers, encode_for_classification
 from debias.data.encode_images import ImageCollator, encode_images

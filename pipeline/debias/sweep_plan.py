@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from debias.config import RunConfig, load_config
+from debias.config.places import find_recipe, resolve_paths
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.paths import find_recipe, resolve_paths
 
 # What belongs to one run of a method and not to its settings.
 OF_A_RUN = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to", "sigterm_grace_seconds")

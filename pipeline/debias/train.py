@@ -22,7 +22,8 @@ from debias.checkpoint import (
     planned_steps,
     save_trained,
 )
-from debias.config import RunConfig
+from debias.config.places import resolve_paths
+from debias.config.run import RunConfig
 from debias.data import Example
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.selection import elements, not_head
@@ -37,7 +38,6 @@ from debias.models.adapter_table import as_records, left_over, render, survey
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
 from debias.no_effect import without_effect
-from debias.paths import resolve_paths
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.setup_run import (
     Task,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_runs
 
-from debias.config import dump_config
+from debias.config.reading import dump_config
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent

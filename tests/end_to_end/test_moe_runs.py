@@ -7,7 +7,7 @@ import torch
 from tiny_models import FAMILY_SETTINGS, FAMILY_SIZES
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, tokenizer
 
-from debias.config import load_config
+from debias.config.reading import load_config
 from debias.data import load_examples
 from debias.errors import InputError
 from debias.inference import load_run

@@ -11,7 +11,7 @@ import pytest
 import tiny_runs
 from fake_hub import fake_hub
 
-from debias.config import read_yaml
+from debias.config.reading import read_yaml
 from debias.data import generate
 
 pytestmark = pytest.mark.slow  # four processes that import everything

@@ -9,7 +9,7 @@ import pytest
 from test_zero_train import train_many
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, save_llama, settings_for
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.train import train
 

@@ -12,7 +12,8 @@ import yaml
 from command_line import Command
 from tiny_digits import DIGITS, settings_for, write_digits
 
-from debias.config import RunConfig, load_config
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.data import load_examples, paint
 from debias.errors import InputError
 from debias.inference import load_run
@@ -90,7 +91,7 @@ def test_the_result_is_what_the_model_says(digits: Path, tmp_path: Path) -> None
     result = evaluate_run(run, str(suite(digits, tmp_path / "suite")))
     model = AutoModelForImageClassification.from_pretrained(run / "model").eval()
     data = config(digits, tmp_path, data={"train": str(digits / "test-images-idx3-ubyte.gz"), "labels": DIGITS}).data
-    from debias.config_data import PlantedColor
+    from debias.config.data import PlantedColor
 
     right = []
     for example in paint(load_examples(data.train, data), PlantedColor(strength=0.1), 10):

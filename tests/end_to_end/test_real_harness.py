@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from debias.config import RunConfig, dump_config
+from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.data import generate
 from debias.errors import InputError
 from debias_eval.harness.bench import JudgeSetting, bench_judge, table_of

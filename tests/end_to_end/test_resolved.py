@@ -7,7 +7,8 @@ import pytest
 from tiny_runs import adapter_of, config_for, largest_difference
 
 from debias.checkpoint import save_whole
-from debias.config import load_config
+from debias.config.places import find_recipe
+from debias.config.reading import load_config
 from debias.data import generate
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
@@ -15,7 +16,6 @@ from debias.errors import InputError
 from debias.losses import Classification
 from debias.methods import Edge
 from debias.models.load import load_tokenizer
-from debias.paths import find_recipe
 from debias.setup_run import build_model, build_task, training_arguments, training_examples
 from debias.train import train
 

@@ -13,7 +13,7 @@ import slurm_cluster
 import tiny_runs
 from slurm_cluster import wait_for
 
-from debias.config import dump_config, read_yaml
+from debias.config.reading import dump_config, read_yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing())]
 STEPS = 40

@@ -17,7 +17,8 @@ import torch
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, settings_for
 
 from debias.checkpoint import last_checkpoint, planned_steps
-from debias.config import RunConfig, load_config
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.data import load_examples
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer

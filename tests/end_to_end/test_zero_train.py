@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
 
-from debias import zero_config
 from debias.checkpoint import check_run
-from debias.config import RunConfig
+from debias.config import deepspeed_file as zero_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
 
 pytest.importorskip("deepspeed")

@@ -19,8 +19,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 80
 ALLOWED = {
     "cli_print": "",
     "collectives": "",
-    "config_data": "",
-    "config_names": "",
     "debias_eval": "",
     "errors": "",
     "losses": "",
@@ -28,81 +26,75 @@ ALLOWED = {
     "zero_cost": "",
     "bench_cost": "errors zero_cost",
     "bench_gpu_trl": "errors",
-    "config": "config_data config_names errors",
+    "config": "errors",
     "eval.scores": "errors",
     "gradients": "losses",
     "hub": "errors",
     "inference_batches": "errors",
     "records": "errors",
-    "zero_config": "errors",
     "bench_zero": "errors zero_cost config",
     "best_checkpoint": "errors config",
-    "data": "config_data errors config",
+    "data": "errors config",
     "models": "errors hub",
-    "paths": "errors config zero_config",
+    "sweep_plan": "errors config",
     "telemetry": "hub",
     "checkpoint": "errors config telemetry",
     "engines": "losses methods gradients telemetry",
-    "eval.reading": "config_data errors config data",
+    "eval.reading": "errors config data",
     "eval.results": "errors config eval.scores records data",
     "fetch": "errors config hub data",
     "inference_adapter": "errors hub models",
     "inference_answers": "errors losses inference_batches data",
     "no_effect": "methods config data",
-    "sweep_plan": "errors config paths",
+    "sweep": "errors records sweep_plan",
     "bench": "errors losses methods config hub models engines",
     "bench_combine": "errors methods zero_cost config engines",
     "bench_zero_rank": "collectives losses methods zero_cost bench_zero models engines",
-    "cli_fetch": "cli_print errors config paths eval.reading fetch",
+    "cli_fetch": "cli_print errors config eval.reading fetch",
     "cli_suites": "cli_print eval.reading",
     "debias": "errors engines",
     "eval.comparing": "errors eval.scores eval.reading eval.results",
     "merging": "errors config hub models checkpoint inference_adapter",
-    "setup_run": "errors losses methods config zero_config data models engines",
-    "sweep": "errors records sweep_plan",
+    "setup_run": "errors losses methods config data models engines",
     "cli_merge": "cli_print merging",
     "eval.reporting": "errors eval.scores eval.reading eval.results eval.comparing",
-    "plan": "errors losses methods zero_cost config gradients hub zero_config data models engines setup_run",
+    "plan": "errors losses methods zero_cost config gradients hub data models engines setup_run",
     "bench_gpu_measure": "losses methods engines bench bench_combine plan",
     "bench_gpu_model": "errors config models setup_run plan",
-    "cli_plan": "cli_print errors config paths plan",
-    "cli_sweep": "cli_print errors methods eval.reading eval.results sweep_plan sweep eval.reporting",
-    "doctor": "errors losses methods config hub zero_config data models paths engines setup_run plan",
-    "launching": "errors config zero_config data plan",
+    "cli_plan": "cli_print errors config plan",
+    "cli_sweep": "cli_print errors methods sweep_plan eval.reading eval.results sweep eval.reporting",
+    "doctor": "errors losses methods config hub data models engines setup_run plan",
+    "launching": "errors config data plan",
     "cli_doctor": "cli_print cli_plan doctor",
-    "cli_launch": "errors config paths sweep_plan cli_plan launching",
+    "cli_launch": "errors config sweep_plan cli_plan launching",
     "train": (
-        "errors methods config gradients best_checkpoint data models paths telemetry checkpoint engines "
+        "errors methods config gradients best_checkpoint data models telemetry checkpoint engines "
         "no_effect setup_run plan launching"
     ),
-    "bench_gpu": (
-        "errors bench_gpu_trl config gradients paths bench_combine plan bench_gpu_measure bench_gpu_model train"
-    ),
+    "bench_gpu": "errors bench_gpu_trl config gradients bench_combine plan bench_gpu_measure bench_gpu_model train",
     "cli_bench": "cli_print bench_cost bench_zero bench bench_combine plan bench_gpu eval.harness",
     "cli_eval": "cli_print errors eval.results eval.comparing eval.reporting eval.judging",
     "cli_harness": "cli_print eval.reporting eval.harness",
     "cli": (
-        "cli_print errors config paths cli_fetch cli_suites cli_merge cli_plan cli_sweep launching "
-        "cli_doctor cli_launch train cli_bench cli_eval cli_harness demo"
+        "cli_print errors config cli_fetch cli_suites cli_merge cli_plan cli_sweep launching cli_doctor "
+        "cli_launch train cli_bench cli_eval cli_harness demo"
     ),
-    "demo": "config paths eval.reporting train eval.judging",
+    "demo": "config eval.reporting train eval.judging",
     "inference": (
         "errors losses config inference_batches data inference_adapter inference_answers setup_run inference_load"
     ),
     "inference_load": (
-        "errors config hub inference_batches zero_config models checkpoint engines inference_adapter "
+        "errors config hub inference_batches models checkpoint engines inference_adapter "
         "inference_answers setup_run inference"
     ),
-    "inference_given": (
-        "config_data errors config paths checkpoint inference_adapter inference_answers inference inference_load"
-    ),
+    "inference_given": "errors config checkpoint inference_adapter inference_answers inference inference_load",
     "eval.judging": (
         "errors config eval.scores data eval.reading eval.results inference_answers inference "
         "inference_load inference_given"
     ),
     "eval.harness": (
-        "errors config eval.scores hub data models paths checkpoint eval.reading eval.results "
-        "inference_answers setup_run inference inference_load eval.judging"
+        "errors config eval.scores hub data models checkpoint eval.reading eval.results inference_answers "
+        "setup_run inference inference_load eval.judging"
     ),
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}
@@ -290,7 +282,7 @@ def test_judging_needs_no_torch() -> None:
 
 
 def test_data_config_and_command_line_load_no_torch() -> None:
-    modules = ("debias", "debias.config", "debias.errors", "debias.data", "debias.cli")
+    modules = ("debias", "debias.config.run", "debias.errors", "debias.data", "debias.cli")
     assert loads(f"import {', '.join(modules)}", "torch", "transformers", "peft", "datasets") == []
 
 

@@ -1,4 +1,4 @@
-"""debias.config: what a user writes, what comes of it, and what is said about what is wrong."""
+"""debias.config.run: what a user writes, what comes of it, and what is said about what is wrong."""
 
 import subprocess
 import sys
@@ -8,17 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from debias.config import (
-    BiasWeight,
-    RunConfig,
-    apply_overrides,
-    dump_config,
-    key_names,
-    load_config,
-    parse,
-    read_yaml,
-)
-from debias.config_names import ALSO_CALLED
+from debias.config.elsewhere import ALSO_CALLED
+from debias.config.reading import apply_overrides, dump_config, key_names, load_config, parse, read_yaml
+from debias.config.run import BiasWeight, RunConfig
 from debias.errors import InputError
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
@@ -415,7 +407,9 @@ def test_there_are_recipes() -> None:
 
 
 def test_reading_a_config_does_not_wait_for_torch() -> None:
-    code = "import sys, debias.config, debias.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, debias.config.run, debias.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

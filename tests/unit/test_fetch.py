@@ -9,7 +9,7 @@ import tiny_runs
 from fake_hub import FakeHub, fake_hub
 
 from debias import fetch
-from debias.config import DataSource
+from debias.config.data import DataSource
 from debias.errors import InputError
 from debias.hub import cache as hub
 

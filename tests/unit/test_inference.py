@@ -12,7 +12,7 @@ import yaml
 from tiny_models import randomize_lora
 from tiny_runs import PROMPT, save_bert, save_llama
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.data import Example, generate
 from debias.errors import InputError
 from debias.inference_answers import Scoring, _no_trees

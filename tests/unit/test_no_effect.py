@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from debias.config import RunConfig, apply_overrides, load_config
+from debias.config.reading import apply_overrides, load_config
+from debias.config.run import RunConfig
 from debias.no_effect import without_effect
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"

@@ -472,7 +472,7 @@ def test_two_sweeps_never_train_one_run(recipe, tmp_path, monkeypatch, caplog):
 
 
 def test_the_arguments_train_the_planned_run(recipe, tmp_path):
-    from debias.config import load_config
+    from debias.config.reading import load_config
 
     (run,) = plan_sweep([recipe], [4], [("lora_r=2",)], tmp_path / "out")
     path, *overrides = train_arguments(run)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import tiny_runs
 
-from debias.config import RunConfig, load_config
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.data import load_examples
 from debias.errors import InputError
 from debias.fetch import _model_files

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from debias import zero_config
+from debias.config import deepspeed_file as zero_config
 from debias.errors import InputError
 
 
@@ -78,7 +78,7 @@ def test_every_key_of_deepspeeds_own_is_known():
 
 
 def test_shared_forward_at_stage_3_is_refused_before_anything_is_loaded(tmp_path):
-    from debias.config import RunConfig
+    from debias.config.run import RunConfig
     from debias.setup_run import training_arguments
 
     run = {"model": "x", "data": {"train": "generated"}, "output_dir": str(tmp_path / "run"), "deepspeed": "zero3"}

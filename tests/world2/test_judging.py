@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from tiny_runs import PROMPT, save_bert, save_llama
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.data import Example, generate
 from debias.inference_answers import Scoring
 from debias.inference_load import load

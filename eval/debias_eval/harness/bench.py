@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from debias.config import RunConfig, Strict, parse
+from debias.config.data import Strict
+from debias.config.reading import parse
+from debias.config.run import RunConfig
 from debias.data import Example
 from debias.errors import InputError
 from debias_eval.harness.export import Task, task_name, task_of, write

@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined, TemplateError
 
-from debias.config import PromptConfig, RunConfig, load_config
+from debias.config.places import find_recipe
+from debias.config.reading import load_config
+from debias.config.run import PromptConfig, RunConfig
 from debias.data import Example
 from debias.errors import InputError
-from debias.paths import find_recipe
 from debias_eval.harness.tokens import check_tokens
 from debias_eval.judging.predict import in_model_order, suite_labels
 from debias_eval.reading.collection import collection_names, expand

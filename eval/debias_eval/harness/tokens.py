@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from debias.config import load_config
+from debias.config.reading import load_config
 from debias.errors import InputError
 from debias_eval.judging.evaluate import OverlapRule, evaluate_run
 from debias_eval.judging.predict import Predictor, check_fit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from debias.config import load_config
+from debias.config.reading import load_config
 from debias.data import Example, load_examples
 from debias.errors import InputError
 from debias_eval.judging.overlap import Key, key_of

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from debias.config import Strict, parse, read_yaml
+from debias.config.data import Strict
+from debias.config.reading import parse, read_yaml
 from debias.errors import InputError
 from debias_eval.reading.examples import where_from
 from debias_eval.reading.suite import Task, available_suites, load_suite

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from debias.config import DataConfig, DataSource
+from debias.config.data import DataConfig, DataSource
 from debias.data import Example, paint, plant
 from debias.data.sources import load_with_columns
 from debias.errors import InputError

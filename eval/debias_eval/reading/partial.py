@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from debias.config import DataSource
+from debias.config.data import DataSource
 from debias.data import Example, load_examples
 from debias.errors import InputError
 from debias_eval.reading.examples import hub_config, local_config, local_file, not_found

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from debias.config import DataConfig
+from debias.config.data import DataConfig
 from debias.errors import InputError
 from debias_eval.reading.suite import GroupColumns, Suite
 

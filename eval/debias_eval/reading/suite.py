@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from debias.config import DataConfig, DataSource, PlantedBias, Strict, parse, read_yaml
-from debias.config_data import PlantedColor, has_pictures
+from debias.config.data import DataConfig, DataSource, PlantedBias, PlantedColor, Strict, has_pictures
+from debias.config.reading import parse, read_yaml
 from debias.data.files import SUFFIXES, kind_of
 from debias.errors import InputError
 

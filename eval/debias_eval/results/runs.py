@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from debias.config import RunConfig, read_yaml
+from debias.config.reading import read_yaml
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias_eval.results.chosen import oracle_choice
 from debias_eval.results.files import Result, read_results

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from debias.config_data import COLORS, PlantedColor
+from debias.config.data import COLORS, PlantedColor
 from debias.data.examples import Example
 from debias.data.planted import ALIGNED, CONFLICTING
 from debias.errors import InputError

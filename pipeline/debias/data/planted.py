@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import floor
 from random import Random
 
-from debias.config import DataConfig, PlantedBias
+from debias.config.data import DataConfig, PlantedBias
 from debias.data.examples import Example
 from debias.errors import InputError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from debias.config import DataConfig, DataSource
+from debias.config.data import DataConfig, DataSource
 from debias.data.examples import Example
 from debias.data.files import NumberedRow, kind_of, parquet_classes, read_rows
 from debias.data.generator import generate

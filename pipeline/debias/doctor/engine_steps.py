@@ -110,7 +110,7 @@ def _weights(trainer: "DebiasTrainer") -> dict[str, Any]:
 def _trainer(model: Any, rows: Any, deepspeed: str | None, folder: str) -> "DebiasTrainer":
     from transformers import default_data_collator
 
-    from debias.config import RunConfig
+    from debias.config.run import RunConfig
     from debias.engines.hf_trainer import DebiasTrainer
     from debias.losses import Classification
     from debias.methods import Edge

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from debias import zero_config
+from debias.config import deepspeed_file as zero_config
 from debias.doctor import all_reduce, builds, engine_steps, machine, ranks, versions
 from debias.doctor.check import Check, bad, fine, guarded
 from debias.errors import InputError

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from debias.config import RunConfig, dump_config
+from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.doctor import all_reduce
 from debias.doctor.check import Check, bad, fine
 from debias.doctor.versions import version_of

@@ -10,13 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from debias import zero_config
-from debias.config import DataSource, RunConfig, load_config
+from debias.config import deepspeed_file as zero_config
+from debias.config.data import DataSource
+from debias.config.places import find_recipe, resolve_paths
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.data.sources import load_with_columns
 from debias.doctor.check import Check, bad, fine, from_error, guarded, warn
 from debias.errors import InputError
 from debias.hub import cache as hub
-from debias.paths import find_recipe, resolve_paths
 
 if TYPE_CHECKING:
     from debias.data.files import NumberedRow

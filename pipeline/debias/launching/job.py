@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from debias import zero_config
-from debias.config import RunConfig, dump_config
+from debias.config import deepspeed_file as zero_config
+from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
 
 # What Slurm and Kubernetes take as a word; anything else could end a directive and begin another.

@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from debias import zero_config
-from debias.config import RunConfig, dump_config
+from debias.config import deepspeed_file as zero_config
+from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.data.files import kind_of
 from debias.errors import InputError
 from debias.launching.job import Job

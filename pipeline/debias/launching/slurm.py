@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jinja2
 
+from debias.config.shipped import shipped_folders
 from debias.errors import InputError
 from debias.launching.job import WORD, Job, write_job
 
@@ -72,8 +73,7 @@ def _seconds(limit: str) -> int | None:
 
 def templates() -> Path:
     """Where the templates are: inside the installed package, or at the top of a checkout."""
-    here = Path(__file__).parents[1]
-    return next(place for place in (here / "templates", here.parents[1] / "launch" / "templates") if place.is_dir())
+    return shipped_folders("templates")[0]
 
 
 def write(job: Job, text: str, *, overwrite: bool = False) -> Path:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from debias.checkpoint import ADAPTER, CONFIG, MODEL, save_whole
-from debias.config import RunConfig, load_config
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.hub.remote_code import trusted
 from debias.inference_adapter import adapter_change, attach_adapter, check_base

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.plan.count import Counts
 
 if TYPE_CHECKING:

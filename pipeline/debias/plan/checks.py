@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.data.encode import check_template
 from debias.errors import InputError
 from debias.plan.skeleton import base_skeleton, shallow

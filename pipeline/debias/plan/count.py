@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.engines.selection import not_head
 from debias.plan.skeleton import FourBitLinear, base_skeleton, layers_of, period_of, shallow, skeleton
 

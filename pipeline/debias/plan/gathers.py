@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.plan.live import Live, fake_in_place
 from debias.plan.skeleton import base_skeleton, layers_of, period_of, shallow, skeleton
 from debias.plan.trace import Load, Step, experts_of_any_dtype

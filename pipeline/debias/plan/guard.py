@@ -3,7 +3,7 @@
 import logging
 import os
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.plan.plan import Machine, Planner, gpu_memory_here
 

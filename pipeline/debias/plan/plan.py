@@ -10,8 +10,8 @@ from fractions import Fraction
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from debias import zero_config
-from debias.config import RunConfig
+from debias.config import deepspeed_file as zero_config
+from debias.config.run import RunConfig
 from debias.engines.selection import not_head
 from debias.errors import InputError
 from debias.gradients.single_pass import refusal

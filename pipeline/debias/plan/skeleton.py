@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.hub.remote_code import trusted
 from debias.models.adapters import prepare_quantized

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.engines.selection import not_head
 from debias.gradients import MicroBatch, make_source
 from debias.gradients.base import Passes

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debias.config import RunConfig, Strict
+from debias.config.data import Strict
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.plan.plan import Machine, Planner
 from debias.plan.shapes import find_config

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_digits import DIGITS, idx, pictures, write_digits
 
-from debias.config import DataConfig
-from debias.config_data import PlantedColor
+from debias.config.data import DataConfig, PlantedColor
 from debias.data import Example, load_examples, paint
 from debias.data.images import PALETTE_C3
 from debias.errors import InputError

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from debias.config import DataConfig, PlantedBias
+from debias.config.data import DataConfig, PlantedBias
 from debias.data.examples import Example
 from debias.data.planted import ALIGNED, CONFLICTING, INDEPENDENT, plant
 from debias.errors import InputError

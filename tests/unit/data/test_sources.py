@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from debias.config import DataConfig, DataSource
+from debias.config.data import DataConfig, DataSource
 from debias.data.generator import generate
 from debias.data.sources import load_examples, resolve_path
 from debias.errors import InputError

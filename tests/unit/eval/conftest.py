@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from debias.config import RunConfig, dump_config
+from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias_eval.results.files import write_results
 from debias_eval.scores.scoring import Judged, score

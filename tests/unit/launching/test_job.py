@@ -12,7 +12,7 @@ import tiny_runs
 import yaml
 from command_line import command_line
 
-from debias.config import load_config
+from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.launching import slurm
 from debias.launching.job import make_job

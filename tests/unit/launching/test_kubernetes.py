@@ -9,7 +9,7 @@ import tiny_runs
 import yaml
 from command_line import command_line
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.launching import kubernetes
 from debias.launching.job import make_job

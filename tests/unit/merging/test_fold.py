@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from debias.cli import app
-from debias.config import dump_config
+from debias.config.reading import dump_config
 from debias.errors import InputError
 from debias.merging import fold
 from debias.merging.fold import RECORD, compare, merge_run, prompts

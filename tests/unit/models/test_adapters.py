@@ -7,7 +7,7 @@ import pytest
 import tiny_runs
 import torch
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.data import load_examples
 from debias.engines import select_parameters
 from debias.errors import InputError

@@ -13,7 +13,8 @@ import tiny_models
 import tiny_runs
 import torch
 
-from debias.config import RunConfig, load_config, parse
+from debias.config.reading import load_config, parse
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.models import attention
 from debias.models.attention import check_attention, check_packing, choose_attention, packing_refusal

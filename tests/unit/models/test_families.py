@@ -9,7 +9,7 @@ import tiny_runs
 import torch
 from torch import nn
 
-from debias.config import AdapterConfig
+from debias.config.run import AdapterConfig
 from debias.errors import InputError
 from debias.models.adapters import add_lora, prepare_quantized
 from debias.models.families import choose_targets, expert_parameters, is_sparse, linear_names, sparse_blocks

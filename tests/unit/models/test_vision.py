@@ -69,7 +69,7 @@ def test_a_seed_is_a_model(name):
 
 @pytest.mark.parametrize("name", ["vision:mlp", "vision:vit"])
 def test_nobody_is_judged_by_a_drawn_head(name):
-    from debias.config import RunConfig
+    from debias.config.run import RunConfig
     from debias.inference_answers import Scoring
     from debias.inference_load import load
 

@@ -7,7 +7,7 @@ import torch
 from planned_runs import run_of
 from tiny_models import family_config
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.plan.count import count
 from debias.plan.shapes import carried, find_config

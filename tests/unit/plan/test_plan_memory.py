@@ -100,7 +100,7 @@ def test_packed_rows_are_one_row(folder):
 def test_an_encoder(tmp_path):
     from transformers import BertConfig
 
-    from debias.config import RunConfig
+    from debias.config.run import RunConfig
 
     BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48).save_pretrained(
         tmp_path

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from debias.config import read_yaml
+from debias.config.reading import read_yaml
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias_eval.comparing.answers import Answers, read_answers

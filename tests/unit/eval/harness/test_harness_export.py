@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import Environment, StrictUndefined
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias_eval.harness.export import (
     LOADER,

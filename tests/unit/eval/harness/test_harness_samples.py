@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from debias.config import RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias_eval.harness.export import export
 from debias_eval.harness.samples import import_samples, read_samples

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import debias_eval
-from debias.config import RunConfig, dump_config
+from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias_eval.judging.evaluate import evaluate_run

@@ -407,7 +407,7 @@ def test_a_run_of_an_older_version_is_the_same_method(tmp_path):
     """Its config.yaml lacks the settings that came later."""
     import tiny_runs
 
-    from debias.config import dump_config
+    from debias.config.reading import dump_config
 
     for seed in range(2):
         config = tiny_runs.config_for(Path("m"), tmp_path / f"run{seed}", seed=seed)

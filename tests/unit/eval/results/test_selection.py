@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 from rich.console import Console
 
-from debias.config import RunConfig, dump_config
+from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.records import append_record, read_records
 from debias_eval.results.chosen import oracle_choice

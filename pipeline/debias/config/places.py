@@ -4,17 +4,15 @@ import difflib
 import os
 from pathlib import Path
 
-from debias import zero_config
-from debias.config import RunConfig
+from debias.config import deepspeed_file as zero_config
+from debias.config.run import RunConfig
+from debias.config.shipped import shipped_folders
 from debias.errors import InputError
 
 
 def find_recipe(path: Path) -> Path:
     """The file itself, or the shipped recipe of that name; InputError for a name that is neither."""
-    here = Path(__file__).parent
-    shipped = [
-        folder / path.with_suffix(".yaml").name for folder in (here / "recipes", here.parents[1] / "launch/recipes")
-    ]
+    shipped = [folder / path.with_suffix(".yaml").name for folder in shipped_folders("recipes")]
     found = next((place for place in (path, *shipped) if place.is_file()), None)
     if found is None and not path.exists() and path.name == str(path):
         names = sorted({place.stem for folder in shipped for place in folder.parent.glob("*.yaml")})

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from debias.config.shipped import shipped_folders
 from debias.errors import InputError
 
 # DeepSpeed itself ignores what it does not know. Names of 0.19.
@@ -33,9 +34,7 @@ ZERO_KEYS = frozenset(_ZERO.split())
 
 def shipped() -> dict[str, Path]:
     """The configurations that come with the project, by name."""
-    here = Path(__file__).parent
-    folders = (here / "ds_configs", here.parents[1] / "ds_configs")
-    return {path.stem: path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))}
+    return {path.stem: path for folder in shipped_folders("ds_configs") for path in sorted(folder.glob("*.json"))}
 
 
 def find(name: str, base: Path | None = None) -> Path:

@@ -1,0 +1,165 @@
+"""A run's YAML file: read, merged with what it extends and with `key=value`, validated; what is wrong in one line."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from debias.config.elsewhere import ALSO_CALLED, NOT_SETTINGS
+from debias.config.run import RunConfig
+from debias.errors import InputError
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file, apply `key=value` overrides (dots reach into blocks, values are YAML), validate.
+
+    `extends: other.yaml` in the file takes that file's settings first. Raises InputError with one line: the key, the
+    value seen, what would be right.
+    """
+    return parse(RunConfig, apply_overrides(_with_parents(Path(path)), overrides), where=str(path))
+
+
+def _with_parents(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's settings over those of the file it extends, so that two recipes need not share their lines."""
+    if path.resolve() in below:
+        raise InputError(f"{path}: extends itself")
+    values = read_yaml(path)
+    if "extends" not in values:
+        return values
+    parent = values.pop("extends")
+    if not isinstance(parent, str):
+        raise InputError(f"{path}: extends is {parent!r}, expected the name of one file")
+    return _merged(_with_parents(path.parent / parent, (*below, path.resolve())), values)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(under[key], value) for key, value in over.items() if _are_blocks(under.get(key), value)}
+    return {**under, **over, **both}
+
+
+def _are_blocks(under: Any, over: Any) -> bool:
+    return isinstance(under, dict) and isinstance(over, dict)
+
+
+class _KeysOnce(yaml.SafeLoader):
+    """Of a key that is written twice, plain YAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                what = f"the key {key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping."""
+    try:
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_KeysOnce)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply for a file of settings") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: holds {type(loaded).__name__}, expected a mapping of settings")
+    return loaded
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with each `a.b=VALUE` set; a block given as a short string (`method: edge`) becomes a mapping first."""
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{item!r}: expected key=value")
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError):
+            raise InputError(f"{item[:200]!r}: the value is not valid YAML; quote it") from None
+        *blocks, last = key.strip().split(".")
+        node = result
+        for block in blocks:
+            node = _enter(node, block, item)
+        node[last] = value
+    return result
+
+
+def _enter(node: dict[str, Any], block: str, item: str) -> dict[str, Any]:
+    short = {"method": "name", "bias_weight": "source", "adapter": "type", "train": "source", "validation": "source"}
+    if node.get(block) is None:
+        node[block] = {}
+    child = node[block]
+    if isinstance(child, str) and block in short:
+        child = {short[block]: child}
+        node[block] = child
+    if not isinstance(child, dict):
+        raise InputError(f"{item!r}: {block} is {child!r}, not a block of settings")
+    return child
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """`values` as a `model`; the first thing wrong becomes one line that starts with `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_one_line(error, model)}") from None
+
+
+def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    details = error.errors()
+    # An unknown key often causes the "missing" beside it: name the cause.
+    first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
+    name = ".".join(str(part) for part in first["loc"] if not _is_of_a_union(part))
+    if first["type"] == "extra_forbidden":
+        return f"{name}: {_unknown(name, first['loc'], model)}"
+    if first["type"] == "missing":
+        return f"{name}: missing, and it has no default"
+    if first["type"] == "model_type":
+        return f"{name}: expected a block of settings (key: value), got {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+    if first["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _unknown(name: str, place: Sequence[int | str], model: type[BaseModel]) -> str:
+    """What to say of a key that there is not: what else it may be called, else the nearest."""
+    keys = list(key_names(model))
+    if issubclass(model, RunConfig) and name in NOT_SETTINGS | ALSO_CALLED:
+        return NOT_SETTINGS.get(name) or f"unknown key; did you mean {ALSO_CALLED[name]}?"
+    near = difflib.get_close_matches(str(place[-1]), [key.split(".")[-1] for key in keys], n=1)
+    matches = [key for key in keys if near and key.split(".")[-1] == near[0]]
+    beside = ".".join([*map(str, place[:-1]), *near])
+    matches = [beside] if beside in matches else matches  # where it was written, before other blocks
+    return "unknown key" + (f"; did you mean {' or '.join(matches)}?" if matches else "")
+
+
+def _is_of_a_union(part: int | str) -> bool:
+    """pydantic names the member of a union that it tried last, behind the key."""
+    return part in ("bool", "int", "float", "str") or str(part).startswith(("literal[", "tuple["))
+
+
+def key_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that `model` accepts."""
+    for key, info in model.model_fields.items():
+        yield prefix + key
+        for part in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from key_names(part, f"{prefix}{key}.")
+
+
+def dump_config(config: BaseModel) -> str:
+    """The resolved settings as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
