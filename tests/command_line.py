@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from debias import cli
+from debias.cli import app as cli
 
 
 class Said(NamedTuple):

@@ -57,7 +57,7 @@ def test_command_is_real(words, monkeypatch):
         pytest.skip("not one of ours")
     import typer.main
 
-    from debias.cli import app
+    from debias.cli.app import app
 
     command = typer.main.get_command(app)
     arguments = words[1:]

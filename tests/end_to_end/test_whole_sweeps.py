@@ -13,7 +13,7 @@ import yaml
 from tiny_runs import adapter_of, largest_difference, settings_for
 
 from debias.checkpoint import last_checkpoint
-from debias.cli_sweep import _SuiteJudge
+from debias.cli.sweep import _SuiteJudge
 from debias.records import read_records
 
 pytestmark = pytest.mark.slow

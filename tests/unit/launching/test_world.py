@@ -168,7 +168,7 @@ def test_a_process_group_does_not_outlive_its_python(end, left, monkeypatch):
     """gloo's threads abort a process at its end; where ranks failed, the others may still be in a collective."""
     import torch.distributed as dist
 
-    from debias import cli
+    from debias.cli import app as cli
 
     def run():
         raise end

@@ -10,7 +10,7 @@ import tiny_runs
 import torch
 from typer.testing import CliRunner
 
-from debias.cli import app
+from debias.cli.app import app
 from debias.config.reading import dump_config
 from debias.errors import InputError
 from debias.merging import fold

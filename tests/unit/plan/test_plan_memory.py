@@ -10,7 +10,7 @@ from tiny_models import family_config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from debias.cli_plan import parse_bytes
+from debias.cli.plan import parse_bytes
 from debias.errors import InputError
 from debias.plan import plan as planning
 from debias.plan.count import count

@@ -339,7 +339,7 @@ def test_a_side_of_two_methods_is_refused(judged_run):
 
 
 def run_verb(*words):
-    from debias.cli import app
+    from debias.cli.app import app
 
     return CliRunner().invoke(app, ["compare", *map(str, words)], catch_exceptions=False)
 

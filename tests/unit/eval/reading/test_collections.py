@@ -6,7 +6,7 @@ import logging
 import pytest
 from typer.testing import CliRunner
 
-from debias.cli import app
+from debias.cli.app import app
 from debias.errors import InputError
 from debias_eval.reading.collection import collection_names, expand, members, pairings
 from debias_eval.reading.suite import available_suites, load_suite

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from debias.cli_print import AsJson, print_table
+from debias.cli.printing import AsJson, print_table
 
 
 def add_to(app: typer.Typer) -> None:

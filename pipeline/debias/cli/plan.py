@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from debias.cli_print import AsJson, print_table
+from debias.cli.printing import AsJson, print_table
 from debias.errors import InputError
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -9,19 +9,8 @@ from typing import Annotated
 
 import typer
 
-from debias import (
-    cli_bench,
-    cli_doctor,
-    cli_eval,
-    cli_fetch,
-    cli_harness,
-    cli_launch,
-    cli_merge,
-    cli_plan,
-    cli_suites,
-    cli_sweep,
-)
-from debias.cli_print import print_table
+from debias.cli import bench, doctor, fetch, harness, judge, launch, merge, plan, suites, sweep
+from debias.cli.printing import print_table
 from debias.errors import InputError, Interrupted
 from debias.launching import world
 from debias.launching.ranks import record
@@ -32,16 +21,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune language models that do not learn the data's shortcuts.",
 )
-app.add_typer(cli_bench.app, name="bench")
-app.add_typer(cli_launch.app, name="launch")
-cli_eval.add_to(app)
-cli_suites.add_to(app)
-cli_sweep.add_to(app)
-cli_plan.add_to(app)
-cli_doctor.add_to(app)
-cli_fetch.add_to(app)
-cli_merge.add_to(app)
-cli_harness.add_to(app)
+app.add_typer(bench.app, name="bench")
+app.add_typer(launch.app, name="launch")
+judge.add_to(app)
+suites.add_to(app)
+sweep.add_to(app)
+plan.add_to(app)
+doctor.add_to(app)
+fetch.add_to(app)
+merge.add_to(app)
+harness.add_to(app)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
@@ -124,7 +113,3 @@ def main() -> None:
     except InputError as error:
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

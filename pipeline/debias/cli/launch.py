@@ -176,7 +176,7 @@ def k8s(
 
 def _check_memory(job: "Job", gpu_memory: str | None) -> None:
     if gpu_memory is not None:
-        from debias.cli_plan import parse_bytes
+        from debias.cli.plan import parse_bytes
         from debias.launching.job import check_memory
 
         check_memory(job, parse_bytes(gpu_memory))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from debias.cli_print import AsJson
+from debias.cli.printing import AsJson
 
 
 def add_to(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from debias.cli_print import AsJson, print_table
+from debias.cli.printing import AsJson, print_table
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from debias.cli_print import AsJson, print_table
+from debias.cli.printing import AsJson, print_table
 
 app = typer.Typer(no_args_is_help=True, help="Measure cost.")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from debias.cli_print import AsJson
+from debias.cli.printing import AsJson
 
 if TYPE_CHECKING:
     from debias.doctor import Diagnosis
@@ -33,7 +33,7 @@ def doctor(
 
     Started on several ranks (torchrun, srun), they are tried together.
     """
-    from debias.cli_plan import parse_bytes
+    from debias.cli.plan import parse_bytes
     from debias.doctor import diagnose
 
     memory = None if gpu_memory is None else parse_bytes(gpu_memory)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from debias.cli_print import AsJson, print_table
+from debias.cli.printing import AsJson, print_table
 from debias.errors import InputError
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from debias.cli_print import AsJson, print_table
+from debias.cli.printing import AsJson, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
