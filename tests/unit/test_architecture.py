@@ -17,21 +17,17 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 80
 # Which rooms of ours a room may import, from the ground floor up; a room is a package, or a file at a root. Every
 # module of both packages lies in one. `debias` is its own face; of `debias_eval`, rooms begin with `eval.`.
 ALLOWED = {
-    "collectives": "",
     "debias_eval": "",
     "errors": "",
     "losses": "",
     "methods": "",
     "zero_cost": "",
-    "bench_cost": "errors zero_cost",
-    "bench_gpu_trl": "errors",
     "config": "errors",
     "eval.scores": "errors",
     "gradients": "losses",
     "hub": "errors",
     "inference_batches": "errors",
     "records": "errors",
-    "bench_zero": "errors zero_cost config",
     "best_checkpoint": "errors config",
     "data": "errors config",
     "models": "errors hub",
@@ -46,24 +42,19 @@ ALLOWED = {
     "inference_answers": "errors losses inference_batches data",
     "no_effect": "methods config data",
     "sweep": "errors records sweep_plan",
-    "bench": "errors losses methods config hub models engines",
-    "bench_combine": "errors methods zero_cost config engines",
-    "bench_zero_rank": "collectives losses methods zero_cost bench_zero models engines",
     "debias": "errors engines",
     "eval.comparing": "errors eval.scores eval.reading eval.results",
     "merging": "errors config hub models checkpoint inference_adapter",
     "setup_run": "errors losses methods config data models engines",
     "eval.reporting": "errors eval.scores eval.reading eval.results eval.comparing",
     "plan": "errors losses methods zero_cost config gradients hub data models engines setup_run",
-    "bench_gpu_measure": "losses methods engines bench bench_combine plan",
-    "bench_gpu_model": "errors config models setup_run plan",
     "doctor": "errors losses methods config hub data models engines setup_run plan",
     "launching": "errors config data plan",
     "train": (
         "errors methods config gradients best_checkpoint data models telemetry checkpoint engines "
         "no_effect setup_run plan launching"
     ),
-    "bench_gpu": "errors bench_gpu_trl config gradients bench_combine plan bench_gpu_measure bench_gpu_model train",
+    "bench": "errors losses methods zero_cost config gradients hub models engines setup_run plan train",
     "demo": "config eval.reporting train eval.judging",
     "inference": (
         "errors losses config inference_batches data inference_adapter inference_answers setup_run inference_load"
@@ -82,9 +73,8 @@ ALLOWED = {
         "setup_run inference inference_load eval.judging"
     ),
     "cli": (
-        "errors methods bench_cost config bench_zero sweep_plan eval.reading eval.results fetch sweep "
-        "bench bench_combine eval.comparing merging eval.reporting plan doctor launching train bench_gpu "
-        "demo eval.judging eval.harness"
+        "errors methods config sweep_plan eval.reading eval.results fetch sweep eval.comparing merging "
+        "eval.reporting plan doctor launching train bench demo eval.judging eval.harness"
     ),
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from debias import bench_zero
-from debias.bench_combine import bench_combine, combine_setting
-from debias.bench_cost import bench_cost
-from debias.bench_cost import table_of as cost_table
-from debias.bench_zero import ZeroSetting, zero_setting
-from debias.collectives import WHOLE, Traffic
+from debias.bench import zero as bench_zero
+from debias.bench.combine import bench_combine, combine_setting
+from debias.bench.cost import bench_cost
+from debias.bench.cost import table_of as cost_table
+from debias.bench.traffic import WHOLE, Traffic
+from debias.bench.zero import ZeroSetting, zero_setting
 from debias.errors import InputError
 from debias.zero_cost import MODELS, WAYS, Shape, ring_bytes, sent_bytes, step_payload
 
@@ -62,7 +62,7 @@ def test_known_models_have_their_published_sizes():
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_shape_has_the_tensors_of_the_model_that_is_built(family, tied):
-    from debias.bench_zero_rank import build_model
+    from debias.bench.zero_rank import build_model
 
     setting = ZeroSetting(**{**ODD, "family": family, "tied": tied})
     with torch.device("meta"):

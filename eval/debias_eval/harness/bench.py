@@ -29,7 +29,7 @@ from debias_eval.reading.suite import load_suite
 from debias_eval.scores.scoring import Floats
 
 Judge = Callable[[int | None], Floats]  # scores of so many examples, of all without a number
-log = logging.getLogger("debias.bench")  # shown as the command line shows the lines of debias
+log = logging.getLogger("debias.bench.step")  # shown as the command line shows the lines of debias
 LABELS = ("entailment", "neutral", "contradiction")
 MODEL = "package:smollm2"
 TEMPLATE = "{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:"

@@ -26,8 +26,8 @@ def bench_step(
     as_json: AsJson = False,
 ) -> None:
     """Time a training step: plain LoRA, the published procedure, two_pass, shared_forward, single_pass."""
-    from debias.bench import bench_step as measure
-    from debias.bench import setting_for, table_of
+    from debias.bench.step import bench_step as measure
+    from debias.bench.step import setting_for, table_of
 
     changes: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "threads": threads}
     setting = setting_for(model, **changes, load_in_4bit=load_in_4bit, bf16=bf16)
@@ -53,8 +53,8 @@ def bench_zero(
     as_json: AsJson = False,
 ) -> None:
     """Time and count a step under DeepSpeed on several ranks: plain LoRA, single_pass, two_pass."""
-    from debias.bench_zero import bench_zero as measure
-    from debias.bench_zero import table_of, zero_setting
+    from debias.bench.zero import bench_zero as measure
+    from debias.bench.zero import table_of, zero_setting
 
     sizes: dict[str, Any] = {"layers": layers, "hidden": hidden, "mlp": mlp, "vocab": vocab, "lora_r": lora_r}
     load: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "threads": threads, "bf16": bf16}
@@ -72,8 +72,8 @@ def bench_combine(
     as_json: AsJson = False,
 ) -> None:
     """Time the combination alone for a large model's adapters, against the floor that memory sets."""
-    from debias.bench_combine import bench_combine as measure
-    from debias.bench_combine import combine_setting, table_of
+    from debias.bench.combine import bench_combine as measure
+    from debias.bench.combine import combine_setting, table_of
 
     result = measure(combine_setting(model=model, lora_r=lora_r, ranks=ranks, rounds=rounds, threads=threads))
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
@@ -87,8 +87,8 @@ def bench_cost(
     as_json: AsJson = False,
 ) -> None:
     """Compute what two gradients add to a step's communication, from 0.6B to 405B parameters, 2 to 4096 ranks."""
-    from debias.bench_cost import bench_cost as compute
-    from debias.bench_cost import table_of
+    from debias.bench.cost import bench_cost as compute
+    from debias.bench.cost import table_of
 
     result = compute(model or (), world or (), lora_r)
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
@@ -102,7 +102,7 @@ def bench_plan(
     as_json: AsJson = False,
 ) -> None:
     """Hold `debias plan` against measured peak memory of training steps on the CPU."""
-    from debias.plan.validate import SIZES, cases, table_of, validate
+    from debias.bench.plan import SIZES, cases, table_of, validate
 
     result = validate(cases(model or SIZES))
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
@@ -123,8 +123,8 @@ def bench_gpu(
     as_json: AsJson = False,
 ) -> None:
     """Time QLoRA of a real shape on one GPU: each way to two gradients, a memory cap, larger shapes, whole runs."""
-    from debias.bench_gpu import bench_gpu as measure
-    from debias.bench_gpu import gpu_setting, tables_of
+    from debias.bench.gpu import bench_gpu as measure
+    from debias.bench.gpu import gpu_setting, tables_of
 
     sizes: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "steps": steps, "max_steps": max_steps}
     result = measure(gpu_setting(shape=shape, device=device, **sizes), tuple(what or ()))

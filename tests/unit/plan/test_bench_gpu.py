@@ -6,9 +6,9 @@ import pytest
 import torch
 from command_line import command_line
 
-from debias import bench_gpu as gpu
-from debias.bench_gpu_measure import PASSES, WAYS, Timed, fits, floors, interleave, largest_batch
-from debias.bench_gpu_model import bench_run, build, shape_config
+from debias.bench import gpu
+from debias.bench.gpu_measure import PASSES, WAYS, Timed, fits, floors, interleave, largest_batch
+from debias.bench.gpu_model import bench_run, build, shape_config
 from debias.errors import InputError
 from debias.plan.count import count
 
@@ -90,7 +90,7 @@ def test_bounds_by_hand():
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 100, 128])
 def test_bisection_finds_where_memory_ends(most, monkeypatch):
-    monkeypatch.setattr("debias.bench_gpu_measure.gc.collect", lambda: 0)  # a second each, beside all these tests
+    monkeypatch.setattr("debias.bench.gpu_measure.gc.collect", lambda: 0)  # a second each, beside all these tests
     tried = []
 
     def step(size):

@@ -3,9 +3,9 @@
 import pytest
 from planned_runs import run_of
 
-from debias.bench_cost import bench_cost
-from debias.bench_zero import ZeroSetting
-from debias.bench_zero_rank import config_of
+from debias.bench.cost import bench_cost
+from debias.bench.zero import ZeroSetting
+from debias.bench.zero_rank import config_of
 from debias.plan.communication import bytes_sent
 from debias.plan.count import count
 from debias.plan.gathers import gathers_of

@@ -3,8 +3,8 @@
 import pytest
 from tiny_models import family_config
 
+from debias.bench.plan import BOUND, SIZES, VARIANTS, Case, cases, table_of, validate
 from debias.errors import InputError
-from debias.plan.validate import BOUND, SIZES, VARIANTS, Case, cases, table_of, validate
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def run_ranks(settings: Sequence[ZeroSetting]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        command += [str(settings[0].world), "-m", "debias.bench_zero_rank", str(out)]
+        command += [str(settings[0].world), "-m", "debias.bench.zero_rank", str(out)]
         command += [setting.model_dump_json() for setting in settings]
         environment = {**os.environ, "OMP_NUM_THREADS": str(settings[0].threads)}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

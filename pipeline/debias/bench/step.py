@@ -225,7 +225,7 @@ def _errors(setting: Setting) -> dict[str, float]:
 
 def _peak_in_own_process(setting: Setting, way: str) -> int:
     """Peak resident bytes of three steps in a fresh process."""
-    code = "import sys; from debias.bench import print_peak; print_peak(sys.argv[1], sys.argv[2])"
+    code = "import sys; from debias.bench.step import print_peak; print_peak(sys.argv[1], sys.argv[2])"
     command = [sys.executable, "-c", code, setting.model_dump_json(), way]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.strip().splitlines()[-1])

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from debias.bench_combine import bench_combine, combine_setting
-from debias.bench_gpu_measure import (
+from debias.bench.combine import bench_combine, combine_setting
+from debias.bench.gpu_measure import (
     Timed,
     ceilings,
     fits,
@@ -21,7 +21,7 @@ from debias.bench_gpu_measure import (
     stepping,
     time_way,
 )
-from debias.bench_gpu_model import bench_run, build, shape_config
+from debias.bench.gpu_model import bench_run, build, shape_config
 from debias.config.data import Strict
 from debias.config.reading import load_config
 from debias.errors import InputError
@@ -214,7 +214,7 @@ def full(setting: GpuSetting) -> dict[str, Any]:
 
 def trl(setting: GpuSetting) -> dict[str, Any]:
     """Tokens a second of TRL's SFTTrainer (plain QLoRA) beside plain and single_pass here: same model, same data."""
-    from debias.bench_gpu_trl import seconds_of_a_step
+    from debias.bench.gpu_trl import seconds_of_a_step
 
     model, batch, _, _ = _made(setting, checkpointing=True)
     own = {way: time_way(way, model, batch, setting.steps).seconds for way in ("plain", "single_pass")}

@@ -1,4 +1,4 @@
-"""One rank of `debias bench zero`: `torchrun -m debias.bench_zero_rank RESULT SETTING...`."""
+"""One rank of `debias bench zero`: `torchrun -m debias.bench.zero_rank RESULT SETTING...`."""
 
 import json
 import sys
@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from debias.bench_zero import HEAD_DIM, SHARDED, SHARE, ZeroSetting
-from debias.collectives import Traffic
+from debias.bench.traffic import Traffic
+from debias.bench.zero import HEAD_DIM, SHARDED, SHARE, ZeroSetting
 from debias.engines import attach
 from debias.losses import Answers, gce_weight
 from debias.methods import Edge

@@ -106,7 +106,7 @@ def predict(case: Case) -> int:
 
 def measure(case: Case) -> int:
     """Growth in bytes of a fresh process that trains."""
-    code = "import sys; from debias.plan.validate import print_growth; print_growth(sys.argv[1])"
+    code = "import sys; from debias.bench.plan import print_growth; print_growth(sys.argv[1])"
     environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", code, case.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

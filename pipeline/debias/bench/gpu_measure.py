@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debias.bench import published_step
-from debias.bench_combine import triad_bandwidth
+from debias.bench.combine import triad_bandwidth
+from debias.bench.step import published_step
 from debias.engines import attach
 from debias.losses import Answers, gce_weight
 from debias.methods import Edge

@@ -1,0 +1,1 @@
+"""What things cost, measured: interleaved, on this machine, as JSON."""
