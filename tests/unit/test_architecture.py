@@ -31,7 +31,7 @@ ALLOWED = {
     "best_checkpoint": "errors config",
     "data": "errors config",
     "models": "errors hub",
-    "sweep_plan": "errors config",
+    "sweep": "errors config records",
     "telemetry": "hub",
     "checkpoint": "errors config telemetry",
     "engines": "losses methods gradients telemetry",
@@ -41,7 +41,6 @@ ALLOWED = {
     "inference_adapter": "errors hub models",
     "inference_answers": "errors losses inference_batches data",
     "no_effect": "methods config data",
-    "sweep": "errors records sweep_plan",
     "debias": "errors engines",
     "eval.comparing": "errors eval.scores eval.reading eval.results",
     "merging": "errors config hub models checkpoint inference_adapter",
@@ -73,7 +72,7 @@ ALLOWED = {
         "setup_run inference inference_load eval.judging"
     ),
     "cli": (
-        "errors methods config sweep_plan eval.reading eval.results fetch sweep eval.comparing merging "
+        "errors methods config sweep eval.reading eval.results fetch eval.comparing merging "
         "eval.reporting plan doctor launching train bench demo eval.judging eval.harness"
     ),
 }

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from debias.errors import InputError, Interrupted
 from debias.records import read_records
-from debias.sweep import RECORDS, Sweep, train_arguments
-from debias.sweep_plan import (
+from debias.sweep.grid import (
     changed_settings,
     digest_of,
     folder_name,
@@ -30,6 +29,7 @@ from debias.sweep_plan import (
     safe_name,
     state_of,
 )
+from debias.sweep.runner import RECORDS, Sweep, train_arguments
 
 FAKE = Path(__file__).parents[1] / "fake_debias.py"
 LAUNCHER = shlex.join([sys.executable, str(FAKE)])
@@ -377,7 +377,7 @@ def test_a_damaged_config_is_named(recipe, tmp_path):
 def in_background(recipe, out, rate, judge=""):
     script = (
         "import sys, logging; from pathlib import Path\n"
-        "from debias.sweep import Sweep; from debias.sweep_plan import plan_sweep\n"
+        "from debias.sweep.runner import Sweep; from debias.sweep.grid import plan_sweep\n"
         "logging.basicConfig(level='INFO')\n"
         f"runs = plan_sweep([Path({str(recipe)!r})], [0, 1], [('learning_rate={rate}',)], Path({str(out)!r}))\n"
         f"Sweep(runs, Path({str(out)!r}), launcher={LAUNCHER!r}).run()\n"
@@ -461,7 +461,7 @@ def test_two_sweeps_never_train_one_run(recipe, tmp_path, monkeypatch, caplog):
     runs[0].log.parent.mkdir(parents=True)
     with runs[0].log.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        monkeypatch.setattr("debias.sweep.WAIT_FOR_LOCK", 0.5)
+        monkeypatch.setattr("debias.sweep.runner.WAIT_FOR_LOCK", 0.5)
         done = sweep_of(runs, out)
         done.run()
     assert list(done.failed) == [runs[0].name]

@@ -87,7 +87,7 @@ def slurm(
     """Write an sbatch script for a run on several nodes, and submit it if asked."""
     from debias.launching import slurm as scripts
     from debias.launching.job import make_job
-    from debias.sweep_plan import parse_seeds
+    from debias.sweep.grid import parse_seeds
 
     settings, stem = _settings(config, overrides)
     title = name or stem

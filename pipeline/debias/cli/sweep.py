@@ -44,8 +44,8 @@ def sweep(
 
     Exit code 1 if a run failed (the others go on), 75 if a signal stopped the sweep.
     """
-    from debias.sweep import Sweep
-    from debias.sweep_plan import parse_grid, parse_seeds, plan_sweep
+    from debias.sweep.grid import parse_grid, parse_seeds, plan_sweep
+    from debias.sweep.runner import Sweep
 
     if print_commands and only:
         raise InputError("--print-commands is for all runs; leave out --only")
@@ -140,7 +140,7 @@ def _this_command() -> str:
 def _todo(runs: Sequence[Any], judge: _SuiteJudge) -> Any:
     from rich.table import Table
 
-    from debias.sweep_plan import changed_settings, state_of
+    from debias.sweep.grid import changed_settings, state_of
 
     table = Table(caption=f"{len(runs)} runs")
     for name in ("#", "run", "training", "still to be judged on"):

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Protocol
 
 from debias.errors import InputError, Interrupted
 from debias.records import append_record, read_records
-from debias.sweep_plan import PlannedRun, changed_settings, check_recipe, state_of
+from debias.sweep.grid import PlannedRun, changed_settings, check_recipe, state_of
 
 logger = logging.getLogger(__name__)
 
