@@ -28,17 +28,17 @@ from debias.data import Example
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.selection import elements, not_head
 from debias.engines.step import NonFiniteGradients
-from debias.engines.stopping import StopRequest
-from debias.engines.watch import hang_watch
 from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst
-from debias.launching.ranks import record
 from debias.methods import Rule
 from debias.models.adapter_table import as_records, left_over, render, survey
 from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
 from debias.no_effect import without_effect
 from debias.plan.guard import refuse_what_cannot_fit
+from debias.ranks.failures import record
+from debias.ranks.hangs import hang_watch
+from debias.ranks.stopping import StopRequest
 from debias.setup_run import (
     Task,
     build_bias_weight,

@@ -27,6 +27,7 @@ ALLOWED = {
     "gradients": "losses",
     "hub": "errors",
     "inference_batches": "errors",
+    "ranks": "errors",
     "records": "errors",
     "best_checkpoint": "errors config",
     "data": "errors config",
@@ -34,7 +35,7 @@ ALLOWED = {
     "sweep": "errors config records",
     "telemetry": "hub",
     "checkpoint": "errors config telemetry",
-    "engines": "losses methods gradients telemetry",
+    "engines": "losses methods gradients ranks telemetry",
     "eval.reading": "errors config data",
     "eval.results": "errors config eval.scores records data",
     "fetch": "errors config hub data",
@@ -50,8 +51,8 @@ ALLOWED = {
     "doctor": "errors losses methods config hub data models engines setup_run plan",
     "launching": "errors config data plan",
     "train": (
-        "errors methods config gradients best_checkpoint data models telemetry checkpoint engines "
-        "no_effect setup_run plan launching"
+        "errors methods config gradients ranks best_checkpoint data models telemetry checkpoint engines "
+        "no_effect setup_run plan"
     ),
     "bench": "errors losses methods zero_cost config gradients hub models engines setup_run plan train",
     "demo": "config eval.reporting train eval.judging",
@@ -72,7 +73,7 @@ ALLOWED = {
         "setup_run inference inference_load eval.judging"
     ),
     "cli": (
-        "errors methods config sweep eval.reading eval.results fetch eval.comparing merging "
+        "errors methods config ranks sweep eval.reading eval.results fetch eval.comparing merging "
         "eval.reporting plan doctor launching train bench demo eval.judging eval.harness"
     ),
 }

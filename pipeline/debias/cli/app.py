@@ -12,8 +12,8 @@ import typer
 from debias.cli import bench, doctor, fetch, harness, judge, launch, merge, plan, suites, sweep
 from debias.cli.printing import print_table
 from debias.errors import InputError, Interrupted
-from debias.launching import world
-from debias.launching.ranks import record
+from debias.ranks import world
+from debias.ranks.failures import record
 
 app = typer.Typer(
     add_completion=False,

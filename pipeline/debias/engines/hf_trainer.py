@@ -17,10 +17,10 @@ from transformers.trainer_utils import TrainOutput
 
 from debias.engines.attaching import attach
 from debias.engines.selection import Select, not_head, whole_shape
-from debias.engines.stopping import StopRequest
 from debias.gradients.single_pass import refusal
 from debias.losses import BiasWeightSource, Objective, SelfWeight, router_loss_of
 from debias.methods import Rule
+from debias.ranks.stopping import StopRequest
 from debias.telemetry import check_tensors, peak_memory_mb, saving
 
 if TYPE_CHECKING:

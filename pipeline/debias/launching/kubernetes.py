@@ -142,7 +142,7 @@ def _volume(claim: str) -> str:
 def _command(job: Job) -> list[str]:
     (file,) = job.configs()
     first = f"{job.name}-{PODS}-0-0.{job.name}"
-    torchrun = ["python", "-m", "debias.launching.ranks", "--nnodes", str(job.nodes), "--node-rank", NODE_RANK]
+    torchrun = ["python", "-m", "debias.ranks.failures", "--nnodes", str(job.nodes), "--node-rank", NODE_RANK]
     torchrun += ["--nproc-per-node", str(job.ranks_per_node), "--master-addr", first, "--master-port", str(PORT)]
     return [*torchrun, "-m", "debias.cli", "train", f"{CONFIG_AT}/{file}"]
 

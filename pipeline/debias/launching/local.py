@@ -12,7 +12,7 @@ def command(config: Path, overrides: Sequence[str], ranks: int, logs: Path | Non
 
     Rank 0 is on the terminal; with `logs` every rank is in a file there.
     """
-    words = [sys.executable, "-m", "debias.launching.ranks", "--standalone", "--nproc-per-node", str(ranks)]
+    words = [sys.executable, "-m", "debias.ranks.failures", "--standalone", "--nproc-per-node", str(ranks)]
     if logs is not None:
         words += ["--log-dir", str(logs), "--redirects", "3", "--tee", "0:3", "--local-ranks-filter", "0"]
     return [*words, "-m", "debias.cli", "train", str(config), *overrides]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from debias.engines.watch import HangWatch, Place, hang_watch, place_of, verdict
+from debias.ranks.hangs import HangWatch, Place, hang_watch, place_of, verdict
 
 
 def at(rank: int, collective: str) -> Place:
@@ -74,7 +74,7 @@ def test_steps_keep_it_quiet(watch):
 
 
 def test_no_step_is_a_hang(watch, monkeypatch):
-    monkeypatch.setattr("debias.engines.watch.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("debias.ranks.hangs.ANSWER_SECONDS", 0.2)
     made, said = watch
     made.on_train_begin()
     time.sleep(1.5)
@@ -104,7 +104,7 @@ class Lost:
     ("answers", "trouble"), [(True, "RuntimeError: Broken pipe and more"), (False, "it does not answer")]
 )
 def test_a_store_that_is_gone_does_not_keep_a_hang(answers, trouble, monkeypatch):
-    monkeypatch.setattr("debias.engines.watch.ANSWER_SECONDS", -0.8)
+    monkeypatch.setattr("debias.ranks.hangs.ANSWER_SECONDS", -0.8)
     said = []
     watch = HangWatch(Lost(answers), 1, 2, 0.1, lambda text, says: said.append((text, says)))
     watch.on_train_begin()
@@ -122,8 +122,8 @@ def test_one_process_has_none():
 HANGS = """
 import os, signal, sys, time
 import torch, torch.distributed as dist
-from debias.engines.watch import hang_watch
-from debias.launching.ranks import record
+from debias.ranks.hangs import hang_watch
+from debias.ranks.failures import record
 dist.init_process_group("gloo")
 (watch,) = hang_watch(2, record)
 watch.on_train_begin()
@@ -144,7 +144,7 @@ dist.all_reduce(torch.ones(1))
 def test_a_real_hang_is_broken(kind, second, tmp_path):
     script = tmp_path / "hangs.py"
     script.write_text(HANGS)
-    words = [sys.executable, "-m", "debias.launching.ranks", "--standalone", "--nproc-per-node", "2"]
+    words = [sys.executable, "-m", "debias.ranks.failures", "--standalone", "--nproc-per-node", "2"]
     words += ["--shutdown-timeout", "2", str(script), kind]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1

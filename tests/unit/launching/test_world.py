@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from debias.errors import InputError, Interrupted
-from debias.launching import local, ranks
-from debias.launching.world import adopt_slurm, leave, without_local_rank
+from debias.launching import local
+from debias.ranks import failures as ranks
+from debias.ranks.world import adopt_slurm, leave, without_local_rank
 
 STEP = {
     "SLURM_PROCID": "3",
@@ -75,7 +76,7 @@ def test_the_argument_of_the_deepspeed_launcher(flag):
 FAILS = """
 import os, sys, time
 from debias.errors import InputError
-from debias.launching.ranks import record
+from debias.ranks.failures import record
 kind, rank = sys.argv[1], os.environ["RANK"]
 if rank == "0":
     # until torchrun ends it; ranks that stop together are never at the same place
@@ -122,7 +123,7 @@ except Exception as error:
 def test_the_first_failure_is_said_by_itself(kind, code, said, tmp_path):
     script = tmp_path / "fails.py"
     script.write_text(FAILS)
-    words = [sys.executable, "-m", "debias.launching.ranks", "--standalone", "--nproc-per-node", "2", str(script), kind]
+    words = [sys.executable, "-m", "debias.ranks.failures", "--standalone", "--nproc-per-node", "2", str(script), kind]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == code
     for line in said:
@@ -155,7 +156,7 @@ def test_outside_of_torchrun_nothing_is_recorded(monkeypatch, tmp_path):
 
 def test_the_local_command(tmp_path):
     words = local.command(tmp_path / "a b.yaml", ["seed=1"], 2, tmp_path / "logs")
-    assert words[:3] == [sys.executable, "-m", "debias.launching.ranks"]
+    assert words[:3] == [sys.executable, "-m", "debias.ranks.failures"]
     assert words[-5:] == ["-m", "debias.cli", "train", str(tmp_path / "a b.yaml"), "seed=1"]
     assert str(tmp_path / "logs") in words
     assert "--log-dir" not in local.command(tmp_path / "a.yaml", [], 2, None)

@@ -1,4 +1,4 @@
-"""torchrun, with the first failure said first: `python -m debias.launching.ranks [torchrun's options] -m MODULE ...`.
+"""torchrun, with the first failure said first: `python -m debias.ranks.failures [torchrun's options] -m MODULE ...`.
 
 torchrun ends a failed run with its own traceback, under which the rank's reason is lost. Here the reason is the last
 thing on the terminal, with the rank, its host and its log.
