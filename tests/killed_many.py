@@ -18,8 +18,8 @@ from transformers import TrainerState
 
 import debias.engines.zero
 import debias.engines.zero_state  # noqa: F401 (before the fork)
-from debias.checkpoint import last_checkpoint
 from debias.config.run import RunConfig
+from debias.runs.folder import last_checkpoint
 from debias.train import train
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from debias.checkpoint import CONFIG
 from debias.config.data import Strict
 from debias.config.places import find_recipe
 from debias.config.reading import load_config, parse, read_yaml
@@ -19,6 +18,7 @@ from debias.inference import Predictor
 from debias.inference_adapter import adapter_base, check_base
 from debias.inference_answers import Scoring
 from debias.inference_load import hub_config, load, own_labels
+from debias.runs.folder import CONFIG
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from debias.checkpoint import ADAPTER, CONFIG, MODEL
 from debias.config import deepspeed_file as zero_config
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
@@ -22,6 +21,7 @@ from debias.inference_answers import Scoring
 from debias.inference_batches import LONGEST_WAIT, join
 from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
+from debias.runs.folder import ADAPTER, CONFIG, MODEL
 from debias.setup_run import base_model, build_task, check_length
 
 

@@ -10,18 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from debias.best_checkpoint import check_selection, selected, validation_figures
-from debias.checkpoint import (
-    METRICS,
-    SUMMARY,
-    check_run,
-    decide_resume,
-    is_finished,
-    last_checkpoint,
-    open_run,
-    planned_steps,
-    save_trained,
-)
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -39,6 +27,12 @@ from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.failures import record
 from debias.ranks.hangs import hang_watch
 from debias.ranks.stopping import StopRequest
+from debias.runs.environment import environment
+from debias.runs.folder import METRICS, SUMMARY, check_run, last_checkpoint, open_run, save_trained
+from debias.runs.metrics import MetricsFile, PlainProgress
+from debias.runs.resume import decide_resume, is_finished, planned_steps
+from debias.runs.selection import check_selection, selected, validation_figures
+from debias.runs.whole import write_whole
 from debias.setup_run import (
     Task,
     build_bias_weight,
@@ -51,7 +45,6 @@ from debias.setup_run import (
     training_examples,
     validation_examples,
 )
-from debias.telemetry import MetricsFile, PlainProgress, environment, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from tiny_runs import adapter_of, config_for, largest_difference
 
-from debias.checkpoint import save_whole
 from debias.config.places import find_recipe
 from debias.config.reading import load_config
 from debias.data import generate
@@ -16,6 +15,7 @@ from debias.errors import InputError
 from debias.losses import Classification
 from debias.methods import Edge
 from debias.models.load import load_tokenizer
+from debias.runs.whole import save_whole
 from debias.setup_run import build_model, build_task, training_arguments, training_examples
 from debias.train import train
 

@@ -9,9 +9,9 @@ import pytest
 from tiny_runs import adapter_of, config_for, largest_difference
 from transformers import EvalPrediction
 
-from debias.best_checkpoint import validation_figures
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.errors import InputError, Interrupted
+from debias.runs.selection import validation_figures
 from debias.train import train
 
 DATA = {

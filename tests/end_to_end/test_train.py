@@ -16,7 +16,6 @@ import pytest
 import torch
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, settings_for
 
-from debias.checkpoint import last_checkpoint, planned_steps
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import load_examples
@@ -27,8 +26,10 @@ from debias.inference import load_run
 from debias.losses import Classification
 from debias.methods import Edge, MainOnly
 from debias.models.load import load_tokenizer
+from debias.runs.folder import last_checkpoint
+from debias.runs.metrics import read_metrics
+from debias.runs.resume import planned_steps
 from debias.setup_run import build_model, build_task, training_examples
-from debias.telemetry import read_metrics
 from debias.train import train, training_arguments
 
 VALIDATION = {"source": "generated", "split": "validation", "limit": 48}

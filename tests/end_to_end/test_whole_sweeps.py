@@ -12,9 +12,9 @@ import pytest
 import yaml
 from tiny_runs import adapter_of, largest_difference, settings_for
 
-from debias.checkpoint import last_checkpoint
 from debias.cli.sweep import _SuiteJudge
-from debias.records import read_records
+from debias.runs.folder import last_checkpoint
+from debias.runs.records import read_records
 
 pytestmark = pytest.mark.slow
 VALIDATED = {

@@ -13,10 +13,10 @@ import pytest
 from safetensors.torch import load_file
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
 
-from debias.checkpoint import check_run
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.folder import check_run
 
 pytest.importorskip("deepspeed")
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,7 @@ def test_what_is_saved_is_never_empty(place):
     """An adapter of zeros looks like one that learned nothing."""
     from safetensors.torch import save_file
 
-    from debias.telemetry import check_tensors
+    from debias.runs.whole import check_tensors
 
     folder = place / "saved"
     folder.mkdir()

@@ -28,52 +28,46 @@ ALLOWED = {
     "hub": "errors",
     "inference_batches": "errors",
     "ranks": "errors",
-    "records": "errors",
-    "best_checkpoint": "errors config",
     "data": "errors config",
     "models": "errors hub",
-    "sweep": "errors config records",
-    "telemetry": "hub",
-    "checkpoint": "errors config telemetry",
-    "engines": "losses methods gradients ranks telemetry",
+    "runs": "errors config hub",
+    "engines": "losses methods gradients ranks runs",
     "eval.reading": "errors config data",
-    "eval.results": "errors config eval.scores records data",
+    "eval.results": "errors config eval.scores data runs",
     "fetch": "errors config hub data",
     "inference_adapter": "errors hub models",
     "inference_answers": "errors losses inference_batches data",
     "no_effect": "methods config data",
+    "sweep": "errors config runs",
     "debias": "errors engines",
     "eval.comparing": "errors eval.scores eval.reading eval.results",
-    "merging": "errors config hub models checkpoint inference_adapter",
+    "merging": "errors config hub models runs inference_adapter",
     "setup_run": "errors losses methods config data models engines",
-    "eval.reporting": "errors eval.scores eval.reading eval.results eval.comparing",
+    "eval.reporting": "errors eval.scores runs eval.reading eval.results eval.comparing",
     "plan": "errors losses methods zero_cost config gradients hub data models engines setup_run",
     "doctor": "errors losses methods config hub data models engines setup_run plan",
     "launching": "errors config data plan",
-    "train": (
-        "errors methods config gradients ranks best_checkpoint data models telemetry checkpoint engines "
-        "no_effect setup_run plan"
-    ),
+    "train": "errors methods config gradients ranks data models runs engines no_effect setup_run plan",
     "bench": "errors losses methods zero_cost config gradients hub models engines setup_run plan train",
     "demo": "config eval.reporting train eval.judging",
     "inference": (
         "errors losses config inference_batches data inference_adapter inference_answers setup_run inference_load"
     ),
     "inference_load": (
-        "errors config hub inference_batches models checkpoint engines inference_adapter "
-        "inference_answers setup_run inference"
+        "errors config hub inference_batches models runs engines inference_adapter inference_answers "
+        "setup_run inference"
     ),
-    "inference_given": "errors config checkpoint inference_adapter inference_answers inference inference_load",
+    "inference_given": "errors config runs inference_adapter inference_answers inference inference_load",
     "eval.judging": (
-        "errors config eval.scores data eval.reading eval.results inference_answers inference "
+        "errors config eval.scores data runs eval.reading eval.results inference_answers inference "
         "inference_load inference_given"
     ),
     "eval.harness": (
-        "errors config eval.scores hub data models checkpoint eval.reading eval.results inference_answers "
-        "setup_run inference inference_load eval.judging"
+        "errors config eval.scores hub data models runs eval.reading inference_answers setup_run "
+        "inference inference_load eval.judging"
     ),
     "cli": (
-        "errors methods config ranks sweep eval.reading eval.results fetch eval.comparing merging "
+        "errors methods config ranks eval.reading eval.results fetch sweep eval.comparing merging "
         "eval.reporting plan doctor launching train bench demo eval.judging eval.harness"
     ),
 }

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from debias.errors import InputError
-from debias.records import append_record, read_records
+from debias.runs.records import append_record, read_records
 
 
 def test_what_was_written_is_read_in_its_order(tmp_path):

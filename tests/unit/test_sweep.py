@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from debias.errors import InputError, Interrupted
-from debias.records import read_records
+from debias.runs.records import read_records
 from debias.sweep.grid import (
     changed_settings,
     digest_of,

@@ -21,12 +21,12 @@ from debias.config.reading import load_config
 from debias.config.run import PromptConfig, RunConfig
 from debias.data import Example
 from debias.errors import InputError
+from debias.runs.whole import write_or_say
 from debias_eval.harness.tokens import check_tokens
 from debias_eval.judging.predict import in_model_order, suite_labels
 from debias_eval.reading.collection import collection_names, expand
 from debias_eval.reading.examples import suite_examples
 from debias_eval.reading.suite import Suite, load_suite
-from debias_eval.results.files import write_whole
 
 LOADER = Path(__file__).parent / "templates" / "debias_tasks.py"
 TAG = "debias"
@@ -145,15 +145,15 @@ def write(tasks: Sequence[Task], out: Path) -> None:
     for task in tasks:
         name = task_name(task.suite)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in task.rows)
-        write_whole(out / f"{name}.jsonl", _utf8(lines, task.suite))
-        write_whole(out / f"{name}.yaml", _yaml(task.settings).encode())
-    write_whole(out / LOADER.name, LOADER.read_bytes())
+        write_or_say(out / f"{name}.jsonl", _utf8(lines, task.suite))
+        write_or_say(out / f"{name}.yaml", _yaml(task.settings).encode())
+    write_or_say(out / LOADER.name, LOADER.read_bytes())
 
 
 def command_line(exported: Exported, config: RunConfig, prompt: Path) -> str:
     """The call of `lm_eval` that judges the run's model on what was exported, and the one that brings it back."""
-    from debias.checkpoint import ADAPTER, MODEL
     from debias.hub.packages import model_path
+    from debias.runs.folder import ADAPTER, MODEL
 
     settings = [f"pretrained={model_path(config.model)}", f"dtype={'bfloat16' if config.bf16 else 'float32'}"]
     settings += ["load_in_4bit=True"] if config.load_in_4bit else []

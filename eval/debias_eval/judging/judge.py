@@ -10,12 +10,12 @@ from typing import Any
 
 from debias.config.reading import load_config
 from debias.errors import InputError
+from debias.runs.whole import write_or_say
 from debias_eval.judging.evaluate import OverlapRule, evaluate_run
 from debias_eval.judging.predict import Predictor, check_fit
 from debias_eval.reading.collection import expand
 from debias_eval.reading.examples import where_from
 from debias_eval.reading.suite import Suite, load_suite
-from debias_eval.results.files import write_whole
 
 logger = logging.getLogger(__name__)
 KIND = "judged"  # of a folder that `debias eval --model` wrote, in its run.json
@@ -214,4 +214,4 @@ def _open(out: Path, told: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") == "0" and not (out / "run.json").exists():
         info = {"status": "finished", "method": {"name": Path(told["adapter"] or told["model"]).name}, KIND: told}
-        write_whole(out / "run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
+        write_or_say(out / "run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from debias.errors import InputError
+from debias.runs.whole import write_or_say
 from debias_eval.reporting.reproduce import RULES, commands, config_text, count, duration, judgings, plain, version_text
 from debias_eval.reporting.tables import markdown, markdown_text, one_line, result_grid
-from debias_eval.results.files import write_whole
 from debias_eval.results.runs import BASELINES, Method, Run, read_runs
 from debias_eval.results.summary import Row, suite_notes, table
 
@@ -36,7 +36,7 @@ def _write_card(run: Run, force: bool) -> tuple[Path, str]:
     path = folder / "README.md"
     if path.exists() and not force and not replaceable(_read(path)):
         return path, KEPT
-    write_whole(path, signed_card(*card(run)).encode("utf-8", errors="replace"))
+    write_or_say(path, signed_card(*card(run)).encode("utf-8", errors="replace"))
     return path, ""
 
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from debias.errors import InputError
+from debias.runs.whole import write_or_say
 from debias_eval.comparing.compare import Comparison, compare
 from debias_eval.comparing.flips import SHOWN, flip_page
 from debias_eval.reading.collection import pairings
@@ -28,7 +29,6 @@ from debias_eval.reporting.tables import (
     significance_note,
 )
 from debias_eval.reporting.verdict import verdict
-from debias_eval.results.files import write_whole
 from debias_eval.results.runs import Method, Run, group_runs, read_runs
 from debias_eval.results.summary import Row, floor_notes, floors, points, suite_notes, suites_of, table
 from debias_eval.scores.intervals import holm
@@ -66,7 +66,7 @@ def _write(out: Path, kind: str, content: Callable[[], str]) -> Path:
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of {kind}")
-    write_whole(out, content().encode("utf-8", errors="replace"))
+    write_or_say(out, content().encode("utf-8", errors="replace"))
     return out
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from debias.records import read_records
+from debias.runs.records import read_records
 
 RECORDS = "records.jsonl"
 # A run lies at RECIPE/SETTINGS/seedN below its sweep.

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from debias.data import Example
 from debias.errors import InputError
+from debias.runs.whole import write_or_say
 from debias_eval.scores.scoring import Judged
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -190,22 +189,6 @@ class Prediction(_Read):
         return self
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename, so a full disk or a kill never leaves half a file; InputError if it cannot be."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a result is read by colleagues
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
 def result_path(run: Path, suite: str) -> Path:
     """Where a suite's result lies in a run's folder."""
     return Path(run) / "eval" / f"{suite}.json"
@@ -224,10 +207,10 @@ def write_results(run: Path, result: Mapping[str, Any], examples: Sequence[Examp
     """
     lines = "".join(_prediction_line(i, example, judged) for i, example in enumerate(examples))
     content = gzip.compress(lines.encode(), mtime=0)
-    write_whole(predictions_path(run, result["suite"]), content)
+    write_or_say(predictions_path(run, result["suite"]), content)
     path = result_path(run, result["suite"])
     vouched = {**result, "predictions_sha256": hashlib.sha256(content).hexdigest()}
-    write_whole(path, (json.dumps(vouched, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_or_say(path, (json.dumps(vouched, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return path
 
 

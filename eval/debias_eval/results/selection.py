@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from debias.errors import InputError
-from debias.records import append_record
+from debias.runs.records import append_record
 from debias_eval.results.chosen import RECORDS
 from debias_eval.results.runs import Run, flatten, group_runs, read_runs
 

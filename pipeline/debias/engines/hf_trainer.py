@@ -21,7 +21,8 @@ from debias.gradients.single_pass import refusal
 from debias.losses import BiasWeightSource, Objective, SelfWeight, router_loss_of
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
-from debias.telemetry import check_tensors, peak_memory_mb, saving
+from debias.runs.environment import peak_memory_mb
+from debias.runs.whole import check_tensors, saving
 
 if TYPE_CHECKING:
     from debias.engines.torch_engine import TorchHook

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debias.checkpoint import ADAPTER, CONFIG, MODEL, save_whole
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -18,6 +17,8 @@ from debias.hub.remote_code import trusted
 from debias.inference_adapter import adapter_change, attach_adapter, check_base
 from debias.models.families import is_sparse
 from debias.models.load import load_model, load_tokenizer
+from debias.runs.folder import ADAPTER, CONFIG, MODEL
+from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)
 RECORD = "debias_merge.json"

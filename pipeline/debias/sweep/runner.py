@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, BinaryIO, Protocol
 
 from debias.errors import InputError, Interrupted
-from debias.records import append_record, read_records
+from debias.runs.records import append_record, read_records
 from debias.sweep.grid import PlannedRun, changed_settings, check_recipe, state_of
 
 logger = logging.getLogger(__name__)

@@ -5,13 +5,13 @@ import os
 import pytest
 
 from debias.errors import InputError
+from debias.runs.whole import write_or_say
 from debias_eval.results.files import (
     predictions_path,
     read_predictions,
     read_result,
     read_results,
     write_results,
-    write_whole,
 )
 
 
@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_keeps_the_old_results(path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match=r"s\.json: cannot be written: No space left on device"):
-        write_whole(path, b"new")
+        write_or_say(path, b"new")
     assert path.read_bytes() == before
     assert [one.name for one in path.parent.iterdir() if one.name.startswith(".")] == []
 
@@ -128,7 +128,7 @@ def test_a_disk_that_is_full_keeps_the_old_results(path, monkeypatch):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        write_whole(tmp_path / "file" / "eval" / "s.json", b"")
+        write_or_say(tmp_path / "file" / "eval" / "s.json", b"")
 
 
 def test_hostile_text_survives_the_round_trip(tmp_path):

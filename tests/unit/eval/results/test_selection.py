@@ -10,7 +10,7 @@ from rich.console import Console
 from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.records import append_record, read_records
+from debias.runs.records import append_record, read_records
 from debias_eval.results.chosen import oracle_choice
 from debias_eval.results.files import Result
 from debias_eval.results.runs import Run, group_runs, read_runs

@@ -1,17 +1,15 @@
 """A run's folder: whose it is, what is in it, and saving so that a folder is there whole or not at all."""
 
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.telemetry import check_tensors, saving, write_whole
+from debias.runs.whole import check_tensors, save_whole, write_whole
 
 ADAPTER, MODEL, CONFIG, METRICS, SUMMARY = "adapter", "model", "config.yaml", "metrics.jsonl", "run.json"
 # Settings that may differ between a run and its continuation.
@@ -87,60 +85,10 @@ def _check_kept(config: RunConfig, folder: Path) -> None:
             raise InputError(f"output_dir: {folder} holds {name}, which this run reads; choose another folder")
 
 
-def decide_resume(config: RunConfig) -> RunConfig:
-    """`resume: auto` as yes or no. Every rank must ask before the first one can have opened the run."""
-    if config.resume != "auto":
-        return config
-    return config.model_copy(update={"resume": _holds_run(Path(config.output_dir))})
-
-
-def planned_steps(config: RunConfig, examples: int, world: int) -> int:
-    """Optimizer steps of the whole run on `world` ranks, counted as the Trainer does."""
-    if config.max_steps > 0:
-        return config.max_steps
-    batches = math.ceil(math.ceil(examples / config.per_device_train_batch_size) / world)
-    return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / config.gradient_accumulation_steps)))
-
-
-def is_finished(config: RunConfig, planned: int) -> bool:
-    """Whether the run to be resumed has come to the end of its plan; InputError if it is beyond that already."""
-    folder = Path(config.output_dir)
-    if not config.resume or not _holds_run(folder):
-        return False
-    held, checkpoint = _summary(folder), last_checkpoint(folder)
-    at = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    done = int(held["steps"]) if held.get("status") == "finished" else 0
-    if max(at, done) > planned:
-        raise InputError(
-            f"resume: {folder} is at step {max(at, done)} already, and max_steps or num_train_epochs plan {planned}"
-        )
-    return done == planned and any((folder / trained).is_dir() for trained in (ADAPTER, MODEL))
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, None where there is none."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def save_whole(folder: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` fill a folder beside `folder`, then put it in its place; on failure what was there stays."""
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)  # killed between the two renames below
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        with saving():
-            save(part)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] | None = None) -> Path:
