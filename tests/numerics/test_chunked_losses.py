@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from debias.gradients import MicroBatch, make_source
-from debias.losses import Answers, SelfWeight, chunks
+from debias.losses import Answers, SelfWeight
+from debias.readouts import chunks
 
 torch.set_num_threads(1)
 

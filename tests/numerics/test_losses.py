@@ -7,7 +7,7 @@ import torch
 from tiny_models import VOCABULARY, answer_batch, bert, gpt2, llama, text_batch
 
 from debias.losses import Answers, Classification, answer_log_likelihood, cross_entropy, gce_weight
-from debias.losses.answers import with_positions
+from debias.readouts.answers import with_positions
 
 torch.set_num_threads(1)
 

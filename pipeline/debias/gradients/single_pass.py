@@ -19,7 +19,7 @@ from debias.gradients.layers import is_plain_lora, is_replaced, linear_forward, 
 from debias.gradients.routed import routed_loras, two_gradients
 from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
 from debias.gradients.taps import Tap
-from debias.losses.router import router_loss_of
+from debias.readouts.router import router_loss_of
 
 # DeBERTa projects its position table with the layers that project tokens; OPT flattens samples and tokens; the others
 # put tokens first. Where a batch has as many samples as tokens no shape tells.

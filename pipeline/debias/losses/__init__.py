@@ -1,10 +1,10 @@
 """ROOM 2: logits and labels to a loss [B] and a bias weight [B]. torch only."""
 
-from debias.losses.answers import Answers, answer_log_likelihood
 from debias.losses.bias_weight import BiasWeightSource, ColumnWeight, SelfWeight, gce_weight
-from debias.losses.classification import Classification, cross_entropy
-from debias.losses.router import RouterLoss, add_router_loss, router_loss_of
-from debias.losses.samples import SampleLosses
+from debias.readouts.answers import Answers, answer_log_likelihood
+from debias.readouts.classification import Classification, cross_entropy
+from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
+from debias.readouts.said import SampleLosses
 
 Objective = Classification | Answers
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from debias.losses.samples import SampleLosses
+from debias.readouts.said import SampleLosses
 
 
 def gce_weight(log_p_B: Tensor, q: float = 0.7) -> Tensor:

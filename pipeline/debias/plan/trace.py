@@ -19,9 +19,9 @@ from debias.config.run import RunConfig
 from debias.engines.selection import not_head
 from debias.gradients import MicroBatch, make_source
 from debias.gradients.base import Passes
-from debias.losses.chunks import token_losses
 from debias.plan.live import Live, fake_in_place
 from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
+from debias.readouts.chunks import token_losses
 
 WHOLE = 6  # models of so few layers are traced as they are
 

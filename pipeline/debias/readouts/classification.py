@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debias.losses.samples import SampleLosses
+from debias.readouts.said import SampleLosses
 
 # Keys of a batch that are the objective's and the gradient sources'.
 NOT_FOR_MODELS = frozenset({"labels", "bias_weight", "answer_mask", "sample_index"})

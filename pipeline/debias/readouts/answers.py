@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from debias.losses.chunks import causal_forward, token_losses
-from debias.losses.classification import model_inputs
-from debias.losses.samples import SampleLosses
+from debias.readouts.chunks import causal_forward, token_losses
+from debias.readouts.classification import model_inputs
+from debias.readouts.said import SampleLosses
 
 
 class Answers:
