@@ -1,6 +1,8 @@
 """ROOM 2: logits and labels to a loss [B] and a bias weight [B]. torch only."""
 
-from debias.losses.bias_weight import BiasWeightSource, ColumnWeight, SelfWeight, gce_weight
+from debias.bias.base import BiasWeightSource
+from debias.bias.column import ColumnWeight
+from debias.bias.own import SelfWeight, gce_weight
 from debias.readouts.answers import Answers, answer_log_likelihood
 from debias.readouts.classification import Classification, cross_entropy
 from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of

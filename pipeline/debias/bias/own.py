@@ -1,8 +1,8 @@
-"""The weight that makes a loss favour what is easy. Shapes: B samples."""
+"""The model's own confidence as the bias signal (EDGE as published, LfF). Shapes: B samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,6 @@ def gce_weight(log_p_B: Tensor, q: float = 0.7) -> Tensor:
     return q * torch.exp(q * log_p_B.detach().float())
 
 
-class BiasWeightSource(Protocol):
-    """Where bias weights come from. A seam of its own: rules and gradients never know which source is in use."""
-
-    def __call__(self, losses: SampleLosses, batch: Mapping[str, Any]) -> Tensor:
-        """The weight [B] of each sample of this batch, detached."""
-
-
 @dataclass(frozen=True)
 class SelfWeight:
     """The model's own confidence: `q * p^q` of the forward pass that made `losses`."""
@@ -34,12 +27,3 @@ class SelfWeight:
 
     def __call__(self, losses: SampleLosses, batch: Mapping[str, Any]) -> Tensor:
         return gce_weight(losses.log_p_B, self.q)
-
-
-@dataclass(frozen=True)
-class ColumnWeight:
-    """A weight that came with the data (a bias model's confidence, an annotator's): the batch's `bias_weight` [B]."""
-
-    def __call__(self, losses: SampleLosses, batch: Mapping[str, Any]) -> Tensor:
-        weight_B: Tensor = batch["bias_weight"]
-        return weight_B.detach().float()
