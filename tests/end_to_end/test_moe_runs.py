@@ -10,7 +10,7 @@ from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, tokeni
 from debias.config.reading import load_config
 from debias.data import load_examples
 from debias.errors import InputError
-from debias.inference import load_run
+from debias.inference.loading import load_run
 from debias.train import train
 
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import load_examples, paint
 from debias.errors import InputError
-from debias.inference import load_run
+from debias.inference.loading import load_run
 from debias.train import train
 from debias_eval.judging.evaluate import evaluate_run
 

@@ -63,8 +63,8 @@ def lm_eval(tasks: Path, names: list[str], model: str, *, chat: bool = False) ->
 
 def ours(config: RunConfig, suite: str, **options: Any) -> np.ndarray:
     """The run's own scores of the exported examples, [N, C]."""
-    from debias.inference_answers import Scoring
-    from debias.inference_load import load
+    from debias.inference.answers import Scoring
+    from debias.inference.loading import load
 
     task = task_of(load_suite(suite), config, **options)
     return np.asarray(load(config, config.model, None, Scoring()).label_scores(task.examples))

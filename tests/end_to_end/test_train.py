@@ -22,7 +22,7 @@ from debias.data import load_examples
 from debias.data.encode import Collator
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.errors import InputError, Interrupted
-from debias.inference import load_run
+from debias.inference.loading import load_run
 from debias.losses import Classification
 from debias.methods import Edge, MainOnly
 from debias.models.load import load_tokenizer

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY, gpt2, llama, with_lora
 
-from debias.losses.label_scores import TreeScorer, ancestors, answer_tree, common_prefix, forest, plant_rows
+from debias.inference.trees import TreeScorer, ancestors, answer_tree, common_prefix, forest, plant_rows
 
 torch.set_num_threads(1)
 

@@ -27,50 +27,35 @@ ALLOWED = {
     "eval.scores": "errors",
     "gradients": "readouts",
     "hub": "errors",
-    "inference_batches": "errors",
     "ranks": "errors",
     "data": "errors config",
     "losses": "readouts bias",
     "models": "errors hub",
     "runs": "errors config hub",
+    "adapters": "errors hub models",
     "engines": "methods gradients ranks losses runs",
     "eval.reading": "errors config data",
     "eval.results": "errors config eval.scores data runs",
     "fetch": "errors config hub data",
-    "inference_adapter": "errors hub models",
-    "inference_answers": "errors inference_batches data losses",
     "no_effect": "methods config data",
     "sweep": "errors config runs",
     "debias": "errors engines",
     "eval.comparing": "errors eval.scores eval.reading eval.results",
-    "merging": "errors config hub models runs inference_adapter",
+    "merging": "errors config hub models runs adapters",
     "setup_run": "errors methods config data losses models engines",
     "eval.reporting": "errors eval.scores runs eval.reading eval.results eval.comparing",
+    "inference": "errors config hub data losses models runs adapters engines setup_run",
     "plan": "errors methods readouts zero_cost config gradients hub data models engines setup_run",
     "doctor": "errors methods config hub data losses models engines setup_run plan",
+    "eval.judging": "errors config eval.scores data runs eval.reading eval.results inference",
     "launching": "errors config data plan",
     "train": "errors methods config gradients ranks data models runs engines no_effect setup_run plan",
     "bench": "errors methods zero_cost config gradients hub losses models engines setup_run plan train",
-    "demo": "config eval.reporting train eval.judging",
-    "inference": (
-        "errors config inference_batches data losses inference_adapter inference_answers setup_run inference_load"
-    ),
-    "inference_load": (
-        "errors config hub inference_batches models runs engines inference_adapter inference_answers "
-        "setup_run inference"
-    ),
-    "inference_given": "errors config runs inference_adapter inference_answers inference inference_load",
-    "eval.judging": (
-        "errors config eval.scores data runs eval.reading eval.results inference_answers inference "
-        "inference_load inference_given"
-    ),
-    "eval.harness": (
-        "errors config eval.scores hub data models runs eval.reading inference_answers setup_run "
-        "inference inference_load eval.judging"
-    ),
+    "demo": "config eval.reporting eval.judging train",
+    "eval.harness": "errors config eval.scores hub data models runs eval.reading setup_run inference eval.judging",
     "cli": (
         "errors methods config ranks eval.reading eval.results fetch sweep eval.comparing merging "
-        "eval.reporting plan doctor launching train bench demo eval.judging eval.harness"
+        "eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
     ),
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}

@@ -15,10 +15,10 @@ from tiny_runs import PROMPT, save_bert, save_llama
 from debias.config.run import RunConfig
 from debias.data import Example, generate
 from debias.errors import InputError
-from debias.inference_answers import Scoring, _no_trees
-from debias.inference_batches import by_length
-from debias.inference_given import Given, given_config, load_given
-from debias.inference_load import load
+from debias.inference.answers import Scoring, _no_trees
+from debias.inference.any_model import Given, given_config, load_given
+from debias.inference.batches import by_length
+from debias.inference.loading import load
 from debias.models.adapters import add_lora
 from debias.models.load import load_model
 
@@ -391,7 +391,7 @@ def test_a_causal_model_needs_a_prompt(llama: Path, tmp_path: Path) -> None:
 
 def test_bf16_on_a_cpu_without_it_is_float32(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The very weights that bf16 holds, multiplied in float32."""
-    monkeypatch.setattr("debias.inference_load.has_bf16", lambda: False)
+    monkeypatch.setattr("debias.inference.loading.has_bf16", lambda: False)
     predictor = causal(llama, bf16=True)
     assert predictor.description["dtype"] == "float32"
     half = load_model(str(llama), "causal_lm", NLI, dtype=torch.bfloat16).state_dict()

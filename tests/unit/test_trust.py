@@ -12,7 +12,7 @@ from debias.data import load_examples
 from debias.errors import InputError
 from debias.fetch import _model_files
 from debias.hub.remote_code import VARIABLE, trusted
-from debias.inference_load import hub_config, load_run
+from debias.inference.loading import hub_config, load_run
 from debias.merging.fold import merge_run
 from debias.models.load import load_model, load_tokenizer
 from debias.plan.plan import Machine, make_plan

@@ -10,8 +10,8 @@ from tiny_runs import PROMPT, save_bert, save_llama
 
 from debias.config.run import RunConfig
 from debias.data import Example, generate
-from debias.inference_answers import Scoring
-from debias.inference_load import load
+from debias.inference.answers import Scoring
+from debias.inference.loading import load
 
 LABELS = ("entailment", "neutral", "contradiction")
 LONG = {**PROMPT, "verbalizers": {"entailment": " yes yes", "neutral": " maybe", "contradiction": " no premise no"}}
@@ -77,7 +77,7 @@ def alone(predictor, pairs) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["bert adapter", "llama", "llama adapter"])
 def test_ranks_together_give_the_scores_of_one(rank, folder, kind, number, deepspeed, monkeypatch):
     monkeypatch.setattr(
-        "debias.inference_batches.TOKENS", {"cpu": 150, "cuda": 150}
+        "debias.inference.batches.TOKENS", {"cpu": 150, "cuda": 150}
     )  # several batches a rank, an uneven number
     causal = kind.startswith("llama")
     model = once(rank, save_llama if causal else save_bert, folder / kind.split()[0])

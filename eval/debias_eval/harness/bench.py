@@ -117,8 +117,8 @@ def _configs(setting: JudgeSetting, prompt: RunConfig | None) -> dict[str, RunCo
 
 
 def _load(config: RunConfig) -> Any:
-    from debias.inference_answers import Scoring
-    from debias.inference_load import load
+    from debias.inference.answers import Scoring
+    from debias.inference.loading import load
 
     return load(config, config.model, None, Scoring())
 
@@ -138,7 +138,7 @@ class _Judges:
 
     def debias(self) -> Judge:
         """Ours, with nothing remembered of another pass, and what it looks at once in a model done."""
-        from debias.inference import Predictor
+        from debias.inference.predictor import Predictor
 
         predictor = Predictor(self.model, self.ours, self.config)
         fields = len(self.config.data.text_fields)

@@ -142,8 +142,8 @@ def judge_run(
         raise InputError(f"normalize and calibrate go with answers in words; {run} has a head of its own")
 
     def load() -> Predictor:
-        from debias.inference_answers import Scoring
-        from debias.inference_load import load_run
+        from debias.inference.answers import Scoring
+        from debias.inference.loading import load_run
 
         return load_run(run, Scoring(normalize, calibrate), deepspeed=deepspeed)  # type: ignore[arg-type]
 
@@ -161,12 +161,12 @@ def judge_given(
     calibrate: str = "none",
     judging: Judging | None = None,
 ) -> Outcome:
-    """Judge any model; `given` is what `debias.inference_given.Given` takes. `out` becomes what reports read.
+    """Judge any model; `given` is what `debias.inference.any_model.Given` takes. `out` becomes what reports read.
 
     InputError if `out` holds a run, or another model's results.
     """
-    from debias.inference_answers import Scoring
-    from debias.inference_given import Given, given_config, load_given
+    from debias.inference.answers import Scoring
+    from debias.inference.any_model import Given, given_config, load_given
 
     model = Given(**given)
     config = given_config(model)

@@ -14,7 +14,7 @@ from debias_eval.scores.scoring import Floats, Ints, Judged, merge_probabilities
 
 
 class Predictor(Protocol):
-    """A trained model as the evaluator sees it; `debias.inference` has the real one.
+    """A trained model as the evaluator sees it; `debias.inference.predictor` has the real one.
 
     A `description` says how it scored, and goes into the results.
     """
@@ -31,7 +31,7 @@ class Predictor(Protocol):
 
 def load(run: Path) -> Predictor:
     """The model of a run folder; InputError if the folder holds none."""
-    from debias.inference import load_run  # the only way from here to torch
+    from debias.inference.loading import load_run
 
     predictor: Predictor = load_run(run)
     return predictor

@@ -167,7 +167,7 @@ def test_another_adapter(runs: dict[str, Path], tmp_path: Path) -> None:
 def test_a_run_that_was_trained(runs: dict[str, Path], family: str, tmp_path: Path) -> None:
     """Through `train`, whose adapters on experts are routed token by token; scored as the run is scored."""
     from debias.data import load_examples
-    from debias.inference import load_run
+    from debias.inference.loading import load_run
     from debias.train import train
 
     settings: dict[str, Any] = {"head": "causal_lm", "prompt": tiny_runs.PROMPT, "gradient_checkpointing": True}

@@ -11,7 +11,7 @@ from debias.config.run import RunConfig
 from debias.data import load_examples
 from debias.engines import select_parameters
 from debias.errors import InputError
-from debias.inference import load_run
+from debias.inference.loading import load_run
 from debias.models.adapters import add_lora, checkpoint_activations, describe, train_biases
 from debias.models.families import linear_names
 from debias.models.load import load_model

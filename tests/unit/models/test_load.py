@@ -13,7 +13,7 @@ import tiny_runs
 import torch
 
 from debias.errors import InputError
-from debias.inference_load import hub_config
+from debias.inference.loading import hub_config
 from debias.models.adapters import add_lora
 from debias.models.load import NOT_QUANTIZED, load_model, load_tokenizer, longest_input
 from debias.plan.shapes import find_config

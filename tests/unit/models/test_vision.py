@@ -70,8 +70,8 @@ def test_a_seed_is_a_model(name):
 @pytest.mark.parametrize("name", ["vision:mlp", "vision:vit"])
 def test_nobody_is_judged_by_a_drawn_head(name):
     from debias.config.run import RunConfig
-    from debias.inference_answers import Scoring
-    from debias.inference_load import load
+    from debias.inference.answers import Scoring
+    from debias.inference.loading import load
 
     data = {"train": "test-images-idx3-ubyte", "labels": DIGITS}
     config = RunConfig.model_validate({"model": name, "head": "image_classification", "data": data, "output_dir": "x"})

@@ -92,7 +92,7 @@ def test_a_folder_holds_the_results_of_one_model(
     answers = {"entailment": " yes", "neutral": " maybe", "contradiction": " no"}
     prompt = tmp_path / "prompt.yaml"
     prompt.write_text(yaml.safe_dump({"template": "{premise} {hypothesis}", "verbalizers": answers}, sort_keys=False))
-    monkeypatch.setattr("debias.inference_given.load_given", lambda given, scoring: fake())
+    monkeypatch.setattr("debias.inference.any_model.load_given", lambda given, scoring: fake())
     given = {"model": "some/model", "prompt": prompt}
     out = tmp_path / "out"
     with pytest.raises(InputError, match="unknown suite"):

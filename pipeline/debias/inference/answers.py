@@ -11,9 +11,9 @@ import torch
 from debias.data.encode import Collator, Prompt
 from debias.data.examples import Example
 from debias.errors import InputError
-from debias.inference_batches import Scores, budget_for, by_length, join, score_batches
+from debias.inference.batches import Scores, budget_for, by_length, join, score_batches
+from debias.inference.trees import Row, TreeScorer, answer_tree, common_prefix, plant_rows
 from debias.losses import Answers
-from debias.losses.label_scores import Row, TreeScorer, answer_tree, common_prefix, plant_rows
 
 logger = logging.getLogger(__name__)
 Normalize = Literal["none", "tokens", "characters"]

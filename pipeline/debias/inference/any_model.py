@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from debias.adapters.loading import adapter_base, check_base
 from debias.config.data import Strict
 from debias.config.places import find_recipe
 from debias.config.reading import load_config, parse, read_yaml
 from debias.config.run import AdapterConfig, RunConfig
 from debias.errors import InputError
-from debias.inference import Predictor
-from debias.inference_adapter import adapter_base, check_base
-from debias.inference_answers import Scoring
-from debias.inference_load import hub_config, load, own_labels
+from debias.inference.answers import Scoring
+from debias.inference.loading import hub_config, load, own_labels
+from debias.inference.predictor import Predictor
 from debias.runs.folder import CONFIG
 
 logger = logging.getLogger(__name__)

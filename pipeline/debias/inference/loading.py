@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from debias.adapters.loading import attach_adapter
 from debias.config import deepspeed_file as zero_config
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
@@ -15,10 +16,9 @@ from debias.engines import zero_inference, zero_launch
 from debias.errors import InputError
 from debias.hub.packages import model_path
 from debias.hub.remote_code import trusted
-from debias.inference import Predictor
-from debias.inference_adapter import attach_adapter
-from debias.inference_answers import Scoring
-from debias.inference_batches import LONGEST_WAIT, join
+from debias.inference.answers import Scoring
+from debias.inference.batches import LONGEST_WAIT, join
+from debias.inference.predictor import Predictor
 from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
 from debias.runs.folder import ADAPTER, CONFIG, MODEL

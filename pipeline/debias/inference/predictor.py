@@ -1,23 +1,22 @@
 """A trained model as a predictor: what evaluation asks of it. Shapes: N examples, C labels.
 
-`inference_load.py` makes one of a run's folder, of a hub model or of an adapter.
+`loading.py` makes one of a run's folder, of a hub model or of an adapter.
 """
 
 import hashlib
 import logging
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from debias.adapters.loading import adapter_change, merge
 from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
-from debias.inference_adapter import adapter_change, merge
-from debias.inference_answers import AnswerScorer, Scoring
-from debias.inference_batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
+from debias.inference.answers import AnswerScorer, Scoring
+from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
 from debias.losses import Answers
 from debias.setup_run import Task
 
@@ -139,10 +138,3 @@ class Predictor:
 
 def _key(example: Example) -> Hashable:
     return example.texts if example.image is None else hashlib.sha256(example.image.tobytes()).digest()
-
-
-def load_run(run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None) -> Predictor:
-    """The predictor of a finished run's folder. InputError when the folder holds no trained model."""
-    from debias.inference_load import load_run as load
-
-    return load(run, scoring, deepspeed=deepspeed)
