@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from debias.adapters.bitfit import train_biases
+from debias.adapters.families import sparse_blocks
+from debias.adapters.lora import add_lora
 from debias.config import deepspeed_file as zero_config
 from debias.config.data import DataConfig, DataSource
 from debias.config.run import SELECTIONS, RunConfig
@@ -31,13 +34,13 @@ from debias.losses import (
     add_router_loss,
 )
 from debias.methods import Rule, make_rule
-from debias.models.adapters import add_lora, checkpoint_activations, prepare_quantized, train_biases
+from debias.models.activations import checkpoint_activations
 from debias.models.attention import check_attention, check_packing, choose_attention
 from debias.models.compiling import compile_layers
-from debias.models.families import sparse_blocks
 from debias.models.kernels import check_liger, liger_settings
 from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
+from debias.models.quantized import prepare_quantized
 
 # Settings that the Trainer has too, and would do otherwise.
 OURS = {"gradient_checkpointing", "torch_compile"}

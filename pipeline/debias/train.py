@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from debias.adapters.survey import as_records, describe, left_over, render, survey
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -19,8 +20,6 @@ from debias.engines.step import NonFiniteGradients
 from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst
 from debias.methods import Rule
-from debias.models.adapter_table import as_records, left_over, render, survey
-from debias.models.adapters import describe
 from debias.models.load import load_tokenizer
 from debias.no_effect import without_effect
 from debias.plan.guard import refuse_what_cannot_fit

@@ -10,11 +10,11 @@ from gradient_checks import answer_loss, assert_same, by_samples, take, weights_
 from tiny_models import answer_batch, llama4, qwen3_moe, rows, with_lora
 from torch.overrides import TorchFunctionMode
 
+from debias.adapters.experts import route_experts
 from debias.engines import attach
 from debias.gradients import MicroBatch, SinglePass, make_source
 from debias.losses import add_router_loss
 from debias.methods import MainOnly, Subtract
-from debias.models.experts import route_experts
 
 torch.set_num_threads(1)
 

@@ -12,6 +12,7 @@ import yaml
 from tiny_models import randomize_lora
 from tiny_runs import PROMPT, save_bert, save_llama
 
+from debias.adapters.lora import add_lora
 from debias.config.run import RunConfig
 from debias.data import Example, generate
 from debias.errors import InputError
@@ -19,7 +20,6 @@ from debias.inference.answers import Scoring, _no_trees
 from debias.inference.any_model import Given, given_config, load_given
 from debias.inference.batches import by_length
 from debias.inference.loading import load
-from debias.models.adapters import add_lora
 from debias.models.load import load_model
 
 NLI = ("entailment", "neutral", "contradiction")

@@ -40,7 +40,7 @@ def saved_adapter(model: Path, target: Path, *, causal: bool) -> None:
     """A LoRA that changes something, with the classifier's head in it."""
     from tiny_models import randomize_lora
 
-    from debias.models.adapters import add_lora
+    from debias.adapters.lora import add_lora
     from debias.models.load import load_model
 
     torch.manual_seed(3)

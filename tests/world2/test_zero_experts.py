@@ -6,8 +6,8 @@ import pytest
 from gradient_checks import answer_loss
 from tiny_models import answer_batch, qwen3_moe, with_lora
 
+from debias.adapters.experts import route_experts
 from debias.methods import Edge
-from debias.models.experts import route_experts
 
 pytest.importorskip("deepspeed")
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from debias.adapters.experts import route_experts
 from debias.errors import InputError
 from debias.hub.packages import model_path
-from debias.models.experts import route_experts
 
 logger = logging.getLogger(__name__)
 # What PEFT raises for a file that is cut short or is something else, and for weights of other shapes.

@@ -8,8 +8,7 @@ from torch import nn
 
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.models.adapters import prepare_quantized
-from debias.models.load import NOT_QUANTIZED
+from debias.models.quantized import NOT_QUANTIZED, prepare_quantized
 from debias.plan.shapes import find_config
 from debias.setup_run import adapt
 

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debias.adapters.lora import add_lora
 from debias.config.data import Strict
 from debias.engines import attach
 from debias.errors import InputError
 from debias.hub.packages import model_path
 from debias.losses import Answers, Classification, SampleLosses, gce_weight
 from debias.methods import Edge
-from debias.models.adapters import add_lora, prepare_quantized
 from debias.models.load import load_model
+from debias.models.quantized import prepare_quantized
 
 WAYS = ("plain", "published", "two_pass", "shared_forward", "single_pass")
 

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from debias.adapters.lora import add_lora
 from debias.bench.traffic import Traffic
 from debias.bench.zero import HEAD_DIM, SHARDED, SHARE, ZeroSetting
 from debias.engines import attach
 from debias.losses import Answers, gce_weight
 from debias.methods import Edge
-from debias.models.adapters import add_lora
 from debias.zero_cost import WAYS
 
 Step = Callable[[], None]

@@ -198,7 +198,7 @@ def _materialised(wrapper: Any) -> str | None:
     """Of PEFT's adapter on a parameter: why `W + B A` is made as a whole, or None where tokens are routed."""
     routed = getattr(wrapper.get_base_layer(), "routed_experts", None)
     if routed is None:
-        cure = "debias.models.experts.route_experts helps for experts of families that it knows"
+        cure = "debias.adapters.experts.route_experts helps for experts of families that it knows"
         return f"adapts a parameter as a materialised delta (target_parameters); {cure}"
     reason = routed.reason()
     return None if reason is None else f"adapts a parameter as a materialised delta (target_parameters): {reason}"

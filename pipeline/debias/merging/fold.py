@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from debias.adapters.families import is_sparse
 from debias.adapters.loading import adapter_change, attach_adapter, check_base
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.hub.remote_code import trusted
-from debias.models.families import is_sparse
 from debias.models.load import load_model, load_tokenizer
 from debias.runs.folder import ADAPTER, CONFIG, MODEL
 from debias.runs.whole import save_whole

@@ -11,13 +11,11 @@ from debias.errors import InputError
 from debias.hub.packages import model_path
 from debias.hub.remote_code import trusted
 from debias.models.load_errors import readable_errors
+from debias.models.quantized import close_cpu_trap, four_bit
 
 logger = logging.getLogger(__name__)
 Head = Literal["classification", "causal_lm", "image_classification"]
 
-# Modules that stay 16- or 32-bit. Given by name, because the default list lets a head with a bias become 4-bit. The
-# last two are layers that many encoders' checkpoints lack: drawn at random here, they train whole.
-NOT_QUANTIZED = ["classifier", "score", "lm_head", "pre_classifier", "pooler.dense"]
 
 # What may be missing of a checkpoint whose class does not say which part of it is the backbone.
 HEADS = frozenset({"classifier", "score", "lm_head"})
@@ -110,7 +108,7 @@ def load_model(
     if head != "image_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(name, head).pad_token_id
     if load_in_4bit:
-        _close_cpu_trap(model)
+        close_cpu_trap(model)
     return model
 
 
@@ -179,28 +177,3 @@ def longest_input(model: nn.Module) -> int | None:
             # RoBERTa starts to count behind its padding index.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return None
-
-
-def four_bit(dtype: torch.dtype) -> Any:
-    """nf4 with double quantization (Dettmers et al., QLoRA, NeurIPS 2023), stored in the model's own dtype."""
-    from transformers import BitsAndBytesConfig
-
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise InputError("load_in_4bit: bitsandbytes is not installed; pip install 'debias[quant]'") from None
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype,
-        llm_int8_skip_modules=NOT_QUANTIZED,
-    )
-
-
-def _close_cpu_trap(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking weights in place in eval mode on CPUs with AVX512-bf16 (wrong under ZeRO-3)."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            vars(module)["support_avx512bf16_for_cpu"] = False

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.hub.remote_code import trusted
-from debias.models.adapters import prepare_quantized
-from debias.models.load import NOT_QUANTIZED
+from debias.models.quantized import NOT_QUANTIZED, prepare_quantized
 from debias.setup_run import adapt, base_dtype, check_trainable
 
 BLOCK = 64  # elements of one 8-bit scale of nf4

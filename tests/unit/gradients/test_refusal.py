@@ -19,10 +19,10 @@ from gradient_checks import (
 from tiny_models import VOCABULARY, Mlp, answer_batch, bert, bert_lora, llama_lora, text_batch, with_lora
 from torch import nn
 
+from debias.adapters.experts import route_experts
 from debias.engines import attach
 from debias.gradients import SharedForward, SinglePass, make_source, refusal
 from debias.methods import Edge
-from debias.models.experts import route_experts
 
 torch.set_num_threads(1)
 

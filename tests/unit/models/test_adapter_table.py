@@ -1,4 +1,4 @@
-"""debias.models.adapter_table: counts by kind of layer against counts by hand."""
+"""debias.adapters.survey: counts by kind of layer against counts by hand."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,10 @@ import tiny_models
 import tiny_runs
 import torch
 
-from debias.models.adapter_table import KindRow, as_records, kind_of, left_over, render, survey
-from debias.models.adapters import add_lora, describe, prepare_quantized
+from debias.adapters.lora import add_lora
+from debias.adapters.survey import KindRow, as_records, describe, kind_of, left_over, render, survey
 from debias.models.load import load_model
+from debias.models.quantized import prepare_quantized
 
 
 def rows_of(model: Any, **settings: Any) -> dict[str, KindRow]:

@@ -1,4 +1,4 @@
-"""debias.models.adapters: what trains, and that it can be loaded again."""
+"""debias.adapters.lora: what trains, and that it can be loaded again."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,16 @@ import pytest
 import tiny_runs
 import torch
 
+from debias.adapters.bitfit import train_biases
+from debias.adapters.families import linear_names
+from debias.adapters.lora import add_lora
+from debias.adapters.survey import describe
 from debias.config.run import RunConfig
 from debias.data import load_examples
 from debias.engines import select_parameters
 from debias.errors import InputError
 from debias.inference.loading import load_run
-from debias.models.adapters import add_lora, checkpoint_activations, describe, train_biases
-from debias.models.families import linear_names
+from debias.models.activations import checkpoint_activations
 from debias.models.load import load_model
 from debias.setup_run import build_model
 from debias.train import train

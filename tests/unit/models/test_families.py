@@ -1,4 +1,4 @@
-"""debias.models.families: what `auto` adapts of each architecture, and what is said where it cannot."""
+"""debias.adapters.families: what `auto` adapts of each architecture, and what is said where it cannot."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ import tiny_runs
 import torch
 from torch import nn
 
+from debias.adapters.families import choose_targets, expert_parameters, is_sparse, linear_names, sparse_blocks
+from debias.adapters.lora import add_lora
 from debias.config.run import AdapterConfig
 from debias.errors import InputError
-from debias.models.adapters import add_lora, prepare_quantized
-from debias.models.families import choose_targets, expert_parameters, is_sparse, linear_names, sparse_blocks
+from debias.models.quantized import prepare_quantized
 from debias.setup_run import base_model
 
 SPARSE = ("qwen3_moe", "llama4_text")

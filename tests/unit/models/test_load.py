@@ -12,10 +12,11 @@ import tiny_models
 import tiny_runs
 import torch
 
+from debias.adapters.lora import add_lora
 from debias.errors import InputError
 from debias.inference.loading import hub_config
-from debias.models.adapters import add_lora
-from debias.models.load import NOT_QUANTIZED, load_model, load_tokenizer, longest_input
+from debias.models.load import load_model, load_tokenizer, longest_input
+from debias.models.quantized import NOT_QUANTIZED
 from debias.plan.shapes import find_config
 
 LABELS = ("entailment", "neutral", "contradiction")

@@ -9,7 +9,7 @@ import torch
 from tiny_models import FAMILY_SIZES, answer_batch, llama4, qwen3_moe, randomize_lora, with_lora
 from torch import nn
 
-from debias.models.experts import Routing, route_experts
+from debias.adapters.experts import Routing, route_experts
 from debias.plan.live import fake_in_place
 
 torch.set_num_threads(1)

@@ -7,8 +7,8 @@ import pytest
 import tiny_models
 import torch
 
+from debias.adapters.lora import add_lora
 from debias.errors import InputError
-from debias.models.adapters import add_lora
 from debias.models.load import load_model
 
 LABELS = ("entailment", "neutral", "contradiction")

@@ -10,12 +10,13 @@ from gradient_checks import assert_same, by_samples, take, weights_for
 from tiny_digits import DIGITS
 from torch import Tensor, nn
 
+from debias.adapters.bitfit import train_biases
+from debias.adapters.lora import add_lora
 from debias.data.encode_images import ImageCollator, encode_images
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias.gradients.single_pass import refusal
 from debias.losses import Classification
-from debias.models.adapters import add_lora, train_biases
 from debias.models.load import load_model, load_tokenizer
 
 torch.set_num_threads(1)

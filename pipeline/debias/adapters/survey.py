@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from debias.models.families import HEADS, ROUTERS
+from debias.adapters.families import HEADS, ROUTERS
 
 # In the order of the table. A kind is told by the first of its marks in a weight's path; the last has none.
 MARKS: dict[str, tuple[str, ...]] = {
@@ -129,3 +129,17 @@ def left_over(rows: list[KindRow]) -> str | None:
     fused = any(row.kind == "experts" and row.half + row.full for row in rows)
     why = "; fused experts are no linear layers, which is all that bitsandbytes quantizes" if fused else ""
     return f"load_in_4bit: not in 4 bits: {', '.join(parts)}{why}"
+
+
+def describe(model: nn.Module) -> dict[str, int]:
+    """Element counts: trainable, 4-bit, and all (a 4-bit parameter packs two or more elements in one)."""
+    counts = {"trainable": 0, "four_bit": 0, "all": 0}
+    for parameter in model.parameters():
+        elements = whole = int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves a slice of it here
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            elements = state.shape.numel()
+            counts["four_bit"] += elements
+        counts["all"] += elements
+        counts["trainable"] += whole if parameter.requires_grad else 0
+    return counts

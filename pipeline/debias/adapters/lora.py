@@ -1,4 +1,4 @@
-"""What trains: LoRA matrices, biases (BitFit), or everything; and the table of what that came to."""
+"""LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): low-rank matrices beside frozen weights, fused experts included."""
 
 import logging
 import warnings
@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from debias.errors import InputError
-from debias.models.experts import route_experts
-from debias.models.families import (
+from debias.adapters.experts import route_experts
+from debias.adapters.families import (
     HEADS,
     Experts,
     Targets,
@@ -17,6 +16,7 @@ from debias.models.families import (
     describe_skipped,
     ends,
 )
+from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
 PEFT_HEADS = ("classifier", "score")  # PEFT itself saves these with an adapter
@@ -106,56 +106,3 @@ def _saved_whole(model: nn.Module, fresh: Sequence[str], pictures: bool) -> list
         return [name for name in fresh if name.partition(".")[0] not in PEFT_HEADS]
     heads = [name for name, _ in model.named_children() if name in HEADS]
     return [*heads, *(name for name in fresh if name not in heads)]
-
-
-def train_biases(model: nn.Module, fresh: Sequence[str] = ()) -> nn.Module:
-    """Freeze all but bias vectors, the head and the modules in `fresh` (BitFit, Ben Zaken et al., ACL 2022).
-
-    InputError for a model without any bias.
-    """
-    found = 0
-    for name, parameter in model.named_parameters():
-        is_bias = name.endswith("bias")
-        is_head = any(part in HEADS for part in name.split(".")) or name.rpartition(".")[0] in fresh
-        found += is_bias and not is_head
-        parameter.requires_grad = is_bias or is_head
-    if not found:
-        raise InputError("adapter.type: 'bitfit' trains bias vectors, and this model has none; use lora or full")
-    return model
-
-
-def prepare_quantized(model: Any) -> Any:
-    """A 4-bit base, frozen, and all that is not in 4 bit left in the dtype it was loaded in.
-
-    PEFT's own preparation casts every 16-bit weight to float32: fused experts (of Qwen3-30B-A3B 58 GB more), the
-    embedding and the head (2.5 GB more for Qwen3-8B), and through the norms the residual stream. Norms compute in
-    float32 inside, whatever their weight is stored in.
-    """
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    return model
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass instead of keeping them (non-reentrant); InputError if it cannot."""
-    if not getattr(model, "supports_gradient_checkpointing", True):
-        raise InputError(f"gradient_checkpointing: a {type(model).__name__} has none; remove it")
-    # transformers 5.22 renamed it; both names are in use.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    if hasattr(model, "enable_input_require_grads"):
-        model.enable_input_require_grads()
-
-
-def describe(model: nn.Module) -> dict[str, int]:
-    """Element counts: trainable, 4-bit, and all (a 4-bit parameter packs two or more elements in one)."""
-    counts = {"trainable": 0, "four_bit": 0, "all": 0}
-    for parameter in model.parameters():
-        elements = whole = int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves a slice of it here
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            elements = state.shape.numel()
-            counts["four_bit"] += elements
-        counts["all"] += elements
-        counts["trainable"] += whole if parameter.requires_grad else 0
-    return counts
