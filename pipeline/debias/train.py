@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,39 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from debias.adapters.survey import as_records, describe, left_over, render, survey
+from debias.building.arguments import training_arguments
+from debias.building.examples import training_examples, validation_examples
+from debias.building.idle_settings import say_what_has_no_effect
+from debias.building.method import build_rule
+from debias.building.model import build_model, check_length
+from debias.building.task import build_task
+from debias.building.trainer import build_trainer
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
-from debias.data import Example
 from debias.engines.hf_trainer import DebiasTrainer
-from debias.engines.selection import elements, not_head
+from debias.engines.selection import elements
 from debias.engines.step import NonFiniteGradients
 from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst
 from debias.methods import Rule
 from debias.models.load import load_tokenizer
-from debias.no_effect import without_effect
 from debias.plan.guard import refuse_what_cannot_fit
-from debias.ranks.failures import record
-from debias.ranks.hangs import hang_watch
 from debias.ranks.stopping import StopRequest
 from debias.runs.environment import environment
-from debias.runs.folder import METRICS, SUMMARY, check_run, last_checkpoint, open_run, save_trained
-from debias.runs.metrics import MetricsFile, PlainProgress
+from debias.runs.folder import SUMMARY, check_run, last_checkpoint, open_run, save_trained
 from debias.runs.resume import decide_resume, is_finished, planned_steps
-from debias.runs.selection import check_selection, selected, validation_figures
+from debias.runs.selection import check_selection, selected
 from debias.runs.whole import write_whole
-from debias.setup_run import (
-    Task,
-    build_bias_weight,
-    build_model,
-    build_rule,
-    build_task,
-    check_length,
-    say_what_packing_saves,
-    training_arguments,
-    training_examples,
-    validation_examples,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +58,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     first = arguments.process_index == 0
     if first:
         check_run(config)
-        _say_what_has_no_effect(config)
+        say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
     folder = Path(config.output_dir)
@@ -88,7 +77,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     model = build_model(config)
     check_length(config, model)
     sizes = _sizes(model)
-    trainer = _trainer(config, model, arguments, task, examples, validation, stop)
+    trainer = build_trainer(config, model, arguments, task, examples, validation, stop)
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             open_run(config)
@@ -126,11 +115,6 @@ def _failure_recorded(folder: Path, summary: dict[str, Any], first: bool) -> Ite
         raise
 
 
-def _say_what_has_no_effect(config: RunConfig) -> None:
-    for said in without_effect(config):
-        logger.warning("no effect: %s", said)
-
-
 def _running(config: RunConfig, rule: Rule, examples: int) -> dict[str, Any]:
     return {
         "status": "running",
@@ -165,56 +149,6 @@ def _fit(trainer: DebiasTrainer, checkpoint: Path | None, tokenizer: Any, folder
     return outcome
 
 
-def _trainer(
-    config: RunConfig,
-    model: Any,
-    arguments: Any,
-    task: Task,
-    examples: list[Example],
-    validation: list[Example],
-    stop: StopRequest,
-) -> DebiasTrainer:
-    folder = Path(config.output_dir)
-    encoded = task.encode(examples, with_answer=True)
-    if config.packing:
-        say_what_packing_saves(config, encoded, arguments.world_size)
-    with _nothing_left(folder):
-        trainer = DebiasTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=encoded,
-            eval_dataset=task.encode(validation, with_answer=False) if validation else None,
-            data_collator=task.collate,
-            compute_metrics=validation_figures,
-            rule=build_rule(config),
-            objective=task.objective,
-            bias_weight=build_bias_weight(config),
-            gradients=config.gradients,
-            select=(lambda name, parameter: True) if config.debias_head else not_head,
-            max_nonfinite_steps=config.max_nonfinite_steps,
-            stop=stop,
-        )
-    trainer.add_callback(MetricsFile(folder / METRICS, trainer.layer_figures))
-    for watch in hang_watch(config.ddp_timeout, record):
-        trainer.add_callback(watch)
-    _drop_printer(trainer)
-    return trainer
-
-
-@contextmanager
-def _nothing_left(folder: Path) -> Iterator[None]:
-    """What the Trainer refuses (an unknown reporter, a missing package) becomes one line, and no empty folder stays."""
-    existed = folder.exists()
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"output_dir: {folder} cannot be written: {error.strerror}") from error
-    except (ValueError, RuntimeError, ImportError) as error:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(" ".join(str(error).split())) from error
-
-
 def _what_stays(folder: Path, error: Exception) -> str:
     what = f"saving failed: {error.strerror or error}" if isinstance(error, OSError) else str(error)
     kept = last_checkpoint(folder)
@@ -238,12 +172,3 @@ def _write_summary(folder: Path, summary: dict[str, Any], must: bool = True) -> 
     except OSError:
         if must:
             raise
-
-
-def _drop_printer(trainer: DebiasTrainer) -> None:
-    """The Trainer prints every log as a raw dictionary when there is no progress bar; ours goes through logging."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    if trainer.args.disable_tqdm:
-        trainer.add_callback(PlainProgress(logger.info))

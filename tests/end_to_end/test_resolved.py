@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from tiny_runs import adapter_of, config_for, largest_difference
 
+from debias.building.arguments import training_arguments
+from debias.building.examples import training_examples
+from debias.building.model import build_model
+from debias.building.task import build_task
 from debias.config.places import find_recipe
 from debias.config.reading import load_config
 from debias.data import generate
@@ -16,7 +20,6 @@ from debias.losses import Classification
 from debias.methods import Edge
 from debias.models.load import load_tokenizer
 from debias.runs.whole import save_whole
-from debias.setup_run import build_model, build_task, training_arguments, training_examples
 from debias.train import train
 
 

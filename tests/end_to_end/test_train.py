@@ -16,6 +16,9 @@ import pytest
 import torch
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, settings_for
 
+from debias.building.examples import training_examples
+from debias.building.model import build_model
+from debias.building.task import build_task
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import load_examples
@@ -29,7 +32,6 @@ from debias.models.load import load_tokenizer
 from debias.runs.folder import last_checkpoint
 from debias.runs.metrics import read_metrics
 from debias.runs.resume import planned_steps
-from debias.setup_run import build_model, build_task, training_examples
 from debias.train import train, training_arguments
 
 VALIDATION = {"source": "generated", "split": "validation", "limit": 48}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from debias.building.idle_settings import without_effect
 from debias.config.reading import apply_overrides, load_config
 from debias.config.run import RunConfig
-from debias.no_effect import without_effect
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 MINIMAL = {"model": "m", "output_dir": "o", "data": {"train": "generated", "validation": "generated"}}

@@ -78,8 +78,8 @@ def test_every_key_of_deepspeeds_own_is_known():
 
 
 def test_shared_forward_at_stage_3_is_refused_before_anything_is_loaded(tmp_path):
+    from debias.building.arguments import training_arguments
     from debias.config.run import RunConfig
-    from debias.setup_run import training_arguments
 
     run = {"model": "x", "data": {"train": "generated"}, "output_dir": str(tmp_path / "run"), "deepspeed": "zero3"}
     with pytest.raises(InputError, match="shared_forward is not safe at stage 3"):

@@ -127,8 +127,8 @@ class _Judges:
     """The two judges of one task, over one model, each with a tokenizer of its own."""
 
     def __init__(self, model: Any, config: RunConfig, task: Task) -> None:
+        from debias.building.task import build_task
         from debias.models.load import load_tokenizer
-        from debias.setup_run import build_task
 
         self.model, self.config, self.task = model, config, task
         self.device = next(model.parameters()).device.type

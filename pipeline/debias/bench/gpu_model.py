@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from debias.building.model import adapt
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.models.quantized import NOT_QUANTIZED, prepare_quantized
 from debias.plan.shapes import find_config
-from debias.setup_run import adapt
 
 TINY: dict[str, Any] = {
     "hidden_size": 64,

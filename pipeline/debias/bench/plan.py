@@ -159,7 +159,7 @@ def _model(case: Case, config: Any) -> Any:
     """With random weights, which take the same memory."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from debias.setup_run import adapt, base_dtype
+    from debias.building.model import adapt, base_dtype
 
     run = case.run()
     kind: Any = AutoModelForCausalLM if run.head == "causal_lm" else AutoModelForSequenceClassification

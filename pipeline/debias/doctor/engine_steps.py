@@ -110,11 +110,11 @@ def _weights(trainer: "DebiasTrainer") -> dict[str, Any]:
 def _trainer(model: Any, rows: Any, deepspeed: str | None, folder: str) -> "DebiasTrainer":
     from transformers import default_data_collator
 
+    from debias.building.arguments import training_arguments
     from debias.config.run import RunConfig
     from debias.engines.hf_trainer import DebiasTrainer
     from debias.losses import Classification
     from debias.methods import Edge
-    from debias.setup_run import training_arguments
 
     run = {
         "model": "tiny",

@@ -83,7 +83,7 @@ def gpus_and_nodes() -> tuple[int, int]:
 
 def read(path: Path, overrides: Sequence[str], output_dir: str | None, gpu_memory: int | None) -> Patient:
     """The run of a config file; InputError for what is wrong with it."""
-    from debias.setup_run import build_rule
+    from debias.building.method import build_rule
 
     path = find_recipe(path)
     base = path.resolve().parent

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from debias.adapters.loading import attach_adapter
+from debias.building.model import base_model, check_length
+from debias.building.task import build_task
 from debias.config import deepspeed_file as zero_config
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
@@ -22,7 +24,6 @@ from debias.inference.predictor import Predictor
 from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
 from debias.runs.folder import ADAPTER, CONFIG, MODEL
-from debias.setup_run import base_model, build_task, check_length
 
 
 def load_run(run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None) -> Predictor:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from debias.adapters.loading import adapter_change, merge
+from debias.building.task import Task
 from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias.inference.answers import AnswerScorer, Scoring
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
 from debias.losses import Answers
-from debias.setup_run import Task
 
 logger = logging.getLogger(__name__)
 CHECKED = 8  # examples that the adapter is checked on

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from debias.building.arguments import check_names
+from debias.building.model import check_length
 from debias.config.run import RunConfig
 from debias.data.encode import check_template
 from debias.errors import InputError
 from debias.plan.skeleton import base_skeleton, shallow
-from debias.setup_run import check_length, check_names
 
 
 def check_run(run: RunConfig, config: Any) -> None:

@@ -10,6 +10,7 @@ from fractions import Fraction
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from debias.building.arguments import check_engine
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
 from debias.engines.selection import not_head
@@ -25,7 +26,6 @@ from debias.plan.memory import CONTEXT_BYTES, FRAGMENTATION, OPTIMIZERS, Memory,
 from debias.plan.shapes import find_config
 from debias.plan.skeleton import shallow, skeleton
 from debias.plan.trace import Load, Traced, trace
-from debias.setup_run import check_engine
 
 LARGEST = 4096  # micro-batches above are not looked for
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debias.building.model import adapt, base_dtype, check_trainable
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.hub.remote_code import trusted
 from debias.models.quantized import NOT_QUANTIZED, prepare_quantized
-from debias.setup_run import adapt, base_dtype, check_trainable
 
 BLOCK = 64  # elements of one 8-bit scale of nf4
 SCALES = 256  # 8-bit scales of one float32 scale: double quantization

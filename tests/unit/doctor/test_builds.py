@@ -34,9 +34,9 @@ def test_a_lock_that_a_killed_build_left_is_named_with_its_cure(extensions):
 
 def test_a_run_with_deepspeed_does_not_start_behind_a_stale_lock(extensions, tmp_path, monkeypatch):
     pytest.importorskip("deepspeed")
+    from debias.building.arguments import training_arguments
     from debias.config.run import RunConfig
     from debias.errors import InputError
-    from debias.setup_run import training_arguments
 
     lock = extensions / "lock"
     lock.touch()

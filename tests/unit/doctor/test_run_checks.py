@@ -49,7 +49,7 @@ def test_a_run_that_is_healthy(patient):
 
 def test_the_adapters_size_is_that_of_training(patient):
     from debias.adapters.survey import describe
-    from debias.setup_run import build_model
+    from debias.building.model import build_model
 
     here = patient()
     trains = describe(build_model(here.run))["trainable"]

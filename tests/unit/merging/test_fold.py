@@ -10,13 +10,13 @@ import tiny_runs
 import torch
 from typer.testing import CliRunner
 
+from debias.building.model import build_model
 from debias.cli.app import app
 from debias.config.reading import dump_config
 from debias.errors import InputError
 from debias.merging import fold
 from debias.merging.fold import RECORD, compare, merge_run, prompts
 from debias.models.load import load_model
-from debias.setup_run import build_model
 
 CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 # name of the run: family, changes of its settings

@@ -11,6 +11,7 @@ from debias.adapters.bitfit import train_biases
 from debias.adapters.families import linear_names
 from debias.adapters.lora import add_lora
 from debias.adapters.survey import describe
+from debias.building.model import build_model
 from debias.config.run import RunConfig
 from debias.data import load_examples
 from debias.engines import select_parameters
@@ -18,7 +19,6 @@ from debias.errors import InputError
 from debias.inference.loading import load_run
 from debias.models.activations import checkpoint_activations
 from debias.models.load import load_model
-from debias.setup_run import build_model
 from debias.train import train
 
 LABELS = ("entailment", "neutral", "contradiction")

@@ -11,10 +11,10 @@ from torch import nn
 
 from debias.adapters.families import choose_targets, expert_parameters, is_sparse, linear_names, sparse_blocks
 from debias.adapters.lora import add_lora
+from debias.building.model import base_model
 from debias.config.run import AdapterConfig
 from debias.errors import InputError
 from debias.models.quantized import prepare_quantized
-from debias.setup_run import base_model
 
 SPARSE = ("qwen3_moe", "llama4_text")
 DECODER = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -10,9 +10,10 @@ import tiny_models
 import tiny_runs
 import torch
 
+from debias.building.arguments import training_arguments
+from debias.building.model import build_model
 from debias.errors import InputError
 from debias.models.kernels import check_liger, liger_settings
-from debias.setup_run import build_model, training_arguments
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_the_setting_reaches_the_trainer_and_the_model(liger: None, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="need a CUDA GPU"):
         training_arguments(config)
-    monkeypatch.setattr("debias.setup_run.liger_settings", lambda: {"cross_entropy": False})
+    monkeypatch.setattr("debias.building.model.liger_settings", lambda: {"cross_entropy": False})
     arguments = training_arguments(config)
     assert arguments.use_liger_kernel is True
     assert arguments.liger_kernel_config == {"cross_entropy": False}

@@ -1,9 +1,13 @@
 """Settings that do nothing in the run that they were given to: a setting that is ignored silently is a trap."""
 
+import logging
+
 from debias.config.data import DataConfig
 from debias.config.run import RunConfig
 from debias.data.sources import kind_of
 from debias.methods import make_rule
+
+logger = logging.getLogger(__name__)
 
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
 
@@ -50,3 +54,9 @@ def _of_method(config: RunConfig) -> dict[str, str]:
         return {}
     why = f"method {config.method['name']} does not look at the bias gradient"
     return dict.fromkeys(("gradients", "bias_weight", "debias_head"), why)
+
+
+def say_what_has_no_effect(config: RunConfig) -> None:
+    """A warning for each setting that does nothing in this run."""
+    for said in without_effect(config):
+        logger.warning("no effect: %s", said)

@@ -1,0 +1,38 @@
+"""A run's training and validation examples, with the shortcut that is planted in them, if any."""
+
+import logging
+from pathlib import Path
+
+from debias.config.data import DataConfig, DataSource
+from debias.config.run import RunConfig
+from debias.data import Example, load_examples, paint, plant
+
+logger = logging.getLogger(__name__)
+
+
+def training_examples(config: RunConfig, base: Path | None) -> list[Example]:
+    """Training data with its planted bias, if any; every label must occur."""
+    column = config.bias_weight.column
+    examples = load_examples(config.data.train, config.data, base=base, bias_column=column, require_every_label=True)
+    return _planted(examples, config.data, later=0)
+
+
+def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:
+    """In-distribution validation data: the same planted bias as in training, drawn with another seed."""
+    source: DataSource | None = config.data.validation
+    if source is None:
+        return []
+    if config.eval_strategy == "no":
+        logger.info("data.validation is not read: eval_strategy is no")
+        return []
+    return _planted(load_examples(source, config.data, base=base), config.data, later=1)
+
+
+def _planted(examples: list[Example], data: DataConfig, later: int) -> list[Example]:
+    """The examples with the shortcut of `data`, if any, drawn with its seed plus `later`."""
+    cue, color = data.planted_bias, data.planted_color
+    if cue:
+        return plant(examples, cue.model_copy(update={"seed": cue.seed + later}), data)
+    if color:
+        return paint(examples, color.model_copy(update={"seed": color.seed + later}), len(data.labels))
+    return examples

@@ -1,0 +1,66 @@
+"""How examples become tokens, and tokens what a loss reads."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from debias.config.run import RunConfig
+from debias.data import Example
+from debias.data.encode import Collator, EncodedExamples, Prompt, encode_for_answers, encode_for_classification
+from debias.data.encode_images import ImageCollator, encode_images
+from debias.data.packing import PackingCollator, tokens_of_an_epoch
+from debias.losses import Answers, Classification, Objective
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """How examples become tokens and tokens become losses; the same for training, evaluation and inference.
+
+    With `pictures`, `tokenizer` is the model's image processor.
+    """
+
+    objective: Objective
+    prompt: Prompt | None
+    tokenizer: Any
+    max_length: int
+    pictures: bool = False
+    packing: bool = False
+
+    def encode(self, examples: list[Example], *, with_answer: bool) -> EncodedExamples:
+        """Token ids of `examples`; a causal model's training examples carry their right answer."""
+        if self.pictures:
+            return encode_images(examples)
+        if self.prompt is None:
+            return encode_for_classification(examples, self.tokenizer, self.max_length)
+        return encode_for_answers(examples, self.prompt, self.max_length, with_answer=with_answer)
+
+    @property
+    def collate(self) -> Collator | ImageCollator | PackingCollator:
+        """What makes a batch of encoded examples."""
+        if self.pictures:
+            return ImageCollator(self.tokenizer)
+        return PackingCollator(self.tokenizer) if self.packing else Collator(self.tokenizer)
+
+
+def build_task(config: RunConfig, tokenizer: Any) -> Task:
+    """The run's objective and prompt."""
+    if config.prompt is None or config.head != "causal_lm":
+        pictures = config.head == "image_classification"
+        return Task(Classification(), None, tokenizer, config.max_length, pictures)
+    answers = [config.prompt.verbalizers[label] for label in config.data.labels]
+    fields = config.data.text_fields
+    prompt = Prompt(tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat)
+    objective = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean, config.loss_chunk_size)
+    return Task(objective, prompt, tokenizer, config.max_length, packing=config.packing)
+
+
+def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: int) -> None:
+    """Log the tokens of an epoch, packed and as they would be padded."""
+    lengths = [len(feature["input_ids"]) for feature in encoded.features]
+    samples = config.per_device_train_batch_size
+    step = samples * config.gradient_accumulation_steps * world
+    packed, padded = tokens_of_an_epoch(lengths, samples, step, config.seed)
+    saved = 1 - packed / padded
+    logger.info("packing: %s tokens an epoch in place of %s padded ones (%.1f %% fewer)", packed, padded, 100 * saved)

@@ -1,0 +1,84 @@
+"""The Trainer of a run, with its callbacks."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from debias.building.method import build_bias_weight, build_rule
+from debias.building.task import Task, say_what_packing_saves
+from debias.config.run import RunConfig
+from debias.data import Example
+from debias.engines.hf_trainer import DebiasTrainer
+from debias.engines.selection import not_head
+from debias.errors import InputError
+from debias.ranks.failures import record
+from debias.ranks.hangs import hang_watch
+from debias.ranks.stopping import StopRequest
+from debias.runs.folder import METRICS
+from debias.runs.metrics import MetricsFile, PlainProgress
+from debias.runs.selection import validation_figures
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(
+    config: RunConfig,
+    model: Any,
+    arguments: Any,
+    task: Task,
+    examples: list[Example],
+    validation: list[Example],
+    stop: StopRequest,
+) -> DebiasTrainer:
+    """The Trainer with our callbacks; what it refuses is an InputError, and no empty folder stays."""
+    folder = Path(config.output_dir)
+    encoded = task.encode(examples, with_answer=True)
+    if config.packing:
+        say_what_packing_saves(config, encoded, arguments.world_size)
+    with _nothing_left(folder):
+        trainer = DebiasTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=encoded,
+            eval_dataset=task.encode(validation, with_answer=False) if validation else None,
+            data_collator=task.collate,
+            compute_metrics=validation_figures,
+            rule=build_rule(config),
+            objective=task.objective,
+            bias_weight=build_bias_weight(config),
+            gradients=config.gradients,
+            select=(lambda name, parameter: True) if config.debias_head else not_head,
+            max_nonfinite_steps=config.max_nonfinite_steps,
+            stop=stop,
+        )
+    trainer.add_callback(MetricsFile(folder / METRICS, trainer.layer_figures))
+    for watch in hang_watch(config.ddp_timeout, record):
+        trainer.add_callback(watch)
+    _drop_printer(trainer)
+    return trainer
+
+
+@contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """What the Trainer refuses (an unknown reporter, a missing package) becomes one line, and no empty folder stays."""
+    existed = folder.exists()
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"output_dir: {folder} cannot be written: {error.strerror}") from error
+    except (ValueError, RuntimeError, ImportError) as error:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def _drop_printer(trainer: DebiasTrainer) -> None:
+    """The Trainer prints every log as a raw dictionary when there is no progress bar; ours goes through logging."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    if trainer.args.disable_tqdm:
+        trainer.add_callback(PlainProgress(logger.info))
