@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from transformers import TrainerState
 
-import debias.engines.zero
-import debias.engines.zero_state  # noqa: F401 (before the fork)
+import debias.engines.zero.hook
+import debias.engines.zero.state  # noqa: F401 (before the fork)
 from debias.config.run import RunConfig
 from debias.runs.folder import last_checkpoint
 from debias.train import train

@@ -20,7 +20,7 @@ from debias.building.trainer import build_trainer
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
 from debias.engines.hf_trainer import DebiasTrainer
-from debias.engines.selection import elements
+from debias.engines.parameters import elements
 from debias.engines.step import NonFiniteGradients
 from debias.errors import InputError, Interrupted
 from debias.gradients import SamplesNotFirst

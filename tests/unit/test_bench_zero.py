@@ -15,7 +15,7 @@ from debias.bench.cost import table_of as cost_table
 from debias.bench.traffic import WHOLE, Traffic
 from debias.bench.zero import ZeroSetting, zero_setting
 from debias.errors import InputError
-from debias.zero_cost import MODELS, WAYS, Shape, ring_bytes, sent_bytes, step_payload
+from debias.plan.payload import MODELS, WAYS, Shape, ring_bytes, sent_bytes, step_payload
 
 SCALARS = 64  # bytes of a step's norms, flags and counts
 

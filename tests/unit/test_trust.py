@@ -15,7 +15,8 @@ from debias.hub.remote_code import VARIABLE, trusted
 from debias.inference.loading import hub_config, load_run
 from debias.merging.fold import merge_run
 from debias.models.load import load_model, load_tokenizer
-from debias.plan.plan import Machine, make_plan
+from debias.plan.planner import make_plan
+from debias.plan.sheet import Machine
 from debias.train import train
 
 CODE = """

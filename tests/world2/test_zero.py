@@ -653,7 +653,7 @@ class Stub:
     ],
 )
 def test_a_refusal_has_a_name(stub, reason):
-    from debias.engines.zero_refusal import refusal_of
+    from debias.engines.zero.refusal import refusal_of
 
     assert reason in refusal_of(stub)
     assert refusal_of(Stub()) is None

@@ -19,7 +19,7 @@ from debias.engines.layout import Chunked
 from debias.engines.pieces import Plan, combine_pieces, make_plan
 from debias.errors import InputError
 from debias.methods import Edge
-from debias.zero_cost import MODELS
+from debias.plan.payload import MODELS
 
 # Both gradients are read for the Gram; read again and main written, for the update: float32.
 ELEMENT_BYTES = 5 * 4

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from debias.errors import InputError
-from debias.zero_cost import MODELS, WAYS, sent_bytes, step_payload
+from debias.plan.payload import MODELS, WAYS, sent_bytes, step_payload
 
 WORLDS = (2, 8, 64, 512, 4096)
 STAGES = (2, 3)

@@ -19,8 +19,9 @@ from torch import Tensor
 from debias.config.data import Strict
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.plan.plan import Machine, Planner
+from debias.plan.planner import Planner
 from debias.plan.shapes import find_config
+from debias.plan.sheet import Machine
 from debias.plan.skeleton import shallow
 
 BOUND = 0.10

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from debias.config.data import Strict
 from debias.errors import InputError
-from debias.zero_cost import WAYS, Shape, sent_bytes
+from debias.plan.payload import WAYS, Shape, sent_bytes
 
 HEAD_DIM = 64
 SHARE = 2  # query heads to each key-value head

@@ -17,7 +17,7 @@ from debias.bench.zero import HEAD_DIM, SHARDED, SHARE, ZeroSetting
 from debias.engines import attach
 from debias.losses import Answers, gce_weight
 from debias.methods import Edge
-from debias.zero_cost import WAYS
+from debias.plan.payload import WAYS
 
 Step = Callable[[], None]
 
@@ -64,7 +64,7 @@ def _wait(device: torch.device) -> None:
 
 def _step_of(way: str, setting: ZeroSetting, device: torch.device) -> Step:
     """One optimizer step of that way on an engine of its own, ready to be called again and again."""
-    from debias.engines.zero_launch import initialize
+    from debias.engines.zero.launch import initialize
 
     torch.manual_seed(setting.seed)
     model = build_model(setting)
@@ -148,7 +148,7 @@ def _config(setting: ZeroSetting) -> dict[str, Any]:
 
 def main(out: str, *settings_json: str) -> None:
     """Measure each setting, and let the first rank write the results."""
-    from debias.engines.zero_launch import open_group
+    from debias.engines.zero.launch import open_group
 
     traffic = Traffic()
     traffic.install()  # before DeepSpeed takes hold of the functions

@@ -12,7 +12,7 @@ import torch
 
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import SELECTIONS, RunConfig
-from debias.engines import zero_launch
+from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
 from debias.models.kernels import liger_settings
 from debias.models.precision import usable_bf16

@@ -9,7 +9,7 @@ from debias.adapters.bitfit import train_biases
 from debias.adapters.families import sparse_blocks
 from debias.adapters.lora import add_lora
 from debias.config.run import RunConfig
-from debias.engines import zero_launch
+from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
 from debias.losses import (
     add_router_loss,

@@ -12,7 +12,7 @@ from debias.building.task import Task, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
 from debias.engines.hf_trainer import DebiasTrainer
-from debias.engines.selection import not_head
+from debias.engines.parameters import not_head
 from debias.errors import InputError
 from debias.ranks.failures import record
 from debias.ranks.hangs import hang_watch

@@ -33,7 +33,8 @@ def plan(
     """Say before a run what it will need: parameters, bytes of a GPU, communication, and whether it fits."""
     from debias.config.places import find_recipe, resolve_paths
     from debias.config.reading import load_config
-    from debias.plan.plan import Machine, gpu_memory_here, make_plan
+    from debias.plan.planner import gpu_memory_here, make_plan
+    from debias.plan.sheet import Machine
     from debias.plan.table import table_of, verdict_of
 
     logging.getLogger("debias.models.precision").setLevel(logging.ERROR)  # of this machine, not of what is planned

@@ -20,7 +20,7 @@ def ninja() -> Check:
 
 def build_locks() -> list[Check]:
     """Locks that would let a build, and so a run, wait for ever."""
-    from debias.engines.zero_launch import build_problems
+    from debias.engines.zero.launch import build_problems
 
     problems = [text.partition("; ") for text in build_problems()]
     return [bad("build lock", found, cure) for found, _, cure in problems] or [fine("build lock", "none left behind")]

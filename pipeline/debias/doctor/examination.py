@@ -92,7 +92,7 @@ def _config(
 
     def look() -> Check:
         from debias.doctor.run_checks import read
-        from debias.plan.plan import gpu_memory_here
+        from debias.plan.planner import gpu_memory_here
 
         patients.append(read(config, overrides, output_dir, gpu_memory or gpu_memory_here()))
         return fine("config", str(config))

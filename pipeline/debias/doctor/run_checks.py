@@ -22,7 +22,7 @@ from debias.hub import cache as hub
 
 if TYPE_CHECKING:
     from debias.data.files import NumberedRow
-    from debias.plan.plan import Planner
+    from debias.plan.planner import Planner
 
 ROWS = 2000  # that are read of each source
 PATIENCE = 5.0  # seconds that the hub has for its answer
@@ -47,8 +47,9 @@ class Patient:
     @cached_property
     def planner(self) -> "Planner | None":
         """Counts and memory; None for pictures, and where the model's configuration is not here. Asks nobody."""
-        from debias.plan.plan import Machine, Planner
+        from debias.plan.planner import Planner
         from debias.plan.shapes import is_carried
+        from debias.plan.sheet import Machine
 
         name = self.run.model
         if name.startswith("vision:") or self.run.head == "image_classification":

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import nn
 
-from debias.engines.selection import Select, not_head
+from debias.engines.parameters import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach_model
 from debias.methods import Rule
 
 if TYPE_CHECKING:
-    from debias.engines.zero import ZeroHook
+    from debias.engines.zero.hook import ZeroHook
 
 
 @overload
@@ -64,7 +64,7 @@ def attach(
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps}
     if not _is_engine(model):
         return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
-    from debias.engines.zero import attach_engine
+    from debias.engines.zero.attach import attach_engine
 
     found = [given for given in (optimizer, rule) if given is not None]
     if len(found) != 1 or not isinstance(found[0], Rule):
@@ -80,6 +80,6 @@ def _is_engine(model: Any) -> bool:
     """Without importing deepspeed: if nobody has, this is no engine."""
     if "deepspeed" not in sys.modules:
         return False
-    from debias.engines.zero import is_engine
+    from debias.engines.zero.attach import is_engine
 
     return is_engine(model)

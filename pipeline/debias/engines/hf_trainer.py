@@ -16,7 +16,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from debias.engines.attaching import attach
-from debias.engines.selection import Select, not_head, whole_shape
+from debias.engines.parameters import Select, not_head, whole_shape
 from debias.gradients.single_pass import refusal
 from debias.losses import BiasWeightSource, Objective, SelfWeight, router_loss_of
 from debias.methods import Rule
@@ -26,7 +26,7 @@ from debias.runs.whole import check_tensors, saving
 
 if TYPE_CHECKING:
     from debias.engines.torch_engine import TorchHook
-    from debias.engines.zero import ZeroHook
+    from debias.engines.zero.hook import ZeroHook
 
 STAGING = ".saving"
 
@@ -231,7 +231,7 @@ class DebiasTrainer(Trainer):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
-            from debias.engines.zero_state import load_state
+            from debias.engines.zero.state import load_state
 
             self._skipped_before = load_state(self.deepspeed, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
@@ -261,7 +261,7 @@ class DebiasTrainer(Trainer):
         if not self.is_deepspeed_enabled:
             super()._load_best_model()
             return
-        from debias.engines.zero_state import load_state
+        from debias.engines.zero.state import load_state
 
         load_state(self.deepspeed, Path(str(self.state.best_model_checkpoint)))
 
@@ -269,7 +269,7 @@ class DebiasTrainer(Trainer):
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        from debias.engines.zero_state import save_state
+        from debias.engines.zero.state import save_state
 
         save_state(self.deepspeed, Path(output_dir), self.hook.skipped if self.hook else 0)
         if self.args.should_save:
@@ -291,7 +291,7 @@ class DebiasTrainer(Trainer):
         """
         if not self.is_deepspeed_enabled or self.deepspeed is None:
             return None
-        from debias.engines.zero_state import whole_weights
+        from debias.engines.zero.state import whole_weights
 
         if hasattr(self.model, "peft_config"):
             return whole_weights(self.deepspeed)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines.hook import Hook
+from debias.engines.parameters import Select, not_head, select_parameters
 from debias.engines.reduce import all_reduce_sum
-from debias.engines.selection import Select, not_head, select_parameters
 from debias.engines.step import GramSums, StepReport, check_skipped, raise_empty, raise_silent, report
 from debias.gradients import GradientSource, make_source
 from debias.methods import Rule, apply_coefficients, as_rows, gram_of_rows

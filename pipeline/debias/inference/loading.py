@@ -14,7 +14,8 @@ from debias.building.task import build_task
 from debias.config import deepspeed_file as zero_config
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
-from debias.engines import zero_inference, zero_launch
+from debias.engines.zero import inference as zero_inference
+from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
 from debias.hub.packages import model_path
 from debias.hub.remote_code import trusted

@@ -152,7 +152,8 @@ def _grace(config: RunConfig, asked: int | None) -> int:
 
 def check_memory(job: Job, gpu_memory: int) -> None:
     """InputError with the plan's own verdict for a job that does not fit GPUs of `gpu_memory` bytes."""
-    from debias.plan.plan import Machine, make_plan
+    from debias.plan.planner import make_plan
+    from debias.plan.sheet import Machine
     from debias.plan.table import verdict_of
 
     machine = Machine(gpu_memory=gpu_memory, gpus=job.ranks_per_node, nodes=job.nodes)

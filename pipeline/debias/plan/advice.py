@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from debias.config.run import RunConfig
 from debias.plan.count import Counts
-
-if TYPE_CHECKING:
-    from debias.plan.plan import Plan
+from debias.plan.sheet import Plan
 
 GB = 1e9
 
@@ -21,7 +18,7 @@ class Others:
     saved_by_four_bit: Callable[[], int]  # bytes of one GPU
 
 
-def advice(plan: "Plan", run: RunConfig, counts: Counts, others: Others) -> list[str]:
+def advice(plan: Plan, run: RunConfig, counts: Counts, others: Others) -> list[str]:
     """Sentences that say what to change, the most useful first; empty where nothing is to be said."""
     found = [
         _too_large(plan, run, others),
@@ -33,7 +30,7 @@ def advice(plan: "Plan", run: RunConfig, counts: Counts, others: Others) -> list
     return [sentence for sentence in found if sentence]
 
 
-def _too_large(plan: "Plan", run: RunConfig, others: Others) -> str:
+def _too_large(plan: Plan, run: RunConfig, others: Others) -> str:
     if plan.fits is not False:
         return ""
     batch = plan.micro_batch * plan.accumulation
@@ -46,7 +43,7 @@ def _too_large(plan: "Plan", run: RunConfig, others: Others) -> str:
     return next(sentence for holds, sentence in _cures(plan, run, others) if holds)
 
 
-def _cures(plan: "Plan", run: RunConfig, others: Others) -> list[tuple[bool, str]]:
+def _cures(plan: Plan, run: RunConfig, others: Others) -> list[tuple[bool, str]]:
     """What to try where not even one sample fits, the cheapest first."""
     activations = not run.gradient_checkpointing and plan.parts.get("activations", 0) > 0.2 * plan.total
     lora = run.adapter.type == "lora"
@@ -61,7 +58,7 @@ def _cures(plan: "Plan", run: RunConfig, others: Others) -> list[tuple[bool, str
     ]
 
 
-def _data_parallel(plan: "Plan", run: RunConfig, counts: Counts) -> str:
+def _data_parallel(plan: Plan, run: RunConfig, counts: Counts) -> str:
     if plan.stage != 3 or plan.gpu_memory is None or run.adapter.type != "lora":
         return ""
     frozen = sum(size.bytes for size in counts.sizes if not size.trainable)
@@ -74,7 +71,7 @@ def _data_parallel(plan: "Plan", run: RunConfig, counts: Counts) -> str:
     )
 
 
-def _experts(plan: "Plan", counts: Counts) -> str:
+def _experts(plan: Plan, counts: Counts) -> str:
     experts = plan.parameters.unquantized.get("experts", 0)
     if not experts:
         return ""
@@ -82,14 +79,14 @@ def _experts(plan: "Plan", counts: Counts) -> str:
     return f"the fused experts are not 4-bit: {experts / GB:.1f}B elements take {size / GB:.0f} GB as they are"
 
 
-def _float32(plan: "Plan", run: RunConfig, counts: Counts) -> str:
+def _float32(plan: Plan, run: RunConfig, counts: Counts) -> str:
     size = counts.bytes(precision="32-bit", trainable=False)
     if run.adapter.type == "lora" and not run.bf16 and not run.load_in_4bit and size > 0.2 * plan.total:
         return "bf16=true halves the frozen weights, which are in float32"
     return ""
 
 
-def _room(plan: "Plan") -> str:
+def _room(plan: Plan) -> str:
     if plan.fits and plan.gradient_checkpointing and plan.gpu_memory and 2 * plan.total < plan.gpu_memory:
         return "there may be room to do without gradient_checkpointing, which costs a forward pass more"
     return ""

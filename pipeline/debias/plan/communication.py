@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from debias.plan.count import Counts, Size
 from debias.plan.memory import Sharding
-from debias.zero_cost import BIAS_WIDTH, GRAM_BYTES, sent_bytes
+from debias.plan.payload import BIAS_WIDTH, GRAM_BYTES, sent_bytes
 
 FLAG_BYTES = 8
 

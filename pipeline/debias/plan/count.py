@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from debias.config.run import RunConfig
-from debias.engines.selection import not_head
+from debias.engines.parameters import not_head
 from debias.plan.skeleton import FourBitLinear, base_skeleton, layers_of, period_of, shallow, skeleton
 
 KINDS = ("experts", "embeddings", "head", "norms and biases", "other")

@@ -5,7 +5,8 @@ import os
 
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.plan.plan import Machine, Planner, gpu_memory_here
+from debias.plan.planner import Planner, gpu_memory_here
+from debias.plan.sheet import Machine
 
 logger = logging.getLogger(__name__)
 SKIP = "DEBIAS_SKIP_PLAN"

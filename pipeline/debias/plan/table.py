@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from debias.plan.plan import Plan
+from debias.plan.sheet import Plan
 
 GB = 1e9
 

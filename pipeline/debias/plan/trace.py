@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from debias.config.run import RunConfig
-from debias.engines.selection import not_head
+from debias.engines.parameters import not_head
 from debias.gradients import MicroBatch, make_source
 from debias.gradients.base import Passes
 from debias.plan.live import Live, fake_in_place

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from debias.doctor import builds
-from debias.engines.zero_launch import build_problems
+from debias.engines.zero.launch import build_problems
 
 ADVICE = "delete it"
 
@@ -41,7 +41,7 @@ def test_a_run_with_deepspeed_does_not_start_behind_a_stale_lock(extensions, tmp
     lock = extensions / "lock"
     lock.touch()
     os.utime(lock, (0, 0))
-    monkeypatch.setattr("debias.engines.zero_launch.open_group", lambda timeout: None)
+    monkeypatch.setattr("debias.engines.zero.launch.open_group", lambda timeout: None)
     config = {"model": "x", "data": {"train": "generated"}, "output_dir": str(tmp_path / "run"), "deepspeed": "zero1"}
     with pytest.raises(InputError, match=ADVICE):
         training_arguments(RunConfig.model_validate(config))

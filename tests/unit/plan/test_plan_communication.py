@@ -10,8 +10,8 @@ from debias.plan.communication import bytes_sent
 from debias.plan.count import count
 from debias.plan.gathers import gathers_of
 from debias.plan.memory import Sharding
+from debias.plan.payload import step_payload
 from debias.plan.shapes import find_config
-from debias.zero_cost import step_payload
 
 
 @pytest.mark.parametrize("model", ["Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B"])  # a tied head, and two of their own

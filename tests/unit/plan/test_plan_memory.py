@@ -12,12 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from debias.cli.plan import parse_bytes
 from debias.errors import InputError
-from debias.plan import plan as planning
+from debias.plan import planner as planning
 from debias.plan.count import count
 from debias.plan.live import Live
 from debias.plan.memory import Sharding, memory_of, sharding_of
-from debias.plan.plan import LARGEST, Machine, Planner, largest_that_fits, make_plan
+from debias.plan.planner import Planner, make_plan
+from debias.plan.search import LARGEST, largest_that_fits
 from debias.plan.shapes import find_config
+from debias.plan.sheet import Machine
 from debias.plan.trace import WHOLE, Load, Traced, trace
 
 
@@ -329,6 +331,6 @@ def test_what_is_advised_fits_beside_the_gradients_of_earlier_micro_batches(fold
 
 
 def test_the_limits_are_those_of_the_engine():
-    zero = pytest.importorskip("debias.engines.zero")
+    zero = pytest.importorskip("debias.engines.zero.hook")
     assert planning.LARGEST_LOCAL_SHARE == zero.LARGEST_LOCAL_SHARE
     assert planning.LARGEST_LOCAL_BYTES == zero.LARGEST_LOCAL_BYTES

@@ -6,7 +6,6 @@ engine's overflow check, clipping and optimizer see it.
 """
 
 import functools
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,23 +14,17 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import unregister_external_parameter
-from torch import Tensor, nn
+from torch import Tensor
 
 from debias.engines.hook import Hook
+from debias.engines.parameters import whole_shape
 from debias.engines.pieces import combine_pieces, make_plan
-from debias.engines.selection import Select, elements, not_head, select_parameters, whole_shape
 from debias.engines.step import StepReport, check_skipped, raise_empty, raise_silent, report
-from debias.engines.zero_homes import Home, at_boundary, forget_fetch_order, home_of
-from debias.engines.zero_refusal import refusal_of
-from debias.gradients import GradientSource, SinglePass, make_source
+from debias.engines.zero.homes import Home, at_boundary, forget_fetch_order
+from debias.gradients import GradientSource, SinglePass
 from debias.methods import Rule
 
 logger = logging.getLogger(__name__)
-
-# single_pass keeps a whole float32 bias gradient on every rank: nothing for adapters, too much for a model that is
-# sharded because it does not fit. Above both of these, `auto` takes two_pass at stages 2 and 3.
-LARGEST_LOCAL_SHARE = 0.1
-LARGEST_LOCAL_BYTES = 1 << 30
 
 
 class ZeroHook(Hook):
@@ -294,95 +287,3 @@ def _replace(owner: Any, name: str, value: Any) -> Any:
     had = name in vars(owner)
     setattr(owner, name, value)
     return functools.partial(setattr, owner, name, before) if had else functools.partial(delattr, owner, name)
-
-
-def is_engine(model: object) -> bool:
-    """True for a DeepSpeed engine."""
-    return isinstance(model, deepspeed.DeepSpeedEngine)
-
-
-def attach_engine(
-    engine: Any, rule: Rule, gradients: str = "auto", *, select: Select = not_head, max_nonfinite_steps: int = 10
-) -> ZeroHook:
-    """`debias.attach` for a DeepSpeed engine; collective: every rank must call it with the same arguments.
-
-    Raises ValueError, on every rank, for an engine option that is not supported, a selected parameter that the
-    optimizer lacks, `single_pass` where it is not exact, `shared_forward` at stage 3, or ranks that disagree.
-    """
-    if reason := refusal_of(engine):
-        raise ValueError(f"debias.attach: {reason}")
-    selected = select_parameters(engine.module, select)
-    if not sum(elements(p) for p in selected.values()):
-        raise ValueError(f"the rule would act on nothing: {len(selected)} trainable tensors without an element")
-    if lost := _not_optimized(engine, selected):
-        raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
-    _check_agreement(engine, rule, gradients, selected)
-    source = _source(engine, rule, gradients, selected)
-    trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
-    try:
-        return ZeroHook(engine, rule, source, home_of(engine, trainable), max_nonfinite_steps=max_nonfinite_steps)
-    except BaseException:
-        source.detach()
-        raise
-
-
-def _source(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter]) -> GradientSource:
-    stage = int(engine.zero_optimization_stage())
-    fallback = "two_pass" if stage == 3 else "shared_forward"
-    if stage == 3 and gradients == "shared_forward":
-        raise ValueError(
-            "gradients 'shared_forward' is not safe at stage 3: DeepSpeed gathers the weights for one backward pass of"
-            " a forward, the second would use empty ones; use single_pass or two_pass"
-        )
-    whole = sum(elements(p) for p in engine.module.parameters())
-    local = sum(elements(p) for p in selected.values())
-    share = local / whole
-    large = share > LARGEST_LOCAL_SHARE and 4 * local > LARGEST_LOCAL_BYTES
-    if gradients == "auto" and rule.uses_bias and stage >= 2 and large:
-        logger.warning(
-            "gradients: auto chose two_pass; single_pass would keep a float32 gradient of %.0f %% of the model on every"
-            " rank",
-            100 * share,
-        )
-        gradients = "two_pass"
-    return make_source(gradients, engine.module, selected, bias=rule.uses_bias, fallback=fallback)
-
-
-def _not_optimized(engine: Any, selected: Mapping[str, nn.Parameter]) -> list[str]:
-    optimizer = engine.optimizer
-    groups = next(
-        (
-            getattr(optimizer, name)
-            for name in ("fp16_groups", "bit16_groups", "bf16_groups")
-            if hasattr(optimizer, name)
-        ),
-        None,
-    )
-    if groups is None:
-        groups = [group["params"] for group in optimizer.param_groups]
-    held = {id(p) for group in groups for p in group}
-    return [name for name, p in selected.items() if id(p) not in held]
-
-
-def _check_agreement(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter]) -> None:
-    """ValueError, on every rank, where ranks attach differently: later they would wait for each other for ever."""
-    facts = {
-        "rule": repr(rule),
-        "gradients": gradients,
-        "selected parameters": [(name, tuple(whole_shape(p))) for name, p in selected.items()],
-        "engine": (
-            int(engine.zero_optimization_stage()),
-            engine.train_micro_batch_size_per_gpu(),
-            engine.gradient_accumulation_steps(),
-            engine.gradient_clipping(),
-            [str(dtype) for dtype in engine.get_data_types()],
-        ),
-    }
-    own = {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in facts.items()}
-    everyone: list[dict[str, str]] = [own] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    for key in own:
-        other = [rank for rank, theirs in enumerate(everyone) if theirs[key] != everyone[0][key]]
-        if other:
-            shown = f" (here {facts[key]})" if key != "selected parameters" else ""
-            raise ValueError(f"debias.attach: rank {other[0]} has another {key} than rank 0{shown}")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from debias.engines.layout import Chunked, Flat, Layout, Replicated, Span
-from debias.engines.selection import whole_shape
+from debias.engines.parameters import whole_shape
 
 Parameters = Mapping[str, nn.Parameter]
 

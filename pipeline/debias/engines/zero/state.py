@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from debias.engines.layout import Piece
+from debias.engines.parameters import whole_shape
 from debias.engines.reduce import BUCKET_ELEMENTS
-from debias.engines.selection import whole_shape
-from debias.engines.zero_homes import Chunks, Home, MasterCopies, Stretches, Whole, home_of
+from debias.engines.zero.homes import Chunks, Home, MasterCopies, Stretches, Whole, home_of
 
 TENSORS, STATE = "zero_tensors.safetensors", "zero_state.json"
 WEIGHT = "weight"  # beside the optimizer's own names (exp_avg, ...)

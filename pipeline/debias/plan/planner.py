@@ -1,19 +1,14 @@
 """The plan of a run: counts, memory, communication, and whether it fits. Nothing is loaded and no GPU is touched."""
 
-import bisect
 import functools
-import math
 import os
-from collections.abc import Callable, Mapping
-from fractions import Fraction
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from debias.building.arguments import check_engine
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
-from debias.engines.selection import not_head
+from debias.engines.parameters import not_head
 from debias.errors import InputError
 from debias.gradients.single_pass import refusal
 from debias.methods import make_rule
@@ -23,68 +18,15 @@ from debias.plan.communication import bytes_sent
 from debias.plan.count import KINDS, Counts, count
 from debias.plan.gathers import gathers_of
 from debias.plan.memory import CONTEXT_BYTES, FRAGMENTATION, OPTIMIZERS, Memory, Sharding, memory_of, sharding_of
+from debias.plan.search import largest_that_fits
 from debias.plan.shapes import find_config
+from debias.plan.sheet import Machine, Parameters, Plan
 from debias.plan.skeleton import shallow, skeleton
 from debias.plan.trace import Load, Traced, trace
 
-LARGEST = 4096  # micro-batches above are not looked for
-
-# As in `debias.engines.zero`, which cannot be imported without deepspeed; a test holds them together.
+# As in `debias.engines.zero.hook`, which cannot be imported without deepspeed; a test holds them together.
 LARGEST_LOCAL_SHARE = 0.1
 LARGEST_LOCAL_BYTES = 1 << 30
-
-
-class Machine(BaseModel):
-    """What the run is planned for; `gpu_memory` in bytes, None where it is not known."""
-
-    model_config = ConfigDict(frozen=True)
-    gpu_memory: int | None = None
-    gpus: int = 1  # of a node
-    nodes: int = 1
-    cuda: bool = True
-
-    @property
-    def world(self) -> int:
-        """Ranks, one for each GPU."""
-        return self.gpus * self.nodes
-
-
-class Parameters(BaseModel):
-    """Elements of the model; `active` are used for one token; `unquantized` what is not 4-bit in a 4-bit run."""
-
-    base: int
-    active: int
-    trainable: int
-    four_bit: int
-    unquantized: dict[str, int]
-
-
-class Plan(BaseModel):
-    """What `debias plan --json` prints; all sizes in bytes, of one GPU."""
-
-    model: str
-    architecture: str
-    parameters: Parameters
-    gradients: str
-    stage: int | None
-    gpus: int
-    nodes: int
-    micro_batch: int
-    accumulation: int
-    length: int
-    answer_tokens: int
-    gradient_checkpointing: bool
-    optimizer: str
-    parts: dict[str, int]
-    moment: str
-    total: int
-    host: int
-    sent: int
-    gpu_memory: int | None
-    fits: bool | None
-    largest_micro_batch: int | None
-    advice: list[str]
-    assumptions: list[str]
 
 
 def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) -> Plan:
@@ -276,44 +218,6 @@ def _parameters(counts: Counts) -> Parameters:
         four_bit=four_bit,
         unquantized={kind: elements for kind, elements in left.items() if elements} if four_bit else {},
     )
-
-
-def largest_that_fits(total: Callable[[int], int], limit: int, first: int = 2) -> int:
-    """The largest micro-batch up to LARGEST whose total is within the limit, 0 if none; `total` grows with it.
-
-    Looks are dear (each takes a step on tensors without memory). Memory is linear in the micro-batch, with a square
-    where there is a mask over packed rows, so the curve through what is known says where to look next. `first`: another
-    size that will be looked at anyway.
-    """
-    known = {1: total(1)}
-    if known[1] > limit:
-        return 0
-    low, high = 1, LARGEST + 1  # low fits, high does not or is out of range
-    guess = max(2, first)
-    while high - low > 1:
-        width = high - low
-        guess = min(max(guess, low + 1), high - 1)
-        known[guess] = total(guess)
-        low, high = (guess, high) if known[guess] <= limit else (low, guess)
-        # A curve that leads nowhere must not cost a look for each size.
-        stuck = len(known) > 3 and 2 * (high - low) > width
-        guess = (low + high) // 2 if stuck else _last_below(known, limit, low, high)
-    return low
-
-
-def _last_below(known: Mapping[int, int], limit: int, low: int, high: int) -> int:
-    """The last size before `high` at which the curve through three known sizes is within the limit; `low` if none."""
-    near = sorted(known, key=lambda size: abs(known[size] - limit))[:3]
-
-    def curve(size: int) -> Fraction | int:
-        """Lagrange's polynomial, exact: rounding would make a flat curve cross the limit anywhere."""
-        terms = (
-            known[one] * math.prod(Fraction(size - other, one - other) for other in near if other != one)
-            for one in near
-        )
-        return sum(terms, Fraction())
-
-    return low + bisect.bisect_left(range(low + 1, high), True, key=lambda size: curve(size) > limit)
 
 
 def gpu_memory_here() -> int | None:

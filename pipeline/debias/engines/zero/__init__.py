@@ -1,0 +1,1 @@
+"""DeepSpeed: two gradients where ZeRO keeps them, combined before its own step."""

@@ -1,0 +1,56 @@
+"""What a plan says: the machine, the parameters, bytes and advice, as one record."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Machine(BaseModel):
+    """What the run is planned for; `gpu_memory` in bytes, None where it is not known."""
+
+    model_config = ConfigDict(frozen=True)
+    gpu_memory: int | None = None
+    gpus: int = 1  # of a node
+    nodes: int = 1
+    cuda: bool = True
+
+    @property
+    def world(self) -> int:
+        """Ranks, one for each GPU."""
+        return self.gpus * self.nodes
+
+
+class Parameters(BaseModel):
+    """Elements of the model; `active` are used for one token; `unquantized` what is not 4-bit in a 4-bit run."""
+
+    base: int
+    active: int
+    trainable: int
+    four_bit: int
+    unquantized: dict[str, int]
+
+
+class Plan(BaseModel):
+    """What `debias plan --json` prints; all sizes in bytes, of one GPU."""
+
+    model: str
+    architecture: str
+    parameters: Parameters
+    gradients: str
+    stage: int | None
+    gpus: int
+    nodes: int
+    micro_batch: int
+    accumulation: int
+    length: int
+    answer_tokens: int
+    gradient_checkpointing: bool
+    optimizer: str
+    parts: dict[str, int]
+    moment: str
+    total: int
+    host: int
+    sent: int
+    gpu_memory: int | None
+    fits: bool | None
+    largest_micro_batch: int | None
+    advice: list[str]
+    assumptions: list[str]
