@@ -326,7 +326,7 @@ def test_epochs_differ_in_order_and_all_are_trained(bert: Path, tmp_path: Path) 
             return super().__getitem__(index)
 
         def sampler(self, size: int, seed: int) -> Any:
-            from debias.data.encode import LengthBuckets
+            from debias.data.order import LengthBuckets
 
             return LengthBuckets([len(feature["input_ids"]) for feature in self.features], size, seed)
 

@@ -17,7 +17,7 @@ def check_tokens(config: RunConfig, prompts: Iterable[str]) -> None:
     `prompts` are filled templates. A warning counts those that debias would cut at `max_length`, which the harness
     reads whole.
     """
-    from debias.data.encode import Prompt
+    from debias.data.prompt import Prompt
     from debias.models.load import load_tokenizer
 
     assert config.prompt is not None

@@ -6,9 +6,10 @@ from typing import Any
 
 from debias.config.run import RunConfig
 from debias.data import Example
-from debias.data.encode import Collator, EncodedExamples, Prompt, encode_for_answers, encode_for_classification
+from debias.data.encode import Collator, EncodedExamples, encode_for_answers, encode_for_classification
 from debias.data.encode_images import ImageCollator, encode_images
 from debias.data.packing import PackingCollator, tokens_of_an_epoch
+from debias.data.prompt import Prompt
 from debias.losses import Answers, Classification, Objective
 
 logger = logging.getLogger(__name__)

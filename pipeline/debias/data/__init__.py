@@ -6,7 +6,7 @@ neither torch nor datasets.
 
 from debias.data.examples import Example
 from debias.data.generator import generate
-from debias.data.images import paint
+from debias.data.painted import paint
 from debias.data.planted import plant
 from debias.data.sources import load_examples, resolve_path
 

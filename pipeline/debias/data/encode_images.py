@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debias.data.encode import EncodedExamples, LengthBuckets, targets
+from debias.data.encode import EncodedExamples, targets
 from debias.data.examples import Example
+from debias.data.order import LengthBuckets
 from debias.errors import InputError
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debias.data.encode import Collator, LengthBuckets
+from debias.data.encode import Collator
+from debias.data.order import LengthBuckets
 
 
 class PackingCollator:

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from debias.data.encode import Collator, Prompt
+from debias.data.encode import Collator
 from debias.data.examples import Example
+from debias.data.prompt import Prompt
 from debias.errors import InputError
 from debias.inference.batches import Scores, budget_for, by_length, join, score_batches
 from debias.inference.trees import Row, TreeScorer, answer_tree, common_prefix, plant_rows

@@ -7,7 +7,7 @@ from typing import Any
 from debias.building.arguments import check_names
 from debias.building.model import check_length
 from debias.config.run import RunConfig
-from debias.data.encode import check_template
+from debias.data.prompt import check_template
 from debias.errors import InputError
 from debias.plan.skeleton import base_skeleton, shallow
 

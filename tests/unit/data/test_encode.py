@@ -8,14 +8,9 @@ import tiny_runs
 import torch
 
 from debias.data import Example
-from debias.data.encode import (
-    Collator,
-    EncodedExamples,
-    LengthBuckets,
-    Prompt,
-    encode_for_answers,
-    encode_for_classification,
-)
+from debias.data.encode import Collator, EncodedExamples, encode_for_answers, encode_for_classification
+from debias.data.order import LengthBuckets
+from debias.data.prompt import Prompt
 from debias.errors import InputError
 
 FIELDS = ("premise", "hypothesis")

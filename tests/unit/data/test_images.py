@@ -14,7 +14,7 @@ from tiny_digits import DIGITS, idx, pictures, write_digits
 
 from debias.config.data import DataConfig, PlantedColor
 from debias.data import Example, load_examples, paint
-from debias.data.images import PALETTE_C3
+from debias.data.painted import PALETTE_C3
 from debias.errors import InputError
 
 
