@@ -105,7 +105,8 @@ def test_ranks_together_give_the_scores_of_one(rank, folder, kind, number, deeps
 
 
 def test_only_the_first_rank_writes(rank, folder, monkeypatch):
-    from debias_eval.judging.judge import Judging, judge_given
+    from debias_eval.judging.judge import Judging
+    from debias_eval.judging.models import judge_given
 
     monkeypatch.setenv("RANK", str(rank))
     model = once(rank, save_llama, folder / "llama")

@@ -13,7 +13,8 @@ from debias.errors import InputError
 from debias_eval.judging.floors import partial_input
 from debias_eval.judging.predict import Predictor, load, predict
 from debias_eval.judging.training_overlap import contaminated
-from debias_eval.reading.examples import all_examples, subset
+from debias_eval.reading.examples import all_examples
+from debias_eval.reading.subset import subset
 from debias_eval.reading.suite import Suite, load_suite
 from debias_eval.results.files import examples_sha256, write_results
 from debias_eval.scores.scoring import Judged, score

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from debias.data import Example
-from debias_eval.reading.examples import subset
 from debias_eval.reading.partial import classifier
+from debias_eval.reading.subset import subset
 from debias_eval.reading.suite import Suite
 from debias_eval.scores.intervals import Ints, cluster_index
 from debias_eval.scores.scoring import accuracy, real_clusters

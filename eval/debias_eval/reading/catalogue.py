@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from debias_eval.reading.collection import collection_names, members
-from debias_eval.reading.examples import where_from
+from debias_eval.reading.places import where_from
 from debias_eval.reading.suite import Suite, available_suites, load_suite
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from debias.config.data import Strict
 from debias.config.reading import parse, read_yaml
 from debias.errors import InputError
-from debias_eval.reading.examples import where_from
+from debias_eval.reading.places import where_from
 from debias_eval.reading.suite import Task, available_suites, load_suite
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 from debias.config.data import DataSource
 from debias.data import Example, load_examples
 from debias.errors import InputError
-from debias_eval.reading.examples import hub_config, local_config, local_file, not_found
+from debias_eval.reading.places import hub_config, local_config, local_file, not_found
 from debias_eval.reading.suite import PartialInputGroups, Suite
 
 log = logging.getLogger(__name__)

@@ -51,7 +51,7 @@ def _sources(name: str) -> list["DataSource"]:
     """What the suites of that name read from the hub; InputError for one whose data is nowhere."""
     from debias.errors import InputError
     from debias_eval.reading.collection import collection_names, members
-    from debias_eval.reading.examples import hub_config, local_file, not_found, where_from
+    from debias_eval.reading.places import hub_config, local_file, not_found, where_from
     from debias_eval.reading.suite import load_suite
 
     found = []

@@ -50,7 +50,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge runs, or any model, on suites; writes eval/NAME.json into each folder and the predictions beside it."""
-    from debias_eval.judging.judge import Judging, judge_given, judge_run
+    from debias_eval.judging.judge import Judging
+    from debias_eval.judging.models import judge_given, judge_run
     from debias_eval.reporting.tables import terminal_table
     from debias_eval.results.runs import run_folders
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from debias.errors import InputError
-from debias_eval.judging.judge import Judging, judge, judge_given
+from debias_eval.judging.judge import Judging, judge
+from debias_eval.judging.models import judge_given
 
 ROWS = [(str(i), f"premise {i}", f"ends in {label}", label, None) for i, label in enumerate(["yes", "no"] * 6)]
 

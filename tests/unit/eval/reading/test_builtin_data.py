@@ -9,7 +9,8 @@ import pytest
 
 from debias.data import Example
 from debias_eval.reading.collection import collection_names, members
-from debias_eval.reading.examples import all_examples, where_from
+from debias_eval.reading.examples import all_examples
+from debias_eval.reading.places import where_from
 from debias_eval.reading.suite import BUILT_IN, GroupRule, available_suites, load_suite
 
 HEADINGS = ("Source", "Licence", "Shortcut tested", "Groups", "Gap", "Known defects")

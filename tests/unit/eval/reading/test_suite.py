@@ -2,7 +2,8 @@ import pytest
 
 from debias.config.reading import read_yaml
 from debias.errors import InputError
-from debias_eval.reading.examples import subset, suite_examples
+from debias_eval.reading.examples import suite_examples
+from debias_eval.reading.subset import subset
 from debias_eval.reading.suite import BUILT_IN, Suite, available_suites, load_suite
 
 ROWS = [

@@ -10,7 +10,9 @@ import pytest
 
 from debias.data import Example
 from debias.errors import InputError
-from debias_eval.reading.examples import all_examples, subset, suite_examples, where_from
+from debias_eval.reading.examples import all_examples, suite_examples
+from debias_eval.reading.places import where_from
+from debias_eval.reading.subset import subset
 from debias_eval.reading.suite import load_suite
 
 NLI = ("entailment", "neutral", "contradiction")

@@ -1,0 +1,107 @@
+"""The models to judge: a run's, or any other."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from debias.config.reading import load_config
+from debias.errors import InputError
+from debias.runs.whole import write_or_say
+from debias_eval.judging.judge import Judging, Outcome, judge
+from debias_eval.judging.predict import Predictor
+
+KIND = "judged"  # of a folder that `debias eval --model` wrote, in its run.json
+
+
+def judge_run(
+    run: Path,
+    names: Sequence[str],
+    *,
+    normalize: str = "none",
+    calibrate: str = "none",
+    deepspeed: str | None = None,
+    judging: Judging | None = None,
+) -> Outcome:
+    """Judge the model of a run's folder; results go to `RUN/eval`."""
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run folder")
+    config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    if config is not None and config.head != "causal_lm" and (normalize, calibrate) != ("none", "none"):
+        raise InputError(f"normalize and calibrate go with answers in words; {run} has a head of its own")
+
+    def load() -> Predictor:
+        from debias.inference.answers import Scoring
+        from debias.inference.loading import load_run
+
+        return load_run(run, Scoring(normalize, calibrate), deepspeed=deepspeed)  # type: ignore[arg-type]
+
+    labels = config.data.labels if config else None
+    fields = config.data.text_fields if config else ()
+    return judge(run, names, load, labels=labels, text_fields=fields, judging=judging)
+
+
+def judge_given(
+    out: Path,
+    names: Sequence[str],
+    given: dict[str, Any],
+    *,
+    normalize: str = "none",
+    calibrate: str = "none",
+    judging: Judging | None = None,
+) -> Outcome:
+    """Judge any model; `given` is what `debias.inference.any_model.Given` takes. `out` becomes what reports read.
+
+    InputError if `out` holds a run, or another model's results.
+    """
+    from debias.inference.answers import Scoring
+    from debias.inference.any_model import Given, given_config, load_given
+
+    model = Given(**given)
+    config = given_config(model)
+    if config.head != "causal_lm" and (normalize, calibrate) != ("none", "none"):
+        raise InputError(f"normalize and calibrate go with answers in words; {config.model} has a head of its own")
+    told = {
+        "model": config.model,
+        "adapter": model.adapter,
+        "labels": list(config.data.labels),
+        "prompt": config.prompt.model_dump() if config.prompt else None,
+        "bf16": config.bf16,
+        "load_in_4bit": config.load_in_4bit,
+        "normalize": normalize,
+        "calibrate": calibrate,
+    }
+    _check_out(out, told)
+    fields = () if config.head == "classification" and model.prompt is None else config.data.text_fields
+    scoring = Scoring(normalize, calibrate)  # type: ignore[arg-type]
+
+    def load() -> Predictor:
+        _open(out, told)
+        return load_given(model, scoring)
+
+    return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging)
+
+
+def _check_out(out: Path, told: dict[str, Any]) -> None:
+    """InputError if the folder holds a run, or results that something else gave."""
+    path = out / "run.json"
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} is the folder of a run; give another one with -o")
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")).get(KIND)
+    except (OSError, ValueError, AttributeError):
+        before = None
+    if before != told:
+        differs = [key for key in told if not isinstance(before, dict) or before.get(key) != told[key]]
+        raise InputError(f"{out} holds results of another model or setting ({', '.join(differs)}); give another -o")
+
+
+def _open(out: Path, told: dict[str, Any]) -> None:
+    """Make the folder and say in its run.json whose results it holds."""
+    out.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") == "0" and not (out / "run.json").exists():
+        info = {"status": "finished", "method": {"name": Path(told["adapter"] or told["model"]).name}, KIND: told}
+        write_or_say(out / "run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
