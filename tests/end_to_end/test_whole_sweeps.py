@@ -12,9 +12,9 @@ import pytest
 import yaml
 from tiny_runs import adapter_of, largest_difference, settings_for
 
-from debias.cli.sweep import _SuiteJudge
 from debias.runs.folder import last_checkpoint
 from debias.runs.records import read_records
+from debias_eval.judging.missing import Missing
 
 pytestmark = pytest.mark.slow
 VALIDATED = {
@@ -111,11 +111,11 @@ def test_a_grid_with_a_run_that_fails_then_tables_and_a_choice(bert, tmp_path):
     chosen = debias("select", out, "--json")
     assert chosen.returncode == 0, chosen.stderr
     assert json.loads(chosen.stdout)[0]["runs"] == [str(out / good)]
-    assert _SuiteJudge(["generated"], 20).missing(out / good) == []
-    assert _SuiteJudge(["generated"], 10).missing(out / good) == ["generated"]
-    assert _SuiteJudge(["generated", "generated_ood"], 20).missing(out / good) == ["generated_ood"]
+    assert Missing(["generated"], 20).missing(out / good) == []
+    assert Missing(["generated"], 10).missing(out / good) == ["generated"]
+    assert Missing(["generated", "generated_ood"], 20).missing(out / good) == ["generated_ood"]
     (out / good / "eval" / "generated.json").write_text('{"suite"')
-    assert _SuiteJudge(["generated"], 20).missing(out / good) == ["generated"]
+    assert Missing(["generated"], 20).missing(out / good) == ["generated"]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(bert, tmp_path):

@@ -24,9 +24,9 @@ from debias.errors import InputError
 from debias.runs.whole import write_or_say
 from debias_eval.harness.tokens import check_tokens
 from debias_eval.judging.predict import in_model_order, suite_labels
-from debias_eval.reading.collection import collection_names, expand
+from debias_eval.reading.collection import choose
 from debias_eval.reading.examples import suite_examples
-from debias_eval.reading.suite import Suite, load_suite
+from debias_eval.reading.suite import Suite
 
 LOADER = Path(__file__).parent / "templates" / "debias_tasks.py"
 TAG = "debias"
@@ -115,29 +115,19 @@ def export(
     """
     tasks: dict[str, Task] = {}
     left_out: dict[str, str] = {}
-    for name, collected in _members(names):
-        suite = load_suite(name)
+    for one in choose(names):
         try:
-            tasks[suite.name] = task_of(suite, config, limit=limit, seed=seed)
+            tasks[one.suite.name] = task_of(one.suite, config, limit=limit, seed=seed)
         except InputError as error:
-            if not collected:
+            if one.by_name:
                 raise
-            left_out[suite.name] = str(error)
+            left_out[one.suite.name] = str(error)
     if not tasks:
         raise InputError(f"no suite can be exported; {next(iter(left_out.values()))}")
     if compare_tokens:
         check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts])
     write(list(tasks.values()), out)
     return Exported(out, tuple(task_name(task.suite) for task in tasks.values()), left_out)
-
-
-def _members(names: Sequence[str]) -> list[tuple[str, bool]]:
-    """Each suite once, and whether it only came as a member of a collection."""
-    collected: dict[str, bool] = {}
-    for name in names:
-        for member in expand([name]):
-            collected[member] = collected.get(member, True) and name in collection_names()
-    return list(collected.items())
 
 
 def write(tasks: Sequence[Task], out: Path) -> None:

@@ -1,7 +1,6 @@
-"""The verb `debias eval`, top to bottom: one run, one suite, one results file."""
+"""One run judged on one suite, top to bottom: its examples, the answers, the scores, one results file."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +9,10 @@ from typing import Any, Literal
 
 from debias.data import Example
 from debias.errors import InputError
+from debias.ranks.world import is_first
 from debias_eval.judging.floors import partial_input
+from debias_eval.judging.overlap import TrainingRows
 from debias_eval.judging.predict import Predictor, load, predict
-from debias_eval.judging.training_overlap import contaminated
 from debias_eval.reading.examples import all_examples
 from debias_eval.reading.subset import subset
 from debias_eval.reading.suite import Suite, load_suite
@@ -24,28 +24,30 @@ OverlapRule = Literal["count", "exclude", "ignore"]
 
 def evaluate_run(
     run: Path,
-    suite: str,
+    suite: str | Path | Suite,
     *,
     limit: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     predictor: Predictor | None = None,
+    trained_on: TrainingRows | None = None,
     overlap: OverlapRule = "count",
     floor: bool = True,
 ) -> dict[str, Any]:
-    """Judge `run` on a suite (a built-in name or a path), write `RUN/eval/NAME.json`, return what was written.
+    """Judge `run` on a suite (a loaded one, a built-in name or a path), write `RUN/eval/NAME.json`, return what was
+    written.
 
     `limit` judges a random subset drawn with `seed`; the results then hold `n` below `available`, and every table says
-    so. `predictor` replaces the run's own model. `overlap` counts the suite's rows that are in the run's training data,
-    or leaves them out too; `floor` adds what a part of the input gives away. Under torchrun the first rank writes.
-    InputError in one line for anything a user can put right.
+    so. `predictor` replaces the run's own model, `trained_on` its own training data. `overlap` counts the suite's rows
+    that are in that data, or leaves them out too; `floor` adds what a part of the input gives away. Under torchrun the
+    first rank writes. InputError in one line for anything a user can put right.
     """
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder")
-    settings = load_suite(suite)
+    settings = suite if isinstance(suite, Suite) else load_suite(suite)
     every = all_examples(settings)
-    kept, found = _without_training_rows(run, settings, every, overlap)
+    kept, found = _without_training_rows(run, settings, every, overlap, trained_on)
     examples = subset(kept, limit, seed, whole=settings.consistency)
     model = predictor or load(run)
     started = time.perf_counter()
@@ -57,14 +59,14 @@ def evaluate_run(
         "limit": limit,
         "limit_seed": None if limit is None else seed,
         **_scores(settings, judged),
-        "partial_input": partial_input(settings, every) if floor and _first_rank() else None,
+        "partial_input": partial_input(settings, every) if floor and is_first() else None,
         "overlap": found,
         "judge": dict(getattr(model, "description", None) or {}),
         "model_labels": list(model.labels),
         "examples_sha256": examples_sha256(examples),
         "seconds": round(seconds, 3),
     }
-    if not _first_rank():
+    if not is_first():
         return result
     written: dict[str, Any] = json.loads(write_results(run, result, examples, judged).read_text(encoding="utf-8"))
     return written
@@ -87,12 +89,13 @@ def _with_clusters(judged: Judged, examples: Sequence[Example]) -> Judged:
 
 
 def _without_training_rows(
-    run: Path, suite: Suite, examples: list[Example], rule: OverlapRule
+    run: Path, suite: Suite, examples: list[Example], rule: OverlapRule, trained_on: TrainingRows | None
 ) -> tuple[list[Example], dict[str, Any] | None]:
     """The rows to judge, and how many of all rows are in the training data (None where that is not known)."""
     if rule == "ignore" or any(example.image is not None for example in examples):
         return examples, None
-    shared_N = contaminated(run, suite.text_fields, examples)
+    rows = trained_on or TrainingRows.of(run)
+    shared_N = rows.contain(examples, suite.text_fields) if rows else None
     if shared_N is None:
         if rule == "exclude":
             raise InputError(f"{run}: its training data cannot be read, so overlapping rows cannot be left out")
@@ -102,7 +105,3 @@ def _without_training_rows(
         raise InputError(f"suite {suite.name}: all {len(examples)} rows are in the training data of {run}")
     found = {"rows": int(shared_N.sum()), "excluded": rule == "exclude"}
     return (kept if rule == "exclude" else examples), found
-
-
-def _first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"

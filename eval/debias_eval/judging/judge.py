@@ -1,4 +1,4 @@
-"""The verb `debias eval`: which suites, which model, and one result for each suite. No torch before a model loads."""
+"""One model judged on several suites: which fit, which are left out, and why. No torch before a model loads."""
 
 import logging
 import os
@@ -9,10 +9,10 @@ from typing import Any
 
 from debias.errors import InputError
 from debias_eval.judging.evaluate import OverlapRule, evaluate_run
+from debias_eval.judging.overlap import TrainingRows
 from debias_eval.judging.predict import Predictor, check_fit
-from debias_eval.reading.collection import expand
+from debias_eval.reading.collection import Chosen, choose
 from debias_eval.reading.places import where_from
-from debias_eval.reading.suite import Suite, load_suite
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,6 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    suite: Suite
-    name: str  # as `load_suite` takes it
-    by_name: bool  # else a collection brought it along
-
-
 def judge(
     folder: Path,
     names: Sequence[str],
@@ -50,16 +43,17 @@ def judge(
     *,
     labels: Sequence[str] | None = None,
     text_fields: Sequence[str] = (),
+    trained_on: TrainingRows | None = None,
     judging: Judging | None = None,
 ) -> Outcome:
     """Judge the model that `load` loads on suites and collections; results go to `folder`.
 
     `labels` and `text_fields` are the model's where they are known before it is loaded: a suite that does not fit is
-    then refused at once. A suite that was named and cannot be judged is an InputError; one that a collection brought
-    along is left out, with a notice.
+    then refused at once. `trained_on` is its training data, where that is known. A suite that was named and cannot be
+    judged is an InputError; one that a collection brought along is left out, with a notice.
     """
     chosen, outcome = judging or Judging(), Outcome()
-    asked = [one for one in _asked(names) if _fits(one, labels, text_fields, outcome)]
+    asked = [one for one in choose(names) if _fits(one, labels, text_fields, outcome)]
     if not asked:
         raise _nothing(names, outcome)
     predictor = load()
@@ -67,7 +61,7 @@ def judge(
     for number, one in enumerate(asked, start=1):
         logger.info("%s (%d of %d)", one.suite.name, number, len(asked))
         try:
-            result = evaluate_run(folder, one.name, predictor=predictor, **vars(chosen))
+            result = evaluate_run(folder, one.suite, predictor=predictor, trained_on=trained_on, **vars(chosen))
         except InputError as error:
             if one.by_name:
                 raise
@@ -88,18 +82,7 @@ def _nothing(names: Sequence[str], outcome: Outcome) -> InputError:
     return InputError(f"no suite of {', '.join(names)} can be judged: {first}{others}")
 
 
-def _asked(names: Sequence[str]) -> list[_Asked]:
-    """Every suite once; one that is named and comes in a collection too counts as named."""
-    found: dict[str, _Asked] = {}
-    for name in names:
-        for one in expand([name]):
-            by_name = one == name
-            if one not in found or by_name:
-                found[one] = _Asked(load_suite(one), one, by_name)
-    return list(found.values())
-
-
-def _fits(one: _Asked, labels: Sequence[str] | None, text_fields: Sequence[str], outcome: Outcome) -> bool:
+def _fits(one: Chosen, labels: Sequence[str] | None, text_fields: Sequence[str], outcome: Outcome) -> bool:
     try:
         if labels is not None:
             check_fit(one.suite, labels, text_fields)
@@ -115,7 +98,7 @@ def _fits(one: _Asked, labels: Sequence[str] | None, text_fields: Sequence[str],
     return True
 
 
-def _skip(one: _Asked, error: InputError, outcome: Outcome) -> None:
+def _skip(one: Chosen, error: InputError, outcome: Outcome) -> None:
     if one.suite.name not in outcome.skipped:
         logger.info("skipped: %s", error)
         outcome.skipped[one.suite.name] = str(error)

@@ -1,15 +1,17 @@
 """The models to judge: a run's, or any other."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from debias.config.reading import load_config
 from debias.errors import InputError
+from debias.ranks.world import is_first
+from debias.runs.folder import CONFIG, SUMMARY
 from debias.runs.whole import write_or_say
 from debias_eval.judging.judge import Judging, Outcome, judge
+from debias_eval.judging.overlap import TrainingRows
 from debias_eval.judging.predict import Predictor
 
 KIND = "judged"  # of a folder that `debias eval --model` wrote, in its run.json
@@ -27,7 +29,7 @@ def judge_run(
     """Judge the model of a run's folder; results go to `RUN/eval`."""
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder")
-    config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    config = load_config(run / CONFIG) if (run / CONFIG).is_file() else None
     if config is not None and config.head != "causal_lm" and (normalize, calibrate) != ("none", "none"):
         raise InputError(f"normalize and calibrate go with answers in words; {run} has a head of its own")
 
@@ -35,11 +37,12 @@ def judge_run(
         from debias.inference.answers import Scoring
         from debias.inference.loading import load_run
 
-        return load_run(run, Scoring(normalize, calibrate), deepspeed=deepspeed)  # type: ignore[arg-type]
+        return load_run(run, Scoring(normalize, calibrate), deepspeed=deepspeed, config=config)  # type: ignore[arg-type]
 
     labels = config.data.labels if config else None
     fields = config.data.text_fields if config else ()
-    return judge(run, names, load, labels=labels, text_fields=fields, judging=judging)
+    rows = TrainingRows.of(run, config)
+    return judge(run, names, load, labels=labels, text_fields=fields, trained_on=rows, judging=judging)
 
 
 def judge_given(
@@ -85,8 +88,8 @@ def judge_given(
 
 def _check_out(out: Path, told: dict[str, Any]) -> None:
     """InputError if the folder holds a run, or results that something else gave."""
-    path = out / "run.json"
-    if (out / "config.yaml").exists():
+    path = out / SUMMARY
+    if (out / CONFIG).exists():
         raise InputError(f"{out} is the folder of a run; give another one with -o")
     if not path.exists():
         return
@@ -102,6 +105,6 @@ def _check_out(out: Path, told: dict[str, Any]) -> None:
 def _open(out: Path, told: dict[str, Any]) -> None:
     """Make the folder and say in its run.json whose results it holds."""
     out.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("RANK", "0") == "0" and not (out / "run.json").exists():
+    if is_first() and not (out / SUMMARY).exists():
         info = {"status": "finished", "method": {"name": Path(told["adapter"] or told["model"]).name}, KIND: told}
-        write_or_say(out / "run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
+        write_or_say(out / SUMMARY, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

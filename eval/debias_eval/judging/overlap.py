@@ -1,16 +1,71 @@
-"""Which test examples are also in the training data, by their normalised text."""
+"""Which rows of a suite a run was trained on, by their normalised text."""
 
+import logging
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from debias.data import Example
+from debias.config.reading import load_config
+from debias.config.run import RunConfig
+from debias.data import Example, load_examples
+from debias.errors import InputError
+from debias.runs.folder import CONFIG
+from debias_eval.scores.intervals import Bools
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[str, ...]
+
+
+class TrainingRows:
+    """The rows that a run was trained on, read once for all suites that the run is judged on.
+
+    `base` is the folder that the config's data paths are relative to.
+    """
+
+    def __init__(self, config: RunConfig, base: Path) -> None:
+        self.config = config
+        self.base = base
+        self._keys: dict[tuple[int, ...], frozenset[Key]] = {}
+
+    @classmethod
+    def of(cls, run: Path, config: RunConfig | None = None) -> "TrainingRows | None":
+        """Of a run's folder; None where it has no config, or one that cannot be read any more (with a notice)."""
+        path = run / CONFIG
+        if config is None and not path.is_file():
+            return None
+        try:
+            return cls(config or load_config(path), path.resolve().parent)
+        except InputError as error:
+            logger.info("%s: overlap with the training data not checked: %s", run, error)
+            return None
+
+    def contain(self, examples: Sequence[Example], text_fields: Sequence[str]) -> Bools | None:
+        """`[N]`: whether an example's normalised texts are a row of the training data.
+
+        `text_fields` names the examples' texts. None, with a notice, where the data cannot be read any more.
+        """
+        own = self.config.data.text_fields
+        by_name = sorted(own) == sorted(text_fields)
+        order = tuple(own.index(name) for name in text_fields) if by_name else tuple(range(len(own)))
+        try:
+            keys = self._in_order(order)
+        except InputError as error:
+            logger.info("%s: overlap with the training data not checked: %s", self.base, error)
+            return None
+        return np.array([key_of(example.texts) in keys for example in examples], dtype=np.bool_)
+
+    def _in_order(self, order: tuple[int, ...]) -> frozenset[Key]:
+        if order not in self._keys:
+            examples = load_examples(self.config.data.train, self.config.data, base=self.base)
+            rows = ([example.texts[i] for i in order] for example in examples if example.texts)
+            self._keys[order] = frozenset(map(key_of, rows))
+        return self._keys[order]
 
 
 def overlapping(test: Sequence[Example], train: Iterable[Sequence[str]]) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from debias.config.data import Strict
 from debias.config.reading import parse, read_yaml
 from debias.errors import InputError
 from debias_eval.reading.places import where_from
-from debias_eval.reading.suite import Task, available_suites, load_suite
+from debias_eval.reading.suite import Suite, Task, available_suites, load_suite
 
 log = logging.getLogger(__name__)
 BOOK = Path(__file__).with_name("collections.yaml")
@@ -59,20 +59,29 @@ def members(name: str) -> tuple[str, ...]:
     return _book().collections[name]
 
 
-def expand(names: Sequence[str]) -> list[str]:
-    """Suites in order and each once: a collection becomes its suites, a suite's name or path stays.
+@dataclass(frozen=True)
+class Chosen:
+    """A suite as it was asked for: `name` is a built-in name or a path; `by_name`, or a collection brought it along."""
 
-    A collection leaves out suites whose data is not on this machine, and the log says which: nothing is fetched from
-    the hub that was not named. InputError for an unknown name, and for a collection of which nothing is left.
+    suite: Suite
+    name: str
+    by_name: bool
+
+
+def choose(names: Sequence[str]) -> list[Chosen]:
+    """The suites of names, paths and collections, in order and each once, each read once.
+
+    One that is named and comes in a collection too counts as named. A collection leaves out suites whose data is not on
+    this machine, and the log says which: nothing is fetched from the hub that was not named. InputError for an unknown
+    name, and for a collection of which nothing is left.
     """
-    suites: list[str] = []
+    found: dict[str, Chosen] = {}
     for name in names:
-        if name in collection_names():
-            suites += _at_hand(name)
-        else:
-            _check_known(name)
-            suites.append(name)
-    return list(dict.fromkeys(suites))
+        by_name = name not in collection_names()
+        for member, suite in _named(name).items() if by_name else _at_hand(name).items():
+            if member not in found or by_name:
+                found[member] = Chosen(suite, member, by_name)
+    return list(found.values())
 
 
 def pairings() -> list[Pairing]:
@@ -85,9 +94,10 @@ def _book() -> _Book:
     return parse(_Book, read_yaml(BOOK), where=BOOK.name)
 
 
-def _at_hand(name: str) -> list[str]:
-    found = {suite: where_from(load_suite(suite)) for suite in members(name)}
-    here = [suite for suite, where in found.items() if where in ("local", "generated")]
+def _at_hand(name: str) -> dict[str, Suite]:
+    suites = {member: load_suite(member) for member in members(name)}
+    found = {member: where_from(suite) for member, suite in suites.items()}
+    here = {member: suites[member] for member, where in found.items() if where in ("local", "generated")}
     away = [suite for suite, where in found.items() if where == "hub"]
     missing = [suite for suite, where in found.items() if where == "missing"]
     if away:
@@ -99,9 +109,9 @@ def _at_hand(name: str) -> list[str]:
     return here
 
 
-def _check_known(name: str) -> None:
+def _named(name: str) -> dict[str, Suite]:
     if name in available_suites() or name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
-        return
+        return {name: load_suite(name)}
     known = [*available_suites(), *collection_names()]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -16,6 +15,7 @@ from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
 from debias.models.kernels import liger_settings
 from debias.models.precision import usable_bf16
+from debias.ranks.world import world_size
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def training_arguments(config: RunConfig) -> Any:
     values = {name: getattr(config, name) for name in names} | {"bf16": usable_bf16(config.bf16)}
     if config.use_liger_kernel:
         values["liger_kernel_config"] = liger_settings()
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    launched = world_size() > 1
     if config.deepspeed is not None:
         values["deepspeed"] = _deepspeed(config)
     report_to = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
@@ -82,7 +82,7 @@ def check_names(config: RunConfig) -> None:
 
 def _deepspeed(config: RunConfig) -> dict[str, Any]:
     """The checked DeepSpeed configuration of a run, with its process group ready to be opened."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     path = zero_config.find(str(config.deepspeed))
     found = zero_config.read(path, world, config.per_device_train_batch_size, config.gradient_accumulation_steps)
     check_engine(config, found, path.name)

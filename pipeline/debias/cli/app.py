@@ -51,7 +51,7 @@ def train(
     from debias.train import train as run
 
     folder = run(settings, base=config.resolve().parent)
-    if _first_rank():
+    if world.is_first():
         typer.echo(folder)
 
 
@@ -67,15 +67,11 @@ def demo(
     typer.echo(f"report: {page}")
 
 
-def _first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _quiet() -> None:
     """Our log lines, and of the libraries only errors: their load reports bury what a run has to say."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     for name in ("debias", "debias_eval"):
-        logging.getLogger(name).setLevel(logging.INFO if _first_rank() else logging.WARNING)
+        logging.getLogger(name).setLevel(logging.INFO if world.is_first() else logging.WARNING)
     # A filter, for DeepSpeed sets the level when it is imported; and it prints to stdout, which is ours.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

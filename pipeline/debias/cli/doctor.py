@@ -51,7 +51,8 @@ def doctor(
 
 def _say(found: "Diagnosis") -> None:
     """All that rank 0 found; of the other ranks what is wrong, with their node, for their lines are mixed."""
-    from debias.doctor.ranks import node, world_size
+    from debias.doctor.ranks import node
+    from debias.ranks.world import world_size
 
     where = f"{node()}: " if world_size() > 1 else ""
     for check in found.mine:

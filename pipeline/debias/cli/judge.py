@@ -1,7 +1,6 @@
 """The verbs that judge: nothing here trains."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ import typer
 
 from debias.cli.printing import AsJson, print_table
 from debias.errors import InputError
+from debias.ranks.world import is_first
 
 
 def add_to(app: typer.Typer) -> None:
@@ -74,14 +74,12 @@ def evaluate(
         found[folder] = judge_given(
             folder, suite, {**given, "deepspeed": deepspeed}, judging=judging, **scoring
         ).results
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if as_json:
+    if is_first() and as_json:
         # By what was asked for, not by how many runs a folder happens to hold.
         of_one = not runs or list(found) == runs[:1]
         whole = {str(folder): results for folder, results in found.items()}
-        typer.echo(json.dumps(whole[str(folder)] if of_one else whole, indent=2))
-    else:
+        typer.echo(json.dumps(next(iter(whole.values())) if of_one else whole, indent=2))
+    elif is_first():
         print_table(terminal_table(list(found)))
 
 

@@ -11,6 +11,7 @@ import typer
 
 from debias.cli.printing import AsJson, print_table
 from debias.errors import InputError
+from debias.sweep.runner import Judge
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,12 +47,13 @@ def sweep(
     """
     from debias.sweep.grid import parse_grid, parse_seeds, plan_sweep
     from debias.sweep.runner import Sweep
+    from debias_eval.judging.missing import Missing
 
     if print_commands and only:
         raise InputError("--print-commands is for all runs; leave out --only")
     planned = plan_sweep(recipes, parse_seeds(seeds), parse_grid(set_ or []), out, new_data=new_data)
     runs = _only(planned, only)
-    judge = _SuiteJudge(suite or [], limit)
+    judge = Missing(suite or [], limit)
     _check_methods(runs)
     work = Sweep(runs, out, judge, jobs, launcher, overwrite)
     if print_commands:
@@ -86,33 +88,6 @@ def select(
         print_table(choice_table(choices))
 
 
-class _SuiteJudge:
-    """The suites that were asked for; a result of another version, limit or a damaged file counts as none."""
-
-    def __init__(self, names: Sequence[str], limit: int | None) -> None:
-        from debias_eval.reading.collection import expand
-        from debias_eval.reading.suite import load_suite
-
-        self.limit = limit
-        self.suites = {name: load_suite(name) for name in expand(names)} if names else {}
-
-    def missing(self, run: Path) -> list[str]:
-        return [name for name in self.suites if not self._has(run, name)]
-
-    def options(self) -> list[str]:
-        return [] if self.limit is None else ["--limit", str(self.limit)]
-
-    def _has(self, run: Path, name: str) -> bool:
-        from debias_eval.results.files import read_result, result_path
-
-        suite = self.suites[name]
-        try:
-            result = read_result(result_path(run, suite.name))
-        except InputError:
-            return False
-        return (result.version, result.limit) == (suite.version, self.limit)
-
-
 def _only(planned: list[Any], only: Sequence[int] | None) -> list[Any]:
     if only is None or not only:
         return planned
@@ -137,7 +112,7 @@ def _this_command() -> str:
     return shlex.join(["debias", *words])
 
 
-def _todo(runs: Sequence[Any], judge: _SuiteJudge) -> Any:
+def _todo(runs: Sequence[Any], judge: Judge) -> Any:
     from rich.table import Table
 
     from debias.sweep.grid import changed_settings, state_of

@@ -14,21 +14,12 @@ from debias.config.run import RunConfig
 from debias.doctor import all_reduce
 from debias.doctor.check import Check, bad, fine
 from debias.doctor.versions import version_of
+from debias.ranks.world import rank, world_size
 
 MEETING = timedelta(seconds=180)  # nodes of one job do not start at one instant
 CLOCKS = 2.0  # seconds by which the clocks of two ranks may differ
 SAME = ("torch", "transformers", "peft", "debias")
 Facts = dict[str, Any]
-
-
-def world_size() -> int:
-    """How many ranks the launcher has started, one without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """This process's."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def node() -> str:

@@ -19,6 +19,7 @@ from debias.data.sources import load_with_columns
 from debias.doctor.check import Check, bad, fine, from_error, guarded, warn
 from debias.errors import InputError
 from debias.hub import cache as hub
+from debias.ranks.world import world_size
 
 if TYPE_CHECKING:
     from debias.data.files import NumberedRow
@@ -75,7 +76,7 @@ def gpus_and_nodes() -> tuple[int, int]:
     """GPUs (or ranks) of a node and nodes, as the launcher's environment says."""
     import torch
 
-    world, local = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("LOCAL_WORLD_SIZE")
+    world, local = world_size(), os.environ.get("LOCAL_WORLD_SIZE")
     if local:
         return int(local), max(1, world // int(local))
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", world))

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from debias.errors import InputError
+from debias.ranks.world import world_size
 
 logger = logging.getLogger(__name__)
 # Tokens of a batch, padding included; on a CPU for each thread, where more no longer fits into the caches.
@@ -24,7 +25,7 @@ Scores = tuple[Sequence[int], np.ndarray]  # which items, and their scores [item
 
 def join() -> tuple[int, int]:
     """This process's rank and the number of ranks; joins the group that torchrun's environment names."""
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not dist.is_initialized() and world_size() > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)

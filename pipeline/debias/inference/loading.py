@@ -1,7 +1,6 @@
 """Models to judge, loaded: the one of a run's folder, or any other as settings say; whole, or sharded over ranks."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,26 @@ from debias.inference.batches import LONGEST_WAIT, join
 from debias.inference.predictor import Predictor
 from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
+from debias.ranks.world import world_size
 from debias.runs.folder import ADAPTER, CONFIG, MODEL
 
 
-def load_run(run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None) -> Predictor:
+def load_run(
+    run: Path, scoring: Scoring | None = None, *, deepspeed: str | None = None, config: RunConfig | None = None
+) -> Predictor:
     """The predictor of a finished run's folder. InputError when the folder holds no trained model.
 
     `deepspeed`: weights are sharded over the ranks, with this configuration of stage 3; so are those of a run that
-    trained at stage 3, where there are several ranks.
+    trained at stage 3, where there are several ranks. `config`: the run's own, where it has been read already.
     """
     run = Path(run)
     if not (run / CONFIG).exists():
         raise InputError(f"{run}: holds no {CONFIG}; give the folder of a run")
-    config = load_config(run / CONFIG)
+    config = config or load_config(run / CONFIG)
     trained = [run / name for name in (ADAPTER, MODEL) if (run / name).is_dir()]
     if not trained:
         raise InputError(f"{run}: holds no {ADAPTER}/ or {MODEL}/; the run has not finished")
-    if deepspeed is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and _stage(config.deepspeed) == 3:
+    if deepspeed is None and world_size() > 1 and _stage(config.deepspeed) == 3:
         deepspeed = config.deepspeed
     whole = trained[0].name == MODEL
     if whole:

@@ -1,10 +1,26 @@
 """What another launcher than torchrun says about a process, in the words that torch.distributed reads."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import MutableMapping, Sequence
 from datetime import timedelta
+
+
+def world_size() -> int:
+    """How many ranks the launcher has started, one without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks for all."""
+    return rank() == 0
 
 
 def without_local_rank(words: Sequence[str], environment: MutableMapping[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.ranks.world import world_size
 from debias.runs.whole import check_tensors, save_whole, write_whole
 
 ADAPTER, MODEL, CONFIG, METRICS, SUMMARY = "adapter", "model", "config.yaml", "metrics.jsonl", "run.json"
@@ -123,7 +124,7 @@ def _check_same(config: RunConfig, folder: Path) -> None:
 
 def _check_same_batch(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """The data position counts steps: a step must see as many samples as it did, on however many ranks."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     held = _summary(folder)
     sizes = [settings[BATCH[0]] * settings[BATCH[1]] for settings in (before, now)]
     was, will = sizes[0] * int(held.get("machine", {}).get("world_size", world)), sizes[1] * world

@@ -223,10 +223,8 @@ def test_a_collection_leaves_out_what_does_not_fit(
         '{"name": "other", "version": 1, "description": "d", "licence": "l", "task": "sentiment",'
         '"source": "rows.jsonl", "text_fields": ["text"], "labels": ["good", "bad"]}'
     )
-    monkeypatch.setattr("debias_eval.harness.export.collection_names", lambda: ["both"])
-    monkeypatch.setattr(
-        "debias_eval.harness.export.expand", lambda names: [fits, str(other)] if names == ["both"] else names
-    )
+    monkeypatch.setattr("debias_eval.reading.collection.collection_names", lambda: ["both"])
+    monkeypatch.setattr("debias_eval.reading.collection.members", lambda name: (fits, str(other)))
     done = export(["both"], config(), tmp_path / "out", compare_tokens=False)
     assert done.tasks == ("debias_mine",)
     assert list(done.left_out) == ["other"]

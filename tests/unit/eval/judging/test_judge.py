@@ -22,10 +22,8 @@ def never() -> Any:
 def collection(monkeypatch: pytest.MonkeyPatch, write_suite: Callable[..., Path]) -> str:
     """`both`: a suite with labels yes and no, and `generated`, which has others."""
     mine = str(write_suite(ROWS, labels=["yes", "no"], task="nli"))
-    known = {"both": ["generated", mine]}
-    monkeypatch.setattr(
-        "debias_eval.judging.judge.expand", lambda names: [one for n in names for one in known.get(n, [n])]
-    )
+    monkeypatch.setattr("debias_eval.reading.collection.collection_names", lambda: ["both"])
+    monkeypatch.setattr("debias_eval.reading.collection.members", lambda name: ("generated", mine))
     return mine
 
 

@@ -8,8 +8,12 @@ from typer.testing import CliRunner
 
 from debias.cli.app import app
 from debias.errors import InputError
-from debias_eval.reading.collection import collection_names, expand, members, pairings
-from debias_eval.reading.suite import available_suites, load_suite
+from debias_eval.reading.collection import choose, collection_names, members, pairings
+from debias_eval.reading.suite import BUILT_IN, available_suites, load_suite
+
+
+def names(asked: list[str]) -> list[str]:
+    return [one.name for one in choose(asked)]
 
 
 def test_every_member_is_a_suite_once_and_no_name_means_two_things():
@@ -44,14 +48,17 @@ def test_pairings_are_of_one_task_and_shifted_suites_differ_from_the_first():
 
 def test_a_collection_becomes_its_suites_each_once(data_folder):
     stress = list(members("stress"))
-    assert expand(["stress"]) == stress
-    assert expand(["hans", "stress", "hans", stress[0], "mine/suite.yaml", "other.yaml"]) == [
-        "hans",
-        *stress,
-        "mine/suite.yaml",
-        "other.yaml",
-    ]
-    assert expand([]) == []
+    assert names(["stress"]) == stress
+    path = str(BUILT_IN / "sick" / "suite.yaml")
+    assert names(["hans", "stress", "hans", stress[0], path]) == ["hans", *stress, path]
+    assert names([]) == []
+
+
+def test_a_suite_that_is_named_and_collected_counts_as_named(data_folder):
+    first, *rest = members("stress")
+    by_name = {one.name: one.by_name for one in choose(["stress", first])}
+    assert by_name == {first: True, **dict.fromkeys(rest, False)}
+    assert {one.name: one.by_name for one in choose([first, "stress"])} == by_name
 
 
 def test_a_collection_leaves_out_what_is_not_here_and_says_so(tmp_path, monkeypatch, caplog):
@@ -59,17 +66,17 @@ def test_a_collection_leaves_out_what_is_not_here_and_says_so(tmp_path, monkeypa
     (tmp_path / "cad_nli").mkdir()
     (tmp_path / "cad_nli" / "test.jsonl.gz").write_bytes(b"")
     with caplog.at_level(logging.INFO, "debias_eval"):
-        assert expand(["nli"]) == ["cad_nli"]
+        assert names(["nli"]) == ["cad_nli"]
     assert "nli: without snli, " in caplog.text
     assert "name a suite to read it from the hub" in caplog.text
     assert "nli: without hans, " in caplog.text
-    assert expand(["wanli"]) == ["wanli"]  # named: to be fetched
+    assert names(["wanli"]) == ["wanli"]  # named: to be fetched
 
 
 def test_a_collection_of_which_nothing_is_here(tmp_path, monkeypatch):
     monkeypatch.setenv("DEBIAS_DATA", str(tmp_path))
     with pytest.raises(InputError, match=r"sentiment: none of its suites has its data here; DEBIAS_DATA"):
-        expand(["sentiment"])
+        choose(["sentiment"])
 
 
 @pytest.mark.parametrize(("name", "near"), [("nly", "nli"), ("hanz", "hans"), ("fairnes", "fairness")])
@@ -77,7 +84,7 @@ def test_an_unknown_name_gives_the_nearest_and_lists_both_kinds(name, near):
     with pytest.raises(
         InputError, match=rf"unknown suite '{name}'; did you mean {near}\? suites: .*; collections: all, "
     ):
-        expand([name])
+        choose([name])
 
 
 def run(*arguments: str) -> str:
