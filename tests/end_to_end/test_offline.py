@@ -48,7 +48,7 @@ socket.getaddrinfo = getaddrinfo
 """
 TRAIN_AND_JUDGE = """
 import sys
-from debias import cli
+from debias.cli import app as cli
 
 for words in (["train", "run.yaml"], ["eval", "run", "--suite", "suite.yaml"]):
     sys.argv = ["debias", *words]

@@ -33,7 +33,7 @@ def test_wheel_runs_outside_the_checkout(tmp_path):
         "from debias_eval.results.runs import Run\n"
         "assert LOADER.is_file() and members('nli') and '<style' in render([Run('r', pathlib.Path('r'))])\n"
         "recipes = pathlib.Path(debias.__file__).parent / 'recipes'\n"
-        "from debias.config.run import load_config\n"
+        "from debias.config import load_config\n"
         "print(*[load_config(path).model for path in sorted(recipes.glob('*.yaml'))])\n"
     )
     out = run(

@@ -45,7 +45,7 @@ def linear(main: Matrix, bias: Matrix, x: float, y: float, y_size: float | None 
     return update, magnitude
 
 
-def main_only(main: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
+def erm(main: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
     return linear(main, bias, 1.0, 0.0)
 
 

@@ -15,6 +15,7 @@ from debias.errors import InputError
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 MINIMAL: dict[str, Any] = {"model": "m", "data": {"train": "generated"}, "output_dir": "out"}
+EDGE = {"name": "edge", "alpha": 1.0, "projection": "published"}
 PROMPT = {
     "template": "{premise} {hypothesis}",
     "verbalizers": {"entailment": " a", "neutral": " b", "contradiction": " c"},
@@ -302,7 +303,7 @@ def test_override_replaces_a_block_by_a_short_one() -> None:
 
 
 def test_override_reaches_into_a_short_block() -> None:
-    assert accepted({**MINIMAL, "method": "edge"}, "method.alpha=0.5").method == {"name": "edge", "alpha": 0.5}
+    assert accepted({**MINIMAL, "method": "edge"}, "method.alpha=0.5").method == EDGE | {"alpha": 0.5}
 
 
 def test_override_reaches_into_an_empty_block() -> None:

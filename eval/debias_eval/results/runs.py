@@ -19,7 +19,8 @@ SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to"
 DATA_SEED_KEYS = ("data.train.seed", "data.planted_bias.seed", "data.planted_color.seed")
 PIECES = ("config.yaml", "run.json", "metrics.jsonl")
 SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
-BASELINES = ("erm", "main_only", "main-only", "mainonly", "main only", "plain")
+OLD_NAMES = ("main_only", "main-only", "mainonly", "main only")  # of erm, in runs of older versions
+BASELINES = ("erm", "plain", *OLD_NAMES)
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class Run:
     def method(self) -> Mapping[str, Any]:
         """The method's block as the config has it (a bare name counts), else as the run recorded it."""
         for source in (self.config.get("method"), self.info.get("method")):
-            if isinstance(source, Mapping) and source:
-                return source
-            if isinstance(source, str):
-                return {"name": source}
+            block = {"name": source} if isinstance(source, str) else source
+            if isinstance(block, Mapping) and block:
+                return {"name": "erm"} if str(block.get("name")).lower() in OLD_NAMES else block
         return {}
 
     @property
@@ -66,7 +66,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Dotted key to value, without what seeds of one method may differ in."""
-        known = _with_defaults(self.config)
+        known = _with_defaults(self.config, self.info)
         settings = flatten({key: value for key, value in known.items() if key not in SEED_KEYS})
         return {key: value for key, value in settings.items() if key not in DATA_SEED_KEYS}
 
@@ -91,12 +91,21 @@ class Method:
         return [run.results[suite] for run in self.runs if suite in run.results]
 
 
-def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A run of an older version lacks the settings that came later: it ran with what are their defaults now."""
+def _with_defaults(config: Mapping[str, Any], info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run of an older version lacks the settings that came later: it ran with what are their defaults now.
+
+    Its config has a method as it was written, but its `run.json` has every setting of it. No table of methods is opened
+    for this: reports are written where there is no torch.
+    """
+    if not config:
+        return config
     try:
-        return RunConfig.model_validate(dict(config)).model_dump(mode="json") if config else config
+        known = RunConfig.model_validate(dict(config), context={"tables": False}).model_dump(mode="json")
     except ValidationError:
         return config
+    recorded = info.get("method")
+    method = {**known["method"], **(recorded if isinstance(recorded, Mapping) else {})}
+    return {**known, "method": {"name": "erm"} if method["name"] in OLD_NAMES else method}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -203,7 +203,7 @@ def full(setting: GpuSetting) -> dict[str, Any]:
     path = find_recipe(Path("minilm_generated_edge" if setting.shape == "tiny" else setting.recipe))
     minutes = {}
     with tempfile.TemporaryDirectory() as folder:
-        for method in ("main_only", "edge"):
+        for method in ("erm", "edge"):
             changes = [f"method={{name: {method}}}", f"output_dir={folder}/{method}", "save_strategy=no"]
             changes += [] if setting.max_steps is None else [f"max_steps={setting.max_steps}"]
             start = time.perf_counter()

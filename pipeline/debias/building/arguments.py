@@ -13,6 +13,7 @@ from debias.config import deepspeed_file as zero_config
 from debias.config.run import SELECTIONS, RunConfig
 from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
+from debias.gradients.choice import choose
 from debias.models.kernels import liger_settings
 from debias.models.precision import usable_bf16
 from debias.ranks.world import world_size
@@ -100,8 +101,10 @@ def check_engine(config: RunConfig, found: Mapping[str, Any], file: str) -> None
     """InputError for what `found`, the run's DeepSpeed configuration in `file`, may not ask of this run."""
     if (found.get("fp16") or {}).get("enabled") is True:
         raise InputError(f"deepspeed: {file}: fp16 is not supported by debias train; use bf16")
-    if found.get("zero_optimization", {}).get("stage") == 3 and config.gradients == "shared_forward":
-        raise InputError("gradients: shared_forward is not safe at stage 3 of DeepSpeed; use auto or two_pass")
+    try:
+        choose(config.gradients, stage=int(found.get("zero_optimization", {}).get("stage") or 0))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _one_gpu_a_process(arguments: Any) -> Any:

@@ -1,17 +1,13 @@
 """The rule and the bias weight of a run."""
 
 from debias.config.run import RunConfig
-from debias.errors import InputError
 from debias.losses import BiasWeightSource, ColumnWeight, SelfWeight
 from debias.methods import Rule, make_rule
 
 
 def build_rule(config: RunConfig) -> Rule:
-    """The rule of the `method:` block; InputError that names the setting."""
-    try:
-        return make_rule(config.method)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    """The rule of the `method:` block."""
+    return make_rule(config.method)
 
 
 def build_bias_weight(config: RunConfig) -> BiasWeightSource:

@@ -12,7 +12,7 @@ from debias.building.task import Task, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
 from debias.engines.hf_trainer import DebiasTrainer
-from debias.engines.parameters import not_head
+from debias.engines.parameters import selection
 from debias.errors import InputError
 from debias.ranks.failures import record
 from debias.ranks.hangs import hang_watch
@@ -50,7 +50,7 @@ def build_trainer(
             objective=task.objective,
             bias_weight=build_bias_weight(config),
             gradients=config.gradients,
-            select=(lambda name, parameter: True) if config.debias_head else not_head,
+            select=selection(debias_head=config.debias_head),
             max_nonfinite_steps=config.max_nonfinite_steps,
             stop=stop,
         )

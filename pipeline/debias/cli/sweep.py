@@ -54,7 +54,6 @@ def sweep(
     planned = plan_sweep(recipes, parse_seeds(seeds), parse_grid(set_ or []), out, new_data=new_data)
     runs = _only(planned, only)
     judge = Missing(suite or [], limit)
-    _check_methods(runs)
     work = Sweep(runs, out, judge, jobs, launcher, overwrite)
     if print_commands:
         for run in runs:
@@ -94,17 +93,6 @@ def _only(planned: list[Any], only: Sequence[int] | None) -> list[Any]:
     if bad := [k for k in only if k >= len(planned)]:
         raise InputError(f"--only {bad[0]}: the sweep has {len(planned)} runs, 0 to {len(planned) - 1}")
     return [planned[k] for k in dict.fromkeys(only)]
-
-
-def _check_methods(runs: Sequence[Any]) -> None:
-    """A method's own settings, which only its class knows; here, and not hours later when its turn has come."""
-    from debias.methods import make_rule
-
-    for run in runs:
-        try:
-            make_rule(run.settings.get("method", {"name": "edge"}))
-        except ValueError as error:
-            raise InputError(f"{run.recipe}: {error}") from None
 
 
 def _this_command() -> str:

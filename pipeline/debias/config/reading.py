@@ -130,7 +130,7 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{name}: expected a block of settings (key: value), got {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     if first["type"] == "value_error":
-        return f"{name}: {message}" if name else message
+        return message if not name or message.startswith(f"{name}.") else f"{name}: {message}"
     return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 

@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from debias.config import blocks
 from debias.config.data import DataConfig, Strict, is_list
 
 # Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
@@ -96,7 +97,7 @@ class RunConfig(Strict):
     prompt: PromptConfig | None = None
     max_length: int = Field(128, ge=4, le=LARGEST)
 
-    method: dict[str, Any] = Field({"name": "edge"})
+    method: dict[str, Any] = Field({"name": "edge"}, validate_default=True)
     gradients: Literal["auto", "single_pass", "shared_forward", "two_pass"] = "auto"
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -144,11 +145,19 @@ class RunConfig(Strict):
     overwrite_output_dir: bool = False
     resume: bool | Literal["auto"] = False  # auto: if output_dir holds a run; for jobs that a scheduler starts again
 
-    @field_validator("method", "bias_weight", "adapter", mode="before")
+    @field_validator("bias_weight", "adapter", mode="before")
     @classmethod
     def _short_block(cls, value: Any, info: Any) -> Any:
-        key = {"method": "name", "bias_weight": "source", "adapter": "type"}[info.field_name]
+        key = {"bias_weight": "source", "adapter": "type"}[info.field_name]
         return {key: value} if isinstance(value, str) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _canonical_block(cls, value: Any, info: ValidationInfo) -> Any:
+        """Every default filled in, so that one method is one method however it was written."""
+        if not isinstance(value, str | dict) or (info.context or {}).get("tables") is False:
+            return {"name": value} if isinstance(value, str) else value
+        return blocks.read(str(info.field_name), value)
 
     @field_validator("attn_implementation", mode="before")
     @classmethod
@@ -193,11 +202,10 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _compiling_is_possible(self) -> "RunConfig":
-        if self.torch_compile and self.gradients == "single_pass":
-            raise ValueError(
-                "torch_compile goes with gradients auto, shared_forward or two_pass: single_pass leaves the bias"
-                " gradient beside the graph, where compiled code leaves nothing"
-            )
+        if self.torch_compile and self.gradients != "auto":
+            from debias.gradients.choice import choose  # which loads torch
+
+            choose(self.gradients, compiled=True)
         if self.torch_compile and self.deepspeed is not None:
             raise ValueError("torch_compile has not been tried with deepspeed; remove one of them")
         return self

@@ -85,12 +85,9 @@ def gpus_and_nodes() -> tuple[int, int]:
 
 def read(path: Path, overrides: Sequence[str], output_dir: str | None, gpu_memory: int | None) -> Patient:
     """The run of a config file; InputError for what is wrong with it."""
-    from debias.building.method import build_rule
-
     path = find_recipe(path)
     base = path.resolve().parent
     run = resolve_paths(load_config(path, overrides), base)
-    build_rule(run)
     return Patient(run if output_dir is None else run.model_copy(update={"output_dir": output_dir}), base, gpu_memory)
 
 

@@ -16,7 +16,8 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from debias.engines.attaching import attach
-from debias.engines.parameters import Select, not_head, whole_shape
+from debias.engines.parameters import Select, chosen_by, not_head, whole_shape
+from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
 from debias.losses import BiasWeightSource, Objective, SelfWeight, router_loss_of
 from debias.methods import Rule
@@ -75,9 +76,9 @@ class DebiasTrainer(Trainer):
 
     def _check_exact(self) -> None:
         """Here, and not in the first step, so that nothing has been written when it raises."""
-        selected = {n: p for n, p in self.model.named_parameters() if p.requires_grad and self.select(n, p)}
-        if self.gradients == "single_pass" and self.rule.uses_bias and (reason := refusal(self.model, selected)):
-            raise ValueError(f"gradients 'single_pass' is not exact here: {reason}; use auto or shared_forward")
+        selected = chosen_by(self.select, self.model)
+        if self.gradients != "auto":  # what auto comes to is said when the model is wrapped
+            choose(self.gradients, lambda: refusal(self.model, selected), uses_bias=self.rule.uses_bias)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

@@ -19,10 +19,20 @@ def not_head(name: str, parameter: nn.Parameter) -> bool:
     return HEAD_NAMES.isdisjoint(name.split("."))
 
 
+def selection(*, debias_head: bool) -> Select:
+    """On which tensors a run's rule acts: all that train, or all but those of a task head."""
+    return (lambda name, parameter: True) if debias_head else not_head
+
+
+def chosen_by(select: Select, model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters that `select` accepts, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and select(name, p)}
+
+
 def select_parameters(model: nn.Module, select: Select = not_head) -> dict[str, nn.Parameter]:
     """The trainable parameters that `select(name, parameter)` accepts, logged by kind; ValueError if none is."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    selected = {name: p for name, p in trainable.items() if select(name, p)}
+    selected = chosen_by(select, model)
     if not selected:
         raise ValueError(f"the rule would act on nothing: {len(trainable)} trainable tensors, none selected")
     others = [name for name in trainable if name not in selected]

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from torch import nn
 
 from debias.gradients.base import Again, GradientSource, MicroBatch, Plain, SharedForward, TwoPass, no_grad_weight
+from debias.gradients.choice import choose
 from debias.gradients.single_pass import SinglePass, refusal
 from debias.gradients.taps import SamplesNotFirst
 
 logger = logging.getLogger(__name__)
 
-SOURCES: dict[str, type[GradientSource]] = {s.name: s for s in (SinglePass, SharedForward, TwoPass)}
+SOURCES: dict[str, type[GradientSource]] = {s.name: s for s in (Plain, SinglePass, SharedForward, TwoPass)}
 
 
 def make_source(
@@ -20,25 +21,27 @@ def make_source(
     selected: Mapping[str, nn.Parameter],
     *,
     bias: bool = True,
-    fallback: str = "shared_forward",
+    stage: int = 0,
+    elements: tuple[int, int] = (0, 0),
 ) -> GradientSource:
-    """The gradient source of that name; `auto` is single_pass where it is exact, else `fallback`, and says which.
+    """The gradient source that `name` comes to for this model (`choice.choose`); the log says which `auto` took.
 
-    `bias=False`: nobody looks at the bias gradient, and the ordinary backward pass is enough. Raises ValueError for an
-    unknown name, and with the reason when `single_pass` is asked for and not exact.
+    `bias=False`: nobody looks at the bias gradient, and the ordinary backward pass is enough. `stage` is ZeRO's;
+    `elements` are those selected and those of the whole model. Raises ValueError as `choose` does.
     """
-    if name != "auto" and name not in SOURCES:
-        raise ValueError(f"gradients is {name!r}, not one of auto, {', '.join(SOURCES)}")
-    if not bias:
-        return Plain(model, selected)
-    if name == "auto":
-        reason = refusal(model, selected)
-        if reason:
-            logger.warning("gradients: auto chose %s; single_pass is not exact here: %s", fallback, reason)
-        else:
-            logger.info("gradients: auto chose single_pass")
-        name = fallback if reason else "single_pass"
-    return SOURCES[name](model, selected)
+    chosen = choose(
+        name,
+        lambda: refusal(model, selected),
+        uses_bias=bias,
+        stage=stage,
+        selected=elements[0],
+        whole=elements[1],
+    )
+    if chosen.why is not None:
+        logger.warning("gradients: auto chose %s; %s", chosen.name, chosen.why)
+    elif name == "auto" and bias:
+        logger.info("gradients: auto chose %s", chosen.name)
+    return SOURCES[chosen.name](model, selected)
 
 
 __all__ = [

@@ -3,51 +3,21 @@
 A new method is one file, one line in `METHODS` and one golden row in tests/numerics/test_golden.py.
 """
 
-import dataclasses
-import difflib
-import math
 from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
+from debias.config.blocks import make
 from debias.methods.base import Rule
 from debias.methods.combine import apply_coefficients, as_rows, combine, gram_of_rows, row_gram
 from debias.methods.edge import Edge, MainOnly, Orthogonal, Subtract
 from debias.methods.pcgrad import PCGrad
 
 METHODS: dict[str, type[Rule]] = {rule.name: rule for rule in (Edge, Subtract, Orthogonal, PCGrad, MainOnly)}
-# The literature's name for training on the main gradient alone.
-ALIASES = {"erm": "main_only"}
 
 
-def make_rule(settings: Mapping[str, Any]) -> Rule:
-    """The rule of a `method:` block: `{"name": "edge", "alpha": 0.5}`. Raises ValueError that names the setting."""
-    values = dict(settings)
-    name = str(values.pop("name", "edge"))
-    rule = METHODS.get(ALIASES.get(name, name))
-    if rule is None:
-        near = difflib.get_close_matches(name, [*METHODS, *ALIASES], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"method.name is {name!r}, not one of {', '.join([*METHODS, *ALIASES])}{hint}")
-    return rule(**{key: _checked(rule, key, value) for key, value in values.items()})
-
-
-def _checked(rule: type[Rule], key: str, value: Any) -> Any:
-    fields = [field.name for field in dataclasses.fields(rule)]
-    if key not in fields:
-        raise ValueError(f"method.{key}: {rule.name} has no such setting; it has {', '.join(fields) or 'none'}")
-    hint = get_type_hints(rule)[key]
-    if hint is float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(f"method.{key} is {value!r}, expected a finite number")
-        return number
-    choices = get_args(hint)
-    if choices and value not in choices:
-        raise ValueError(f"method.{key} is {value!r}, not one of {', '.join(map(str, choices))}")
-    return value
+def make_rule(block: str | Mapping[str, Any]) -> Rule:
+    """The rule of a `method:` block: `edge`, or `{"name": "edge", "alpha": 0.5}`. ValueError names a wrong setting."""
+    return make("method", METHODS, block)
 
 
 __all__ = [

@@ -77,7 +77,8 @@ class Subtract(Rule):
 class MainOnly(Rule):
     """The ordinary gradient (empirical risk minimisation): the baseline, through the same machinery."""
 
-    name: ClassVar[str] = "main_only"
+    name: ClassVar[str] = "erm"
+    also_called: ClassVar[tuple[str, ...]] = ("main_only",)
 
     def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
         return each_row(gram_O3, 1.0), each_row(gram_O3, 0.0)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from debias.config.run import RunConfig
-from debias.engines.parameters import not_head
+from debias.engines.parameters import Select, selection
 from debias.plan.skeleton import FourBitLinear, base_skeleton, layers_of, period_of, shallow, skeleton
 
 KINDS = ("experts", "embeddings", "head", "norms and biases", "other")
@@ -74,7 +74,9 @@ def count(run: RunConfig, config: Any) -> Counts:
     few = skeleton(run, shallow(config, period))
     layers = layers_of(base, config)
     path = next(path for path, module in base.named_modules() if module is layers)
-    sizes = tuple(_repeated(_sizes(few), path, period, config.num_hidden_layers))
+    sizes = tuple(
+        _repeated(_sizes(few, selection(debias_head=run.debias_head)), path, period, config.num_hidden_layers)
+    )
     return Counts(sizes, min(1.0, chosen / experts))
 
 
@@ -89,7 +91,7 @@ def _repeated(sizes: Iterable[Size], path: str, period: int, layers: int) -> Ite
             yield from (replace(size, name=f"{head}{layer}{tail}") for layer in range(int(index), layers, period))
 
 
-def _sizes(model: nn.Module) -> Iterator[Size]:
+def _sizes(model: nn.Module, select: Select) -> Iterator[Size]:
     owners: dict[int, nn.Module] = {}
     for module in model.modules():
         for held in module._parameters.values():
@@ -100,7 +102,7 @@ def _sizes(model: nn.Module) -> Iterator[Size]:
         trains = parameter.requires_grad
         elements = parameter.numel()
         kind = _kind(name, parameter, owners[id(parameter)])
-        picked = trains and not_head(name, parameter)
+        picked = trains and select(name, parameter)
         size = elements * parameter.element_size()
         rows = parameter.shape[0] if parameter.dim() > 1 else 1
         yield Size(name, kind, elements, elements, size, precision, trains, picked, rows)

@@ -8,8 +8,9 @@ import torch
 from debias.building.arguments import check_engine
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
-from debias.engines.parameters import not_head
+from debias.engines.parameters import chosen_by, selection
 from debias.errors import InputError
+from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
 from debias.methods import make_rule
 from debias.plan.advice import Others, advice
@@ -23,10 +24,6 @@ from debias.plan.shapes import find_config
 from debias.plan.sheet import Machine, Parameters, Plan
 from debias.plan.skeleton import shallow, skeleton
 from debias.plan.trace import Load, Traced, trace
-
-# As in `debias.engines.zero.hook`, which cannot be imported without deepspeed; a test holds them together.
-LARGEST_LOCAL_SHARE = 0.1
-LARGEST_LOCAL_BYTES = 1 << 30
 
 
 def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) -> Plan:
@@ -70,33 +67,29 @@ class Planner:
     @functools.cached_property
     def source(self) -> str:
         """The gradient source that the run will take: `plain` where the rule looks at one gradient alone."""
-        if not self.uses_bias:
-            return "plain"
-        if self.run.gradients == "single_pass" and (reason := self._refusal()):
-            raise InputError(f"gradients: single_pass is not exact here: {reason}; use auto or shared_forward")
-        if self.run.gradients != "auto":
-            return self.run.gradients
-        stage = self.spread.stage or 0
         local = self.counts.elements(selected=True)
-        share = local / (self.counts.base + local)
-        if stage >= 2 and share > LARGEST_LOCAL_SHARE and 4 * local > LARGEST_LOCAL_BYTES:
-            return "two_pass"
-        if self._refusal() is None:
-            return "single_pass"
-        return "two_pass" if stage == 3 else "shared_forward"
+        try:
+            chosen = choose(
+                self.run.gradients,
+                self._refusal,
+                uses_bias=self.uses_bias,
+                stage=self.spread.stage or 0,
+                selected=local,
+                whole=self.counts.base + local,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        return chosen.name
 
     def _refusal(self) -> str | None:
         """Why single_pass would not be exact, from a model of a few layers."""
         model = skeleton(self.run, shallow(self.config, min(4, self.config.num_hidden_layers)))
-        return refusal(model, {n: p for n, p in model.named_parameters() if p.requires_grad and not_head(n, p)})
+        return refusal(model, chosen_by(selection(debias_head=self.run.debias_head), model))
 
     @functools.cached_property
     def uses_bias(self) -> bool:
         """Whether the run's method looks at the bias gradient at all."""
-        try:
-            return make_rule(self.run.method).uses_bias
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        return make_rule(self.run.method).uses_bias
 
     @functools.cached_property
     def answer_tokens(self) -> int:

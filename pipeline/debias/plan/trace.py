@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from debias.config.run import RunConfig
-from debias.engines.parameters import not_head
+from debias.engines.parameters import chosen_by, selection
 from debias.gradients import MicroBatch, make_source
 from debias.gradients.base import Passes
 from debias.plan.live import Live, fake_in_place
@@ -83,7 +83,7 @@ def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bia
     model = skeleton(run, config)
     with FakeTensorMode(allow_non_fake_inputs=True), experts_of_any_dtype():
         fake_in_place(model)
-        selected = {n: p for n, p in model.named_parameters() if p.requires_grad and not_head(n, p)}
+        selected = chosen_by(selection(debias_head=run.debias_head), model)
         source = make_source(gradients, model, selected, bias=uses_bias)
         with Live() as live:
             step = Step(run, model, load, live)

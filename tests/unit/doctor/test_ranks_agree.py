@@ -94,7 +94,7 @@ def test_nobody_at_the_meeting_place(monkeypatch):
 
 RANK = """
 import os, sys
-from debias import cli_doctor
+from debias.cli import doctor
 from debias.doctor import examination
 from debias.doctor.check import bad, fine
 import typer
@@ -105,7 +105,7 @@ def examine(*arguments, **options):
 
 examination.examine = examine
 app = typer.Typer()
-cli_doctor.add_to(app)
+doctor.add_to(app)
 app()
 """
 

@@ -58,7 +58,7 @@ def test_the_setting_reaches_the_trainer_and_the_model(liger: None, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="need a CUDA GPU"):
         training_arguments(config)
-    monkeypatch.setattr("debias.building.model.liger_settings", lambda: {"cross_entropy": False})
+    monkeypatch.setattr("debias.building.arguments.liger_settings", lambda: {"cross_entropy": False})
     arguments = training_arguments(config)
     assert arguments.use_liger_kernel is True
     assert arguments.liger_kernel_config == {"cross_entropy": False}

@@ -162,6 +162,6 @@ def test_whole_runs_are_timed(monkeypatch, tmp_path):
         "debias.train.train", lambda config, base: seen.append((config.method["name"], config.max_steps))
     )
     result = gpu.full(gpu.gpu_setting(**TINY, max_steps=2))
-    assert seen == [("main_only", 2), ("edge", 2)]
-    assert set(result["minutes"]) == {"main_only", "edge"}
+    assert seen == [("erm", 2), ("edge", 2)]
+    assert set(result["minutes"]) == {"erm", "edge"}
     assert result["recipe"] == "minilm_generated_edge"

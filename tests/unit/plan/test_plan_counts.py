@@ -129,3 +129,14 @@ def test_a_head_that_the_architecture_lacks():
     run = RunConfig.model_validate({"model": "x", "output_dir": "x", "data": {"train": "generated"}})
     with pytest.raises(InputError, match="has no classification model in transformers"):
         count(run, family_config("llama4_text"))
+
+
+@pytest.mark.parametrize("debias_head", [False, True])
+def test_the_rule_acts_on_a_head_where_the_run_says_so(debias_head):
+    run = run_of("Qwen/Qwen3-8B", head="classification", prompt=None, debias_head=debias_head)
+    sizes = count(run, find_config("Qwen/Qwen3-8B")).sizes
+    head = [size for size in sizes if "modules_to_save" in size.name and size.trainable]
+    assert head
+    assert {size.selected for size in head} == {debias_head}
+    others = {size.selected for size in sizes if size.trainable and size not in head}
+    assert others == {True}

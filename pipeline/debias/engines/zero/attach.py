@@ -10,16 +10,10 @@ from torch import nn
 
 from debias.engines.parameters import Select, elements, not_head, select_parameters, whole_shape
 from debias.engines.zero.homes import home_of
-from debias.engines.zero.hook import ZeroHook, logger
+from debias.engines.zero.hook import ZeroHook
 from debias.engines.zero.refusal import refusal_of
 from debias.gradients import GradientSource, make_source
 from debias.methods import Rule
-
-# single_pass keeps a whole float32 bias gradient on every rank: nothing for adapters, too much for a model that is
-# sharded because it does not fit. Above both of these, `auto` takes two_pass at stages 2 and 3.
-LARGEST_LOCAL_SHARE = 0.1
-
-LARGEST_LOCAL_BYTES = 1 << 30
 
 
 def is_engine(model: object) -> bool:
@@ -54,24 +48,10 @@ def attach_engine(
 
 def _source(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter]) -> GradientSource:
     stage = int(engine.zero_optimization_stage())
-    fallback = "two_pass" if stage == 3 else "shared_forward"
-    if stage == 3 and gradients == "shared_forward":
-        raise ValueError(
-            "gradients 'shared_forward' is not safe at stage 3: DeepSpeed gathers the weights for one backward pass of"
-            " a forward, the second would use empty ones; use single_pass or two_pass"
-        )
-    whole = sum(elements(p) for p in engine.module.parameters())
-    local = sum(elements(p) for p in selected.values())
-    share = local / whole
-    large = share > LARGEST_LOCAL_SHARE and 4 * local > LARGEST_LOCAL_BYTES
-    if gradients == "auto" and rule.uses_bias and stage >= 2 and large:
-        logger.warning(
-            "gradients: auto chose two_pass; single_pass would keep a float32 gradient of %.0f %% of the model on every"
-            " rank",
-            100 * share,
-        )
-        gradients = "two_pass"
-    return make_source(gradients, engine.module, selected, bias=rule.uses_bias, fallback=fallback)
+    sizes = [sum(elements(p) for p in some) for some in (selected.values(), engine.module.parameters())]
+    return make_source(
+        gradients, engine.module, selected, bias=rule.uses_bias, stage=stage, elements=(sizes[0], sizes[1])
+    )
 
 
 def _not_optimized(engine: Any, selected: Mapping[str, nn.Parameter]) -> list[str]:

@@ -1,0 +1,125 @@
+"""The one reader of tables: canonical forms, nearest names, and what each type of setting takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+
+from debias.config import blocks
+from debias.config.reading import dump_config, load_config
+from debias.config.run import RunConfig
+from debias.errors import InputError
+
+
+@dataclass(frozen=True)
+class Piece:
+    also_called: ClassVar[tuple[str, ...]] = ("old_piece",)
+    strength: float = 1.0
+    rounds: int = 3
+    loud: bool = False
+    form: Literal["plain", "twisted"] = "plain"
+    fields: tuple[str, ...] = ()
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"strength is {self.strength}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Needy:
+    column: str
+
+
+TABLE: dict[str, type[Any]] = {"piece": Piece, "needy": Needy}
+FULL = {"name": "piece", "strength": 1.0, "rounds": 3, "loud": False, "form": "plain", "fields": (), "limit": None}
+
+
+@pytest.mark.parametrize(
+    "block", ["piece", {"name": "piece"}, "old_piece", {"name": "old_piece", "strength": "1.0"}, FULL]
+)
+def test_one_piece_has_one_form_however_it_is_written(block: Any) -> None:
+    assert blocks.canonical("kind", TABLE, block) == FULL
+    assert blocks.make("kind", TABLE, block) == Piece()
+
+
+def test_settings_are_read_as_yaml_gives_them() -> None:
+    made = blocks.make(
+        "kind", TABLE, {"name": "piece", "strength": "1e-3", "fields": ["a", "b"], "limit": 2, "loud": True}
+    )
+    assert made == Piece(strength=0.001, fields=("a", "b"), limit=2.0, loud=True)
+    assert blocks.canonical("kind", TABLE, blocks.canonical("kind", TABLE, "piece")) == FULL
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("peice", "kind.name is 'peice', not one of piece, needy, old_piece; did you mean piece?"),
+        ({"strength": 1}, "kind.name: missing; give one of piece, needy, old_piece"),
+        ({"name": 3}, "kind.name is 3, not one of piece, needy, old_piece"),
+        ({"name": "piece", "strenght": 1}, "kind.strenght: piece has no such setting; did you mean strength?"),
+        ({"name": "needy", "zzz": 1}, "kind.zzz: needy has no such setting; it has column"),
+        ("needy", "kind.column: missing, and needy has no default for it"),
+        ({"name": "piece", "strength": float("nan")}, "kind.strength is nan, expected a finite number"),
+        ({"name": "piece", "strength": True}, "kind.strength is True, expected a finite number"),
+        ({"name": "piece", "strength": 10**400}, "expected a finite number"),
+        ({"name": "piece", "strength": None}, "kind.strength is None, expected a finite number"),
+        ({"name": "piece", "rounds": 1.5}, "kind.rounds is 1.5, expected a whole number"),
+        ({"name": "piece", "loud": "loudly"}, "kind.loud is 'loudly', expected true or false"),
+        ({"name": "piece", "form": "bent"}, "kind.form is 'bent', not one of plain, twisted"),
+        ({"name": "piece", "fields": "premise"}, "kind.fields is 'premise': input should be a list"),
+        ({"name": "piece", "strength": -1}, "kind.strength is -1.0, expected 0 or more"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(block: Any, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        blocks.make("kind", TABLE, block)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_kind_has_a_table_and_its_default_is_in_it() -> None:
+    for name, kind in blocks.KINDS.items():
+        table = blocks.table_of(name)
+        assert kind.default is None or kind.default in table
+        assert name in RunConfig.model_fields
+        for row in table:
+            assert blocks.names_of(table)[row] == row
+
+
+def written(folder: Path, *lines: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text("\n".join(["model: m", "output_dir: out", "data: {train: generated}", *lines]))
+    return path
+
+
+def same(folder: Path, *lines: str) -> RunConfig:
+    return load_config(written(folder, *lines))
+
+
+def test_one_method_written_three_ways_is_one_config(tmp_path: Path) -> None:
+    ways = [
+        "",
+        "method: edge",
+        "method: {name: edge, alpha: 1.0}",
+        "method: {alpha: 1}",
+        "method: {name: edge, alpha: 1e0}",
+    ]
+    dumped = {dump_config(same(tmp_path, way)) for way in ways}
+    assert len(dumped) == 1
+    assert len({dump_config(same(tmp_path, f"method: {name}")) for name in ("erm", "main_only")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("method: {name: edge, alhpa: 3}", "run.yaml: method.alhpa: edge has no such setting; did you mean alpha?"),
+        ("method: edgy", "run.yaml: method.name is 'edgy', not one of edge"),
+        ("method: {name: edge, alpha: much}", "run.yaml: method.alpha is 'much', expected a finite number"),
+    ],
+)
+def test_a_typo_inside_a_block_is_an_error_on_load(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(written(tmp_path, line))
+    assert message in str(caught.value)
