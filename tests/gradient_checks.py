@@ -18,11 +18,11 @@ FP32 = 1e-5
 
 
 def text_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    return Classification().losses(model, batch).loss_B
+    return -Classification().said(model, batch).log_p_B
 
 
 def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    return Answers([[5], [6]]).losses(model, batch).loss_B
+    return -Answers([[5], [6]]).said(model, batch).log_p_B
 
 
 def mlp_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -12,8 +12,9 @@ from typing import Any
 from debias.adapters.survey import as_records, describe, left_over, render, survey
 from debias.building.arguments import training_arguments
 from debias.building.examples import training_examples, validation_examples
+from debias.building.facts import bias_log_p, check_groups
 from debias.building.idle_settings import say_what_has_no_effect
-from debias.building.method import build_rule
+from debias.building.method import build_bias_model, build_loss, build_rule
 from debias.building.model import build_model, check_length
 from debias.building.task import build_task
 from debias.building.trainer import build_trainer
@@ -53,7 +54,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
 
     started = time.time()
     config = decide_resume(resolve_paths(config, base))
-    rule = build_rule(config)
+    rule, loss, bias_model = build_rule(config), build_loss(config), build_bias_model(config)
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     if first:
@@ -61,6 +62,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
         say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
+    check_groups(loss, examples)
     folder = Path(config.output_dir)
     checkpoint = last_checkpoint(folder) if config.resume else None
     planned = planned_steps(config, len(examples), arguments.world_size)
@@ -81,6 +83,9 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             open_run(config)
+    if bias_model is not None:
+        with arguments.main_process_first(local=False, desc="asking the bias model"):
+            trainer.train_dataset.facts["bias_log_p"] = bias_log_p(config, bias_model, examples)
     summary = {**_running(config, rule, len(examples)), **sizes, **environment()}
     if first:
         _write_summary(folder, summary)

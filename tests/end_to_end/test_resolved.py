@@ -58,7 +58,7 @@ def test_a_trainer_trains_twice(bert, tmp_path):
         train_dataset=build_task(config, tokenizer).encode(training_examples(config, None), with_answer=True),
         data_collator=Collator(tokenizer),
         rule=Edge(),
-        objective=Classification(),
+        readout=Classification(),
     )
     for _ in range(2):
         trainer.train()

@@ -223,6 +223,10 @@ class Listed(torch.utils.data.Dataset[dict[str, Any]]):
         return self.features[index]
 
 
+def as_trainers_have_it(batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch["inputs"], "labels": batch["facts"]["labels"]}
+
+
 def trainer_for(config: RunConfig, *, rule: Any = None, plain: bool = False, **changes: Any) -> Any:
     """A DebiasTrainer of this run, or the plain Trainer with the same arguments."""
     from transformers import Trainer, set_seed
@@ -234,11 +238,11 @@ def trainer_for(config: RunConfig, *, rule: Any = None, plain: bool = False, **c
     arguments = training_arguments(config)
     for key, value in changes.items():
         setattr(arguments, key, value)
-    data = Listed(task.encode(training_examples(config, None), with_answer=True).features)
+    data = Listed(list(task.encode(training_examples(config, None), with_answer=True)))
     shared = {"model": model, "args": arguments, "train_dataset": data, "data_collator": Collator(words)}
     if plain:
-        return Trainer(**shared)
-    return DebiasTrainer(**shared, eval_dataset=data, rule=rule or Edge(), objective=Classification())
+        return Trainer(**shared | {"data_collator": lambda rows: as_trainers_have_it(Collator(words)(rows))})
+    return DebiasTrainer(**shared, eval_dataset=data, rule=rule or Edge(), readout=Classification())
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -322,19 +326,20 @@ def test_epochs_differ_in_order_and_all_are_trained(bert: Path, tmp_path: Path) 
 
     class Watched(Listed):
         def __getitem__(self, index: int) -> dict[str, Any]:
-            seen.append(self.features[index]["input_ids"])
+            seen.append(self.features[index]["tokens"]["input_ids"])
             return super().__getitem__(index)
 
         def sampler(self, size: int, seed: int) -> Any:
             from debias.data.order import LengthBuckets
 
-            return LengthBuckets([len(feature["input_ids"]) for feature in self.features], size, seed)
+            return LengthBuckets([len(feature["tokens"]["input_ids"]) for feature in self.features], size, seed)
 
     trainer = trainer_for(config_for(bert, tmp_path / "x", max_steps=-1, num_train_epochs=2))
     trainer.train_dataset = Watched(trainer.train_dataset.features)
     trainer.train()
     first, second = seen[:64], seen[64:128]
-    assert sorted(first) == sorted(second) == sorted(trainer.train_dataset.features[i]["input_ids"] for i in range(64))
+    known = sorted(one["tokens"]["input_ids"] for one in trainer.train_dataset.features[:64])
+    assert sorted(first) == sorted(second) == known
     assert first != second
 
 

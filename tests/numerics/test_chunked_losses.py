@@ -9,7 +9,7 @@ from torch import nn
 
 from debias.gradients import MicroBatch, make_source
 from debias.losses import Answers, SelfWeight
-from debias.readouts import chunks
+from debias.readouts import chunks, inputs_and_facts
 
 torch.set_num_threads(1)
 
@@ -30,8 +30,8 @@ def gradients(model: Any, batch: Any, chunk: int | None, way: str = "shared_forw
     source = make_source(way, model, selected)
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
-        losses = Answers([[5]], chunk=chunk).losses(model, batch)
-        return losses.loss_B, SelfWeight()(losses, batch)
+        said = Answers([[5]], chunk=chunk).said(model, batch)
+        return -said.log_p_B, SelfWeight()(said, inputs_and_facts(batch)[1])
 
     loss_B, weight_B = forward()
     source.backward(MicroBatch(loss_B, weight_B, again=forward))
@@ -109,7 +109,7 @@ def test_under_autocast_of_the_outer_forward_alone() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_models.llama()
     backbone, hooks = model.model, len(model.model._forward_hooks)
-    Answers([[5]], chunk=4).losses(model, batch_of_long_answers()).loss_B.sum().backward()
+    (-Answers([[5]], chunk=4).said(model, batch_of_long_answers()).log_p_B).sum().backward()
     assert model.model is backbone
     assert len(backbone._forward_hooks) == hooks
 
@@ -141,7 +141,7 @@ def test_more_chunks_than_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_chunk_is_larger_than_asked_for(chunk: int, widths: list[int]) -> None:
     model, seen = tiny_models.llama(), []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
-    Answers([[5]], chunk=chunk).losses(model, batch_of_long_answers())
+    Answers([[5]], chunk=chunk).said(model, batch_of_long_answers())
     assert seen == widths
 
 
@@ -161,9 +161,9 @@ def test_a_model_of_another_make_is_refused_only_where_chunks_are_needed() -> No
     model = Bare()
     model.inner = nn.ModuleDict({"lm_head": nn.Linear(16, 61)})
     batch = batch_of_long_answers()
-    assert Answers([[5]], chunk=60).losses(model, batch).loss_B.shape == (3,)
+    assert Answers([[5]], chunk=60).said(model, batch).log_p_B.shape == (3,)
     with pytest.raises(ValueError, match="loss_chunk_size: Bare holds no causal model of transformers"):
-        Answers([[5]], chunk=59).losses(model, batch)
+        Answers([[5]], chunk=59).said(model, batch)
 
 
 def largest_saved(model: Any, batch: Any, chunk: int | None) -> int:
@@ -177,7 +177,7 @@ def largest_saved(model: Any, batch: Any, chunk: int | None) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        Answers([[5]], chunk=chunk).losses(model, batch)
+        Answers([[5]], chunk=chunk).said(model, batch)
     return max(sizes)
 
 

@@ -64,16 +64,16 @@ def test_the_weighted_gradient_is_that_of_gce():
 
 def test_classification_against_the_models_own_loss():
     model, batch = bert(), text_batch()
-    losses = Classification().losses(model, batch)
+    said = Classification().said(model, batch)
     own = model(**batch).loss
-    assert losses.loss_B.shape == (6,)
-    assert losses.count == 6
-    torch.testing.assert_close(losses.loss_B.mean(), own)
-    torch.testing.assert_close(losses.log_p_B, -losses.loss_B.detach())
-    assert not losses.log_p_B.requires_grad
+    assert said.log_p_B.shape == (6,)
+    assert said.count == 6
+    torch.testing.assert_close(-said.log_p_B.mean(), own)
+    torch.testing.assert_close(said.confidence_B, said.log_p_B.detach())
+    assert not said.confidence_B.requires_grad
     scores = Classification().label_scores(model, batch)
     torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(6))
-    torch.testing.assert_close(-scores.gather(1, batch["labels"].unsqueeze(1)).squeeze(1), losses.loss_B)
+    torch.testing.assert_close(-scores.gather(1, batch["labels"].unsqueeze(1)).squeeze(1), -said.log_p_B)
 
 
 def full_log_likelihood(model, batch) -> list[list[float]]:
@@ -102,20 +102,20 @@ def test_answers_against_the_full_logits(causal, probability, mean_over):
     batch = answer_batch()
     tokens = full_log_likelihood(causal, batch)
     assert [len(row) for row in tokens] == [1, 2, 3, 1, 2]
-    losses = Answers([[5], [6]], probability, mean_over).losses(causal, batch)
+    said = Answers([[5], [6]], probability, mean_over).said(causal, batch)
     sums = [sum(row) for row in tokens]
-    assert losses.loss_B.tolist() == pytest.approx([-value for value in sums], rel=1e-5)
-    assert losses.loss_B.dtype == torch.float32
-    assert losses.loss_B.requires_grad
+    assert (-said.log_p_B).tolist() == pytest.approx([-value for value in sums], rel=1e-5)
+    assert said.log_p_B.dtype == torch.float32
+    assert said.log_p_B.requires_grad
     means = [value / len(row) for value, row in zip(sums, tokens, strict=True)]
-    assert losses.log_p_B.tolist() == pytest.approx(sums if probability == "product" else means, rel=1e-5)
-    assert not losses.log_p_B.requires_grad
-    assert losses.count == (5 if mean_over == "samples" else 9)
+    assert said.confidence_B.tolist() == pytest.approx(sums if probability == "product" else means, rel=1e-5)
+    assert not said.confidence_B.requires_grad
+    assert said.count == (5 if mean_over == "samples" else 9)
 
 
 def test_answer_gradients_against_the_full_logits(causal):
     batch = answer_batch()
-    Answers([[5]]).losses(causal, batch).loss_B.sum().backward()
+    (-Answers([[5]]).said(causal, batch).log_p_B).sum().backward()
     got = {name: p.grad.clone() for name, p in causal.named_parameters()}
     causal.zero_grad()
     total = 0.0
@@ -134,7 +134,7 @@ def test_no_logits_of_all_positions(causal):
     seen = []
     causal.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
     answers = Answers([[5, 6, 7], [8]])
-    answers.losses(causal, answer_batch())
+    answers.said(causal, answer_batch())
     assert seen == [(5, 3, VOCABULARY)]  # the longest answer has three tokens
     seen.clear()
     answers.label_scores(causal, prompts())
@@ -153,18 +153,18 @@ def test_an_answer_longer_than_another_rows_whole_text(causal):
     answer_mask[0, 2:] = True
     answer_mask[1, 7] = True
     batch = {"input_ids": ids * mask, "attention_mask": mask, "answer_mask": answer_mask}
-    losses = Answers([[5]]).losses(causal, batch)
+    said = Answers([[5]]).said(causal, batch)
     want = [-sum(row) for row in full_log_likelihood(causal, batch)]
-    assert losses.loss_B.tolist() == pytest.approx(want, rel=1e-5)
-    losses.loss_B.sum().backward()
+    assert (-said.log_p_B).tolist() == pytest.approx(want, rel=1e-5)
+    (-said.log_p_B).sum().backward()
     assert all(p.grad.isfinite().all() for p in causal.parameters())
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.long])
 def test_answer_mask_may_be_bool_or_int(causal, kind):
     batch = answer_batch()
-    want = Answers([[5]]).losses(causal, batch).loss_B
-    got = Answers([[5]]).losses(causal, {**batch, "answer_mask": batch["answer_mask"].to(kind)}).loss_B
+    want = -Answers([[5]]).said(causal, batch).log_p_B
+    got = -Answers([[5]]).said(causal, {**batch, "answer_mask": batch["answer_mask"].to(kind)}).log_p_B
     assert torch.equal(got, want)
 
 
@@ -197,7 +197,7 @@ def test_padding_does_not_change_a_loss(causal):
     pad = torch.zeros(5, 7, dtype=torch.long)
     padded = {key: torch.cat([pad.to(v.dtype), v], dim=1) if v.dim() == 2 else v for key, v in batch.items()}
     torch.testing.assert_close(
-        Answers([[5]]).losses(causal, padded).loss_B, Answers([[5]]).losses(causal, batch).loss_B, rtol=1e-5, atol=1e-5
+        -Answers([[5]]).said(causal, padded).log_p_B, -Answers([[5]]).said(causal, batch).log_p_B, rtol=1e-5, atol=1e-5
     )
 
 

@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from batches import flat
+from batches import rows as rows_of
 
 from debias.data.encode import Collator
 from debias.data.packing import PackingCollator
 from debias.gradients import MicroBatch, make_source
 from debias.losses import Answers, SelfWeight
+from debias.readouts import inputs_and_facts
 
 torch.set_num_threads(1)
 FAMILIES = {
@@ -48,7 +51,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def test_logits_are_those_of_each_sample_alone(model: Any) -> None:
     rows = features()
-    batch = PackingCollator(Words())(rows)
+    batch = flat(PackingCollator(Words())(rows_of(rows)))
     with torch.no_grad():
         packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
         for i, row in enumerate(rows):
@@ -75,12 +78,12 @@ def log_likelihood_alone(model: Any, row: dict[str, Any]) -> list[float]:
 def test_losses_are_those_of_each_sample_alone(model: Any, probability: Any, mean_over: Any) -> None:
     rows = features()
     tokens = [log_likelihood_alone(model, row) for row in rows]
-    losses = Answers([[5]], probability, mean_over, chunk=3).losses(model, PackingCollator(Words())(rows))
+    said = Answers([[5]], probability, mean_over, chunk=3).said(model, flat(PackingCollator(Words())(rows_of(rows))))
     sums = [math.fsum(values) for values in tokens]
-    assert losses.loss_B.tolist() == pytest.approx([-value for value in sums], rel=1e-5)
+    assert (-said.log_p_B).tolist() == pytest.approx([-value for value in sums], rel=1e-5)
     means = [value / len(values) for value, values in zip(sums, tokens, strict=True)]
-    assert losses.log_p_B.tolist() == pytest.approx(sums if probability == "product" else means, rel=1e-5)
-    assert losses.count == (6 if mean_over == "samples" else sum(len(values) for values in tokens))
+    assert said.confidence_B.tolist() == pytest.approx(sums if probability == "product" else means, rel=1e-5)
+    assert said.count == (6 if mean_over == "samples" else sum(len(values) for values in tokens))
 
 
 def two_gradients(model: Any, batch: dict[str, Any], way: str) -> dict[str, torch.Tensor]:
@@ -90,8 +93,8 @@ def two_gradients(model: Any, batch: dict[str, Any], way: str) -> dict[str, torc
     source = make_source(way, model, selected)
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
-        losses = Answers([[5]], chunk=4).losses(model, batch)
-        return losses.loss_B, SelfWeight()(losses, batch)
+        said = Answers([[5]], chunk=4).said(model, batch)
+        return -said.log_p_B, SelfWeight()(said, inputs_and_facts(batch)[1])
 
     source.backward(MicroBatch(*forward(), again=forward, sample_index=batch.get("sample_index")))
     found = {f"bias {name}": source.bias[name].clone() for name in selected}
@@ -104,8 +107,8 @@ def two_gradients(model: Any, batch: dict[str, Any], way: str) -> dict[str, torc
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_both_gradients_are_those_of_the_padded_batch(family: str, way: str) -> None:
     adapted = tiny_models.with_lora(FAMILIES[family](), task_type="CAUSAL_LM")
-    want = two_gradients(adapted, Collator(Words())(features()), "two_pass")
-    got = two_gradients(adapted, PackingCollator(Words())(features()), way)
+    want = two_gradients(adapted, flat(Collator(Words())(rows_of(features()))), "two_pass")
+    got = two_gradients(adapted, flat(PackingCollator(Words())(rows_of(features()))), way)
     assert got.keys() == want.keys()
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
@@ -114,26 +117,27 @@ def test_both_gradients_are_those_of_the_padded_batch(family: str, way: str) -> 
 def test_a_cache_would_mix_samples() -> None:
     """Why packed rows are computed without one: this difference is what `use_cache` of most configs would make."""
     model = tiny_models.llama().eval()
-    batch = PackingCollator(Words())(features())
+    batch = flat(PackingCollator(Words())(rows_of(features())))
     inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
     with torch.no_grad():
         apart, mixed = (model(**inputs, use_cache=cache).logits for cache in (False, True))
     assert float((apart - mixed).abs().max()) > 1e-2
-    losses = Answers([[5]]).losses(model, batch).loss_B
+    losses = -Answers([[5]]).said(model, batch).log_p_B
     assert losses[1].item() == pytest.approx(-sum(log_likelihood_alone(model, features()[1])), rel=1e-5)
 
 
 def test_one_sample_alone_in_a_row() -> None:
     model = tiny_models.llama()
     row = features()[:1]
-    packed, padded = (Answers([[5]]).losses(model, c(Words())(row)).loss_B for c in (PackingCollator, Collator))
+    batches = [flat(collator(Words())(rows_of(row))) for collator in (PackingCollator, Collator)]
+    packed, padded = (Answers([[5]]).said(model, batch).log_p_B for batch in batches)
     torch.testing.assert_close(packed, padded)
 
 
 @pytest.mark.parametrize("wrong", ["first of the row", "first of a sample", "none"])
 def test_an_answer_needs_something_before_it_in_its_sample(wrong: str) -> None:
     model = tiny_models.llama()
-    batch = PackingCollator(Words())(features())
+    batch = flat(PackingCollator(Words())(rows_of(features())))
     mask = batch["answer_mask"]
     start = int((batch["sample_index"][0] == 2).nonzero()[0])
     if wrong == "none":
@@ -141,4 +145,4 @@ def test_an_answer_needs_something_before_it_in_its_sample(wrong: str) -> None:
     else:
         mask[0, 0 if wrong == "first of the row" else start] = True
     with pytest.raises(ValueError, match="every sample needs an answer token, and none at its first position"):
-        Answers([[5]]).losses(model, batch)
+        Answers([[5]]).said(model, batch)

@@ -34,15 +34,12 @@ def easy_or_hard(suite: Suite, examples: Sequence[Example]) -> list[str]:
 
 def classifier() -> Any:
     """The unfitted classifier of a part of the input, a scikit-learn pipeline from texts to labels."""
+    from debias.bias.partial_input import word_classifier  # whose room loads torch
+
     try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-    except ImportError:
-        raise InputError("groups by partial input need scikit-learn: pip install 'debias[eval]'") from None
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
-    # Newton to full convergence: the same answers as lbfgs run to its end, in a fifth of the time.
-    return make_pipeline(words, LogisticRegression(C=1.0, solver="newton-cg", tol=1e-8, max_iter=200))
+        return word_classifier()
+    except ValueError as error:
+        raise InputError(f"groups by partial input: {error}") from None
 
 
 def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Example]:

@@ -36,24 +36,24 @@ def random_batch(samples: int, length: int, vocabulary: int, device: torch.devic
 def stepping(way: str, model: nn.Module, batch: dict[str, Tensor]) -> Iterator[Callable[[], None]]:
     """Inside, a function that takes one optimizer step of that way; afterwards the model is as before."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    objective = Answers([[5], [6], [7]])
+    readout = Answers([[5], [6], [7]])
     autocast = torch.autocast(batch["input_ids"].device.type, torch.bfloat16)
 
-    def losses() -> Any:
+    def said() -> Any:
         with autocast:
-            return objective.losses(model, batch)
+            return readout.said(model, batch)
 
     def forward() -> tuple[Tensor, Tensor]:
-        found = losses()
-        return found.loss_B, gce_weight(found.log_p_B)
+        found = said()
+        return -found.log_p_B, gce_weight(found.log_p_B)
 
     def plain() -> None:
-        losses().loss_B.mean().backward()
+        (-said().log_p_B).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
     if way in ("plain", "published"):
-        yield plain if way == "plain" else lambda: published_step(model, optimizer, losses)
+        yield plain if way == "plain" else lambda: published_step(model, optimizer, said)
         return
     hook = attach(model, optimizer, Edge(), way)
 

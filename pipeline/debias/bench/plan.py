@@ -136,18 +136,21 @@ def print_growth(case_json: str) -> None:
 def _steps(case: Case, config: Any) -> Any:
     """A function that takes one optimizer step of the case, as a run would."""
     from debias.engines import attach
-    from debias.losses import gce_weight
+    from debias.losses import LearningLoss, gce_weight, make_loss
     from debias.methods import Edge
+    from debias.readouts import inputs_and_facts
 
     model, run = _model(case, config), case.run()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     hook = attach(model, optimizer, Edge(), case.gradients)
-    objective, batch = _batch(case, run, config)
+    readout, batch = _batch(case, run, config)
+    loss = LearningLoss(make_loss(run.loss))
 
     def forward() -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.bf16):
-            losses = objective.losses(model, batch)
-        return losses.loss_B, gce_weight(losses.log_p_B)
+            said = readout.said(model, batch, every_label=loss.every_label)
+        _, facts = inputs_and_facts(batch)
+        return loss(said, facts), gce_weight(said.log_p_B)
 
     def step() -> None:
         hook.backward(*forward(), again=forward)
@@ -173,7 +176,7 @@ def _model(case: Case, config: Any) -> Any:
 
 def _batch(case: Case, run: RunConfig, config: Any) -> tuple[Any, dict[str, Tensor]]:
     """Random tokens, one row shorter than the others, and the answers at the positions that the plan counts."""
-    from debias.losses import Answers, Classification
+    from debias.readouts import Answers, Classification
 
     ids_BT = torch.randint(5, config.vocab_size, (case.batch, case.length))
     mask_BT = torch.ones_like(ids_BT)

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from debias.adapters.lora import add_lora
+from debias.bias.weights import gce_weight
 from debias.config.data import Strict
 from debias.engines import attach
 from debias.errors import InputError
 from debias.hub.packages import model_path
-from debias.losses import Answers, Classification, SampleLosses, gce_weight
 from debias.methods import Edge
 from debias.models.load import load_model
 from debias.models.quantized import prepare_quantized
+from debias.readouts import Answers, Classification, Said
 
 WAYS = ("plain", "published", "two_pass", "shared_forward", "single_pass")
 
@@ -145,18 +146,18 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
 
-def _step_of(way: str, model: nn.Module, objective: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
+def _step_of(way: str, model: nn.Module, readout: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
     """One optimizer step of that way, ready to be called again and again."""
     optimizer = _optimizer(model)
     if way == "plain":
-        return lambda: _plain_step(model, optimizer, lambda: objective.losses(model, batch))
+        return lambda: _plain_step(model, optimizer, lambda: readout.said(model, batch))
     if way == "published":
-        return lambda: published_step(model, optimizer, lambda: objective.losses(model, batch))
+        return lambda: published_step(model, optimizer, lambda: readout.said(model, batch))
     hook = attach(model, optimizer, Edge(), way)
 
     def forward() -> tuple[Tensor, Tensor]:
-        losses = objective.losses(model, batch)
-        return losses.loss_B, gce_weight(losses.log_p_B)
+        said = readout.said(model, batch)
+        return -said.log_p_B, gce_weight(said.log_p_B)
 
     def step() -> None:
         hook.backward(*forward(), again=forward)
@@ -165,22 +166,22 @@ def _step_of(way: str, model: nn.Module, objective: Any, batch: dict[str, Tensor
     return step
 
 
-def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Callable[[], SampleLosses]) -> None:
-    losses().loss_B.mean().backward()
+def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, forward: Callable[[], Said]) -> None:
+    (-forward().log_p_B).mean().backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
 def published_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, losses: Callable[[], SampleLosses], alpha: float = 1.0
+    model: nn.Module, optimizer: torch.optim.Optimizer, forward: Callable[[], Said], alpha: float = 1.0
 ) -> None:
     """The procedure of EDGE's published code, for its cost: three forward passes, two backward, a loop over rows."""
-    losses()  # its first forward serves the log alone
-    losses().loss_B.mean().backward()
+    forward()  # its first forward serves the log alone
+    (-forward().log_p_B).mean().backward()
     main = _lora_gradients(model)
     optimizer.zero_grad()
-    found = losses()
-    (gce_weight(found.log_p_B) * found.loss_B).mean().backward()
+    said = forward()
+    (gce_weight(said.log_p_B) * -said.log_p_B).mean().backward()
     bias = _lora_gradients(model)
     for name, parameter in model.named_parameters():
         if name in main:
@@ -202,7 +203,7 @@ def _published_rows(main_OI: Tensor, bias_OI: Tensor, alpha: float) -> Iterator[
 
 def _errors(setting: Setting) -> dict[str, float]:
     """Relative error, over all adapter tensors at once, of each way's update against two_pass on the same weights."""
-    model, objective, batch = _model_and_batch(setting)
+    model, readout, batch = _model_and_batch(setting)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # two forward passes would draw two masks
@@ -213,7 +214,7 @@ def _errors(setting: Setting) -> dict[str, float]:
         hook = attach(model, None, Edge(), way)
 
         def forward() -> tuple[Tensor, Tensor]:
-            return objective.losses(model, batch).loss_B, weight_B
+            return -readout.said(model, batch).log_p_B, weight_B
 
         hook.backward(*forward(), again=forward)
         hook.combine()

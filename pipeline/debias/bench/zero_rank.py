@@ -71,11 +71,11 @@ def _step_of(way: str, setting: ZeroSetting, device: torch.device) -> Step:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     engine = initialize(model, optimizer, _config(setting))
     batch = _batch(setting, device)
-    objective = Answers([[5], [6], [7]])
+    readout = Answers([[5], [6], [7]])
 
     def forward() -> tuple[Tensor, Tensor]:
-        losses = objective.losses(engine, batch)
-        return losses.loss_B, gce_weight(losses.log_p_B)
+        said = readout.said(engine, batch)
+        return -said.log_p_B, gce_weight(said.log_p_B)
 
     if way == "plain":
 

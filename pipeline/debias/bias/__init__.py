@@ -1,1 +1,36 @@
-"""Who says what is easy: a bias model a file; and the weight that is made of what it says."""
+"""Who says what is easy: a bias model a file; and the weight that is made of what it says.
+
+A new bias model is one file, one line in `BIAS_MODELS` and one row in tests/unit/bias/test_bias_models.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from debias.bias.base import BiasModel
+from debias.bias.column import ColumnWeight
+from debias.bias.own import SelfWeight
+from debias.bias.partial_input import PartialInput
+from debias.bias.weights import BiasWeightSource, ModelWeight, balanced_weight, confidence_weight, gce_weight
+from debias.config.blocks import make
+
+BIAS_MODELS: dict[str, type[BiasModel]] = {model.name: model for model in (PartialInput,)}
+
+
+def make_bias_model(block: str | Mapping[str, Any]) -> BiasModel:
+    """The bias model of a `bias_model:` block. ValueError names a wrong setting."""
+    return make("bias_model", BIAS_MODELS, block)
+
+
+__all__ = [
+    "BIAS_MODELS",
+    "BiasModel",
+    "BiasWeightSource",
+    "ColumnWeight",
+    "ModelWeight",
+    "PartialInput",
+    "SelfWeight",
+    "balanced_weight",
+    "confidence_weight",
+    "gce_weight",
+    "make_bias_model",
+]

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from debias.readouts.said import SampleLosses
+from debias.readouts.said import Said
 
 
 @dataclass(frozen=True)
 class ColumnWeight:
-    """A weight that came with the data (a bias model's confidence, an annotator's): the batch's `bias_weight` [B]."""
+    """A weight that came with the data (a bias model's confidence, an annotator's): the fact `bias_weight` [B]."""
 
-    def __call__(self, losses: SampleLosses, batch: Mapping[str, Any]) -> Tensor:
-        weight_B: Tensor = batch["bias_weight"]
-        return weight_B.detach().float()
+    def __call__(self, said: Said, facts: Mapping[str, Tensor]) -> Tensor:
+        return facts["bias_weight"].detach().float()

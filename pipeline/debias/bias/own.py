@@ -2,28 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from debias.readouts.said import SampleLosses
-
-
-def gce_weight(log_p_B: Tensor, q: float = 0.7) -> Tensor:
-    """Generalized cross-entropy's weight of each sample's cross-entropy, `q * p^q`, [B] float32, detached.
-
-    `log_p_B` is the log-probability of the right answer. The factor q is the form of LfF (Nam et al., NeurIPS 2020) and
-    of EDGE (Li et al., CCL 2025); the gradient of GCE itself (Zhang & Sabuncu, NeurIPS 2018) lacks it.
-    """
-    return q * torch.exp(q * log_p_B.detach().float())
+from debias.bias.weights import gce_weight
+from debias.readouts.said import Said
 
 
 @dataclass(frozen=True)
 class SelfWeight:
-    """The model's own confidence: `q * p^q` of the forward pass that made `losses`."""
+    """The model's own confidence: `q * p^q` of the forward pass that made `said`."""
 
     q: float = 0.7
 
-    def __call__(self, losses: SampleLosses, batch: Mapping[str, Any]) -> Tensor:
-        return gce_weight(losses.log_p_B, self.q)
+    def __call__(self, said: Said, facts: Mapping[str, Tensor]) -> Tensor:
+        return gce_weight(said.confidence_B, self.q)

@@ -1,7 +1,9 @@
-"""The rule and the bias weight of a run."""
+"""The rule, the loss, the bias model and the bias weight of a run."""
 
+from debias.bias import BiasModel, BiasWeightSource, ColumnWeight, ModelWeight, SelfWeight, make_bias_model
 from debias.config.run import RunConfig
-from debias.losses import BiasWeightSource, ColumnWeight, SelfWeight
+from debias.errors import InputError
+from debias.losses import EVERY_LABEL, Loss, make_loss
 from debias.methods import Rule, make_rule
 
 
@@ -10,6 +12,36 @@ def build_rule(config: RunConfig) -> Rule:
     return make_rule(config.method)
 
 
+def build_loss(config: RunConfig) -> Loss:
+    """The loss of the `loss:` block; InputError where the run has not what it reads."""
+    loss = make_loss(config.loss)
+    if "bias_log_p" in loss.reads and config.bias_model is None:
+        raise InputError(f"loss {loss.name} reads a bias model's probabilities, but bias_model is missing; name one")
+    grouped = config.data.group_field or config.data.planted_bias or config.data.planted_color
+    if "group" in loss.reads and not grouped and config.data.train.source != "generated":
+        raise InputError(f"loss {loss.name} needs a group of each row; set data.group_field to the column that has it")
+    if EVERY_LABEL in loss.reads and config.answer_probability != "product":
+        raise InputError(
+            f"loss {loss.name} reads answers of one token each: answer_probability has no effect; remove it"
+        )
+    return loss
+
+
+def build_bias_model(config: RunConfig) -> BiasModel | None:
+    """The bias model of the `bias_model:` block, if any; InputError where it does not fit the run's data."""
+    if config.bias_model is None:
+        return None
+    model = make_bias_model(config.bias_model)
+    try:
+        model.check(config.data.text_fields)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return model
+
+
 def build_bias_weight(config: RunConfig) -> BiasWeightSource:
     """The source of the `bias_weight:` block."""
-    return ColumnWeight() if config.bias_weight.source == "file" else SelfWeight(config.bias_weight.q)
+    settings = config.bias_weight
+    if settings.source == "bias_model":
+        return ModelWeight(settings.form, settings.q)
+    return ColumnWeight() if settings.source == "file" else SelfWeight(settings.q)

@@ -10,7 +10,7 @@ from debias.data.encode import Collator, EncodedExamples, encode_for_answers, en
 from debias.data.encode_images import ImageCollator, encode_images
 from debias.data.packing import PackingCollator, tokens_of_an_epoch
 from debias.data.prompt import Prompt
-from debias.losses import Answers, Classification, Objective
+from debias.readouts import Answers, Classification, Readout
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Task:
     With `pictures`, `tokenizer` is the model's image processor.
     """
 
-    objective: Objective
+    readout: Readout
     prompt: Prompt | None
     tokenizer: Any
     max_length: int
@@ -46,15 +46,15 @@ class Task:
 
 
 def build_task(config: RunConfig, tokenizer: Any) -> Task:
-    """The run's objective and prompt."""
+    """How the run's model is asked and read."""
     if config.prompt is None or config.head != "causal_lm":
         pictures = config.head == "image_classification"
         return Task(Classification(), None, tokenizer, config.max_length, pictures)
     answers = [config.prompt.verbalizers[label] for label in config.data.labels]
     fields = config.data.text_fields
     prompt = Prompt(tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat)
-    objective = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean, config.loss_chunk_size)
-    return Task(objective, prompt, tokenizer, config.max_length, packing=config.packing)
+    readout = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean, config.loss_chunk_size)
+    return Task(readout, prompt, tokenizer, config.max_length, packing=config.packing)
 
 
 def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: int) -> None:

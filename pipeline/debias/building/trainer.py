@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from debias.building.method import build_bias_weight, build_rule
+from debias.building.method import build_bias_weight, build_loss, build_rule
 from debias.building.task import Task, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -47,7 +47,9 @@ def build_trainer(
             data_collator=task.collate,
             compute_metrics=validation_figures,
             rule=build_rule(config),
-            objective=task.objective,
+            readout=task.readout,
+            loss=build_loss(config),
+            facts=encoded.facts,
             bias_weight=build_bias_weight(config),
             gradients=config.gradients,
             select=selection(debias_head=config.debias_head),

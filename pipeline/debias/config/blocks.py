@@ -29,7 +29,11 @@ class Kind:
     default: str | None = None
 
 
-KINDS = {"method": Kind("debias.methods", "METHODS", "edge")}
+KINDS = {
+    "method": Kind("debias.methods", "METHODS", "edge"),
+    "loss": Kind("debias.losses", "LOSSES", "cross_entropy"),
+    "bias_model": Kind("debias.bias", "BIAS_MODELS"),
+}
 EXPECTED = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}
 
 

@@ -94,7 +94,15 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def _enter(node: dict[str, Any], block: str, item: str) -> dict[str, Any]:
-    short = {"method": "name", "bias_weight": "source", "adapter": "type", "train": "source", "validation": "source"}
+    short = {
+        "method": "name",
+        "loss": "name",
+        "bias_model": "name",
+        "bias_weight": "source",
+        "adapter": "type",
+        "train": "source",
+        "validation": "source",
+    }
     if node.get(block) is None:
         node[block] = {}
     child = node[block]

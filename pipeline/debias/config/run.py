@@ -29,12 +29,15 @@ class BiasWeight(Strict):
     """Where the bias weight of a sample comes from; apart from the rule that combines the gradients.
 
     `self`: `q * p^q` of the model's own probability (generalized cross-entropy). `file`: the column `column` of the
-    training data, used as the weight itself (finite, not negative).
+    training data, used as the weight itself (finite, not negative). `bias_model`: made of the bias model's
+    probabilities in the form `gce` (`q * p^q`), `confidence` (`p`) or `balanced` (what it leaves of samples gives
+    every label the same mass).
     """
 
-    source: Literal["self", "file"] = "self"
+    source: Literal["self", "file", "bias_model"] = "self"
     q: float = Field(0.7, gt=0, le=1)
     column: str | None = None
+    form: Literal["gce", "confidence", "balanced"] = "gce"
 
     @model_validator(mode="after")
     def _file_has_column(self) -> "BiasWeight":
@@ -42,6 +45,10 @@ class BiasWeight(Strict):
             raise ValueError("column must be given with source 'file', and only with it")
         if self.source == "file" and "q" in self.model_fields_set and self.q != BiasWeight.model_fields["q"].default:
             raise ValueError("q has no effect with source 'file', whose column is the weight itself; remove it")
+        if self.source != "bias_model" and self.form != "gce":
+            raise ValueError(f"form has no effect with source {self.source!r}; remove it, or set source: bias_model")
+        if self.form != "gce" and self.q != BiasWeight.model_fields["q"].default:
+            raise ValueError(f"q has no effect with form {self.form!r}; remove it")
         return self
 
 
@@ -99,6 +106,8 @@ class RunConfig(Strict):
 
     method: dict[str, Any] = Field({"name": "edge"}, validate_default=True)
     gradients: Literal["auto", "single_pass", "shared_forward", "two_pass"] = "auto"
+    loss: dict[str, Any] = Field({"name": "cross_entropy"}, validate_default=True)
+    bias_model: dict[str, Any] | None = None  # who says what is easy, before training; see bias_weight
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
     loss_mean: Literal["samples", "tokens"] = "samples"  # causal_lm: the one denominator of both gradients
@@ -151,7 +160,7 @@ class RunConfig(Strict):
         key = {"bias_weight": "source", "adapter": "type"}[info.field_name]
         return {key: value} if isinstance(value, str) else value
 
-    @field_validator("method", mode="before")
+    @field_validator("method", "loss", "bias_model", mode="before")
     @classmethod
     def _canonical_block(cls, value: Any, info: ValidationInfo) -> Any:
         """Every default filled in, so that one method is one method however it was written."""
@@ -186,6 +195,12 @@ class RunConfig(Strict):
             for key in ("prompt", "answer_probability", "loss_mean", "packing", "loss_chunk_size"):
                 if getattr(self, key) != RunConfig.model_fields[key].default:
                     raise ValueError(f"{key} goes with head 'causal_lm'; remove it, or set the head")
+        return self
+
+    @model_validator(mode="after")
+    def _bias_model_is_there_and_used(self) -> "RunConfig":
+        if self.bias_model is None and self.bias_weight.source == "bias_model":
+            raise ValueError("bias_weight.source is 'bias_model', but bias_model is missing; name one")
         return self
 
     @model_validator(mode="after")

@@ -9,25 +9,36 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from debias.data.examples import Example
+from debias.data.facts import facts_of
 from debias.data.order import LengthBuckets
 from debias.data.prompt import Prompt
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
 Feature = dict[str, Any]
+Batch = dict[str, dict[str, Tensor]]  # inputs: what the model is given; facts: what is known of the samples
+
+
+# What is told token by token, and is no input of a model.
+TOKEN_FACTS = ("answer_mask", "sample_index")
 
 
 class EncodedExamples(Dataset[Feature]):
-    """Tokenized examples in order; each a dict of `input_ids` and what else the model and the objective take."""
+    """Tokenized examples in order, and what is known of them: each is `{"tokens": ..., "facts": ...}`.
 
-    def __init__(self, features: Sequence[Feature]) -> None:
+    `features`: of each example its lists of tokens (`input_ids`, `answer_mask`, ...). `facts`: tensors [N, ...].
+    """
+
+    def __init__(self, features: Sequence[Feature], facts: Mapping[str, Tensor]) -> None:
         self.features = list(features)
+        self.facts = dict(facts)
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: int) -> Feature:
-        return self.features[index]
+        facts = {name: column[index] for name, column in self.facts.items()}
+        return {"tokens": self.features[index], "facts": facts}
 
     def sampler(self, batch_size: int, seed: int) -> LengthBuckets:
         """The training order: random, with examples of like length together."""
@@ -37,15 +48,13 @@ class EncodedExamples(Dataset[Feature]):
 def encode_for_classification(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedExamples:
     """Texts or text pairs, the longest part truncated first to `max_length` tokens."""
     if not examples:
-        return EncodedExamples([])
+        return EncodedExamples([], {})
     columns = list(zip(*(example.texts for example in examples), strict=True))
     if len(columns) > 2:
         raise InputError(f"text_fields: a classification head takes one or two texts, got {len(columns)}")
     encoded = tokenizer(*[list(column) for column in columns], truncation=True, max_length=max_length)
     keys = [key for key in encoded if key != "attention_mask"]
-    return EncodedExamples(
-        [{**{key: encoded[key][i] for key in keys}, **targets(example)} for i, example in enumerate(examples)]
-    )
+    return EncodedExamples([{key: encoded[key][i] for key in keys} for i in range(len(examples))], facts_of(examples))
 
 
 def encode_for_answers(
@@ -61,7 +70,7 @@ def encode_for_answers(
         cut += len(ids) > room
         ids = ids[-room:]
         answer = prompt.answer_ids[example.label] if with_answer else []
-        feature = {"input_ids": ids + answer, **targets(example)}
+        feature = {"input_ids": ids + answer}
         if with_answer:
             feature["answer_mask"] = [False] * len(ids) + [True] * len(answer)
         features.append(feature)
@@ -69,36 +78,34 @@ def encode_for_answers(
         logger.warning(
             "%d of %d prompts are longer than max_length=%d and lost their start", cut, len(features), max_length
         )
-    return EncodedExamples(features)
-
-
-def targets(example: Example) -> Feature:
-    """The right label of an example, and its bias weight where the data has one."""
-    weight = {} if example.bias_weight is None else {"bias_weight": example.bias_weight}
-    return {"labels": example.label, **weight}
+    return EncodedExamples(features, facts_of(examples))
 
 
 class Collator:
-    """Pads a batch to its longest example, on the tokenizer's side."""
+    """Pads a batch to its longest example, on the tokenizer's side; the result is `inputs` and `facts`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.pad_id = tokenizer.pad_token_id
         self.left = tokenizer.padding_side == "left"
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        width = max(len(feature["input_ids"]) for feature in features)
-        batch = {}
-        for key, value in features[0].items():
-            rows = [feature[key] for feature in features]
-            if isinstance(value, list):
-                fill = self.pad_id if key == "input_ids" else type(value[0])(0)
-                batch[key] = torch.tensor([self._pad(list(row), width, fill) for row in rows])
-            else:
-                batch[key] = torch.tensor(rows)
-        ones = [[1] * len(feature["input_ids"]) for feature in features]
-        batch["attention_mask"] = torch.tensor([self._pad(row, width, 0) for row in ones])
-        return batch
+    def __call__(self, examples: Sequence[Feature]) -> Batch:
+        rows = [example["tokens"] for example in examples]
+        width = max(len(row["input_ids"]) for row in rows)
+        inputs = {}
+        for key, value in rows[0].items():
+            fill = self.pad_id if key == "input_ids" else type(value[0])(0)
+            inputs[key] = torch.tensor([self._pad(list(row[key]), width, fill) for row in rows])
+        ones = [[1] * len(row["input_ids"]) for row in rows]
+        inputs["attention_mask"] = torch.tensor([self._pad(row, width, 0) for row in ones])
+        return batch_of(inputs, examples)
 
     def _pad(self, row: list[int], width: int, fill: int) -> list[int]:
         padding = [fill] * (width - len(row))
         return padding + row if self.left else row + padding
+
+
+def batch_of(made: Mapping[str, Tensor], examples: Sequence[Feature]) -> Batch:
+    """The batch of tensors made of the examples' tokens, with the examples' own facts."""
+    facts = {name: torch.stack([example["facts"][name] for example in examples]) for name in examples[0]["facts"]}
+    tokens = {name: tensor for name, tensor in made.items() if name in TOKEN_FACTS}
+    return {"inputs": {name: tensor for name, tensor in made.items() if name not in tokens}, "facts": facts | tokens}

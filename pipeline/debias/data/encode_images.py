@@ -1,14 +1,13 @@
 """Pictures to batches of `pixel_values`. Shapes: B samples, 3 channels, H rows, W columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from debias.data.encode import EncodedExamples, targets
+from debias.data.encode import Batch, EncodedExamples, Feature, batch_of
 from debias.data.examples import Example
+from debias.data.facts import facts_of
 from debias.data.order import LengthBuckets
 from debias.errors import InputError
 
@@ -26,7 +25,7 @@ def encode_images(examples: Sequence[Example]) -> EncodedImages:
     for example in examples:
         if example.image is None:
             raise InputError(f"head: image_classification reads pictures, and example {example.id!r} is text")
-    return EncodedImages([{"image": example.image, **targets(example)} for example in examples])
+    return EncodedImages([{"image": example.image} for example in examples], facts_of(examples))
 
 
 class ImageCollator:
@@ -37,13 +36,9 @@ class ImageCollator:
         size = getattr(processor, "size", None) or {}
         self.shape = (size.get("height"), size.get("width"))
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        images = [np.asarray(feature["image"]) for feature in features]
+    def __call__(self, examples: Sequence[Feature]) -> Batch:
+        images = [np.asarray(example["tokens"]["image"]) for example in examples]
         # Resizing goes picture by picture through Pillow, a hundred times slower than all the rest.
         right_size = {"do_resize": False} if all(image.shape[1:] == self.shape for image in images) else {}
         made = self.processor(images=images, return_tensors="pt", input_data_format="channels_first", **right_size)
-        batch = {"pixel_values": made["pixel_values"]}
-        for key in features[0]:
-            if key != "image":
-                batch[key] = torch.tensor([feature[key] for feature in features])
-        return batch
+        return batch_of({"pixel_values": made["pixel_values"]}, examples)

@@ -1,12 +1,12 @@
 """Samples one after another in one row, without padding. Shapes: B samples, T tokens of the row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from debias.data.encode import Collator
+from debias.data.encode import Batch, Collator, Feature, batch_of
 from debias.data.order import LengthBuckets
 
 
@@ -21,17 +21,15 @@ class PackingCollator:
     def __init__(self, tokenizer: Any) -> None:
         self.padded = Collator(tokenizer)
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        if "answer_mask" not in features[0]:
-            return self.padded(features)
-        batch = {}
-        for key, value in features[0].items():
-            rows = [feature[key] for feature in features]
-            batch[key] = _joined(rows) if isinstance(value, list) else torch.tensor(rows)
-        lengths = [len(feature["input_ids"]) for feature in features]
-        batch["position_ids"] = _joined([range(length) for length in lengths])
-        batch["sample_index"] = _joined([[index] * length for index, length in enumerate(lengths)])
-        return batch
+    def __call__(self, examples: Sequence[Feature]) -> Batch:
+        rows = [example["tokens"] for example in examples]
+        if "answer_mask" not in rows[0]:
+            return self.padded(examples)
+        made = {key: _joined([row[key] for row in rows]) for key in rows[0]}
+        lengths = [len(row["input_ids"]) for row in rows]
+        made["position_ids"] = _joined([range(length) for length in lengths])
+        made["sample_index"] = _joined([[index] * length for index, length in enumerate(lengths)])
+        return batch_of(made, examples)
 
 
 def _joined(rows: Sequence[Sequence[Any]]) -> Tensor:

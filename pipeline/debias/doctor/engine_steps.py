@@ -113,8 +113,8 @@ def _trainer(model: Any, rows: Any, deepspeed: str | None, folder: str) -> "Debi
     from debias.building.arguments import training_arguments
     from debias.config.run import RunConfig
     from debias.engines.hf_trainer import DebiasTrainer
-    from debias.losses import Classification
     from debias.methods import Edge
+    from debias.readouts import Classification
 
     run = {
         "model": "tiny",
@@ -134,7 +134,7 @@ def _trainer(model: Any, rows: Any, deepspeed: str | None, folder: str) -> "Debi
         train_dataset=rows,
         data_collator=default_data_collator,
         rule=Edge(),
-        objective=Classification(),
+        readout=Classification(),
     )
 
 

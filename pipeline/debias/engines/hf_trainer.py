@@ -15,13 +15,16 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from debias.bias.own import SelfWeight
+from debias.bias.weights import BiasWeightSource
 from debias.engines.attaching import attach
 from debias.engines.parameters import Select, chosen_by, not_head, whole_shape
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
-from debias.losses import BiasWeightSource, Objective, SelfWeight, router_loss_of
+from debias.losses import CrossEntropy, LearningLoss, Loss
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
+from debias.readouts import Facts, Readout, inputs_and_facts, router_loss_of
 from debias.runs.environment import peak_memory_mb
 from debias.runs.whole import check_tensors, saving
 
@@ -30,22 +33,28 @@ if TYPE_CHECKING:
     from debias.engines.zero.hook import ZeroHook
 
 STAGING = ".saving"
+LOSS_STATE = "loss_state.pt"  # of a checkpoint: what the loss has learned
 
 
 class DebiasTrainer(Trainer):
     """`transformers.Trainer` whose update is a rule's combination of the `main` and `bias` gradients.
 
-    `rule`: one of `debias.methods`; `objective`: per-sample losses (`Classification()` or `Answers(...)`);
-    `bias_weight`: where the weights come from; `gradients` and `select`: as in `debias.attach`. Accumulation, clipping,
-    bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole or not at all. Raises
-    ValueError for fp16 (its loss scaling hides overflow until after the rule; use bf16 or fp32).
+    `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
+    `objective` is its older name); `loss`: one of `debias.losses`, cross-entropy by default; `bias_weight`: where the
+    weights come from; `gradients` and `select`: as in `debias.attach`. `facts`: of the whole training set, for a loss
+    that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both. Accumulation,
+    clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole or not at all.
+    Raises ValueError for fp16 (its loss scaling hides overflow until after the rule; use bf16 or fp32).
     """
 
     def __init__(
         self,
         *args: Any,
         rule: Rule,
-        objective: Objective,
+        readout: Readout | None = None,
+        objective: Readout | None = None,
+        loss: Loss | None = None,
+        facts: Facts | None = None,
         bias_weight: BiasWeightSource | None = None,
         gradients: str = "auto",
         select: Select = not_head,
@@ -61,7 +70,8 @@ class DebiasTrainer(Trainer):
         if self.args.n_gpu > 1:
             raise ValueError(f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: use torchrun")
         self.rule = rule
-        self.objective = objective
+        self.readout = _one_of(readout, objective)
+        self.loss = LearningLoss(loss or CrossEntropy(), facts)
         self.bias_weight = bias_weight or SelfWeight()
         self.gradients = gradients
         self.select = select
@@ -88,14 +98,15 @@ class DebiasTrainer(Trainer):
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers, as the Trainer itself does
             self.optimizer.train()
         hook = self._attached(model)
-        inputs = self._prepare_inputs(inputs)
+        batch = self._prepare_inputs(inputs)
+        _, facts = inputs_and_facts(batch)
 
-        def forward() -> tuple[Tensor, Tensor, int]:
+        def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
             with self.compute_loss_context_manager():
-                losses = self.objective.losses(model, inputs)
-            return losses.loss_B, self.bias_weight(losses, inputs), losses.count
+                said = self.readout.said(model, batch, every_label=self.loss.every_label)
+            return self.loss(said, facts, counts=not again), self.bias_weight(said, facts), said.count
 
-        loss_B, weight_B, count = forward()
+        loss_B, weight_B, count = forward(again=False)
         boundary = self.accelerator.sync_gradients
         if self.is_deepspeed_enabled:
             # As accelerate does, but for its own backward, which steps before the gradients are combined.
@@ -107,7 +118,7 @@ class DebiasTrainer(Trainer):
             weight_B,
             count=count,
             again=lambda: forward()[:2],
-            sample_index=inputs.get("sample_index"),
+            sample_index=facts.get("sample_index"),
             batch_loss=balance,
         )
         self._count_samples(loss_B.numel())
@@ -122,8 +133,17 @@ class DebiasTrainer(Trainer):
             hook.step()
         else:
             hook.combine()
+        self.loss.step(self._over_ranks, applied=hook.last is None or hook.last.finite)
         if hook.stops:
             self.interrupted = self.control.should_save = self.control.should_training_stop = True
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
+        return whole
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the Trainer counts them, of what the model is given."""
+        return int(super().floating_point_ops(inputs_and_facts(inputs)[0]))
 
     def prediction_step(
         self,
@@ -133,10 +153,10 @@ class DebiasTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Label scores [B, C] and the mean negative log-likelihood of the right labels."""
-        inputs = self._prepare_inputs(inputs)
+        batch = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            scores_BC = self.objective.label_scores(model, inputs)
-        labels_B = inputs["labels"]
+            scores_BC = self.readout.label_scores(model, batch)
+        labels_B = inputs_and_facts(batch)[1]["labels"]
         loss = -scores_BC.gather(1, labels_B.unsqueeze(1)).mean()
         return (loss, None, None) if prediction_loss_only else (loss, scores_BC, labels_B)
 
@@ -228,6 +248,8 @@ class DebiasTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self._skipped_before = 0
+        if resume_from_checkpoint is not None and self.loss.memory_S.numel():
+            self.loss.load_state_dict(torch.load(Path(resume_from_checkpoint) / LOSS_STATE))
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -267,6 +289,8 @@ class DebiasTrainer(Trainer):
         load_state(self.deepspeed, Path(str(self.state.best_model_checkpoint)))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save and self.loss.memory_S.numel():
+            torch.save(self.loss.state_dict(), Path(output_dir) / LOSS_STATE)
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -301,6 +325,8 @@ class DebiasTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # every rank comes here, and one writes
+            return
         trained = (p for p in self.model.parameters() if p.requires_grad)
         check_tensors(Path(output_dir or self.args.output_dir), map(whole_shape, trained))
 
@@ -354,3 +380,10 @@ def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
     for folder in sorted(ours, key=lambda folder: int(folder.name.rpartition("-")[2]))[:-keep]:
         if best is None or folder.name != Path(best).name:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _one_of(readout: Readout | None, objective: Readout | None) -> Readout:
+    given = readout or objective
+    if given is None:
+        raise ValueError("readout is missing: Classification() for a model with a head, Answers(...) for a causal one")
+    return given

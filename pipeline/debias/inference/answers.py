@@ -14,7 +14,7 @@ from debias.data.prompt import Prompt
 from debias.errors import InputError
 from debias.inference.batches import Scores, budget_for, by_length, join, score_batches
 from debias.inference.trees import Row, TreeScorer, answer_tree, common_prefix, plant_rows
-from debias.losses import Answers
+from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)
 Normalize = Literal["none", "tokens", "characters"]
@@ -50,13 +50,13 @@ class Scoring:
 class AnswerScorer:
     """Log-likelihoods of the answers of `prompt` after prompts, all labels in one pass where the model allows it."""
 
-    def __init__(self, model: Any, objective: Answers, prompt: Prompt, max_length: int, scoring: Scoring) -> None:
+    def __init__(self, model: Any, readout: Answers, prompt: Prompt, max_length: int, scoring: Scoring) -> None:
         self.model = model
-        self.objective = objective
+        self.readout = readout
         self.prompt = prompt
         self.scoring = scoring
-        self.tree = answer_tree(objective.verbalizer_ids)
-        self.longest_answer = max(len(ids) for ids in objective.verbalizer_ids)
+        self.tree = answer_tree(readout.verbalizer_ids)
+        self.longest_answer = max(len(ids) for ids in readout.verbalizer_ids)
         self.room = max_length - self.longest_answer
         self.trees: bool | None = None  # not known before the first examples
         self._prior_C: np.ndarray | None = None
@@ -84,7 +84,7 @@ class AnswerScorer:
 
     def _lengths(self) -> np.ndarray:
         if self.scoring.normalize == "tokens":
-            return np.array([len(ids) for ids in self.objective.verbalizer_ids], dtype=float)
+            return np.array([len(ids) for ids in self.readout.verbalizer_ids], dtype=float)
         if self.scoring.normalize == "characters":
             return np.array([max(1, len(answer.strip())) for answer in self.prompt.answers], dtype=float)
         return np.ones(self.tree.labels)
@@ -111,9 +111,9 @@ class AnswerScorer:
         collate, device = Collator(self.prompt.tokenizer), next(self.model.parameters()).device
 
         def compute(batch: Sequence[int]) -> Scores:
-            inputs = collate([{"input_ids": list(prompts[i])} for i in batch])
-            inputs = {key: value.to(device) for key, value in inputs.items()}
-            return batch, self.objective.label_scores(self.model, inputs).double().cpu().numpy()
+            padded = collate([{"tokens": {"input_ids": list(prompts[i])}, "facts": {}} for i in batch])["inputs"]
+            inputs = {key: value.to(device) for key, value in padded.items()}
+            return batch, self.readout.label_scores(self.model, inputs).double().cpu().numpy()
 
         budget = budget_for(lengths, device.type, join()[1])
         return [(list(range(len(prompts))), by_length(lengths, budget, most), compute)]

@@ -18,7 +18,7 @@ from debias.data.examples import Example
 from debias.errors import InputError
 from debias.inference.answers import AnswerScorer, Scoring
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
-from debias.losses import Answers
+from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)
 CHECKED = 8  # examples that the adapter is checked on
@@ -42,8 +42,8 @@ class Predictor:
         self.any_texts = False  # a classifier of which nobody said what it reads
         self.refuses_idle_adapter = False
         self._answers: AnswerScorer | None = None
-        if isinstance(task.objective, Answers) and task.prompt is not None:
-            self._answers = AnswerScorer(model, task.objective, task.prompt, task.max_length, self.scoring)
+        if isinstance(task.readout, Answers) and task.prompt is not None:
+            self._answers = AnswerScorer(model, task.readout, task.prompt, task.max_length, self.scoring)
         self._known: dict[Hashable, np.ndarray] = {}
         self._change: float | None = None  # of the scores, by the adapter
         self._batch_size: int | None = None
@@ -108,18 +108,20 @@ class Predictor:
         return raw_NC if self._answers is None else self._answers.adjusted(raw_NC)
 
     def _raw(self, examples: list[Example], most: int | None = None, *, everywhere: bool = False) -> np.ndarray:
-        features = self.task.encode(examples, with_answer=False).features
+        encoded = self.task.encode(examples, with_answer=False)
         if self._answers is not None:
-            return self._answers.raw([feature["input_ids"] for feature in features], most, everywhere=everywhere)
+            prompts = [feature["input_ids"] for feature in encoded.features]
+            return self._answers.raw(prompts, most, everywhere=everywhere)
         collate, device = self.task.collate, next(self.model.parameters()).device
 
         def compute(batch: Sequence[int]) -> Scores:
-            inputs = {key: value.to(device) for key, value in collate([features[i] for i in batch]).items()}
-            return batch, self.task.objective.label_scores(self.model, inputs).double().cpu().numpy()
+            inputs = collate([encoded[i] for i in batch])["inputs"]
+            there = {key: value.to(device) for key, value in inputs.items()}
+            return batch, self.task.readout.label_scores(self.model, there).double().cpu().numpy()
 
-        lengths = [len(feature.get("input_ids", ())) or PICTURE_TOKENS for feature in features]
+        lengths = [len(feature.get("input_ids", ())) or PICTURE_TOKENS for feature in encoded.features]
         batches = by_length(lengths, budget_for(lengths, device.type, join()[1]), most)
-        return score_batches(batches, compute, len(features), len(self.labels), everywhere=everywhere)
+        return score_batches(batches, compute, len(encoded), len(self.labels), everywhere=everywhere)
 
     def _check_adapter(self, examples: Sequence[Example]) -> None:
         """Once: whether the adapter changes the scores of a few examples; then it is merged where nothing is lost."""

@@ -1,27 +1,53 @@
-"""ROOM 2: logits and labels to a loss [B] and a bias weight [B]. torch only."""
+"""ROOM 2: what a model said and what is known of the samples, to a loss [B]. torch only.
 
-from debias.bias.base import BiasWeightSource
+A new loss is one file, one line in `LOSSES` and one golden row in tests/numerics/test_golden_losses.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
 from debias.bias.column import ColumnWeight
 from debias.bias.own import SelfWeight, gce_weight
+from debias.bias.weights import BiasWeightSource
+from debias.config.blocks import make
+from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.cross_entropy import CrossEntropy, cross_entropy
+from debias.losses.focal import Focal
+from debias.losses.group_dro import GroupDRO
+from debias.losses.learning import LearningLoss
 from debias.readouts.answers import Answers, answer_log_likelihood
-from debias.readouts.classification import Classification, cross_entropy
+from debias.readouts.classification import Classification
 from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
-from debias.readouts.said import SampleLosses
+from debias.readouts.said import Readout
 
-Objective = Classification | Answers
+LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (CrossEntropy, Focal, GroupDRO)}
 
+
+def make_loss(block: str | Mapping[str, Any]) -> Loss:
+    """The loss of a `loss:` block: `focal`, or `{"name": "focal", "gamma": 1.0}`. ValueError names a wrong setting."""
+    return make("loss", LOSSES, block)
+
+
+# Names of the rooms `readouts` and `bias` are handed on for those who import them from here.
 __all__ = [
+    "EVERY_LABEL",
+    "LOSSES",
     "Answers",
     "BiasWeightSource",
     "Classification",
     "ColumnWeight",
-    "Objective",
+    "CrossEntropy",
+    "Focal",
+    "GroupDRO",
+    "LearningLoss",
+    "Loss",
+    "Readout",
     "RouterLoss",
-    "SampleLosses",
     "SelfWeight",
     "add_router_loss",
     "answer_log_likelihood",
     "cross_entropy",
     "gce_weight",
+    "make_loss",
     "router_loss_of",
 ]

@@ -19,9 +19,12 @@ from debias.config.run import RunConfig
 from debias.engines.parameters import chosen_by, selection
 from debias.gradients import MicroBatch, make_source
 from debias.gradients.base import Passes
+from debias.losses import LearningLoss, make_loss
 from debias.plan.live import Live, fake_in_place
 from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
-from debias.readouts.chunks import token_losses
+from debias.readouts.answers import said_at
+from debias.readouts.classification import Classification
+from debias.readouts.said import Said
 
 WHOLE = 6  # models of so few layers are traced as they are
 
@@ -130,10 +133,11 @@ class _Marked:
 
 
 class Step:
-    """The losses of one micro-batch, as the run's objective takes them, on tokens that do not matter."""
+    """The losses of one micro-batch, the run's own, on tokens that do not matter."""
 
     def __init__(self, run: RunConfig, model: nn.Module, load: Load, live: Live) -> None:
         self.run, self.model, self.load, self.live = run, model, load, live
+        self.loss = LearningLoss(make_loss(run.loss), {"group": torch.zeros(1, dtype=torch.long)})
         self.marks: list[int] = []  # where passes begin, among the events of `live`
         # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
         self.autocast = run.bf16 and run.deepspeed is None
@@ -149,28 +153,32 @@ class Step:
         ids_BT = torch.zeros(load.micro_batch, load.length, dtype=torch.long)
         inputs: dict[str, Any] = {"input_ids": ids_BT}
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
-            if self.run.head == "causal_lm":
-                if load.padded:
-                    inputs["attention_mask"] = torch.ones(
-                        load.micro_batch, 1, load.length, load.length, dtype=torch.bool
-                    )
-                keep_K = torch.arange(load.length - 1 - load.answer_tokens, load.length - 1)
-                targets_BK = ids_BT[:, -load.answer_tokens :]
-                losses_BK = token_losses(self.model, inputs, keep_K, targets_BK, self.run.loss_chunk_size)
-                loss_B = losses_BK.sum(dim=1)
-            else:
-                loss_B = self._classification(inputs)
+            if load.padded:
+                shape = (load.micro_batch, 1, load.length, load.length)
+                inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool)
+            said = self._answered(inputs) if self.run.head == "causal_lm" else self._classified(inputs)
+            loss_B = self.loss(said, self._facts())
         self.mark()
         return loss_B, torch.ones(load.micro_batch)
 
-    def _classification(self, inputs: dict[str, Any]) -> Tensor:
-        load = self.load
-        if load.padded:
-            shape = (load.micro_batch, 1, load.length, load.length)
-            inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool)
-        logits_BC = self.model(**inputs).logits
-        labels_B = torch.zeros(load.micro_batch, dtype=torch.long)
-        return nn.functional.cross_entropy(logits_BC.float(), labels_B, reduction="none")
+    def _answered(self, inputs: dict[str, Any]) -> Said:
+        load, ids_BT = self.load, inputs["input_ids"]
+        keep_K = torch.arange(load.length - 1 - load.answer_tokens, load.length - 1)
+        others = range(len(self.run.data.labels)) if self.loss.every_label else None
+        targets_BK = ids_BT[:, -load.answer_tokens :]
+        log_p_BKN = said_at(self.model, inputs, keep_K, targets_BK, others, self.run.loss_chunk_size)
+        log_p_BN = log_p_BKN.sum(dim=1)
+        return Said(log_p_BN[:, 0], log_p_BN[:, 0].detach(), load.micro_batch, log_p_BN[:, 1:] if others else None)
+
+    def _classified(self, inputs: dict[str, Any]) -> Said:
+        batch = {"inputs": inputs, "facts": self._facts()}
+        return Classification().said(self.model, batch, every_label=self.loss.every_label)
+
+    def _facts(self) -> dict[str, Tensor]:
+        """Those that the run's loss reads, of samples that do not matter."""
+        samples, labels = self.load.micro_batch, len(self.run.data.labels)
+        zeros_B = torch.zeros(samples, dtype=torch.long)
+        return {"labels": zeros_B, "group": zeros_B, "bias_log_p": torch.zeros(samples, labels)}
 
 
 class _Grouped(torch.autograd.Function):

@@ -1,1 +1,21 @@
-"""How a model's answer is read: a classification head, or the answers of a causal model."""
+"""How a model's answer is read: a classification head, or the answers of a causal model. What a loss makes of it is
+another room's.
+"""
+
+from debias.readouts.answers import Answers, answer_log_likelihood
+from debias.readouts.classification import Classification
+from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
+from debias.readouts.said import Facts, Readout, Said, inputs_and_facts
+
+__all__ = [
+    "Answers",
+    "Classification",
+    "Facts",
+    "Readout",
+    "RouterLoss",
+    "Said",
+    "add_router_loss",
+    "answer_log_likelihood",
+    "inputs_and_facts",
+    "router_loss_of",
+]

@@ -1,4 +1,4 @@
-"""Causal models that answer: loss at answer positions only. Shapes: B samples, T tokens, C labels, V vocabulary.
+"""Causal models that answer: read at answer positions only. Shapes: B samples, T tokens, C labels, V vocabulary.
 
 Only positions that predict an answer token go through the language-model head (`logits_to_keep`), so there is never a
 [B, T, V] tensor: with a vocabulary of 150,000 that tensor is what runs a 24 GB card out of memory. Long answers go
@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from debias.readouts.chunks import causal_forward, token_losses
-from debias.readouts.classification import model_inputs
-from debias.readouts.said import SampleLosses
+from debias.readouts.said import Said, inputs_and_facts
 
 
 class Answers:
-    """The objective of a causal model with one answer (verbalizer) for each label.
+    """The readout of a causal model with one answer (verbalizer) for each label.
 
-    Training batches hold prompt and answer in `input_ids` [B, T] and `answer_mask` [B, T] (true at answer tokens), or
-    packed in one row; scoring batches hold left-padded prompts only. `verbalizer_ids` has the answer tokens of each
-    label.
+    Training batches hold prompt and answer in `input_ids` [B, T] and the fact `answer_mask` [B, T] (true at answer
+    tokens), or packed in one row; scoring batches hold left-padded prompts only. `verbalizer_ids` has the answer
+    tokens of each label.
 
     `probability`: a sample's p is the product over its answer tokens, or their per-token geometric mean.
     `mean_over`: the denominator of both gradients counts samples or answer tokens. `chunk`: answer positions whose
@@ -41,24 +40,38 @@ class Answers:
         self.mean_over = mean_over
         self.chunk = chunk
 
-    def losses(self, model: nn.Module, batch: Mapping[str, Any]) -> SampleLosses:
-        """Cross-entropy summed over each sample's answer tokens, [B]."""
-        inputs, mask_BT, sample_BT = model_inputs(batch), batch["answer_mask"], batch.get("sample_index")
+    def said(self, model: nn.Module, batch: Mapping[str, Any], *, every_label: bool = False) -> Said:
+        """Log-likelihood summed over each sample's answer tokens, [B].
+
+        `every_label` needs answers of one token each, whose log-probabilities lie in the logits that are there anyway;
+        ValueError for longer ones.
+        """
+        inputs, facts = inputs_and_facts(batch)
+        others = self._tokens_of_labels() if every_label else None
+        mask_BT, sample_BT = facts["answer_mask"], facts.get("sample_index")
         if sample_BT is None:
-            loss_B = -answer_log_likelihood(model, inputs, mask_BT, self.chunk)
+            log_p_BN = _padded(model, inputs, mask_BT, others, self.chunk)
             tokens_B = mask_BT.sum(dim=1)
         else:
-            loss_B = -packed_log_likelihood(model, inputs, mask_BT, sample_BT, self.chunk)
-            tokens_B = torch.bincount(sample_BT[mask_BT.bool()], minlength=loss_B.numel())
-        log_p_B = -loss_B.detach()
-        if self.probability == "geometric_mean":
-            log_p_B = log_p_B / tokens_B
-        count = int(tokens_B.sum()) if self.mean_over == "tokens" else loss_B.numel()
-        return SampleLosses(loss_B, log_p_B, count)
+            log_p_BN = _packed(model, inputs, mask_BT, sample_BT, others, self.chunk)
+            tokens_B = torch.bincount(sample_BT[mask_BT.bool()], minlength=len(log_p_BN))
+        log_p_B = log_p_BN[:, 0]
+        confidence_B = log_p_B.detach() / (tokens_B if self.probability == "geometric_mean" else 1)
+        count = int(tokens_B.sum()) if self.mean_over == "tokens" else log_p_B.numel()
+        return Said(log_p_B, confidence_B, count, log_p_BN[:, 1:] if every_label else None)
+
+    def _tokens_of_labels(self) -> list[int]:
+        longest = max(len(ids) for ids in self.verbalizer_ids)
+        if longest > 1:
+            raise ValueError(
+                f"a loss that reads every label needs answers of one token each, the longest here has {longest}; choose"
+                " verbalizers of one token, such as ' A', ' B', ' C'"
+            )
+        return [ids[0] for ids in self.verbalizer_ids]
 
     def label_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Log-likelihood of each label's answer after the prompt, [B, C] float32 (not normalised over labels)."""
-        inputs = model_inputs(batch)
+        inputs, _ = inputs_and_facts(batch)
         if all(len(ids) == 1 for ids in self.verbalizer_ids):
             # One answer token each: a single forward pass of the prompt scores every label.
             logits_BV = model(**with_positions(inputs), logits_to_keep=1).logits[:, -1].float()
@@ -84,19 +97,31 @@ def answer_log_likelihood(
 
     Raises ValueError when an answer starts at the first position, where nothing predicts it, or is absent.
     """
-    if bool(answer_mask_BT[:, 0].any()) or not bool(answer_mask_BT.any(dim=1).all()):
+    return _padded(model, inputs, answer_mask_BT, None, chunk)[:, 0]
+
+
+def _padded(
+    model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, others: Sequence[int] | None, chunk: int | None
+) -> Tensor:
+    """[B, 1 + C]: each sample's own answer, and the tokens of `others` in the places of its tokens."""
+    if bool(mask_BT[:, 0].any()) or not bool(mask_BT.any(dim=1).all()):
         raise ValueError("answer_mask: every row needs an answer token, and none at position 0")
     # A position is kept if it predicts an answer token in any row: with left padding these are the last few.
-    keep_K = answer_mask_BT[:, 1:].any(dim=0).nonzero().squeeze(1)
+    keep_K = mask_BT[:, 1:].any(dim=0).nonzero().squeeze(1)
     given = without_cache(model, with_positions(inputs))
-    losses_BK = token_losses(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], chunk)
-    return -(losses_BK * answer_mask_BT[:, keep_K + 1]).sum(dim=1)
+    log_p_BKN = said_at(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], others, chunk)
+    return (log_p_BKN * mask_BT[:, keep_K + 1].unsqueeze(2)).sum(dim=1)
 
 
-def packed_log_likelihood(
-    model: nn.Module, inputs: dict[str, Any], answer_mask_1T: Tensor, sample_1T: Tensor, chunk: int | None = None
+def _packed(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    answer_mask_1T: Tensor,
+    sample_1T: Tensor,
+    others: Sequence[int] | None,
+    chunk: int | None,
 ) -> Tensor:
-    """`answer_log_likelihood` of samples packed in one row, [B] float32; `sample_1T` is the sample of each token.
+    """`_padded` of samples packed in one row; `sample_1T` is the sample of each token.
 
     `inputs` hold `position_ids` that start again at each sample, and no attention mask: transformers then lets no
     sample attend to another. Raises ValueError when a sample has no answer token, or one at its first position.
@@ -110,8 +135,24 @@ def packed_log_likelihood(
         raise ValueError("answer_mask: every sample needs an answer token, and none at its first position")
     # With a cache, even an empty one, transformers does not look for where positions start again.
     given = without_cache(model, inputs)
-    losses_1K = token_losses(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], chunk)
-    return -losses_1K.new_zeros(samples).index_add(0, sample_K, losses_1K.squeeze(0))
+    log_p_KN = said_at(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], others, chunk).squeeze(0)
+    return log_p_KN.new_zeros(samples, log_p_KN.shape[1]).index_add(0, sample_K, log_p_KN)
+
+
+def said_at(
+    model: nn.Module,
+    given: Mapping[str, Any],
+    keep_K: Tensor,
+    targets_BK: Tensor,
+    others: Sequence[int] | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Log-probabilities at the positions `keep_K` of the tokens `targets_BK` and of each of `others`, [B, K, 1 + C]."""
+    wanted_BKN = targets_BK.unsqueeze(2)
+    if others is not None:
+        others_C = torch.tensor(list(others), device=targets_BK.device)
+        wanted_BKN = torch.cat([wanted_BKN, others_C.expand(*targets_BK.shape, -1)], dim=2)
+    return -token_losses(model, given, keep_K, wanted_BKN, chunk)
 
 
 def with_positions(inputs: dict[str, Any]) -> dict[str, Any]:

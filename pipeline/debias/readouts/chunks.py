@@ -1,5 +1,5 @@
 """Cross-entropy of a causal model's tokens, some positions at a time. Shapes: B rows, T tokens, K positions kept,
-H hidden columns, V vocabulary.
+N tokens asked for at a position, H hidden columns, V vocabulary.
 
 Logits are the largest tensor of a training step: at 150,000 tokens of vocabulary, 4,096 positions of them are 2.5 GB in
 float32, and the loss keeps them twice. Here the language-model head sees a chunk of positions, and every chunk but the
@@ -19,28 +19,28 @@ from torch.utils.checkpoint import checkpoint
 
 
 def token_losses(
-    model: nn.Module, inputs: Mapping[str, Any], keep_K: Tensor, targets_BK: Tensor, chunk: int | None = None
+    model: nn.Module, inputs: Mapping[str, Any], keep_K: Tensor, targets_BKN: Tensor, chunk: int | None = None
 ) -> Tensor:
-    """Cross-entropy [B, K] float32 of the tokens `targets_BK` at the positions `keep_K` of a causal model.
+    """Cross-entropy [B, K, N] float32 of the tokens `targets_BKN` at the positions `keep_K` of a causal model.
 
     `chunk`: positions, all rows together, whose logits may exist at a time (one position of each row at least); None:
     all. The result and its gradients are those without chunks. Raises ValueError when a model that is no causal model
     of transformers would need chunks.
     """
-    step = keep_K.numel() if chunk is None else max(1, chunk // targets_BK.shape[0])
+    step = keep_K.numel() if chunk is None else max(1, chunk // targets_BKN.shape[0])
     pieces = 1 if chunk is None else _agreed(model, math.ceil(keep_K.numel() / step), keep_K.device)
     if pieces == 1:
-        return _cross_entropy(model(**inputs, logits_to_keep=keep_K).logits, targets_BK)
+        return _cross_entropy(model(**inputs, logits_to_keep=keep_K).logits, targets_BKN)
     first, *sizes = (len(piece_K) for piece_K in keep_K.tensor_split(pieces))
     head = _Head(*_causal_model(model))
     with head.listening():
         # The wrappers around the model (DistributedDataParallel, DeepSpeed, PEFT) see one ordinary call.
         logits_BKV = model(**inputs, logits_to_keep=keep_K[:first]).logits
-    losses = [_cross_entropy(logits_BKV, targets_BK[:, :first])]
+    losses = [_cross_entropy(logits_BKV, targets_BKN[:, :first])]
     rest_BKH = head.take_hidden()[:, keep_K[first:]]
-    for hidden_BKH, part_BK in zip(rest_BKH.split(sizes, 1), targets_BK[:, first:].split(sizes, 1), strict=True):
+    for hidden_BKH, part_BKN in zip(rest_BKH.split(sizes, 1), targets_BKN[:, first:].split(sizes, 1), strict=True):
         # The check compares shapes, and those of weights that ZeRO-3 gathers and releases change meanwhile.
-        losses.append(checkpoint(head.losses, hidden_BKH, part_BK, use_reentrant=False, determinism_check="none"))
+        losses.append(checkpoint(head.losses, hidden_BKH, part_BKN, use_reentrant=False, determinism_check="none"))
     return torch.cat(losses, dim=1)
 
 
@@ -54,9 +54,12 @@ def _agreed(model: nn.Module, pieces: int, device: torch.device) -> int:
     return int(most)
 
 
-def _cross_entropy(logits_BKV: Tensor, targets_BK: Tensor) -> Tensor:
-    losses = nn.functional.cross_entropy(logits_BKV.float().flatten(0, 1), targets_BK.flatten(), reduction="none")
-    return losses.view_as(targets_BK)
+def _cross_entropy(logits_BKV: Tensor, targets_BKN: Tensor) -> Tensor:
+    if targets_BKN.shape[-1] == 1:  # one kernel, which keeps no [B, K, V] beside the logits
+        flat = targets_BKN.flatten()
+        losses = nn.functional.cross_entropy(logits_BKV.float().flatten(0, 1), flat, reduction="none")
+        return losses.view_as(targets_BKN)
+    return -torch.log_softmax(logits_BKV.float(), dim=-1).gather(2, targets_BKN)
 
 
 def causal_forward(model: nn.Module) -> tuple[nn.Module | None, Mapping[str, Any]]:
@@ -117,8 +120,8 @@ class _Head:
         self._output = None
         return hidden
 
-    def losses(self, hidden_BKH: Tensor, targets_BK: Tensor) -> Tensor:
-        """Cross-entropy of one chunk, [B, K]."""
+    def losses(self, hidden_BKH: Tensor, targets_BKN: Tensor) -> Tensor:
+        """Cross-entropy of one chunk, [B, K, N]."""
         device, dtype = self._autocast
         given = _Given((hidden_BKH,) if self._kind is tuple else self._kind(last_hidden_state=hidden_BKH))
         with (
@@ -126,7 +129,7 @@ class _Head:
             torch.autocast(device, dtype=dtype, enabled=dtype is not None),
         ):
             logits_BKV = self._causal.forward(use_cache=False).logits
-        return _cross_entropy(logits_BKV, targets_BK)
+        return _cross_entropy(logits_BKV, targets_BKN)
 
 
 class _Given(nn.Module):

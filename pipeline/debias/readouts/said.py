@@ -1,17 +1,49 @@
-"""What a loss tells about a batch. Shapes: B samples."""
+"""What a model said of a batch, apart from what a loss makes of it. Shapes: B samples, C labels.
 
+A batch is two mappings: `inputs`, which the model is given, and `facts`, what is known of its samples beside (right
+labels, groups, a bias model's log-probabilities), which readouts and losses read.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+
+Facts = Mapping[str, Tensor]
+# Facts by the names that losses, weights and readouts read them by. A batch of somebody else's collator is one mapping:
+# what has one of these names in it is a fact, all else is the model's.
+KNOWN_FACTS = ("labels", "index", "group", "bias_weight", "bias_log_p", "answer_mask", "sample_index")
 
 
 @dataclass(frozen=True)
-class SampleLosses:
-    """`loss_B` (float32, differentiable): each sample's summed cross-entropy; `log_p_B` (detached): log-probability of
-    its right answer, from which a bias weight is made; `count`: the batch's share of the one denominator of both
-    gradients (samples or tokens).
+class Said:
+    """`log_p_B` (float32, differentiable): log-probability of each sample's right answer, summed over its tokens.
+
+    `confidence_B` (detached): the same as a bias weight reads it, which may be a mean over tokens. `count`: the batch's
+    share of the one denominator of both gradients (samples or tokens). `log_p_BC`: of every label, where it was asked
+    for; log-probabilities of a causal model's answers are those of its whole vocabulary and sum to less than 1.
     """
 
-    loss_B: Tensor
     log_p_B: Tensor
+    confidence_B: Tensor
     count: int
+    log_p_BC: Tensor | None = None
+
+
+class Readout(Protocol):
+    """How a model's answer is read."""
+
+    def said(self, model: nn.Module, batch: Mapping[str, Any], *, every_label: bool = False) -> Said:
+        """What the model says of a batch, with its graph; `every_label`: log-probabilities of all labels too."""
+
+    def label_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Log-probability of each label, [B, C] float32."""
+
+
+def inputs_and_facts(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two halves of a batch, however it was made."""
+    if "facts" in batch:
+        return dict(batch["inputs"]), dict(batch["facts"])
+    facts = {key: value for key, value in batch.items() if key in KNOWN_FACTS}
+    return {key: value for key, value in batch.items() if key not in facts}, facts

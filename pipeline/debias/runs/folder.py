@@ -13,6 +13,7 @@ from debias.ranks.world import world_size
 from debias.runs.whole import check_tensors, save_whole, write_whole
 
 ADAPTER, MODEL, CONFIG, METRICS, SUMMARY = "adapter", "model", "config.yaml", "metrics.jsonl", "run.json"
+BIAS = "bias"  # what a bias model said of the training examples
 # Settings that may differ between a run and its continuation.
 MAY_CHANGE = frozenset(
     {"resume", "overwrite_output_dir", "output_dir", "max_steps", "num_train_epochs", "sigterm_grace_seconds"}
@@ -148,5 +149,5 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _clear(folder: Path) -> None:
     for name in (CONFIG, METRICS, SUMMARY):
         (folder / name).unlink(missing_ok=True)
-    for path in [folder / ADAPTER, folder / MODEL, folder / "eval", *folder.glob("checkpoint-*")]:
+    for path in [folder / ADAPTER, folder / MODEL, folder / BIAS, folder / "eval", *folder.glob("checkpoint-*")]:
         shutil.rmtree(path, ignore_errors=True)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import tiny_runs
 import torch
+from batches import flat, rows
 
 from debias.data import Example
 from debias.data.encode import Collator, EncodedExamples, encode_for_answers, encode_for_classification
@@ -39,16 +40,17 @@ def example(*texts: str, label: int = 0, **more: Any) -> Example:
 
 
 def test_pairs_become_one_sequence_with_segments(encoder_words: Any) -> None:
-    (feature,) = encode_for_classification([example("yes no", "maybe", label=2)], encoder_words, 48)
+    encoded = encode_for_classification([example("yes no", "maybe", label=2)], encoder_words, 48)
+    (feature,) = encoded.features
     words = encoder_words.convert_ids_to_tokens(feature["input_ids"])
     assert words == ["[CLS]", "yes", "no", "[SEP]", "maybe", "[SEP]"]
     assert feature["token_type_ids"] == [0, 0, 0, 0, 1, 1]
-    assert feature["labels"] == 2
+    assert encoded.facts["labels"].tolist() == [2]
     assert "bias_weight" not in feature
 
 
 def test_one_text_alone(encoder_words: Any) -> None:
-    (feature,) = encode_for_classification([example("yes")], encoder_words, 48)
+    (feature,) = encode_for_classification([example("yes")], encoder_words, 48).features
     assert encoder_words.convert_ids_to_tokens(feature["input_ids"]) == ["[CLS]", "yes", "[SEP]"]
 
 
@@ -62,7 +64,7 @@ def test_no_examples_are_no_features(encoder_words: Any) -> None:
 
 
 def test_the_longer_text_is_truncated_first(encoder_words: Any) -> None:
-    (feature,) = encode_for_classification([example("yes " * 30, "no no")], encoder_words, 12)
+    (feature,) = encode_for_classification([example("yes " * 30, "no no")], encoder_words, 12).features
     words = encoder_words.convert_ids_to_tokens(feature["input_ids"])
     assert len(words) == 12
     assert words.count("no") == 2
@@ -70,7 +72,7 @@ def test_the_longer_text_is_truncated_first(encoder_words: Any) -> None:
 
 def test_bias_weight_travels_with_its_example(encoder_words: Any) -> None:
     encoded = encode_for_classification([example("yes", bias_weight=0.25)], encoder_words, 48)
-    batch = Collator(encoder_words)([encoded[0]])
+    batch = flat(Collator(encoder_words)([encoded[0]]))
     assert batch["bias_weight"].tolist() == [0.25]
 
 
@@ -79,7 +81,7 @@ def test_bias_weight_travels_with_its_example(encoder_words: Any) -> None:
 
 def test_encoder_batches_are_padded_on_the_right(encoder_words: Any) -> None:
     encoded = encode_for_classification([example("yes"), example("yes no maybe")], encoder_words, 48)
-    batch = Collator(encoder_words)(encoded.features)
+    batch = flat(Collator(encoder_words)(list(encoded)))
     assert batch["input_ids"].shape == (2, 5)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["input_ids"][0, 3:].tolist() == [encoder_words.pad_token_id] * 2
@@ -90,7 +92,7 @@ def test_encoder_batches_are_padded_on_the_right(encoder_words: Any) -> None:
 def test_decoder_batches_are_padded_on_the_left(decoder_words: Any) -> None:
     prompt = Prompt(decoder_words, TEMPLATE, ANSWERS, FIELDS)
     encoded = encode_for_answers([example("yes", "no"), example("yes no no", "no")], prompt, 48, with_answer=True)
-    batch = Collator(decoder_words)(encoded.features)
+    batch = flat(Collator(decoder_words)(list(encoded)))
     assert batch["attention_mask"][0].tolist() == [0, 0] + [1] * 8
     assert batch["input_ids"][0, 0] == decoder_words.eos_token_id
     # Answers end where the row ends, whatever the padding.
@@ -101,7 +103,7 @@ def test_decoder_batches_are_padded_on_the_left(decoder_words: Any) -> None:
 
 def test_a_mask_hides_padding_and_not_the_token_that_pads(decoder_words: Any) -> None:
     feature = {"input_ids": [decoder_words.eos_token_id] * 3, "labels": 0}
-    batch = Collator(decoder_words)([feature, {"input_ids": [7] * 4, "labels": 0}])
+    batch = flat(Collator(decoder_words)(rows([feature, {"input_ids": [7] * 4, "labels": 0}])))
     assert batch["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
 
 
@@ -110,7 +112,7 @@ def test_a_mask_hides_padding_and_not_the_token_that_pads(decoder_words: Any) ->
 
 def test_the_answer_follows_the_prompt_and_only_it_is_masked_in(decoder_words: Any) -> None:
     prompt = Prompt(decoder_words, TEMPLATE, ["yes maybe", "maybe", "no"], FIELDS)
-    (feature,) = encode_for_answers([example("no", "no", label=0)], prompt, 48, with_answer=True)
+    (feature,) = encode_for_answers([example("no", "no", label=0)], prompt, 48, with_answer=True).features
     words = decoder_words.convert_ids_to_tokens(feature["input_ids"])
     assert words == ["[BOS]", "no", "question", ":", "no", "answer", ":", "yes", "maybe"]
     assert feature["answer_mask"] == [False] * 7 + [True] * 2
@@ -118,7 +120,7 @@ def test_the_answer_follows_the_prompt_and_only_it_is_masked_in(decoder_words: A
 
 def test_without_answers_there_is_no_answer(decoder_words: Any) -> None:
     prompt = Prompt(decoder_words, TEMPLATE, ANSWERS, FIELDS)
-    (feature,) = encode_for_answers([example("no", "no", label=2)], prompt, 48, with_answer=False)
+    (feature,) = encode_for_answers([example("no", "no", label=2)], prompt, 48, with_answer=False).features
     assert "answer_mask" not in feature
     assert feature["input_ids"] == prompt.ids(example("no", "no"))
 
@@ -127,7 +129,7 @@ def test_without_answers_there_is_no_answer(decoder_words: Any) -> None:
 def test_a_long_prompt_loses_its_start(decoder_words: Any, with_answer: bool, caplog: pytest.LogCaptureFixture) -> None:
     prompt = Prompt(decoder_words, TEMPLATE, ["yes yes", "maybe", "no"], FIELDS)
     one = example("yes " * 40, "no", label=1)
-    (feature,) = encode_for_answers([one], prompt, 16, with_answer=with_answer)
+    (feature,) = encode_for_answers([one], prompt, 16, with_answer=with_answer).features
     # Room is kept for the longest answer, so that a prompt is the same for every label and in scoring.
     assert feature["input_ids"][:14] == prompt.ids(one)[-14:]
     assert len(feature["input_ids"]) == 14 + with_answer
@@ -266,6 +268,6 @@ def test_a_short_batch_comes_last() -> None:
 
 
 def test_a_data_set_brings_its_order(encoder_words: Any) -> None:
-    encoded = EncodedExamples([{"input_ids": [1] * n, "labels": 0} for n in (3, 9, 4)])
+    encoded = EncodedExamples([{"input_ids": [1] * n} for n in (3, 9, 4)], {})
     assert encoded.sampler(2, 0).lengths == [3, 9, 4]
     assert sorted(encoded.sampler(2, 0)) == [0, 1, 2]

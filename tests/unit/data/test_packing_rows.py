@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from batches import flat
+from batches import rows as rows_of
 
 from debias.data.packing import PackingCollator, tokens_of_an_epoch
 
@@ -18,7 +20,7 @@ def feature(*ids: int, label: int = 0, **more: Any) -> dict[str, Any]:
 
 
 def test_samples_one_after_another() -> None:
-    batch = PackingCollator(Words())([feature(5, 6, 7, label=2), feature(1), feature(3, 4, label=1)])
+    batch = flat(PackingCollator(Words())(rows_of([feature(5, 6, 7, label=2), feature(1), feature(3, 4, label=1)])))
     assert batch["input_ids"].tolist() == [[5, 6, 7, 1, 3, 4]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1]]
     assert batch["sample_index"].tolist() == [[0, 0, 0, 1, 2, 2]]
@@ -30,13 +32,13 @@ def test_samples_one_after_another() -> None:
 
 
 def test_what_a_sample_has_one_of_stays_apart() -> None:
-    batch = PackingCollator(Words())([feature(5, 6, bias_weight=0.25), feature(1, 2, bias_weight=0.5)])
+    batch = flat(PackingCollator(Words())(rows_of([feature(5, 6, bias_weight=0.25), feature(1, 2, bias_weight=0.5)])))
     assert batch["bias_weight"].tolist() == [0.25, 0.5]
 
 
 def test_prompts_to_be_scored_are_padded() -> None:
     rows = [{"input_ids": [5, 6, 7], "labels": 2}, {"input_ids": [1], "labels": 0}]
-    batch = PackingCollator(Words())(rows)
+    batch = flat(PackingCollator(Words())(rows_of(rows)))
     assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert "sample_index" not in batch

@@ -109,9 +109,9 @@ def test_count_is_the_denominator(gradients):
     objective = Answers([[5], [6]], mean_over="tokens")
     for start, stop in PARTS:
         part, w = rows(batch, start, stop), weight_B[start:stop]
-        losses = objective.losses(model, part)
-        assert losses.count == int(part["answer_mask"].sum())
-        hook.backward(losses.loss_B, w, count=losses.count, again=lambda p=part, v=w: (answer_loss(model, p), v))
+        said = objective.said(model, part)
+        assert said.count == int(part["answer_mask"].sum())
+        hook.backward(-said.log_p_B, w, count=said.count, again=lambda p=part, v=w: (answer_loss(model, p), v))
     done = hook.combine()
     assert done.samples == tokens
     assert_grads(model, want)

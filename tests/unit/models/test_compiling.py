@@ -11,6 +11,7 @@ from debias.gradients import MicroBatch, make_source
 from debias.gradients.single_pass import refusal
 from debias.losses import Answers, SelfWeight
 from debias.models.compiling import compile_layers
+from debias.readouts import inputs_and_facts
 
 CASES = [("shared_forward", 5), ("shared_forward", 3), ("two_pass", 4)]
 
@@ -26,8 +27,8 @@ def two_gradients(model: Any, way: str, samples: int) -> dict[str, torch.Tensor]
     batch = tiny_models.answer_batch(samples=samples, tokens=7 + samples)
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
-        losses = Answers([[5]], chunk=4).losses(model, batch)
-        return losses.loss_B, SelfWeight()(losses, batch)
+        said = Answers([[5]], chunk=4).said(model, batch)
+        return -said.log_p_B, SelfWeight()(said, inputs_and_facts(batch)[1])
 
     source.backward(MicroBatch(*forward(), again=forward))
     found = {f"bias {name}": source.bias[name].clone() for name in source.selected}

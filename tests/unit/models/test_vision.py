@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import flat
 from gradient_checks import assert_same, by_samples, take, weights_for
 from tiny_digits import DIGITS
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def batch(samples: int = 5, side: int = 28) -> dict[str, Tensor]:
 
 
 def loss(model: nn.Module, inputs: Any) -> Tensor:
-    return Classification().losses(model, inputs).loss_B
+    return -Classification().said(model, inputs).log_p_B
 
 
 def lora(model: Any) -> Any:
@@ -167,21 +168,22 @@ def test_pictures_become_numbers_as_the_model_s_processor_says(convnext):
     examples = [
         Example(str(i), (), i, None, 0.5 + i, image=rng.integers(0, 256, (3, 32, 32), dtype=np.uint8)) for i in range(3)
     ]
-    made = ImageCollator(load_tokenizer(str(convnext), "image_classification"))(encode_images(examples).features)
+    made = ImageCollator(load_tokenizer(str(convnext), "image_classification"))(list(encode_images(examples)))
+    made = flat(made)
     expected = (np.stack([one.image for one in examples]) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(made["pixel_values"].numpy(), expected, atol=1e-6)
     assert made["labels"].tolist() == [0, 1, 2]
     assert made["bias_weight"].tolist() == [0.5, 1.5, 2.5]
     plain = ImageCollator(load_tokenizer("vision:mlp", "image_classification"))
     small = [Example("a", (), 0, image=one.image[:, :28, :28]) for one in examples]
-    scaled = plain(encode_images(small).features)["pixel_values"].numpy()
+    scaled = plain(list(encode_images(small)))["inputs"]["pixel_values"].numpy()
     np.testing.assert_allclose(scaled, np.stack([one.image for one in small]) / 255, atol=1e-6)
 
 
 def test_pictures_of_another_size_are_resized():
     image = np.full((3, 40, 60), 51, dtype=np.uint8)
     collate = ImageCollator(load_tokenizer("vision:vit", "image_classification"))
-    made = collate(encode_images([Example("a", (), 0, image=image)]).features)["pixel_values"]
+    made = collate(list(encode_images([Example("a", (), 0, image=image)])))["inputs"]["pixel_values"]
     assert made.shape == (1, 3, 28, 28)
     torch.testing.assert_close(made, torch.full_like(made, 0.2))
 

@@ -1,0 +1,73 @@
+"""What a run knows of its training examples beside their labels: groups, and what its bias model says of them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from debias.bias.base import BiasModel, digest_of
+from debias.config.run import RunConfig
+from debias.data import Example
+from debias.errors import InputError
+from debias.losses import Loss
+from debias.runs.folder import BIAS
+from debias.runs.whole import save_whole
+
+logger = logging.getLogger(__name__)
+
+
+def check_groups(loss: Loss, examples: Sequence[Example]) -> None:
+    """InputError where the loss reads groups and a training example has none."""
+    if "group" not in loss.reads:
+        return
+    without = next((example for example in examples if example.group is None), None)
+    if without is not None:
+        raise InputError(f"loss {loss.name}: example {without.id!r} has no group, and the loss needs one of each")
+
+
+def bias_log_p(config: RunConfig, model: BiasModel, examples: Sequence[Example]) -> Tensor:
+    """The bias model's log-probabilities [N, C] float32 of the training examples, kept in the run's folder.
+
+    What is kept there of the same settings and examples is taken as it is. Only one process may call this at a time.
+    """
+    labels = len(config.data.labels)
+    digest = digest_of(repr(model), examples, labels, config.seed)
+    folder = Path(config.output_dir) / BIAS
+    held = _kept(folder / f"{model.name}.npz", digest)
+    if held is None:
+        logger.info("bias model %s: fitting on %d examples", model.name, len(examples))
+        try:
+            held = model.log_p(examples, labels, config.data.text_fields, config.seed)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        _say_how_it_is(model, held, examples)
+        answers, name = held, f"{model.name}.npz"
+        save_whole(folder, lambda part: _write(part, name, answers, digest))
+    return torch.from_numpy(held).float()
+
+
+def _kept(path: Path, digest: str) -> "np.ndarray | None":
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            found: np.ndarray | None = held["log_p"] if str(held["digest"]) == digest else None
+            return found
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def _write(folder: Path, name: str, log_p_NC: np.ndarray, digest: str) -> None:
+    folder.mkdir(parents=True)
+    np.savez(folder / name, log_p=log_p_NC, digest=np.array(digest))
+
+
+def _say_how_it_is(model: BiasModel, log_p_NC: np.ndarray, examples: Sequence[Example]) -> None:
+    label_N = np.array([example.label for example in examples])
+    right, most = (log_p_NC.argmax(axis=1) == label_N).mean(), np.bincount(label_N).max() / len(label_N)
+    told = (model.name, 100 * right, 100 * most)
+    logger.info("bias model %s: right on %.1f %% out of fold; the most frequent label is %.1f %%", *told)
+    if right <= most:
+        logger.warning("bias model %s knows no more than the most frequent label: there is nothing to correct", told[0])

@@ -1,0 +1,43 @@
+"""What every loss is: from what a model said, and what is known of samples, a loss [B]. B samples, S numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from debias.readouts.said import Said
+
+EVERY_LABEL = "every_label"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of each sample; subclasses are frozen dataclasses whose fields are the settings of the `loss:` block.
+
+    Both gradients are weighted sums of the gradients of this loss: `main` of its mean, `bias` of its mean under the
+    bias weights. So the loss of a sample may not depend on which samples share its micro-batch. `reads`: the facts it
+    needs beside `labels`, and EVERY_LABEL where it needs `said.log_p_BC`.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
+        """`loss_B`, differentiable; `memory_S` is what the loss has learned so far."""
+        raise NotImplementedError
+
+    def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
+        """`memory_S` float64 before the first step, from the facts of the whole training set [N]; most keep nothing."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
+        """What `learn` needs of a micro-batch, [S] float64 sums over its samples, to be added over micro-batches and
+        ranks.
+        """
+        return torch.zeros(0, dtype=torch.float64)
+
+    def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
+        """`memory_S` after a step that was applied."""
+        return memory_S

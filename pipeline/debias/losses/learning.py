@@ -1,0 +1,61 @@
+"""A loss that learns while a model trains: its memory, and what it has seen since the last step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from debias.losses.base import EVERY_LABEL, Loss
+from debias.readouts.said import Said
+
+
+class LearningLoss:
+    """A loss with its memory. Call it for each micro-batch, then `step` once a step, on every rank.
+
+    `facts`: of the whole training set, on which a loss with a memory begins.
+    """
+
+    def __init__(self, loss: Loss, facts: Mapping[str, Tensor] | None = None) -> None:
+        self.loss = loss
+        self.memory_S = loss.begin(facts or {})
+        self._sums: Tensor | None = None
+
+    @property
+    def every_label(self) -> bool:
+        """Whether the loss reads the log-probabilities of all labels."""
+        return EVERY_LABEL in self.loss.reads
+
+    def __call__(self, said: Said, facts: Mapping[str, Tensor], *, counts: bool = True) -> Tensor:
+        """`loss_B`; `counts`: false for a second look at a micro-batch that was counted already.
+
+        Raises ValueError, with its name, where a fact that the loss reads is not in the batch.
+        """
+        if missing := sorted(self.loss.reads - {EVERY_LABEL} - set(facts)):
+            raise ValueError(f"loss {self.loss.name} reads {missing[0]!r}, which this batch lacks: {sorted(facts)}")
+        memory_S = self.memory_S.to(said.log_p_B.device)
+        if counts and memory_S.numel():
+            sums = self.loss.sums(said, facts, memory_S).cpu()
+            self._sums = sums if self._sums is None else self._sums + sums
+        return self.loss(said, facts, memory_S)
+
+    def step(self, over_ranks: Callable[[Tensor], Tensor], *, applied: bool = True) -> None:
+        """The end of a step: `over_ranks` sums a tensor over the ranks; a step that was not applied teaches nothing."""
+        if not self.memory_S.numel():
+            return
+        sums = torch.zeros_like(self.memory_S) if self._sums is None else self._sums
+        self._sums = None
+        whole = over_ranks(sums)
+        if applied:
+            self.memory_S = self.loss.learn(whole, self.memory_S)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep."""
+        return {"name": self.loss.name, "memory": self.memory_S.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; ValueError for one of another loss, or of other data."""
+        held: Tensor = state["memory"]
+        if state["name"] != self.loss.name or held.shape != self.memory_S.shape:
+            raise ValueError(f"loss: the checkpoint is of {state['name']} with {held.numel()} numbers, not of this run")
+        self.memory_S = held.clone()

@@ -1,0 +1,204 @@
+"""Every loss of the table and every bias model through whole runs: resumed, over ranks and ZeRO stages, refused."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
+
+from debias.config.run import RunConfig
+from debias.errors import InputError
+from debias.losses import LOSSES
+from debias.train import train
+
+ROOT = Path(__file__).parents[2]
+STEP = 12  # samples a step, on one rank or two
+# Groups that say something: the planted cue makes aligned and conflicting examples.
+DATA = {
+    "train": {"source": "generated", "limit": 120},
+    "planted_bias": {"cue": "!!", "prevalence": 0.5, "strength": 0.6},
+}
+PARTIAL = {"name": "partial_input", "fields": ["hypothesis"]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("losses")
+    save_bert(folder / "bert")
+    save_llama(folder / "llama")
+    return folder
+
+
+def settings(place: Path, name: str, world: int = 1, **changes: Any) -> dict[str, Any]:
+    batch = {"per_device_train_batch_size": STEP // world, "data": DATA}
+    return settings_for(place / "bert", place / name, **{**batch, **changes})
+
+
+def run(settings: dict[str, Any]) -> Path:
+    return train(RunConfig.model_validate(settings))
+
+
+def on_ranks(place: Path, world: int, runs: list[dict[str, Any]]) -> None:
+    file = place / "runs.json"
+    file.write_text(json.dumps(runs))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "RANK", "WORLD_", "LOCAL_", "MASTER_"))}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests/train_many.py"), str(file)],
+        env=kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-9000:]
+
+
+def learned(checkpoint: Path) -> torch.Tensor:
+    memory: torch.Tensor = torch.load(checkpoint / "loss_state.pt")["memory"]
+    return memory
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_run_that_goes_on_is_the_run_that_was_not_cut(place: Path, name: str) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "max_steps": 4}
+    loss = {"name": name, "step_size": 2.0} if name == "group_dro" else name
+    whole = run(settings(place, f"{name}_whole", loss=loss, **saving))
+    cut = place / f"{name}_cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoint-4")
+    shutil.rmtree(cut / "adapter")
+    run(settings(place, cut.name, loss=loss, resume=True, **saving))
+    assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0
+    if name == "group_dro":
+        assert torch.equal(learned(cut / "checkpoint-4"), learned(whole / "checkpoint-4"))
+        assert not torch.equal(learned(whole / "checkpoint-2"), learned(whole / "checkpoint-4"))
+    else:
+        assert not (whole / "checkpoint-4" / "loss_state.pt").exists()
+
+
+@pytest.mark.slow
+def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
+    """Group DRO with a step size that makes its weights matter; DDP, and ZeRO where every stage reduces otherwise.
+
+    Plain SGD: Adam makes a step of the rounding of a gradient that is almost zero.
+    """
+    pytest.importorskip("deepspeed")
+    sgd = {"optim": "sgd", "learning_rate": 0.05}
+    shared = {"save_strategy": "steps", "save_steps": 4, "loss": {"name": "group_dro", "step_size": 2.0}, **sgd}
+    ways = {"ddp": None, "zero2": "zero2", "zero3": "zero3"}
+    half = {"gradient_accumulation_steps": 2}
+    runs = [settings(place, name, 4, deepspeed=engine, **shared, **half) for name, engine in ways.items()]
+    focal = settings(place, "focal_ddp", 2, loss="focal", **sgd)
+    on_ranks(place, 2, [*runs, focal])
+    alone, focal_alone = (
+        run(settings(place, "alone", **shared)),
+        run(settings(place, "focal_alone", loss="focal", **sgd)),
+    )
+    for name in ways:
+        assert largest_difference(adapter_of(place / name), adapter_of(alone)) < 1e-6, name
+        torch.testing.assert_close(
+            learned(place / name / "checkpoint-4"), learned(alone / "checkpoint-4"), rtol=1e-6, atol=0
+        )
+    assert largest_difference(adapter_of(place / "focal_ddp"), adapter_of(focal_alone)) < 1e-6
+    plain = run(settings(place, "plain", **sgd))
+    for other in (alone, focal_alone):
+        assert largest_difference(adapter_of(other), adapter_of(plain)) > 1e-4  # a loss that is ignored would pass all
+
+
+def test_a_causal_model_takes_every_loss(place: Path) -> None:
+    for name in LOSSES:
+        done = run(
+            settings_for(
+                place / "llama", place / f"llama_{name}", head="causal_lm", prompt=PROMPT, data=DATA, loss=name
+            )
+        )
+        assert (done / "adapter").is_dir()
+
+
+# Bias models.
+
+
+@pytest.mark.parametrize("form", ["gce", "confidence", "balanced"])
+def test_a_bias_model_reaches_the_bias_gradient(place: Path, form: str) -> None:
+    pytest.importorskip("sklearn")
+    weighted = {"bias_model": PARTIAL, "bias_weight": {"source": "bias_model", "form": form}, "method": "subtract"}
+    done = run(settings(place, f"bias_{form}", **weighted))
+    with np.load(done / "bias" / "partial_input.npz") as held:
+        assert held["log_p"].shape == (120, 3)
+        assert np.allclose(np.exp(held["log_p"]).sum(axis=1), 1)
+    own = run(settings(place, f"own_{form}", method="subtract"))
+    assert largest_difference(adapter_of(done), adapter_of(own)) > 1e-5
+
+
+def test_what_was_fitted_is_kept_for_the_same_data_alone(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("sklearn")
+    caplog.set_level(logging.INFO, "debias")
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    weighted = {"bias_model": PARTIAL, "bias_weight": {"source": "bias_model"}}
+    run(settings(place, "kept", **weighted, **saving))
+    assert "bias model partial_input: fitting on 120 examples" in caplog.text
+    assert "out of fold; the most frequent label is" in caplog.text
+    caplog.clear()
+    run(settings(place, "kept", **weighted, **{**saving, "max_steps": 4, "resume": True}))
+    assert "fitting" not in caplog.text
+    (place / "kept" / "bias" / "partial_input.npz").write_bytes(b"PK\x03\x04 cut short")
+    run(settings(place, "kept", **weighted, **{**saving, "max_steps": 6, "resume": True}))
+    assert "bias model partial_input: fitting on 120 examples" in caplog.text
+
+
+@pytest.mark.slow
+def test_ranks_read_what_the_first_one_fitted(place: Path) -> None:
+    pytest.importorskip("sklearn")
+    weighted = {
+        "bias_model": PARTIAL,
+        "bias_weight": {"source": "bias_model", "form": "balanced"},
+        "method": "subtract",
+    }
+    on_ranks(place, 2, [settings(place, "bias_two", 2, **weighted)])
+    alone = run(settings(place, "bias_one", **weighted))
+    assert largest_difference(adapter_of(place / "bias_two"), adapter_of(alone)) < 1e-6
+
+
+# Refused before anything is written.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"loss": "group_dro", "data": {"train": "my.jsonl"}},
+            "loss group_dro needs a group of each row; set data.group_field",
+        ),
+        ({"bias_weight": {"source": "bias_model"}}, "bias_weight.source is 'bias_model', but bias_model is missing"),
+        ({"bias_weight": {"source": "self", "form": "balanced"}}, "form has no effect with source 'self'"),
+        ({"bias_model": {"name": "partial_input", "fields": ["hypo"]}}, "'hypo' is not one of data.text_fields"),
+        ({"bias_model": "partial_input"}, "bias_model.fields: missing, and partial_input has no default for it"),
+        ({"loss": {"name": "focal", "gama": 1}}, "loss.gama: focal has no such setting; did you mean gamma?"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(place: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((InputError, ValueError), match=message):
+        run(settings(place, "refused", **changes))
+    assert not (place / "refused").exists()
+
+
+def test_a_row_without_a_group_is_named(place: Path) -> None:
+    rows = [
+        {"premise": "p", "hypothesis": "h", "label": label, "kind": "a"}
+        for label in ("entailment", "neutral", "contradiction")
+    ] * 4
+    rows[5]["kind"] = None  # type: ignore[assignment]
+    (place / "rows.jsonl").write_text("".join(json.dumps({**row, "id": f"r{i}"}) + "\n" for i, row in enumerate(rows)))
+    data = {"train": str(place / "rows.jsonl"), "group_field": "kind"}
+    with pytest.raises(InputError, match="has no group, and the loss needs one of each"):
+        run(settings(place, "refused", loss="group_dro", data=data))
+    assert not (place / "refused").exists()

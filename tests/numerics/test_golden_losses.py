@@ -1,0 +1,200 @@
+"""Every loss of the table: a golden value, an oracle in plain loops, gradients by finite differences, ugly inputs."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from debias.losses import LOSSES, LearningLoss, Loss, make_loss
+from debias.readouts import Said
+
+LOG_P = [[math.log(0.7), math.log(0.2), math.log(0.1)], [math.log(0.05), math.log(0.9), math.log(0.05)]]
+LABELS = [0, 2]
+GROUPS = [0, 1]
+TRAINING_GROUPS = [0, 0, 0, 1]  # shares 3/4 and 1/4
+# Settings, and the loss of the two samples above on its first step.
+GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "cross_entropy": ({}, [0.35667494393873245, 2.995732273553991]),
+    "focal": ({"gamma": 2.0}, [0.09 * 0.35667494393873245, 0.9025 * 2.995732273553991]),
+    "group_dro": ({"step_size": 0.1}, [0.5 / 0.75 * 0.35667494393873245, 0.5 / 0.25 * 2.995732273553991]),
+}
+
+
+def oracle_cross_entropy(log_p: list[float], label: int, group: int) -> float:
+    return -log_p[label]
+
+
+def oracle_focal(log_p: list[float], label: int, group: int) -> float:
+    p = math.exp(log_p[label])
+    return -((1 - p) ** 2) * math.log(p)
+
+
+def oracle_group_dro(log_p: list[float], label: int, group: int) -> float:
+    share = TRAINING_GROUPS.count(group) / len(TRAINING_GROUPS)
+    return -log_p[label] * (1 / len(set(TRAINING_GROUPS))) / share
+
+
+ORACLES: dict[str, Callable[[list[float], int, int], float]] = {name: globals()[f"oracle_{name}"] for name in GOLDEN}
+
+
+def begun(name: str) -> LearningLoss:
+    settings, _ = GOLDEN[name]
+    return LearningLoss(make_loss({"name": name, **settings}), {"group": torch.tensor(TRAINING_GROUPS)})
+
+
+def facts(labels: list[int], groups: list[int]) -> dict[str, torch.Tensor]:
+    return {"labels": torch.tensor(labels), "group": torch.tensor(groups)}
+
+
+def said_of(logits_BC: torch.Tensor, labels: list[int]) -> Said:
+    log_p_BC = torch.log_softmax(logits_BC, dim=-1)
+    log_p_B = log_p_BC.gather(1, torch.tensor(labels).unsqueeze(1)).squeeze(1)
+    return Said(log_p_B, log_p_B.detach(), len(labels), log_p_BC)
+
+
+def test_every_loss_has_a_golden_row() -> None:
+    assert set(GOLDEN) == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_golden(name: str) -> None:
+    loss_B = begun(name)(said_of(torch.tensor(LOG_P, dtype=torch.float64), LABELS), facts(LABELS, GROUPS))
+    assert loss_B.tolist() == pytest.approx(GOLDEN[name][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_against_the_oracle_and_finite_differences(name: str, scale: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = (torch.randn(6, 3, generator=generator, dtype=torch.float64) * scale).requires_grad_()
+    labels, groups = [0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 0, 0]
+    loss = begun(name)
+    loss_B = loss(said_of(logits, labels), facts(labels, groups))
+    rows = torch.log_softmax(logits.detach(), dim=-1).tolist()
+    want = [ORACLES[name](row, label, group) for row, label, group in zip(rows, labels, groups, strict=True)]
+    assert loss_B.tolist() == pytest.approx(want, rel=1e-5, abs=1e-6)
+    if scale < 10:
+        assert torch.autograd.gradcheck(lambda x: loss(said_of(x, labels), facts(labels, groups), counts=False), logits)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_certain_and_hopeless_samples_stay_finite(name: str) -> None:
+    logits = torch.tensor([[80.0, -80.0, 0.0], [-80.0, 80.0, 0.0]], requires_grad=True)
+    loss_B = begun(name)(said_of(logits, [0, 0]), facts([0, 0], [0, 1]))
+    loss_B.sum().backward()
+    assert loss_B.isfinite().all()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_sample_does_not_know_its_neighbours(name: str) -> None:
+    """Or accumulation and ranks would change what is trained."""
+    generator = torch.Generator().manual_seed(2)
+    logits, labels, groups = torch.randn(5, 3, generator=generator), [0, 1, 2, 0, 1], [0, 1, 0, 1, 0]
+    whole = begun(name)(said_of(logits, labels), facts(labels, groups))
+    alone = [begun(name)(said_of(logits[i : i + 1], labels[i : i + 1]), facts(labels[i : i + 1], groups[i : i + 1]))
+             for i in range(5)]  # fmt: skip
+    torch.testing.assert_close(whole, torch.cat(alone))
+
+
+def test_focal_without_focus_is_cross_entropy() -> None:
+    said = said_of(torch.randn(4, 3), [0, 1, 2, 0])
+    assert torch.equal(make_loss({"name": "focal", "gamma": 0})(said, {}, torch.zeros(0)), -said.log_p_B)
+
+
+def group_dro_by_hand(steps: list[list[tuple[float, int]]], step_size: float) -> list[float]:
+    """Algorithm 1 in plain loops: q after the steps, each a list of (loss, group)."""
+    q = [1 / len(set(TRAINING_GROUPS))] * len(set(TRAINING_GROUPS))
+    for step in steps:
+        for group in range(len(q)):
+            own = [loss for loss, of in step if of == group]
+            q[group] *= math.exp(step_size * (math.fsum(own) / len(own) if own else 0.0))
+        total = math.fsum(q)
+        q = [value / total for value in q]
+    return q
+
+
+@pytest.mark.parametrize("cuts", [[6], [1, 2, 3], [1] * 6, [5, 1]])
+@pytest.mark.parametrize("step_size", [0.0, 0.01, 5.0])
+def test_group_dro_learns_what_the_algorithm_says_however_a_step_is_cut(cuts: list[int], step_size: float) -> None:
+    generator = torch.Generator().manual_seed(9)
+    whole = {"group": torch.tensor(TRAINING_GROUPS)}
+    loss = LearningLoss(make_loss({"name": "group_dro", "step_size": step_size}), whole)
+    told = []
+    for step in range(4):
+        logits = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+        labels, groups = [0, 1, 2, 0, 1, 2], [0, 0, 0, 0, 0, 1] if step % 2 else [0] * 6  # a group that is not there
+        said = said_of(logits, labels)
+        told.append([(-float(value), group) for value, group in zip(said.log_p_B, groups, strict=True)])
+        start = 0
+        for size in cuts:
+            part = slice(start, start + size)
+            loss(said_of(logits[part], labels[part]), facts(labels[part], groups[part]))
+            start += size
+        loss.step(lambda sums: sums)
+    q_G, share_G = loss.memory_S.chunk(2)
+    assert q_G.tolist() == pytest.approx(group_dro_by_hand(told, step_size), rel=1e-12)
+    assert share_G.tolist() == [0.75, 0.25]
+
+
+def test_ranks_add_up_and_a_skipped_step_teaches_nothing() -> None:
+    one, half = begun("group_dro"), begun("group_dro")
+    logits, labels, groups = torch.randn(4, 3), [0, 1, 2, 0], [0, 1, 0, 1]
+    one(said_of(logits, labels), facts(labels, groups))
+    half(said_of(logits[:2], labels[:2]), facts(labels[:2], groups[:2]))
+    other = begun("group_dro").loss.sums(said_of(logits[2:], labels[2:]), facts(labels[2:], groups[2:]), half.memory_S)
+    one.step(lambda sums: sums)
+    half.step(lambda sums: sums + other)
+    torch.testing.assert_close(one.memory_S, half.memory_S, rtol=1e-6, atol=0)
+    before = one.memory_S.clone()
+    one(said_of(logits, labels), facts(labels, groups))
+    one.step(lambda sums: sums, applied=False)
+    assert torch.equal(one.memory_S, before)
+    one.step(lambda sums: sums)  # of a rank without samples
+    assert one.memory_S.sum() == pytest.approx(2.0)
+
+
+def test_a_second_forward_pass_is_not_counted_twice() -> None:
+    once, twice = begun("group_dro"), begun("group_dro")
+    said, known = said_of(torch.randn(4, 3), [0, 1, 2, 0]), facts([0, 1, 2, 0], [0, 1, 0, 1])
+    once(said, known)
+    twice(said, known)
+    twice(said, known, counts=False)
+    for loss in (once, twice):
+        loss.step(lambda sums: sums)
+    assert torch.equal(once.memory_S, twice.memory_S)
+
+
+def test_state_goes_on_and_another_loss_is_refused() -> None:
+    loss, again = begun("group_dro"), begun("group_dro")
+    loss(said_of(torch.randn(4, 3), [0, 1, 2, 0]), facts([0, 1, 2, 0], [0, 1, 0, 1]))
+    loss.step(lambda sums: sums)
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(again.memory_S, loss.memory_S)
+    with pytest.raises(ValueError, match="the checkpoint is of group_dro with 4 numbers, not of this run"):
+        LearningLoss(make_loss("group_dro"), {"group": torch.tensor([0, 1, 2])}).load_state_dict(loss.state_dict())
+
+
+def test_a_fact_that_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match="loss group_dro reads 'group', which this batch lacks"):
+        begun("group_dro")(said_of(torch.randn(1, 3), [0]), {"labels": torch.tensor([0])})
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"name": "focal", "gamma": -1}, "loss.gamma is -1.0, expected 0 or more"),
+        ({"name": "group_dro", "step_size": -0.1}, "loss.step_size is -0.1, expected 0 or more"),
+        ("foccal", "loss.name is 'foccal', not one of .*; did you mean focal?"),
+    ],
+)
+def test_wrong_settings(block: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_loss(block)
+
+
+def test_a_loss_is_a_loss() -> None:
+    assert all(issubclass(row, Loss) and row.__doc__ for row in LOSSES.values())
