@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerState
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from debias.engines.zero.hook import ZeroHook
 
 STAGING = ".saving"
+RULE_STATE = "rule_state.safetensors"  # in a checkpoint, whole: what the rule remembers and where the weights started
 
 
 class DebiasTrainer(Trainer):
@@ -148,12 +150,10 @@ class DebiasTrainer(Trainer):
     def layer_figures(self, logs: Mapping[str, Any]) -> dict[str, Any]:
         """What the last step did in each transformer layer, to go with a log of the training loss; else nothing."""
         done = self.hook.last if self.hook is not None and "loss" in logs else None
-        if done is None or not done.cosine_by_layer:
+        if done is None or not done.removed_share_by_layer:
             return {}
-        return {
-            "cosine_by_layer": dict(done.cosine_by_layer),
-            "removed_share_by_layer": dict(done.removed_share_by_layer),
-        }
+        cosines = {"cosine_by_layer": dict(done.cosine_by_layer)} if self.rule.uses_bias else {}
+        return {**cosines, "removed_share_by_layer": dict(done.removed_share_by_layer)}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; the model is left without hooks."""
@@ -192,8 +192,12 @@ class DebiasTrainer(Trainer):
             if self.is_deepspeed_enabled:
                 self.hook = attach(model, self.rule, gradients=self.gradients, **options)
             else:
-                self.hook = attach(model, None, self.rule, self.gradients, **options)
+                # The Trainer steps; a rule that remembers asks the optimizer for its learning rate.
+                optimizer = self.optimizer if self.rule.memory else None
+                self.hook = attach(model, optimizer, self.rule, self.gradients, **options)
             self.hook.skipped = self._skipped_before
+            if self._resumed_from is not None and not self.rule.is_stateless:
+                self.hook.load_state_dict(_rule_state_in(self._resumed_from, self.rule))
         return self.hook
 
     def _count_samples(self, samples: int) -> None:
@@ -204,7 +208,8 @@ class DebiasTrainer(Trainer):
         since, seen = self._since_log
         now = time.perf_counter()
         self._since_log = (now, 0.0)
-        kept = ("main_norm", "bias_norm", "cosine", "removed_share") if self.rule.uses_bias else ()
+        of_bias = ("bias_norm", "cosine") if self.rule.uses_bias else ()
+        kept = () if self.rule.is_plain else ("main_norm", *of_bias, "removed_share")
         return {
             **{key: getattr(hook.last, key) for key in kept},
             "skipped_steps": hook.skipped,
@@ -227,6 +232,7 @@ class DebiasTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self._skipped_before = 0
+        self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -266,6 +272,11 @@ class DebiasTrainer(Trainer):
         load_state(self.deepspeed, Path(str(self.state.best_model_checkpoint)))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.hook is not None and not self.rule.is_stateless:
+            state = self.hook.state_dict()  # collective under DeepSpeed
+            if self.args.should_save:
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+                save_file(state, str(Path(output_dir) / RULE_STATE))
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -343,6 +354,14 @@ class DebiasTrainer(Trainer):
         if self.state.best_global_step and (best.exists() or best.name == folder.name):
             self.state.best_model_checkpoint = str(best)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+
+def _rule_state_in(checkpoint: Path, rule: Rule) -> dict[str, Tensor]:
+    if not (checkpoint / RULE_STATE).exists():
+        raise ValueError(
+            f"{checkpoint}: there is no {RULE_STATE}, which {rule.name} goes on from: another rule saved it"
+        )
+    return load_file(str(checkpoint / RULE_STATE))
 
 
 def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
