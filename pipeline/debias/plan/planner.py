@@ -11,7 +11,7 @@ from debias.config.run import RunConfig
 from debias.engines.parameters import not_head
 from debias.errors import InputError
 from debias.gradients.single_pass import refusal
-from debias.methods import make_rule
+from debias.methods import Rule, make_rule
 from debias.plan.advice import Others, advice
 from debias.plan.checks import check_run, sizes_that_exist
 from debias.plan.communication import bytes_sent
@@ -70,7 +70,7 @@ class Planner:
     @functools.cached_property
     def source(self) -> str:
         """The gradient source that the run will take: `plain` where the rule looks at one gradient alone."""
-        if not self.uses_bias:
+        if not self.rule.uses_bias:
             return "plain"
         if self.run.gradients == "single_pass" and (reason := self._refusal()):
             raise InputError(f"gradients: single_pass is not exact here: {reason}; use auto or shared_forward")
@@ -91,10 +91,10 @@ class Planner:
         return refusal(model, {n: p for n, p in model.named_parameters() if p.requires_grad and not_head(n, p)})
 
     @functools.cached_property
-    def uses_bias(self) -> bool:
-        """Whether the run's method looks at the bias gradient at all."""
+    def rule(self) -> Rule:
+        """The run's method."""
         try:
-            return make_rule(self.run.method).uses_bias
+            return make_rule(self.run.method)
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -118,13 +118,14 @@ class Planner:
             padded="flash" not in self.run.attn_implementation,
             accumulated=self.run.gradient_accumulation_steps > 1,
         )
-        source = self.source if self.uses_bias else "auto"
-        return trace(self.run, self.config, load, source, uses_bias=self.uses_bias)
+        source = self.source if self.rule.uses_bias else "auto"
+        return trace(self.run, self.config, load, source, uses_bias=self.rule.uses_bias)
 
     def memory(self, micro_batch: int) -> Memory:
         """The parts at that micro-batch."""
         traced = self.traced(micro_batch)
-        return memory_of(self.counts, traced, self.spread, self.source, self.run.optim, cuda=self.machine.cuda)
+        run, seen, cuda = self.run, self.rule.looks_at, self.machine.cuda
+        return memory_of(self.counts, traced, self.spread, self.source, run.optim, cuda=cuda, looks_at=seen)
 
     def largest(self) -> int | None:
         """The largest micro-batch that fits; 0 if none does, None where the memory is not known."""
@@ -188,7 +189,8 @@ class Planner:
         sharded = self.spread.stage == 3 and self.spread.world > 1
         gathers = gathers_of(self.run, self.config) if sharded else lambda name: 0
         accumulation = self.run.gradient_accumulation_steps
-        return bytes_sent(self.counts, self.spread, self.source, gathers, accumulation=accumulation)
+        seen = self.rule.looks_at
+        return bytes_sent(self.counts, self.spread, self.source, gathers, accumulation=accumulation, looks_at=seen)
 
     def _assumptions(self) -> list[str]:
         found = [
