@@ -589,6 +589,7 @@ def test_what_a_rule_remembers_is_saved_and_counts(bert: Path, tmp_path: Path) -
     plain = train(config_for(bert, tmp_path / "erm", method="erm", **changes))
     assert largest_difference(adapter_of(run), adapter_of(plain)) > 1e-3
     assert summary(run)["gradients"] == "plain"
+    assert summary(run)["method"] == digrap
     kept = load_file(run / "checkpoint-12" / RULE_STATE)
     assert int(kept["steps"]) == 12
     for name in (name for name in kept if name.endswith("/start")):

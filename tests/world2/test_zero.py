@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from debias.engines import NonFiniteGradients, attach, select_parameters
 from debias.losses import cross_entropy
-from debias.methods import DiGraP, Edge, MainOnly, PCGrad
+from debias.methods import DiGraP, Edge, MainOnly
 
 pytest.importorskip("deepspeed")
 
@@ -149,9 +149,7 @@ def possible(row):
     return not (row["stage"] == 3 and row["way"] == "shared_forward") and not (row["stage"] == 0 and row.get("offload"))
 
 
-ODD = covering(
-    {"stage": [0, 1, 2, 3], "way": WAYS, "rule": [Edge(), Edge(1.0, "tensor"), PCGrad(), MainOnly()]}, possible
-)
+ODD = covering({"stage": [0, 1, 2, 3], "way": WAYS, "rule": EXAMPLES}, possible)
 
 
 @pytest.mark.parametrize("row", ODD, ids=of_row)
