@@ -436,6 +436,26 @@ def test_what_is_remembered_matters_here():
     assert largest_difference(weights, plain)[0] > 1e-3
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_rank_that_owns_nothing_of_what_the_rule_acts_on(stage):
+    """One element: it lies on one rank, and the others take part in what is collective."""
+    with odd_engine(ds_config(stage), odd_sgd) as engine:
+        hook = attach(engine, REMEMBER[0], select=lambda name, p: name == "narrow.bias")
+        states = []
+        for step in range(2):
+            parts = parts_of(dist.get_rank(), 1)
+            feed(hook, engine, mlp_loss, numbers(step), weights_for(SAMPLES), parts, step=True)
+            states.append(hook.state_dict())
+        hook.load_state_dict(states[0])
+        assert_same_state(hook.state_dict(), states[0], 0.0)
+    assert set(states[0]) == {
+        "steps",
+        "skipped",
+        *(f"narrow.bias/{kind}" for kind in ("start", "moved_before", "memory")),
+    }
+    assert float(states[1]["narrow.bias/moved_before"]) != 0
+
+
 @pytest.mark.parametrize("kind", BF16_ENGINES, ids=of_engine)
 def test_how_far_bfloat16_weights_moved(kind):
     """By the float32 copies that the optimizer steps on, wherever they are; a skipped step is not remembered."""

@@ -30,10 +30,11 @@ class RuleState:
         self.rule = rule
         self.steps = 0
         self._weights, self._rates = weights, rates
-        moves = not GRADIENTS.issuperset(rule.looks_at)
-        self.start = {name: weight.detach().to(_wide(weight), copy=True) for name, weight in _asked(weights, moves)}
-        remembers = Vector.MOVED_BEFORE in rule.looks_at
-        self.before = {name: torch.zeros_like(start) for name, start in self.start.items() if remembers}
+        # By the rule and not by what is here: a rank may own nothing, and takes part in what is collective.
+        self._moves, self._remembers = not GRADIENTS.issuperset(rule.looks_at), Vector.MOVED_BEFORE in rule.looks_at
+        found = weights() if self._moves else {}
+        self.start = {name: weight.detach().to(_wide(weight), copy=True) for name, weight in found.items()}
+        self.before = {name: torch.zeros_like(start) for name, start in self.start.items() if self._remembers}
         zeros = torch.zeros(rule.memory, dtype=torch.float64)
         self.memory = {name: zeros for name in names} if rule.memory else {}
         self._next: dict[str, Tensor] = {}
@@ -43,7 +44,7 @@ class RuleState:
     def begin(self) -> None:
         """Look at the weights and learning rates of this step; collective where the engine has to gather weights."""
         self._next = {}
-        if self.start:
+        if self._moves:
             self._moved = {name: weight.detach() - self.start[name] for name, weight in self._weights().items()}
         if self.memory:
             self._rate = self._rates()
@@ -67,7 +68,7 @@ class RuleState:
         """The step is taken: what it was to be remembered for is now what was before."""
         self.steps += 1
         self.memory.update(self._next)
-        if self.before:
+        if self._remembers:
             self.before.update(self._moved)
         self.drop()
 
@@ -77,7 +78,8 @@ class RuleState:
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """Tensors of the weights' shapes, by kind: START and BEFORE, as far as the rule needs them."""
-        return {kind: part for kind, part in ((START, self.start), (BEFORE, self.before)) if part}
+        kept = ((START, self.start, self._moves), (BEFORE, self.before, self._remembers))
+        return {kind: part for kind, part, needed in kept if needed}
 
 
 def rescale(gram_RG: Tensor, scales: Sequence[float]) -> Tensor:
@@ -86,10 +88,6 @@ def rescale(gram_RG: Tensor, scales: Sequence[float]) -> Tensor:
     if len(set(factors)) == 1:
         return gram_RG.mul_(factors[0])
     return gram_RG.mul_(torch.tensor(factors, dtype=gram_RG.dtype, device=gram_RG.device))
-
-
-def _asked(weights: Callable[[], Named], ask: bool) -> Iterable[tuple[str, Tensor]]:
-    return weights().items() if ask else ()
 
 
 def _wide(weight: Tensor) -> torch.dtype:

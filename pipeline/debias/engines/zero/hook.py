@@ -40,8 +40,8 @@ class ZeroHook(Hook):
         self, engine: Any, rule: Rule, source: GradientSource, home: Home, *, max_nonfinite_steps: int
     ) -> None:
         combined = {} if rule.is_plain else source.selected
-        masters = masters_of(engine, home)
-        state = RuleState(rule, combined, lambda: local_weights(engine, home, masters, combined), home.rates)
+        masters = functools.cache(lambda: masters_of(engine, home))
+        state = RuleState(rule, combined, lambda: local_weights(engine, home, masters(), combined), home.rates)
         super().__init__(engine, state, source, max_nonfinite_steps)
         self.engine = engine
         self.home = home
