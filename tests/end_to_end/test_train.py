@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tables import EXAMPLES, settings_of
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, settings_for
 
 from debias.building.examples import training_examples
@@ -23,11 +25,12 @@ from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import load_examples
 from debias.data.encode import Collator
+from debias.engines.checkpoints import RULE_STATE
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.errors import InputError, Interrupted
 from debias.inference.loading import load_run
 from debias.losses import Classification
-from debias.methods import Edge, MainOnly
+from debias.methods import Edge, MainOnly, Rule
 from debias.models.load import load_tokenizer
 from debias.runs.folder import last_checkpoint
 from debias.runs.metrics import read_metrics
@@ -548,15 +551,24 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(DebiasTrainer, "training_step", dying)
 
 
-@pytest.mark.parametrize("stop", [4, 7], ids=["in the first epoch", "in the second"])
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+@pytest.mark.parametrize(
+    ("stop", "optim", "rule"),
+    [
+        (4, "sgd", Edge()),
+        (4, "adamw_torch", Edge()),
+        (7, "sgd", Edge()),
+        *((7, "adamw_torch", rule) for rule in EXAMPLES),
+    ],
+    ids=lambda value: value.name if isinstance(value, Rule) else str(value),
+)
 def test_a_resumed_run_is_the_run_that_never_stopped(
-    stop: int, optim: str, bert_dropout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, optim: str, rule: Rule, bert_dropout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stopped in the first epoch and in the second; every method."""
     data = {"train": {"source": "generated", "limit": 36}}
     changes: dict[str, Any] = {
         "data": data, "max_steps": 8, "save_strategy": "steps", "save_steps": 2, "lora_dropout": 0.1, "optim": optim,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": 1, "method": settings_of(rule),
     }  # fmt: skip
     whole = train(config_for(bert_dropout, tmp_path / "whole", **changes))
     with monkeypatch.context() as patch:
@@ -573,6 +585,39 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     assert losses(whole) == losses(run)
     assert [line["step"] for line in metrics(run) if "loss" in line] == list(range(1, 9))
     assert summary(run)["status"] == "finished"
+
+
+def test_what_a_rule_remembers_is_saved_and_counts(bert: Path, tmp_path: Path) -> None:
+    """DiGraP holds weights back, its checkpoint has what it goes on from, and the log says what it removed."""
+    changes: dict[str, Any] = {"max_steps": 12, "learning_rate": 0.3, "save_strategy": "steps", "save_steps": 12}
+    digrap = {"name": "digrap", "mu": 0.3, "beta1": 0.5, "beta2": 0.5}
+    run = train(config_for(bert, tmp_path / "digrap", method=digrap, **changes))
+    plain = train(config_for(bert, tmp_path / "erm", method="erm", **changes))
+    assert largest_difference(adapter_of(run), adapter_of(plain)) > 1e-3
+    assert summary(run)["gradients"] == "plain"
+    assert summary(run)["method"] == digrap
+    kept = load_file(run / "checkpoint-12" / RULE_STATE)
+    assert int(kept["steps"]) == 12
+    for name in (name for name in kept if name.endswith("/start")):
+        # LoRA begins with B at zero and A as it was drawn.
+        assert bool(kept[name].any()) == ("lora_A" in name)
+    assert max(float(tensor[1]) for name, tensor in kept.items() if name.endswith("/memory")) > 0.1
+    assert not (plain / "checkpoint-12" / RULE_STATE).exists()
+    lines = [line for line in metrics(run) if "loss" in line]
+    assert lines[0]["removed_share"] == 0  # nothing has moved yet
+    assert max(line["removed_share"] for line in lines) > 1e-3
+    assert all("cosine" not in line and "main_norm" in line for line in lines)
+    assert any("removed_share_by_layer" in line for line in metrics(run))
+    assert not any("cosine_by_layer" in line for line in metrics(run))
+
+
+def test_a_checkpoint_without_what_the_rule_remembers_is_refused(bert: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "method": "digrap"}
+    run = train(config_for(bert, tmp_path / "run", **changes))
+    (run / "checkpoint-4" / RULE_STATE).unlink()
+    shutil.rmtree(run / "adapter")
+    with pytest.raises(ValueError, match=f"there is no {RULE_STATE}, which digrap goes on from"):
+        train(config_for(bert, run, resume=True, **changes | {"max_steps": 6}))
 
 
 def test_more_steps_after_the_last(bert: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`debias train` with `deepspeed:`: results as without, checkpoints for any number of ranks, kills and signals."""
 
+import itertools
 import json
 import os
 import shutil
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tables import EXAMPLES, settings_of
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
 
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
+from debias.engines.checkpoints import RULE_STATE
 from debias.errors import InputError
 from debias.runs.folder import check_run
 
@@ -89,42 +92,48 @@ def test_every_shipped_configuration_trains_what_one_process_trains(place):
     assert summary["parameters"]["trainable"] < summary["parameters"]["all"]
 
 
+# The usual rule, and each that remembers: its memory, and where the weights started, go on with weights and moments.
+GOING_ON = [EXAMPLES[0], *(rule for rule in EXAMPLES if not rule.is_stateless)]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_at_any_number_of_ranks(place):
     """The same number bit for bit, another one to 1e-6; over stages too, for the state is saved whole."""
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
 
-    def cut(name, new):
-        """The run as it was when its second step had been saved."""
-        shutil.copytree(place / name, place / new)
-        shutil.rmtree(place / new / "checkpoint-4")
-        shutil.rmtree(place / new / "adapter")
+    def folder(rule, name):
+        return place / f"{rule.name}_{name}"
 
-    def again(name, world, **changes):
-        return settings(place, name, world, resume=True, **saving, **changes)
+    def whole(world, name):
+        return [settings(place, folder(r, name).name, world, method=settings_of(r), **saving) for r in GOING_ON]
 
-    train_many(place, 2, [settings(place, "two", 2, **saving)])
-    for new in ("two_to_two", "two_to_three", "two_to_one", "two_to_zero1"):
-        cut("two", new)
-    train_many(place, 3, [settings(place, "three", 3, **saving), again("two_to_three", 3)])
-    train_many(place, 1, [settings(place, "one", 1, **saving), again("two_to_one", 1)])
+    def again(world, name, **changes):
+        return [{**run, "resume": True, **changes} for run in whole(world, name)]
+
+    def cut(name, *others):
+        """The runs as they were when their second step had been saved."""
+        for rule, new in itertools.product(GOING_ON, others):
+            shutil.copytree(folder(rule, name), folder(rule, new))
+            shutil.rmtree(folder(rule, new) / "checkpoint-4")
+            shutil.rmtree(folder(rule, new) / "adapter")
+
+    train_many(place, 2, whole(2, "two"))
+    cut("two", "two_to_two", "two_to_three", "two_to_one", "two_to_zero1")
+    train_many(place, 3, [*whole(3, "three"), *again(3, "two_to_three")])
+    train_many(place, 1, [*whole(1, "one"), *again(1, "two_to_one")])
     cut("one", "one_to_two")
     cut("three", "three_to_two")
-    train_many(
-        place,
-        2,
-        [
-            again("two_to_two", 2),
-            again("one_to_two", 2),
-            again("three_to_two", 2),
-            again("two_to_zero1", 2, deepspeed="zero1"),
-        ],
-    )
-    assert largest_difference(adapter_of(place / "two_to_two"), adapter_of(place / "two")) == 0.0
-    assert losses(place / "two_to_two") == losses(place / "two")
-    for name in ("one", "three", "two_to_three", "two_to_one", "one_to_two", "three_to_two", "two_to_zero1"):
-        assert losses(place / name) == pytest.approx(losses(place / "two"), abs=1e-6), name
-        assert largest_difference(adapter_of(place / name), adapter_of(place / "two")) < 2e-6, name
+    on_two = [*again(2, "two_to_two"), *again(2, "one_to_two"), *again(2, "three_to_two")]
+    train_many(place, 2, [*on_two, *again(2, "two_to_zero1", deepspeed="zero1")])
+    for rule in GOING_ON:
+        two = folder(rule, "two")
+        assert largest_difference(adapter_of(folder(rule, "two_to_two")), adapter_of(two)) == 0.0
+        assert losses(folder(rule, "two_to_two")) == losses(two)
+        for name in ("one", "three", "two_to_three", "two_to_one", "one_to_two", "three_to_two", "two_to_zero1"):
+            run = folder(rule, name)
+            assert losses(run) == pytest.approx(losses(two), abs=1e-6), run
+            assert largest_difference(adapter_of(run), adapter_of(two)) < 2e-6, run
+        assert (two / "checkpoint-2" / RULE_STATE).exists() != rule.is_stateless
 
 
 @pytest.mark.slow
@@ -251,7 +260,7 @@ def test_every_kind_of_run(place):
         "bitfit": {"adapter": "bitfit"},
         "judged": judged,
         "causal": {"model": str(place / "llama"), **answers},
-        "erm": {"method": "erm"},
+        **{rule.name: {"method": settings_of(rule)} for rule in EXAMPLES if not rule.uses_bias},
         "bf16": {"bf16": True},
         "two_pass": {"gradients": "two_pass"},
         "finished": saved,

@@ -9,6 +9,7 @@ whose squared length is at most CANCELLED of its two parts is rounding, not a di
 a one-row tensor under "published" takes the tensor form.
 """
 
+import inspect
 import math
 
 Matrix = list[list[float]]
@@ -45,8 +46,16 @@ def linear(main: Matrix, bias: Matrix, x: float, y: float, y_size: float | None 
     return update, magnitude
 
 
-def erm(main: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
-    return linear(main, bias, 1.0, 0.0)
+def update_of(name: str, steps: list[list[Matrix]], rate: float, **settings: object) -> tuple[Matrix, Matrix]:
+    """Of the function of that name, in the last of these steps; what it takes is the rule's vectors, or all `steps`."""
+    rule = globals()[name]
+    if "steps" in inspect.signature(rule).parameters:
+        return rule(steps, [rate] * len(steps), **settings)
+    return rule(*steps[-1], **settings)
+
+
+def erm(main: Matrix) -> tuple[Matrix, Matrix]:
+    return linear(main, main, 1.0, 0.0)
 
 
 def subtract(main: Matrix, bias: Matrix, alpha: float = 1.0) -> tuple[Matrix, Matrix]:
@@ -125,4 +134,32 @@ def edge(main: Matrix, bias: Matrix, alpha: float = 1.0, projection: str = "publ
         rows = list(zip(main[r], bias[r], c[r], c_size[r], strict=True))
         update.append([m - alpha * (b - scores[r] * u) for m, b, u, _ in rows])
         magnitude.append([abs(m) + abs(alpha) * (abs(b) + sizes[r] * size) for m, b, _, size in rows])
+    return update, magnitude
+
+
+def digrap(
+    steps: list[list[Matrix]], rates: list[float], mu: float = 1e-2, beta1: float = 0.9, beta2: float = 0.999
+) -> tuple[Matrix, Matrix]:
+    """All steps of a tensor from its first, each (main, moved, moved before); the last one's update.
+
+    What the step before projected is kept here as a matrix, `lr * proj`, and not made anew from `moved before`.
+    """
+    omega, first, second = 0.0, 0.0, 0.0
+    update = magnitude = pulled = [[0.0] * len(row) for row in steps[0][0]]
+    for adam_step, ((main, moved, _), rate) in enumerate(zip(steps, rates, strict=True)):
+        g, m = flat(main), flat(moved)
+        if adam_step:  # in the first step there is nothing to learn omega from
+            lengths = norm(main) * norm(pulled)
+            slope = over(dot(g, flat(pulled)), lengths)
+            first, second = beta1 * first + (1 - beta1) * slope, beta2 * second + (1 - beta2) * slope**2
+            unbiased = first / (1 - beta1**adam_step), second / (1 - beta2**adam_step)
+            omega = min(1.0, max(0.0, omega - mu * unbiased[0] / (math.sqrt(unbiased[1]) + 1e-8)))
+        along, size = over(dot(g, m), dot(m, m)), over(absolute_dot(g, m), dot(m, m))
+        # Where the cosine is rounding, one order of summation may see a conflict and another none.
+        noise = abs(along) <= 1e-9 * size
+        update, magnitude = linear(
+            main, moved, 1.0, -omega * along if along < 0 else 0.0, size if noise else omega * size
+        )
+        certain = abs(dot(g, m)) > CANCELLED * norm(main) * norm(moved)
+        pulled = [[rate * along * value if certain else 0.0 for value in row] for row in moved]
     return update, magnitude

@@ -1,7 +1,6 @@
 """One golden row for each method and each of its forms: small matrices, numbers worked out by hand as fractions.
 
-With main = [[2, 1], [2, 0]] (norm 3) and bias = [[0, 4], [3, 0]] (norm 5) the row sums are mm = (5, 4), mb = (4, 6),
-bb = (16, 9), so published EDGE has s = (4/3 + 16/5, 6/3 + 9/5) = (68/15, 57/15), x = 1 + s/3 and y = s/5 - 1.
+The rows are in tests/tables.py, for the other tests of the rules to walk.
 """
 
 import dataclasses
@@ -10,48 +9,41 @@ import logging
 import oracle
 import pytest
 import torch
+from tables import BIAS, EXAMPLES, FORMS, GOLDEN, MAIN, RATE, RULES, history, settings_of, update_of
 
-from debias.methods import METHODS, Edge, MainOnly, Orthogonal, PCGrad, Rule, Subtract, combine, make_rule, row_gram
+from debias.methods import METHODS, DiGraP, Edge, MainOnly, Rule, combine, make_rule, row_gram, take_step
 from debias.methods.edge import _notice_one_row
 
-MAIN = [[2.0, 1.0], [2.0, 0.0]]
-BIAS = [[0.0, 4.0], [3.0, 0.0]]
-AGAINST = [[0.0, -4.0], [-3.0, 0.0]]  # conflicts with MAIN: the inner product is -10
-
-GOLDEN: list[tuple[Rule, list[list[float]], list[list[float]]]] = [
-    (Edge(), BIAS, [[226 / 45, 481 / 225], [858 / 225, 0.0]]),
-    (Edge(alpha=0.5), BIAS, [[2 + (226 / 45 - 2) / 2, 1 + (481 / 225 - 1) / 2], [2 + (858 / 225 - 2) / 2, 0.0]]),
-    # Row 2 of bias is parallel to row 2 of main: nothing there is exclusive, main stays.
-    (Edge(projection="row"), BIAS, [[1458 / 389, -11 / 389], [2.0, 0.0]]),
-    (Edge(projection="tensor"), BIAS, [[11 / 3, -1 / 6], [13 / 6, 0.0]]),
-    (Subtract(), BIAS, [[2.0, -3.0], [-1.0, 0.0]]),
-    (Subtract(alpha=0.25), BIAS, [[2.0, 0.0], [1.25, 0.0]]),
-    (Orthogonal(), BIAS, [[2.0, -0.6], [0.8, 0.0]]),
-    (Orthogonal(alpha=0.5), BIAS, [[2.0, 0.2], [1.4, 0.0]]),
-    (PCGrad(), BIAS, [[2.0, 5.0], [5.0, 0.0]]),
-    (PCGrad(), AGAINST, [[38 / 9, 19 / 9 - 5.6], [38 / 9 - 4.2, 0.0]]),
-    (PCGrad(keep="main"), BIAS, MAIN),
-    (PCGrad(keep="main"), AGAINST, [[2.0, -0.6], [0.8, 0.0]]),
-    (MainOnly(), BIAS, MAIN),
-]
+rows = pytest.mark.parametrize(
+    ("rule", "other", "update"), GOLDEN, ids=lambda v: repr(v) if isinstance(v, Rule) else ""
+)
 
 
-@pytest.mark.parametrize(("rule", "bias", "update"), GOLDEN, ids=lambda v: repr(v) if isinstance(v, Rule) else "")
-def test_golden_row(rule, bias, update):
-    got = combine(rule, torch.tensor(MAIN, dtype=torch.float64), torch.tensor(bias, dtype=torch.float64))
+@rows
+def test_golden_row(rule, other, update):
+    got = update_of(rule, torch.tensor(MAIN, dtype=torch.float64), torch.tensor(other, dtype=torch.float64))
     torch.testing.assert_close(got, torch.tensor(update, dtype=torch.float64), rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize(("rule", "bias", "update"), GOLDEN, ids=lambda v: repr(v) if isinstance(v, Rule) else "")
-def test_the_oracle_says_the_same(rule, bias, update):
-    settings = dataclasses.asdict(rule)
-    got, _ = getattr(oracle, rule.name)(MAIN, bias, **settings)
+@rows
+def test_the_oracle_says_the_same(rule, other, update):
+    steps = [[v.tolist() for v in vectors] for vectors in history(rule, torch.tensor(MAIN), torch.tensor(other))]
+    got, _ = oracle.update_of(rule.name, steps, RATE, **dataclasses.asdict(rule))
     torch.testing.assert_close(torch.tensor(got), torch.tensor(update), rtol=1e-6, atol=1e-6)
 
 
 def test_every_method_has_a_golden_row():
-    assert {rule.name for rule, _, _ in GOLDEN} == set(METHODS)
+    assert {rule.name for rule in RULES} == set(METHODS)
     assert all(METHODS[name].name == name for name in METHODS)
+
+
+def test_the_tests_walk_all_of_the_table():
+    assert [rule.name for rule in EXAMPLES] == list(METHODS)
+    assert {rule.name for rule in FORMS} == set(METHODS)
+    assert [rule for rule in FORMS if isinstance(rule, Edge)] == [
+        Edge(projection=form) for form in ("published", "row", "tensor")
+    ]
+    assert all(make_rule(settings_of(rule)) == rule for rule in RULES)
 
 
 def test_gram():
@@ -91,3 +83,20 @@ def test_make_rule_reads_the_settings_and_names_what_is_wrong():
     for wrong in (float("nan"), float("inf"), True, None, 10**400):
         with pytest.raises(ValueError, match=r"method\.alpha is .*, expected a finite number"):
             make_rule({"name": "edge", "alpha": wrong})
+    with pytest.raises(ValueError, match=r"method\.mu is -1, expected 0 or more"):
+        make_rule({"name": "digrap", "mu": -1})
+    with pytest.raises(ValueError, match=r"method\.beta2 is 1, expected 0 or more and less than 1"):
+        make_rule({"name": "digrap", "beta2": 1})
+
+
+def test_what_a_rule_looks_at():
+    assert MainOnly().is_plain
+    assert (Edge().uses_bias, MainOnly().uses_bias, DiGraP().uses_bias) == (True, False, False)
+    assert (Edge().is_stateless, MainOnly().is_stateless, DiGraP().is_stateless) == (True, True, False)
+    main = torch.tensor(MAIN)
+    with pytest.raises(
+        ValueError, match="digrap looks at main, moved, moved_before and at steps before; use take_step"
+    ):
+        combine(DiGraP(), main, main)
+    with pytest.raises(ValueError, match="digrap looks at main, moved, moved_before; 2 tensors are given"):
+        take_step(DiGraP(), [main, main], torch.zeros(5), None)

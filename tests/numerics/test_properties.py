@@ -15,22 +15,25 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tables import RATE, RULES, history, update_of
 
-from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Rule, Subtract, as_rows, combine, gram_of_rows, row_gram
+from debias.methods import (
+    Edge,
+    MainOnly,
+    Orthogonal,
+    PCGrad,
+    Rule,
+    StepFacts,
+    Subtract,
+    as_rows,
+    combine,
+    gram_of_rows,
+    row_gram,
+)
 from debias.methods.combine import BLOCK_ELEMENTS, apply_coefficients
 
 torch.set_num_threads(1)
 
-RULES: list[Rule] = [
-    *(Edge(alpha, projection) for alpha in (1.0, 0.5) for projection in ("published", "row", "tensor")),
-    Subtract(),
-    Subtract(0.3),
-    Orthogonal(),
-    Orthogonal(0.5),
-    PCGrad(),
-    PCGrad("main"),
-    MainOnly(),
-]
 rules = pytest.mark.parametrize("rule", RULES, ids=repr)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2.0**-8}
@@ -42,10 +45,14 @@ quick = settings(max_examples=12, deadline=None, derandomize=True, database=None
 
 def by_oracle(rule: Rule, main: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(update, magnitude) float64 of the shape of main."""
-    values = dataclasses.asdict(rule)
-    rows = [[t.double().tolist()] if t.dim() == 1 else t.double().flatten(1).tolist() for t in (main, bias)]
-    update, magnitude = getattr(oracle, rule.name)(*rows, **values)
+    steps = [[matrix_of(v) for v in vectors] for vectors in history(rule, main, bias)]
+    update, magnitude = oracle.update_of(rule.name, steps, RATE, **dataclasses.asdict(rule))
     return tuple(torch.tensor(t, dtype=torch.float64).reshape(main.shape) for t in (update, magnitude))
+
+
+def matrix_of(tensor: torch.Tensor) -> list[list[float]]:
+    wide = tensor.double()
+    return [wide.tolist()] if tensor.dim() == 1 else wide.flatten(1).tolist()
 
 
 def agrees(got: torch.Tensor, want: torch.Tensor, magnitude: torch.Tensor) -> bool:
@@ -54,7 +61,7 @@ def agrees(got: torch.Tensor, want: torch.Tensor, magnitude: torch.Tensor) -> bo
 
 
 def check(rule: Rule, main: torch.Tensor, bias: torch.Tensor) -> None:
-    got = combine(rule, main, bias)
+    got = update_of(rule, main, bias)
     assert got.shape == main.shape
     assert got.dtype == main.dtype
     want, magnitude = by_oracle(rule, main, bias)
@@ -150,7 +157,7 @@ def test_ugly_inputs(rule, dtype, name):
     if dtype == torch.bfloat16 and name == "c cancels, rounded":
         bias = -main / 2  # a third is not a third in bfloat16: c is then real, and tiny
     check(rule, main, bias)
-    assert combine(rule, main, bias).isfinite().all()
+    assert update_of(rule, main, bias).isfinite().all()
 
 
 @rules
@@ -158,7 +165,7 @@ def test_ugly_inputs(rule, dtype, name):
 @pytest.mark.parametrize("shape", [(), (5,), (1,), (2, 3, 4), (3, 2, 2, 2), (1, 2, 3)], ids=str)
 def test_any_number_of_dimensions(rule, dtype, shape):
     main, bias = pair(*shape, dtype=dtype)
-    got = combine(rule, main, bias)
+    got = update_of(rule, main, bias)
     assert got.shape == shape
     rows = [t.reshape(1, -1) if len(shape) < 2 else t.reshape(shape[0], -1) for t in (main, bias)]
     want, magnitude = by_oracle(rule, *rows)
@@ -168,7 +175,7 @@ def test_any_number_of_dimensions(rule, dtype, shape):
 @rules
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0,), (0, 0), (2, 0, 3), (0, 2, 3)], ids=str)
 def test_nothing_in_nothing_out(rule, shape):
-    assert combine(rule, torch.zeros(shape), torch.zeros(shape)).shape == shape
+    assert update_of(rule, torch.zeros(shape), torch.zeros(shape)).shape == shape
 
 
 @rules
@@ -178,7 +185,7 @@ def test_scaling_both_scales_the_update(rule, data, s):
     main, bias = (torch.tensor(m, dtype=torch.float64) for m in data.draw(matrices()))
     assume(well_defined(rule, main.tolist(), bias.tolist(), torch.float64))
     want, magnitude = by_oracle(rule, main, bias)
-    assert agrees(combine(rule, main * s, bias * s), want * s, magnitude * s)
+    assert agrees(update_of(rule, main * s, bias * s), want * s, magnitude * s)
 
 
 @pytest.mark.parametrize("rule", [Edge(0.0), Edge(0.0, "row"), Edge(0.0, "tensor"), Subtract(0.0), Orthogonal(0.0)])
@@ -186,7 +193,7 @@ def test_scaling_both_scales_the_update(rule, data, s):
 @quick
 def test_alpha_zero_is_main(rule, data):
     main, bias = (torch.tensor(m) for m in data.draw(matrices()))
-    assert torch.equal(combine(rule, main, bias), main)
+    assert torch.equal(update_of(rule, main, bias), main)
 
 
 @given(data=st.data())
@@ -273,24 +280,31 @@ def test_published_edge_on_a_tall_matrix_is_nearly_subtraction():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("shape", [(3, 4), (1, 4), (4,), ()], ids=str)
 def test_non_finite_input_reaches_the_output(rule, value, shape):
-    for side in (0, 1) if rule.uses_bias else (0,):
+    for side in (0, 1) if not rule.is_plain else (0,):
         for sign in (1, -1):
             tensors = [t.clone() for t in pair(*shape)]
             tensors[1] *= sign
             tensors[side].reshape(-1)[-1] = value
-            assert not combine(rule, *tensors).isfinite().all(), f"{rule} hides {value} on side {side}"
+            assert not update_of(rule, *tensors).isfinite().all(), f"{rule} hides {value} on side {side}"
             tensors[1 - side].zero_()
             if side == 0 or not isinstance(rule, MainOnly):
-                assert not combine(rule, *tensors).isfinite().all(), f"{rule} hides {value} beside zeros"
+                assert not update_of(rule, *tensors).isfinite().all(), f"{rule} hides {value} beside zeros"
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if isinstance(r, Edge | Orthogonal | PCGrad)], ids=repr)
+def advance(rule: Rule, gram: torch.Tensor, memory: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    rate = torch.full(gram.shape[:-2], RATE, dtype=torch.float64)
+    return rule.advance(gram, memory, StepFacts(1, rate))
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if not isinstance(r, Subtract | MainOnly)], ids=repr)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_non_finite_gram_is_not_masked(rule, value):
     """Where gradients are sharded, the rank that holds no bad element sees the bad one in the sums only."""
-    gram = torch.tensor([[5.0, 4.0, 16.0], [4.0, 6.0, 9.0]], dtype=torch.float64)
-    gram[0, 1:] = math.nan if value != value else torch.tensor([-value, value])
-    assert not torch.stack(rule.coefficients(gram)).isfinite().all()
+    vectors = torch.tensor([[[1.0, 2.0], [2.0, 0.0]], [[0.0, 4.0], [1.5, 2.0]], [[3.0, 0.0], [-1.0, 1.0]]])
+    gram = row_gram(*vectors[: len(rule.looks_at)])
+    gram[0, 1:] = value * torch.tensor([-1.0, *[1.0] * (gram.shape[1] - 2)])
+    coefficients, _ = advance(rule, gram, torch.zeros(rule.memory, dtype=torch.float64))
+    assert not torch.stack(coefficients).isfinite().all()
 
 
 @rules
@@ -298,17 +312,20 @@ def test_a_non_finite_gram_is_not_masked(rule, value):
 @quick
 def test_batched_coefficients_are_those_of_one_at_a_time(rule, data, count):
     size = data.draw(st.integers(1, 4))
-    sums = st.tuples(st.floats(0, 10), st.floats(-1, 1), st.floats(0, 10)).map(
-        lambda t: (t[0], t[1] * math.sqrt(t[0] * t[2]), t[2])
-    )
-    gram = data.draw(st.lists(st.lists(sums, min_size=size, max_size=size), min_size=count, max_size=count))
-    gram_KO3 = torch.tensor(gram, dtype=torch.float64)
-    x, y = rule.coefficients(gram_KO3)
-    assert x.shape == y.shape == (count, size)
+    shape = (2, len(rule.looks_at), count, size, 3)
+    elements = st.lists(st.floats(-2, 2, width=32), min_size=math.prod(shape), max_size=math.prod(shape))
+    # Whole rows of zeros too: numbers that are drawn are seldom 0.
+    alive = data.draw(st.lists(st.booleans(), min_size=2 * len(rule.looks_at), max_size=2 * len(rule.looks_at)))
+    vectors = torch.tensor(data.draw(elements)).view(shape) * torch.tensor(alive).view(2, -1, 1, 1, 1)
+    before, gram_KOG = (gram_of_rows(*of_step) for of_step in vectors)
+    _, memory_KS = advance(rule, before, torch.zeros(count, rule.memory, dtype=torch.float64))
+    coefficients, after_KS = advance(rule, gram_KOG, memory_KS)
+    assert [x_KO.shape for x_KO in coefficients] == [(count, size)] * len(rule.looks_at)
+    assert after_KS.shape == (count, rule.memory)
     for k in range(count):
-        one_x, one_y = rule.coefficients(gram_KO3[k])
-        torch.testing.assert_close(x[k], one_x, rtol=1e-12, atol=1e-300, equal_nan=True)
-        torch.testing.assert_close(y[k], one_y, rtol=1e-12, atol=1e-300, equal_nan=True)
+        one, after_S = advance(rule, gram_KOG[k], memory_KS[k])
+        for x_KO, x_O in zip((*coefficients, after_KS), (*one, after_S), strict=True):
+            torch.testing.assert_close(x_KO[k], x_O, rtol=1e-12, atol=1e-300, equal_nan=True)
 
 
 @given(data=st.data(), ranks=st.integers(1, 4))
@@ -347,7 +364,7 @@ def test_gram_does_not_lose_small_elements_in_float32():
 def test_inputs_stay_as_they_are(rule, dtype):
     main, bias = pair(4, 5, dtype=dtype)
     kept = main.clone(), bias.clone()
-    update = combine(rule, main, bias)
+    update = update_of(rule, main, bias)
     update.zero_()
     assert torch.equal(main, kept[0])
     assert torch.equal(bias, kept[1])
@@ -356,7 +373,7 @@ def test_inputs_stay_as_they_are(rule, dtype):
 @rules
 def test_shapes_must_be_equal(rule):
     with pytest.raises(ValueError, match="shape"):
-        combine(rule, torch.zeros(2, 3), torch.zeros(3, 2))
+        update_of(rule, torch.zeros(2, 3), torch.zeros(3, 2))
 
 
 def test_mixed_dtypes_give_the_dtype_of_main():
@@ -381,7 +398,7 @@ def test_the_tolerance_catches(dtype):
     for rule in RULES:
         main, bias = pair(4, 5, seed=1, dtype=dtype)
         want, magnitude = by_oracle(rule, main, bias)
-        got = combine(rule, main, bias)
+        got = update_of(rule, main, bias)
         assert agrees(got, want, magnitude)
         assert not agrees((want * 1.01).to(dtype), want, magnitude * 0.99)
         if dtype == torch.float32:
@@ -391,7 +408,7 @@ def test_the_tolerance_catches(dtype):
 def test_apply_coefficients_on_a_batch():
     main, bias = pair(2, 3, 4)
     x, y = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), torch.tensor([[0.0, 1.0, -1.0], [2.0, -2.0, 0.5]])
-    got = apply_coefficients(x.double(), y.double(), main, bias)
+    got = apply_coefficients([x.double(), y.double()], [main, bias])
     for k in range(2):
         for r in range(3):
             torch.testing.assert_close(got[k, r], x[k, r] * main[k, r] + y[k, r] * bias[k, r])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gradient_checks import assert_same, by_samples, mlp_loss, selected_of, text_loss, weights_for
+from tables import FORMS
 from tiny_models import Mlp, bert, bert_lora, rows, text_batch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from debias.engines import NonFiniteGradients, attach
 from debias.gradients import make_source
 from debias.losses import cross_entropy
-from debias.methods import Edge, MainOnly, Subtract
+from debias.methods import DiGraP, Edge
 
 pytestmark = pytest.mark.skipif(os.environ.get("WORLD_SIZE", "2") != "2", reason="its micro-batches are of two ranks")
 
@@ -123,12 +124,39 @@ def test_two_ranks_are_one_process(name, way, optimizer, rank):
     hook.detach()
 
 
-@pytest.mark.parametrize("rule", [Edge(0.5, "row"), Edge(1.0, "tensor"), Subtract(), MainOnly()], ids=repr)
+@pytest.mark.parametrize("rule", FORMS, ids=repr)
 def test_every_rule(rule, rank):
     alone, model = Mlp(), Mlp()
     train(alone, mlp_loss, mlp_batch, ALL, "auto", "sgd", rule)
     train(DistributedDataParallel(model), mlp_loss, mlp_batch, PARTS[rank], "auto", "sgd", rule)
     assert largest_difference(model, alone)[0] <= 1e-6
+
+
+def test_memory_goes_on_from_two_ranks_to_one_and_back(rank):
+    """Names are the model's own, without what DDP puts before them; every rank has the whole state."""
+    rule = DiGraP(mu=0.3, beta1=0.5, beta2=0.5)
+    alone = Mlp()
+    one, _ = train(alone, mlp_loss, mlp_batch, ALL, "auto", "sgd", rule, lr=2.0)
+    model = Mlp()
+    two, _ = train(DistributedDataParallel(model), mlp_loss, mlp_batch, PARTS[rank], "auto", "sgd", rule, lr=2.0)
+    states = one.state_dict(), two.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-5, atol=2e-6)
+    assert max(float(t[1]) for name, t in states[0].items() if name.endswith("/memory")) > 0.1
+    results = []
+    for part, ranks in ((ALL, 1), (PARTS[rank], 2)):
+        other = Mlp()
+        other.load_state_dict(model.state_dict())
+        wrapped = DistributedDataParallel(other) if ranks == 2 else other
+        hook = attach(wrapped, torch.optim.SGD(other.parameters(), lr=2.0), rule, max_grad_norm=1.0)
+        hook.load_state_dict(states[1])
+        feed(hook, wrapped, mlp_loss, mlp_batch(STEPS), weights_for(14, seed=STEPS), part)
+        hook.step()
+        assert int(hook.state_dict()["steps"]) == STEPS + 1
+        results.append(other)
+    assert largest_difference(*results)[0] <= 2e-6
+    assert same_on_both_ranks(results[1])
 
 
 def test_full_fine_tuning_through_auto(rank):

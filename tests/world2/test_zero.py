@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gradient_checks import answer_loss, mlp_loss, text_loss, weights_for
+from tables import EXAMPLES, FORMS
 from tiny_models import VOCABULARY, Mlp, answer_batch, bert, llama, rows, text_batch, with_lora
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from debias.engines import NonFiniteGradients, attach, select_parameters
 from debias.losses import cross_entropy
-from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Subtract
+from debias.methods import DiGraP, Edge, MainOnly
 
 pytest.importorskip("deepspeed")
 
@@ -38,7 +39,6 @@ from zero_runs import (
 )
 
 WAYS = ["single_pass", "two_pass", "shared_forward"]
-RULES = [Edge(), Edge(0.5, "row"), Edge(1.0, "tensor"), Subtract(), Orthogonal(), PCGrad(), MainOnly()]
 TOLERANCE = {"sgd": 1e-7, "adamw": 1e-6}
 OFFLOADS = {
     "nothing": {},
@@ -56,7 +56,7 @@ GRID = covering(
     {
         "stage": [3, 2, 1, 0],
         "way": WAYS,
-        "rule": RULES,
+        "rule": FORMS,
         "offload": list(OFFLOADS),
         "checkpointing": ["none", "reentrant", "non-reentrant"],
         "accumulate": [1, 4],
@@ -149,9 +149,7 @@ def possible(row):
     return not (row["stage"] == 3 and row["way"] == "shared_forward") and not (row["stage"] == 0 and row.get("offload"))
 
 
-ODD = covering(
-    {"stage": [0, 1, 2, 3], "way": WAYS, "rule": [Edge(), Edge(1.0, "tensor"), PCGrad(), MainOnly()]}, possible
-)
+ODD = covering({"stage": [0, 1, 2, 3], "way": WAYS, "rule": EXAMPLES}, possible)
 
 
 @pytest.mark.parametrize("row", ODD, ids=of_row)
@@ -369,6 +367,129 @@ def test_a_non_finite_loss_on_one_rank_skips_the_step_on_all(kind, where, way):
     assert largest_difference(got, want)[0] <= (3e-3 if blocks else 1e-6)
     assert largest_difference(got, before)[0] > 0
     assert same_on_all_ranks(got)
+
+
+# --- rules that remember
+
+# With the rate below, at which the weights come back towards their start: what is remembered then counts.
+REMEMBER = [rule for rule in EXAMPLES if not rule.is_stateless]
+
+
+@functools.cache
+def remembered(rule, steps=STEPS):
+    """Weights and what the rule keeps, whole, after some steps of one process."""
+    model = Odd()
+    hook = attach(model, odd_sgd(model), rule, select=linear_only, max_grad_norm=1.0)
+    for step in range(steps):
+        feed(hook, model, mlp_loss, numbers(step), weights_for(SAMPLES, seed=step), [(0, SAMPLES)])
+        hook.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}, hook.state_dict()
+
+
+def odd_sgd(model):
+    return two_groups(model, lr=2.0)
+
+
+def assert_same_state(got, want, tolerance):
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert got[name].shape == tensor.shape, name
+        assert got[name].dtype == tensor.dtype, name
+        error, size = (got[name].double() - tensor.double()).abs().max(), tensor.double().abs().max()
+        assert float(error) <= tolerance * max(1.0, float(size)), name
+    assert same_on_all_ranks(got)
+
+
+@pytest.mark.parametrize("rule", REMEMBER, ids=repr)
+@pytest.mark.parametrize("kind", FP32_ENGINES, ids=of_engine)
+def test_memory_is_that_of_one_process(kind, rule):
+    """After 2 steps at this stage, then 2 more on another engine that goes on from what was saved."""
+    stage, blocks, zero = kind
+    with odd_engine(ds_config(stage, 2, zero=zero, **blocks), odd_sgd) as engine:
+        hook = attach(engine, rule, select=linear_only)
+        parts = parts_of(dist.get_rank(), 2)
+        for step in range(2):
+            feed(hook, engine, mlp_loss, numbers(step), weights_for(SAMPLES, seed=step), parts, step=True)
+        saved, weights = hook.state_dict(), weights_of(engine)
+        assert_same_state(saved, remembered(rule, 2)[1], 1e-6)
+    model = Odd()
+    model.load_state_dict(weights)  # SGD has nothing else to go on from
+    with engine_of(model, odd_sgd(model), ds_config((stage + 1) % 4)) as engine:
+        hook = attach(engine, rule, select=linear_only)
+        hook.load_state_dict(saved)
+        parts = parts_of(dist.get_rank(), 1)
+        for step in (2, 3):
+            feed(hook, engine, mlp_loss, numbers(step), weights_for(SAMPLES, seed=step), parts, step=True)
+        got, state = weights_of(engine), hook.state_dict()
+    want, want_state = remembered(rule)
+    error, name = largest_difference(got, want)
+    assert error <= 1e-6, f"{name}: {error:.2e}"
+    assert_same_state(state, want_state, 2e-6)
+
+
+def test_what_is_remembered_matters_here():
+    """Or the tests above would show nothing: projections are taken out, and the run is not that of plain training."""
+    rule = next(rule for rule in REMEMBER if isinstance(rule, DiGraP))
+    weights, state = remembered(rule)
+    plain, _ = remembered(MainOnly())
+    assert max(float(t[1]) for name, t in state.items() if name.endswith("/memory")) > 0.1
+    assert largest_difference(weights, plain)[0] > 1e-3
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_rank_that_owns_nothing_of_what_the_rule_acts_on(stage):
+    """One element: it lies on one rank, and the others take part in what is collective."""
+    with odd_engine(ds_config(stage), odd_sgd) as engine:
+        hook = attach(engine, REMEMBER[0], select=lambda name, p: name == "narrow.bias")
+        states = []
+        for step in range(2):
+            parts = parts_of(dist.get_rank(), 1)
+            feed(hook, engine, mlp_loss, numbers(step), weights_for(SAMPLES), parts, step=True)
+            states.append(hook.state_dict())
+        hook.load_state_dict(states[0])
+        assert_same_state(hook.state_dict(), states[0], 0.0)
+    assert set(states[0]) == {
+        "steps",
+        "skipped",
+        *(f"narrow.bias/{kind}" for kind in ("start", "moved_before", "memory")),
+    }
+    assert float(states[1]["narrow.bias/moved_before"]) != 0
+
+
+@pytest.mark.parametrize("kind", BF16_ENGINES, ids=of_engine)
+def test_how_far_bfloat16_weights_moved(kind):
+    """By the float32 copies that the optimizer steps on, wherever they are; a skipped step is not remembered."""
+    stage, blocks, zero = kind
+    model = Odd()
+    rule = REMEMBER[0]
+
+    def loss(model, batch):
+        return cross_entropy(model(batch["x"].to(torch.bfloat16)), batch["labels"])
+
+    def broken(model, batch):
+        return loss(model, batch) * float("nan")
+
+    with engine_of(model, odd_sgd(model), ds_config(stage, 2, zero=zero, **blocks)) as engine:
+        start = weights_of(engine)
+        hook = attach(engine, rule, select=linear_only)
+        parts = parts_of(dist.get_rank(), 2)
+        states, halfway = [], {}
+        for step, forward in enumerate([loss, loss, broken, loss]):
+            halfway = weights_of(engine) if step == 1 else halfway
+            feed(hook, engine, forward, numbers(step), weights_for(SAMPLES, seed=step), parts, step=True)
+            assert hook.last.finite == (forward is loss)
+            states.append(hook.state_dict())
+    assert_same_state(states[2] | {"skipped": torch.tensor(0)}, states[1], 0.0)
+    assert [int(state["steps"]) for state in states] == [1, 2, 2, 3]
+    for name in hook.selected:
+        assert_close_in_bf16(states[1][f"{name}/start"], start[name])
+        assert_close_in_bf16(states[1][f"{name}/start"] + states[1][f"{name}/moved_before"], halfway[name])
+        assert float(states[-1][f"{name}/memory"][0]) == 3
+    assert largest_difference(halfway, start)[0] > 0.01
+
+
+def assert_close_in_bf16(got, want):
+    torch.testing.assert_close(got.float(), want.float(), rtol=2**-7, atol=1e-6)
 
 
 # --- other models

@@ -17,6 +17,7 @@ from torch import Tensor
 from debias.config.data import Strict
 from debias.engines.layout import Chunked
 from debias.engines.pieces import Plan, combine_pieces, make_plan
+from debias.engines.rule_state import RuleState
 from debias.errors import InputError
 from debias.methods import Edge
 from debias.plan.payload import MODELS
@@ -125,8 +126,9 @@ def _combine(plan: Plan, main: dict[str, Tensor], bias: dict[str, Tensor], devic
         between.append(_now(device))
         return 1.0, 1.0
 
+    state = RuleState(Edge(), (), dict, dict)
     start = _now(device)
-    combine_pieces(plan, Edge(), main, bias, [1.0, 0.0], scale_of)
+    combine_pieces(plan, state, [main, bias], [1.0, 0.0], scale_of)
     return between[0] - start, _now(device) - between[0]
 
 

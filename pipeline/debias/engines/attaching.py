@@ -59,7 +59,8 @@ def attach(
     tensors the rule acts on (default: all but a task head). `max_grad_norm` clips the update in `hook.step` (an engine
     clips by its own `gradient_clipping`). Raises ValueError when the rule would act on nothing, when the optimizer
     lacks a selected parameter, when `single_pass` is asked for where it is not exact, and for an engine with an option
-    that is not supported, with the reason.
+    that is not supported, with the reason. A rule that looks at how far the weights moved measures from here: to go on
+    with an earlier run load the weights, attach, and give the hook what its `state_dict()` was.
     """
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps}
     if not _is_engine(model):

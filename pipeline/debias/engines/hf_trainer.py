@@ -1,8 +1,6 @@
 """The Hugging Face Trainer with two gradients in each step; everything else is as its users know it."""
 
 import contextlib
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerState
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from debias.bias.own import SelfWeight
 from debias.bias.weights import BiasWeightSource
 from debias.engines.attaching import attach
-from debias.engines.parameters import Select, chosen_by, not_head, whole_shape
+from debias.engines.checkpoints import CheckpointingTrainer, rule_state_in
+from debias.engines.parameters import Select, chosen_by, not_head
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
 from debias.losses import CrossEntropy, LearningLoss, Loss
@@ -26,17 +25,13 @@ from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
 from debias.readouts import Facts, Readout, inputs_and_facts, router_loss_of
 from debias.runs.environment import peak_memory_mb
-from debias.runs.whole import check_tensors, saving
 
 if TYPE_CHECKING:
     from debias.engines.torch_engine import TorchHook
     from debias.engines.zero.hook import ZeroHook
 
-STAGING = ".saving"
-LOSS_STATE = "loss_state.pt"  # of a checkpoint: what the loss has learned
 
-
-class DebiasTrainer(Trainer):
+class DebiasTrainer(CheckpointingTrainer):
     """`transformers.Trainer` whose update is a rule's combination of the `main` and `bias` gradients.
 
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
@@ -169,12 +164,10 @@ class DebiasTrainer(Trainer):
     def layer_figures(self, logs: Mapping[str, Any]) -> dict[str, Any]:
         """What the last step did in each transformer layer, to go with a log of the training loss; else nothing."""
         done = self.hook.last if self.hook is not None and "loss" in logs else None
-        if done is None or not done.cosine_by_layer:
+        if done is None or not done.removed_share_by_layer:
             return {}
-        return {
-            "cosine_by_layer": dict(done.cosine_by_layer),
-            "removed_share_by_layer": dict(done.removed_share_by_layer),
-        }
+        cosines = {"cosine_by_layer": dict(done.cosine_by_layer)} if self.rule.uses_bias else {}
+        return {**cosines, "removed_share_by_layer": dict(done.removed_share_by_layer)}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; the model is left without hooks."""
@@ -213,8 +206,12 @@ class DebiasTrainer(Trainer):
             if self.is_deepspeed_enabled:
                 self.hook = attach(model, self.rule, gradients=self.gradients, **options)
             else:
-                self.hook = attach(model, None, self.rule, self.gradients, **options)
+                # The Trainer steps; a rule that remembers asks the optimizer for its learning rate.
+                optimizer = self.optimizer if self.rule.memory else None
+                self.hook = attach(model, optimizer, self.rule, self.gradients, **options)
             self.hook.skipped = self._skipped_before
+            if self._resumed_from is not None and not self.rule.is_stateless:
+                self.hook.load_state_dict(rule_state_in(self._resumed_from, self.rule))
         return self.hook
 
     def _count_samples(self, samples: int) -> None:
@@ -225,7 +222,8 @@ class DebiasTrainer(Trainer):
         since, seen = self._since_log
         now = time.perf_counter()
         self._since_log = (now, 0.0)
-        kept = ("main_norm", "bias_norm", "cosine", "removed_share") if self.rule.uses_bias else ()
+        of_bias = ("bias_norm", "cosine") if self.rule.uses_bias else ()
+        kept = () if self.rule.is_plain else ("main_norm", *of_bias, "removed_share")
         return {
             **{key: getattr(hook.last, key) for key in kept},
             "skipped_steps": hook.skipped,
@@ -243,143 +241,6 @@ class DebiasTrainer(Trainer):
             step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             return dataset.sampler(step, seed)
         return super()._get_train_sampler(train_dataset)
-
-    # Under DeepSpeed: weights and optimizer state whole, for any number of ranks to go on from.
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        self._skipped_before = 0
-        if resume_from_checkpoint is not None and self.loss.memory_S.numel():
-            self.loss.load_state_dict(torch.load(Path(resume_from_checkpoint) / LOSS_STATE))
-        if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if resume_from_checkpoint is not None:
-            from debias.engines.zero.state import load_state
-
-            self._skipped_before = load_state(self.deepspeed, Path(resume_from_checkpoint))
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        return prepared
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        found: tuple[int, int] = super()._init_training_state(*args, **kwargs)
-        self._find_best()
-        return found
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        if self.interrupted:
-            # Or the Trainer would load the best checkpoint and delete the newest, which is there to be resumed.
-            self.state.best_model_checkpoint = None
-        else:
-            self._find_best()  # the first rank alone saw the checkpoint being moved to its place
-        done: TrainOutput = super()._finalize_training(*args, **kwargs)
-        return done
-
-    def _find_best(self) -> None:
-        """The best checkpoint where it lies now: a run's folder may have moved since its name was written down."""
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-        if self.state.best_global_step and best.is_dir():
-            self.state.best_model_checkpoint = str(best)
-
-    def _load_best_model(self) -> None:
-        if not self.is_deepspeed_enabled:
-            super()._load_best_model()
-            return
-        from debias.engines.zero.state import load_state
-
-        load_state(self.deepspeed, Path(str(self.state.best_model_checkpoint)))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save and self.loss.memory_S.numel():
-            torch.save(self.loss.state_dict(), Path(output_dir) / LOSS_STATE)
-        if not self.is_deepspeed_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        from debias.engines.zero.state import save_state
-
-        save_state(self.deepspeed, Path(output_dir), self.hook.skipped if self.hook else 0)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; collective under DeepSpeed."""
-        if not self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        state = self.trained_state()
-        if self.args.should_save:
-            self._save(output_dir or self.args.output_dir, state_dict=state)
-
-    def trained_state(self) -> dict[str, Tensor] | None:
-        """Under DeepSpeed what to save, whole: float32 weights of what trains, or the model where there is no adapter.
-
-        None without DeepSpeed, where the model itself has it. Collective.
-        """
-        if not self.is_deepspeed_enabled or self.deepspeed is None:
-            return None
-        from debias.engines.zero.state import whole_weights
-
-        if hasattr(self.model, "peft_config"):
-            return whole_weights(self.deepspeed)
-        state: dict[str, Tensor] | None = self.accelerator.get_state_dict(self.deepspeed)
-        return state
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:  # every rank comes here, and one writes
-            return
-        trained = (p for p in self.model.parameters() if p.requires_grad)
-        check_tensors(Path(output_dir or self.args.output_dir), map(whole_shape, trained))
-
-    # A full disk or a kill while saving must leave the last good checkpoint: write beside it, then rename.
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = Path(super()._get_output_dir(trial))
-        return str(folder / STAGING if getattr(self, "_saving", False) else folder)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run = Path(super()._get_output_dir(trial))
-        if self.args.should_save:
-            shutil.rmtree(run / STAGING, ignore_errors=True)  # what a killed run had begun must not be published
-        self.accelerator.wait_for_everyone()
-        self._saving = True
-        try:
-            with saving():
-                super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self._publish(run)
-        finally:
-            self._saving = False
-            if self.args.should_save:
-                shutil.rmtree(run / STAGING, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-
-    def _publish(self, run: Path) -> None:
-        for folder in (run / STAGING).iterdir():
-            self._name_best(run, folder)
-            target = run / folder.name
-            if target.exists():  # renamed away, not deleted here: a kill must not leave half of it
-                os.replace(target, run / f".old-{folder.name}")
-            os.replace(folder, target)
-            shutil.rmtree(run / f".old-{folder.name}", ignore_errors=True)
-        _forget_older(run, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def _name_best(self, run: Path, folder: Path) -> None:
-        """The Trainer looked for the best checkpoint where this one is being written; it is, or will be, in the run."""
-        best = run / f"checkpoint-{self.state.best_global_step}"
-        if self.state.best_global_step and (best.exists() or best.name == folder.name):
-            self.state.best_model_checkpoint = str(best)
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-
-
-def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
-    """Delete all checkpoints but the newest `keep` and, as the Trainer does, the best."""
-    if not keep:
-        return
-    ours = [folder for folder in run.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
-    for folder in sorted(ours, key=lambda folder: int(folder.name.rpartition("-")[2]))[:-keep]:
-        if best is None or folder.name != Path(best).name:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _one_of(readout: Readout | None, objective: Readout | None) -> Readout:

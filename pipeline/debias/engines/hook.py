@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from debias.engines.parameters import whole_shape
+from debias.engines.rule_state import MEMORY, RuleState
 from debias.engines.step import StepReport
 from debias.gradients import Again, GradientSource, MicroBatch, no_grad_weight
 from debias.methods import Rule
@@ -14,12 +17,14 @@ class Hook:
     """The rule, the way to two gradients, and what the last optimizer step did.
 
     `last` is its report; steps whose update is not finite are skipped on all ranks and counted in `skipped`. Set
-    `asks_to_stop` on any rank: `stops` is then true on all of them after the same step.
+    `asks_to_stop` on any rank: `stops` is then true on all of them after the same step. A rule that remembers, or looks
+    at how far the weights moved since the hook was attached, goes on exactly from `state_dict`.
     """
 
-    def __init__(self, model: Any, rule: Rule, source: GradientSource, max_nonfinite_steps: int) -> None:
+    def __init__(self, model: Any, state: RuleState, source: GradientSource, max_nonfinite_steps: int) -> None:
         self.model = model
-        self.rule = rule
+        self.rule: Rule = state.rule
+        self.state = state
         self.source = source
         self.max_nonfinite_steps = max_nonfinite_steps
         self.skipped = 0
@@ -84,3 +89,56 @@ class Hook:
     def selected(self) -> Mapping[str, nn.Parameter]:
         """The parameters the rule acts on, by name."""
         return self.source.selected
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the rule keeps between steps, to be saved beside weights and optimizer: whole tensors on the CPU.
+
+        The same on every rank, and for any number of ranks and any ZeRO stage to go on from. By parameter: `NAME/start`
+        (the weights when the hook was attached), `NAME/moved_before`, `NAME/memory`, as far as the rule needs them;
+        beside them the counts `steps` and `skipped`. Collective under DeepSpeed.
+        """
+        state = {"steps": torch.tensor(self.state.steps), "skipped": torch.tensor(self.skipped)}
+        for kind, part in self.state.parts().items():
+            state |= {f"{self._saved_name(name)}/{kind}": whole for name, whole in self._whole(part).items()}
+        return state | {f"{self._saved_name(name)}/{MEMORY}": t.cpu().clone() for name, t in self.state.memory.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state_dict`, after the weights were loaded; every rank is given all of it.
+
+        Raises ValueError, naming the tensor, where the state is of another rule or of other parameters.
+        """
+        self._check_state(state)
+        for kind, part in self.state.parts().items():
+            for name, held in part.items():
+                held.copy_(self._piece(name, state[f"{self._saved_name(name)}/{kind}"]).view_as(held))
+        for name in self.state.memory:
+            self.state.memory[name] = state[f"{self._saved_name(name)}/{MEMORY}"].double()
+        self.state.steps, self.skipped = int(state["steps"]), int(state["skipped"])
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        shapes: dict[str, torch.Size] = {"steps": torch.Size(), "skipped": torch.Size()}
+        for name, parameter in self.selected.items():
+            saved, whole = self._saved_name(name), whole_shape(parameter)
+            shapes |= {f"{saved}/{kind}": whole for kind in self.state.parts()}
+            if self.state.memory:
+                shapes[f"{saved}/{MEMORY}"] = torch.Size([self.rule.memory])
+        if odd := sorted(state.keys() ^ shapes.keys()):
+            where = "the saved state" if odd[0] in state else f"what {self.rule.name} keeps here"
+            raise ValueError(f"load_state_dict: {odd[0]} is only in {where} ({len(odd)} tensors differ)")
+        for name, shape in shapes.items():
+            if state[name].shape != shape:
+                raise ValueError(
+                    f"load_state_dict: {name} has shape {list(state[name].shape)}, {list(shape)} is wanted"
+                )
+
+    def _saved_name(self, name: str) -> str:
+        """A parameter's name without what a wrapper puts before it."""
+        return name
+
+    def _whole(self, part: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors that are kept where the gradients are, put together from all ranks, on the CPU."""
+        raise NotImplementedError
+
+    def _piece(self, name: str, whole: Tensor) -> Tensor:
+        """What of a whole tensor is kept on this rank."""
+        raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The combination of two gradients that lie in pieces on many ranks. Shapes: K parameters of one shape [O, I], N slice.
+"""The combination of vectors that lie in pieces on many ranks. Shapes: K parameters of one shape [O, I], N slice.
 
 Each rank adds the row sums of what it owns, one float64 all-reduce makes every row's Gram whole on every rank, and the
 update is elementwise on the slices. No gradient is gathered.
@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from debias.engines.layout import Layout, Piece
+from debias.engines.rule_state import RuleState, rescale
 from debias.engines.step import GramSums
-from debias.methods import Rule, apply_coefficients, gram_of_rows
+from debias.methods import GRADIENTS, apply_coefficients, gram_of_rows, pairs_of
 
 # (factor from the given gradients to what the rule should see, factor from their update to what is written).
 ScaleOf = Callable[[list[float]], tuple[float, float]]
@@ -68,12 +69,12 @@ class Plan:
     def __post_init__(self) -> None:
         self.rows = sum(len(names) * _rows(shape)[0] for shape, names in zip(self.shapes, self.names, strict=True))
 
-    def grams(self, buffer_R3: Tensor) -> list[Tensor]:
-        """Views [K, O, 3] of the buffer, one for each shape."""
+    def grams(self, buffer_RG: Tensor) -> list[Tensor]:
+        """Views [K, O, G] of the buffer, one for each shape."""
         sizes = [len(names) * _rows(shape)[0] for shape, names in zip(self.shapes, self.names, strict=True)]
         views = []
-        for part, shape, names in zip(buffer_R3.split(sizes), self.shapes, self.names, strict=True):
-            views.append(part.view(len(names), _rows(shape)[0], 3))
+        for part, shape, names in zip(buffer_RG.split(sizes), self.shapes, self.names, strict=True):
+            views.append(part.view(len(names), _rows(shape)[0], part.shape[-1]))
         return views
 
 
@@ -120,48 +121,59 @@ class Combined:
 
 def combine_pieces(
     plan: Plan,
-    rule: Rule,
-    main: Mapping[str, Tensor],
-    bias: Mapping[str, Tensor],
+    state: RuleState,
+    vectors: Sequence[Mapping[str, Tensor]],
     extras: Sequence[Tensor | float],
     scale_of: ScaleOf,
 ) -> Combined:
-    """Put the update in the place of `main`, slice by slice; collective over the plan's group, with one all-reduce.
+    """Put the update in the place of main, slice by slice; collective over the plan's group, with one all-reduce.
 
-    `main` and `bias` hold this rank's flat pieces. `extras` are further numbers to be summed over the ranks by the same
-    all-reduce; `scale_of(extras)` then says by what a gradient must be multiplied to be what the rule should see, and
-    by what the update, in the same way.
+    `vectors` hold this rank's flat pieces of what the state's rule looks at, in its order: main first. `extras` are
+    further numbers to be summed over the ranks by the same all-reduce; `scale_of(extras)` then says by what a gradient
+    must be multiplied to be what the rule should see, and by what the update, in the same way. What is no gradient is
+    seen as it is.
     """
-    header = len(extras)
-    buffer = torch.zeros(header + 3 * plan.rows, dtype=torch.float64, device=plan.device)
+    rule, header = state.rule, len(extras)
+    products = len(pairs_of(len(vectors)))
+    buffer = torch.zeros(header + products * plan.rows, dtype=torch.float64, device=plan.device)
     for index, value in enumerate(extras):
         buffer[index] = value
-    grams = plan.grams(buffer[header:].view(-1, 3))
-    stacks = [(_stack(main, group.names), _stack(bias, group.names)) for group in plan.alike]
-    for group, (main_KN, bias_KN) in zip(plan.alike, stacks, strict=True):
-        for (rows, main_KRI), (_, bias_KRI) in zip(group.cut(main_KN), group.cut(bias_KN), strict=True):
-            gram_KR3 = gram_of_rows(main_KRI, bias_KRI)
-            grams[group.shape_index][group.members, rows] += gram_KR3.to(plan.device)
+    grams = plan.grams(buffer[header:].view(-1, products))
+    stacks = [[_stack(vector, group.names) for vector in vectors] for group in plan.alike]
+    for group, stack in zip(plan.alike, stacks, strict=True):
+        for rows, slices_KRI in _cut_alike(group, stack):
+            gram_KRG = gram_of_rows(*slices_KRI)
+            grams[group.shape_index][group.members, rows] += gram_KRG.to(plan.device)
     dist.all_reduce(buffer, group=plan.group)
     summed: list[float] = buffer[:header].tolist()
     seen, written = scale_of(summed)
     if not plan.sharded:
         buffer[header:] /= dist.get_world_size(plan.group)  # every rank added the whole
-    buffer[header:] *= seen**2
-    coefficients = [rule.coefficients(gram) for gram in grams]
-    sums = GramSums()
-    for names, gram, (x_KO, y_KO) in zip(plan.names, grams, coefficients, strict=True):
-        sums.add(names, gram, x_KO, y_KO)
-    for group, (main_KN, bias_KN) in zip(plan.alike, stacks, strict=True):
-        x_KO, y_KO = (side[group.members] * written for side in coefficients[group.shape_index])
-        _write(group, x_KO, y_KO, main_KN, bias_KN, [main[name] for name in group.names])
+    scales = [seen if vector in GRADIENTS else 1.0 for vector in rule.looks_at]
+    rescale(buffer[header:].view(-1, products), scales)
+    coefficients = [state.coefficients(names, gram) for names, gram in zip(plan.names, grams, strict=True)]
+    sums = GramSums(rule.looks_at)
+    for names, gram, of_shape in zip(plan.names, grams, coefficients, strict=True):
+        sums.add(names, gram, of_shape)
+    factors = [written if vector in GRADIENTS else written / seen for vector in rule.looks_at]
+    for group, stack in zip(plan.alike, stacks, strict=True):
+        of_shape = coefficients[group.shape_index]
+        mine = [side[group.members] * factor for side, factor in zip(of_shape, factors, strict=True)]
+        _write(group, mine, stack, [vectors[0][name] for name in group.names])
     return Combined(sums, summed)
 
 
-def _write(group: Alike, x_KO: Tensor, y_KO: Tensor, main_KN: Tensor, bias_KN: Tensor, into: list[Tensor]) -> None:
-    for (rows, main_KRI), (_, bias_KRI) in zip(group.cut(main_KN), group.cut(bias_KN), strict=True):
-        x_KR, y_KR = (side[:, rows].to(main_KN.device) for side in (x_KO, y_KO))
-        main_KRI.copy_(apply_coefficients(x_KR, y_KR, main_KRI, bias_KRI))
+def _cut_alike(group: Alike, stack_KN: Sequence[Tensor]) -> Iterator[tuple[slice, list[Tensor]]]:
+    """The rows that the slices touch, each part with the views [K, R, I] of all vectors."""
+    for parts in zip(*(group.cut(vector_KN) for vector_KN in stack_KN), strict=True):
+        yield parts[0][0], [view_KRI for _, view_KRI in parts]
+
+
+def _write(group: Alike, coefficients: list[Tensor], stack_KN: list[Tensor], into: list[Tensor]) -> None:
+    main_KN = stack_KN[0]
+    for rows, slices_KRI in _cut_alike(group, stack_KN):
+        of_rows = [side_KO[:, rows].to(main_KN.device) for side_KO in coefficients]
+        slices_KRI[0].copy_(apply_coefficients(of_rows, slices_KRI))
     if into[0].data_ptr() != main_KN.data_ptr():
         torch._foreach_copy_(into, main_KN.unbind())
 

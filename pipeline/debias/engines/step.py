@@ -1,5 +1,6 @@
 """What one optimizer step did: the figures every engine reports, all from sums that the combination needs anyway."""
 
+import functools
 import logging
 import math
 import re
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from debias.methods import Vector, pairs_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,30 +58,55 @@ def raise_silent(gradients: str, names: Sequence[str]) -> None:
 @dataclass
 class GramSums:
     """Float64 sums for each parameter that a rule acts on, `[K, 5]` a group: |main|^2, main.bias, |bias|^2,
-    |main - update|^2, |update|^2. On the parameters' device until the step is reported.
+    |main - update|^2, |update|^2. On the parameters' device until the step is reported. `looks_at`: the rule's vectors.
     """
 
+    looks_at: Sequence[Vector] = (Vector.MAIN, Vector.BIAS)
     names: list[str] = field(default_factory=list)
     parts_K5: list[Tensor] = field(default_factory=list)
 
-    def add(self, names: Sequence[str], gram_KO3: Tensor, x_KO: Tensor, y_KO: Tensor) -> None:
-        """Add K parameters by name: their Gram and the coefficients [K, O] of their update."""
-        mm_KO, mb_KO, bb_KO = gram_KO3.unbind(dim=-1)
-        lost_KO, cross_KO, rest_KO = 1 - x_KO, y_KO * mb_KO, y_KO * y_KO * bb_KO
+    def add(self, names: Sequence[str], gram_KOG: Tensor, coefficients: Sequence[Tensor]) -> None:
+        """Add K parameters by name: their Gram and the coefficients [K, O] of their update, one for each vector."""
+        of = dict(zip(pairs_of(len(self.looks_at)), gram_KOG.unbind(dim=-1), strict=True))
+        x_KO, *others = coefficients
+        mm_KO = of[0, 0]
+        # Update = x main + the rest: what of it lies along main, and its own length.
+        cross_KO = _sum([y_KO * of[0, j] for j, y_KO in enumerate(others, 1)], mm_KO)
+        rest_KO = _sum([_product(coefficients, i, j, of[i, j]) for i, j in of if i], mm_KO)
+        lost_KO = 1 - x_KO
         removed_KO = lost_KO * (lost_KO * mm_KO - 2 * cross_KO) + rest_KO
         update_KO = x_KO * (x_KO * mm_KO + 2 * cross_KO) + rest_KO
-        rows = (mm_KO, mb_KO, bb_KO, removed_KO, update_KO)
+        rows = (mm_KO, *self._of_bias(of, mm_KO), removed_KO, update_KO)
         self.names.extend(names)
         self.parts_K5.append(torch.stack([row_KO.sum(dim=1) for row_KO in rows], dim=1))
+
+    def _of_bias(self, of: Mapping[tuple[int, int], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+        """`(main.bias, |bias|^2)` row by row; zeros where the rule does not look at the bias gradient."""
+        if Vector.BIAS not in self.looks_at:
+            return (torch.zeros_like(like),) * 2
+        at = self.looks_at.index(Vector.BIAS)
+        return of[0, at], of[at, at]
+
+
+def _product(coefficients: Sequence[Tensor], i: int, j: int, inner_KO: Tensor) -> Tensor:
+    """What vectors i and j add to the squared length of a sum: twice where they are two."""
+    product_KO = coefficients[i] * coefficients[j] * inner_KO
+    return product_KO if i == j else 2 * product_KO
+
+
+def _sum(terms: Sequence[Tensor], like: Tensor) -> Tensor:
+    first, *others = terms or [torch.zeros_like(like)]
+    return functools.reduce(torch.add, others, first)
 
 
 @dataclass(frozen=True)
 class StepReport:
     """One optimizer step. Norms are Frobenius norms over everything the rule acts on, of means over the whole batch.
 
-    `cosine`: between main and bias. `removed_share`: |main - update| / |main|. `grad_norm`: of the update of all
-    trainable parameters, before clipping. `finite`: False when the step was skipped. `..._by_layer`: the same over the
-    parameters of one transformer layer, by its index as text (see `layer_of`).
+    `cosine`: between main and bias (0, as is `bias_norm`, for a rule that does not look at bias). `removed_share`:
+    |main - update| / |main|. `grad_norm`: of the update of all trainable parameters, before clipping. `finite`: False
+    when the step was skipped. `..._by_layer`: the same over the parameters of one transformer layer, by its index as
+    text (see `layer_of`).
     """
 
     finite: bool

@@ -12,17 +12,18 @@ from torch.nn.parallel import DistributedDataParallel
 from debias.engines.hook import Hook
 from debias.engines.parameters import Select, not_head, select_parameters
 from debias.engines.reduce import all_reduce_sum
+from debias.engines.rule_state import RuleState, rescale
 from debias.engines.step import GramSums, StepReport, check_skipped, raise_empty, raise_silent, report
 from debias.gradients import GradientSource, make_source
-from debias.methods import Rule, apply_coefficients, as_rows, gram_of_rows
+from debias.methods import GRADIENTS, Rule, Vector, apply_coefficients, as_rows, gram_of_rows
 
 logger = logging.getLogger(__name__)
 
 # Where each gradient lies and how often it was written to.
 Marks = dict[str, tuple[int, int] | None]
 
-# A parameter's name with its main and its bias gradient.
-Pair = tuple[str, Tensor, Tensor]
+# A parameter's name with what the rule looks at of it, its main gradient first.
+Looked = tuple[str, Sequence[Tensor]]
 
 # Tensors of one shape are combined together up to this many elements; more would only cost memory.
 STACK_ELEMENTS = 1 << 22
@@ -45,7 +46,8 @@ class TorchHook(Hook):
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
     ) -> None:
-        super().__init__(model, rule, source, max_nonfinite_steps)
+        state = RuleState(rule, source.selected, lambda: source.selected, self._rates)
+        super().__init__(model, state, source, max_nonfinite_steps)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self._marks: Marks | None = None
@@ -76,12 +78,15 @@ class TorchHook(Hook):
         self._check_untouched()  # in DDP a rank without samples takes part, or the others would wait for it
         self._check_frozen()
         count = self._reduce(self._trainable)
+        self.state.begin()
         sums = self._write_update(1.0 / count)
         grads = [p.grad for p in self._trainable.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        self.last = report(sums, 1.0 / count, count, grad_norm=norm)
+        self.last = report(sums, 1.0, count, grad_norm=norm)
         self._forget()
-        if not self.last.finite:
+        if self.last.finite:
+            self.state.keep()
+        else:
             self._skip()
         return self.last
 
@@ -193,33 +198,60 @@ class TorchHook(Hook):
 
     def _write_update(self, scale: float) -> GramSums:
         """Turn the sums in `p.grad` into the update; `scale` is one over the whole batch's count."""
-        sums = GramSums()
-        pairs: list[Pair] = []
+        sums = GramSums(self.rule.looks_at)
+        looked: list[Looked] = []
         others = []
         for name, p in self._trainable.items():
             if p.grad is not None:
-                bias = self.source.bias.get(name)
-                if bias is None:
+                vectors = self._vectors(name, p.grad)
+                if vectors is None:
                     others.append(p.grad)
                 else:
-                    pairs.append((name, p.grad, bias))
-        for same in groups_of_one_shape(pairs):
+                    looked.append((name, vectors))
+        for same in groups_of_one_shape(looked):
             self._write_group(same, scale, sums)
         if others:
             torch._foreach_mul_(others, scale)
         return sums
 
-    def _write_group(self, pairs: list[Pair], scale: float, sums: GramSums) -> None:
+    def _vectors(self, name: str, main: Tensor) -> list[Tensor] | None:
+        """What the rule looks at of a parameter; None where it does not act on it."""
+        if self.rule.is_plain or name not in self.selected or (self.rule.uses_bias and name not in self.source.bias):
+            return None
+        gradients = {Vector.MAIN: main, Vector.BIAS: self.source.bias.get(name)}
+        found = [gradients[v] if v in GRADIENTS else self.state.vector(v)[name] for v in self.rule.looks_at]
+        return [tensor for tensor in found if tensor is not None]
+
+    def _write_group(self, looked: list[Looked], scale: float, sums: GramSums) -> None:
         """Parameters of one shape at once: hundreds of adapter tensors would otherwise be thousands of tiny kernels."""
-        names, mains, biases = zip(*pairs, strict=True)
-        main_KOI, bias_KOI = (_stack([as_rows(tensor) for tensor in side]) for side in (mains, biases))
-        gram_KO3 = gram_of_rows(main_KOI, bias_KOI)
+        names = [name for name, _ in looked]
+        sides = list(zip(*(vectors for _, vectors in looked), strict=True))
+        vectors_KOI = [_stack([as_rows(tensor) for tensor in side]) for side in sides]
         # Rules see means: the scale goes into the Gram squared and comes back out of the coefficients.
-        x_KO, y_KO = self.rule.coefficients(gram_KO3 * scale**2)
-        sums.add(names, gram_KO3, x_KO, y_KO)
-        update_KOI = apply_coefficients(x_KO * scale, y_KO * scale, main_KOI, bias_KOI)
-        updates = [update_OI.view_as(grad) for grad, update_OI in zip(mains, update_KOI.unbind(), strict=True)]
-        torch._foreach_copy_(mains, updates)
+        scales = [scale if vector in GRADIENTS else 1.0 for vector in self.rule.looks_at]
+        gram_KOG = rescale(gram_of_rows(*vectors_KOI), scales)
+        coefficients = self.state.coefficients(names, gram_KOG)
+        sums.add(names, gram_KOG, coefficients)
+        of_sums = [x_KO * factor for x_KO, factor in zip(coefficients, scales, strict=True)]
+        update_KOI = apply_coefficients(of_sums, vectors_KOI)
+        updates = [update_OI.view_as(grad) for grad, update_OI in zip(sides[0], update_KOI.unbind(), strict=True)]
+        torch._foreach_copy_(list(sides[0]), updates)
+
+    def _rates(self) -> dict[str, float]:
+        """The learning rate of each selected parameter in this step."""
+        assert self.optimizer is not None  # `attach_model` saw to it
+        groups = self.optimizer.param_groups
+        rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+        return {name: rates[id(p)] for name, p in self.selected.items()}
+
+    def _saved_name(self, name: str) -> str:
+        return name.removeprefix("module.") if self._ddp is not None else name
+
+    def _whole(self, part: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: tensor.to("cpu", copy=True) for name, tensor in part.items()}
+
+    def _piece(self, name: str, whole: Tensor) -> Tensor:
+        return whole
 
     def _clear(self) -> None:
         for p in self._trainable.values():
@@ -227,6 +259,7 @@ class TorchHook(Hook):
 
     def _skip(self) -> None:
         self.skipped += 1
+        self.state.drop()
         self._clear()
         check_skipped(self.skipped, self.max_nonfinite_steps)
 
@@ -236,13 +269,14 @@ def _no_averaging(ddp: nn.Module, inputs: Any) -> None:
     vars(ddp)["require_backward_grad_sync"] = False
 
 
-def groups_of_one_shape(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
-    """(name, main, bias) of equal shape and dtype together, as many as make a stack of `STACK_ELEMENTS`."""
-    groups: dict[Any, list[Pair]] = {}
-    for name, main, bias in pairs:
-        groups.setdefault((main.shape, main.dtype, bias.dtype, main.device), []).append((name, main, bias))
+def groups_of_one_shape(looked: Sequence[Looked]) -> Iterator[list[Looked]]:
+    """Parameters of equal shape and dtypes together, as many as make a stack of `STACK_ELEMENTS`."""
+    groups: dict[Any, list[Looked]] = {}
+    for name, vectors in looked:
+        kind = (vectors[0].shape, vectors[0].device, *(vector.dtype for vector in vectors))
+        groups.setdefault(kind, []).append((name, vectors))
     for group in groups.values():
-        size = max(1, STACK_ELEMENTS // max(1, group[0][1].numel()))
+        size = max(1, STACK_ELEMENTS // max(1, group[0][1][0].numel()))
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
@@ -278,6 +312,10 @@ def attach_model(
     alone = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if alone and not isinstance(model, DistributedDataParallel):
         logger.warning("the model is not in DistributedDataParallel: gradients are not summed over ranks")
+    if optimizer is None and rule.memory:
+        raise ValueError(
+            f"attach: {rule.name} needs the learning rate of each step; give the optimizer (None was given)"
+        )
     if optimizer is not None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if lost := [name for name, p in selected.items() if id(p) not in held]:

@@ -1,18 +1,19 @@
-"""ROOM 1: the rules, pure functions from a row Gram [O, 3] to coefficients [O, 2]: no state, no collectives.
+"""ROOM 1: the rules, pure functions from a row Gram (and the memory of steps before) to coefficients: no collectives.
 
-A new method is one file, one line in `METHODS` and one golden row in tests/numerics/test_golden.py.
+A new method is one file, one line in `METHODS` and one golden row in tests/tables.py.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from debias.config.blocks import make
-from debias.methods.base import Rule
-from debias.methods.combine import apply_coefficients, as_rows, combine, gram_of_rows, row_gram
+from debias.methods.base import GRADIENTS, Rule, StepFacts, Vector, pairs_of
+from debias.methods.combine import apply_coefficients, as_rows, combine, gram_of_rows, row_gram, take_step
+from debias.methods.digrap import DiGraP
 from debias.methods.edge import Edge, MainOnly, Orthogonal, Subtract
 from debias.methods.pcgrad import PCGrad
 
-METHODS: dict[str, type[Rule]] = {rule.name: rule for rule in (Edge, Subtract, Orthogonal, PCGrad, MainOnly)}
+METHODS: dict[str, type[Rule]] = {rule.name: rule for rule in (Edge, Subtract, Orthogonal, PCGrad, DiGraP, MainOnly)}
 
 
 def make_rule(block: str | Mapping[str, Any]) -> Rule:
@@ -21,17 +22,23 @@ def make_rule(block: str | Mapping[str, Any]) -> Rule:
 
 
 __all__ = [
+    "GRADIENTS",
     "METHODS",
+    "DiGraP",
     "Edge",
     "MainOnly",
     "Orthogonal",
     "PCGrad",
     "Rule",
+    "StepFacts",
     "Subtract",
+    "Vector",
     "apply_coefficients",
     "as_rows",
     "combine",
     "gram_of_rows",
     "make_rule",
+    "pairs_of",
     "row_gram",
+    "take_step",
 ]

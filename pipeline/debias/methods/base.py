@@ -1,12 +1,16 @@
-"""What every rule is: a function of the row Gram alone. Shapes: O rows, I columns.
+"""What every rule is: a function of the row Gram, and of the little it remembers. Shapes: O rows, I columns.
 
-For row r of a parameter the Gram holds `mm = <main_r, main_r>`, `mb = <main_r, bias_r>` and `bb = <bias_r, bias_r>`;
-the update is `x_r * main_r + y_r * bias_r`. Nothing else about the gradients is needed, so nothing has to be gathered
-when they are sharded.
+A rule says which vectors of a parameter it `looks_at`, main first. For row r the Gram holds their inner products, the
+upper triangle row by row: for (main, bias) `mm = <main_r, main_r>`, `mb = <main_r, bias_r>`, `bb = <bias_r, bias_r>`.
+The update is a sum of these vectors with one coefficient a row each. Nothing else about them is needed, so nothing has
+to be gathered when they are sharded. G inner products, S numbers that a tensor keeps between steps.
 """
 
+import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 import torch
@@ -19,25 +23,83 @@ logger = logging.getLogger(__name__)
 CANCELLED = 1e-12
 
 
+class Vector(StrEnum):
+    """What a rule can look at, each of the parameter's shape.
+
+    `MAIN` and `BIAS` are gradients of means over the whole batch. `MOVED` is how far the weights are from where they
+    were when the hook was attached, theta - theta_0, and `MOVED_BEFORE` the same at the step before (0 in the first).
+    Every rank knows its part of the last two: they are never summed over ranks nor divided by a count.
+    """
+
+    MAIN = "main"
+    BIAS = "bias"
+    MOVED = "moved"
+    MOVED_BEFORE = "moved_before"
+
+
+GRADIENTS = frozenset({Vector.MAIN, Vector.BIAS})
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What a rule with memory is told of the step it takes part in.
+
+    `number`: 1 in the first step; steps that were skipped, being not finite, do not count. `learning_rate`: float64, of
+    this step, one value for each tensor (a tensor of the Gram's leading dimensions; a scalar for a single tensor).
+    """
+
+    number: int
+    learning_rate: Tensor
+
+
 @dataclass(frozen=True)
 class Rule:
-    """How two gradients become one update. Subclasses are frozen dataclasses whose fields are the hyper-parameters."""
+    """How gradients become one update. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
+
+    `looks_at` begins with MAIN; a rule that looks at MAIN alone is plain training. `memory`: how many float64 numbers
+    each tensor keeps between steps, 0 at first. A rule without memory defines `coefficients`, one with it `advance`.
+    """
 
     name: ClassVar[str]
+    looks_at: ClassVar[tuple[Vector, ...]] = (Vector.MAIN, Vector.BIAS)
+    memory: ClassVar[int] = 0
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        """`(x_O, y_O)` float64 of the update `x * main + y * bias`, from one parameter's Gram [O, 3] (mm, mb, bb).
+    def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
+        """Float64 [O] for each vector of `looks_at`, from one parameter's Gram [O, G] of them: `x * main + y * bias`.
 
-        Leading dimensions are parameters of one shape, each by itself: [K, O, 3] gives two [K, O].
+        Leading dimensions are parameters of one shape, each by itself: [K, O, G] gives [K, O].
         A zero norm drops its term, so the result is finite for every finite Gram; a non-finite Gram gives a
         non-finite result (it must reach the overflow check, not be masked).
         """
         raise NotImplementedError
 
+    def advance(self, gram_OG: Tensor, memory_S: Tensor, step: StepFacts) -> tuple[tuple[Tensor, ...], Tensor]:
+        """`(coefficients, memory after the step)`, for a rule with memory; pure, of the Gram's leading dimensions.
+
+        The Gram is whole on every rank, so the memory is the same on all. What comes out of a step whose update is not
+        finite is dropped: the step is skipped, and the memory stays.
+        """
+        return self.coefficients(gram_OG), memory_S
+
     @property
     def uses_bias(self) -> bool:
         """False for a rule that never looks at the bias gradient, so that it need not be computed."""
-        return True
+        return Vector.BIAS in self.looks_at
+
+    @property
+    def is_plain(self) -> bool:
+        """True for a rule whose update is main itself: nothing is combined."""
+        return self.looks_at == (Vector.MAIN,)
+
+    @property
+    def is_stateless(self) -> bool:
+        """True for a rule that needs nothing of the steps before."""
+        return self.memory == 0 and GRADIENTS.issuperset(self.looks_at)
+
+
+def pairs_of(vectors: int) -> list[tuple[int, int]]:
+    """The inner products of so many vectors in the order of a Gram's columns: the upper triangle, row by row."""
+    return list(itertools.combinations_with_replacement(range(vectors), 2))
 
 
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -46,12 +108,11 @@ def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     return (numerator / denominator.masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
 
 
-def totals(gram_O3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole tensor's `(mm, mb, bb)`, each [..., 1] float64 so that it broadcasts against rows."""
-    mm, mb, bb = gram_O3.sum(dim=-2, keepdim=True).unbind(dim=-1)
-    return mm, mb, bb
+def totals(gram_OG: Tensor) -> Sequence[Tensor]:
+    """The whole tensor's inner products (mm, mb, bb of two), each [..., 1] float64: they broadcast against rows."""
+    return gram_OG.sum(dim=-2, keepdim=True).unbind(dim=-1)
 
 
-def each_row(gram_O3: Tensor, value: Tensor | float) -> Tensor:
+def each_row(gram_OG: Tensor, value: Tensor | float) -> Tensor:
     """`value` (a number, or [..., 1]) for each row, [..., O] float64."""
-    return torch.as_tensor(value, dtype=gram_O3.dtype, device=gram_O3.device).expand(gram_O3.shape[:-1])
+    return torch.as_tensor(value, dtype=gram_OG.dtype, device=gram_OG.device).expand(gram_OG.shape[:-1])

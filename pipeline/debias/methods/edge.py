@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from debias.methods.base import CANCELLED, Rule, divide, each_row, logger, totals
+from debias.methods.base import CANCELLED, Rule, Vector, divide, each_row, logger, totals
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,10 @@ class MainOnly(Rule):
 
     name: ClassVar[str] = "erm"
     also_called: ClassVar[tuple[str, ...]] = ("main_only",)
+    looks_at: ClassVar[tuple[Vector, ...]] = (Vector.MAIN,)
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        return each_row(gram_O3, 1.0), each_row(gram_O3, 0.0)
-
-    @property
-    def uses_bias(self) -> bool:
-        return False
+    def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
+        return (each_row(gram_OG, 1.0),)
 
 
 @dataclass(frozen=True)

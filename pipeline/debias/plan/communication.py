@@ -4,37 +4,48 @@ The sizes of `zero_cost` come from a table of dense shapes; here they come from 
 each from the model itself. Each micro-batch of a step gathers and reduces for itself. A test holds both together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from debias.methods import Vector, pairs_of
 from debias.plan.count import Counts, Size
-from debias.plan.memory import Sharding
-from debias.plan.payload import BIAS_WIDTH, GRAM_BYTES, sent_bytes
+from debias.plan.memory import TWO_GRADIENTS, Sharding, vectors_of
+from debias.plan.payload import BIAS_WIDTH, sent_bytes
 
-FLAG_BYTES = 8
+SUM_BYTES = FLAG_BYTES = 8  # float64
 
 
 def bytes_sent(
-    counts: Counts, spread: Sharding, source: str, gathers: Callable[[str], int], *, accumulation: int = 1
+    counts: Counts,
+    spread: Sharding,
+    source: str,
+    gathers: Callable[[str], int],
+    *,
+    accumulation: int = 1,
+    looks_at: Sequence[Vector] = TWO_GRADIENTS,
 ) -> int:
-    """Bytes that one rank sends in a step; 0 for a rank alone. `gathers` of a tensor in a forward and backward pass."""
+    """Bytes that one rank sends in a step; 0 for a rank alone. `gathers` of a tensor in a forward and backward pass.
+
+    `looks_at`: the rule's vectors, whose inner products the ranks sum.
+    """
+    grams = _grams(counts, source, looks_at)
     if spread.world == 1:
         return 0
     if not spread.stage:
-        return round(sent_bytes(_whole(counts, spread, source), spread.world))
+        return round(sent_bytes(_whole(counts, spread, source, grams), spread.world))
     payload = _stage_3(counts, spread, source, gathers) if spread.stage == 3 else _stage_2(counts, spread, source)
     if spread.stage >= 2:  # only stage 1 reduces once a step
         each = ("all_gather", "all_reduce", "reduce_scatter") if spread.stage == 3 else ("all_reduce",)
         payload = {kind: size * (accumulation if kind in each else 1) for kind, size in payload.items()}
-    payload["all_reduce"] = payload.get("all_reduce", 0) + _grams(counts, source)
+    payload["all_reduce"] = payload.get("all_reduce", 0) + grams
     payload["reduce_scatter"] = payload.get("reduce_scatter", 0) + _bias(counts, spread, source)
     return round(sent_bytes(payload, spread.world))
 
 
-def _whole(counts: Counts, spread: Sharding, source: str) -> dict[str, int]:
+def _whole(counts: Counts, spread: Sharding, source: str, grams: int) -> dict[str, int]:
     """Whole gradients, once a step: without DeepSpeed, or at its stage 0."""
     trained, selected = counts.bytes(trainable=True), counts.elements(selected=True)
     own = {"plain": 0, "single_pass": BIAS_WIDTH * selected}.get(source, trained)
-    return {"all_reduce": trained + own + (_grams(counts, source) if spread.stage == 0 else 0)}
+    return {"all_reduce": trained + own + (grams if spread.stage == 0 else 0)}
 
 
 def _stage_2(counts: Counts, spread: Sharding, source: str) -> dict[str, int]:
@@ -69,12 +80,14 @@ def _bias(counts: Counts, spread: Sharding, source: str) -> int:
     return BIAS_WIDTH * padded
 
 
-def _grams(counts: Counts, source: str) -> int:
+def _grams(counts: Counts, source: str, looks_at: Sequence[Vector]) -> int:
     """Bytes of what ranks agree on before they combine: a Gram of each row, flags of each tensor."""
-    if source == "plain":
+    vectors = vectors_of(source, looks_at)
+    if not vectors:
         return 0
     tensors = sum(size.selected for size in counts.sizes)
-    return GRAM_BYTES * rows(counts) + FLAG_BYTES * tensors * (3 if source == "single_pass" else 2)
+    flags = tensors * (3 if source == "single_pass" else 2)
+    return SUM_BYTES * len(pairs_of(vectors)) * rows(counts) + FLAG_BYTES * flags
 
 
 def _passes(source: str) -> int:

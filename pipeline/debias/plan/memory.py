@@ -4,10 +4,12 @@ Moments: `backward` (both gradients are made), `combine` (the rule makes the upd
 Weights and optimizer state are there at all of them. Peaks of the second and later steps: the first has no state yet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from debias.engines.torch_engine import STACK_ELEMENTS
+from debias.methods import GRADIENTS, Vector
 from debias.plan.count import Counts, Size
 from debias.plan.trace import Traced
 
@@ -33,6 +35,8 @@ OPTIMIZERS: dict[str, tuple[float, bool]] = {
     "rmsprop": (4.0, True),
 }
 OTHER_OPTIMIZER = (8.0, True)  # taken for an optimizer that is not in the table
+
+TWO_GRADIENTS = (Vector.MAIN, Vector.BIAS)
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,29 @@ def sharding_of(found: dict[str, Any] | None, world: int) -> Sharding:
 
 
 def memory_of(
-    counts: Counts, traced: Traced, spread: Sharding, source: str, optim: str, *, cuda: bool = True
+    counts: Counts,
+    traced: Traced,
+    spread: Sharding,
+    source: str,
+    optim: str,
+    *,
+    cuda: bool = True,
+    looks_at: Sequence[Vector] = TWO_GRADIENTS,
 ) -> Memory:
-    """The parts at the worst moment of a step with this gradient source (`plain`: one gradient only)."""
+    """The parts at the worst moment of a step with this gradient source (`plain`: one gradient only).
+
+    `looks_at`: the rule's vectors; of how far weights moved it keeps float32 copies, sharded like the optimizer's.
+    """
     weights, host = _weights(counts, spread)
     state, more = _optimizer(counts, spread, optim)
-    host += more
     moments = _moments(counts, traced, spread, source, optim, cuda)
+    moments["combine"]["combining"] = _combining(counts, spread, source, looks_at)
+    kept = _kept(counts, spread, looks_at)
+    if spread.offload_optimizer:
+        host, kept = host + kept, 0
+    host += more
     moment = max(moments, key=lambda name: sum(moments[name].values()))
-    parts = {**weights, "optimizer state": state, **moments[moment]}
+    parts = {**weights, "optimizer state": state, "rule's state": kept, **moments[moment]}
     if cuda:
         parts["CUDA context"] = CONTEXT_BYTES
         parts["fragmentation"] = round(FRAGMENTATION * sum(moments[moment].values()))
@@ -161,7 +179,7 @@ def _moments(
         backward = {"gradients": main + bias, "activations": traced.others}
     backward["buckets"] = _buckets(counts, spread)
     both = {"gradients": main + bias, "buckets": backward["buckets"]}
-    combine = {**both, "combining": 0 if source == "plain" else _combining(counts, spread)}
+    combine = dict(both)
     step = {
         "gradients": main,
         "buckets": backward["buckets"],
@@ -197,12 +215,29 @@ def _buckets(counts: Counts, spread: Sharding) -> int:
     return round(buffers * spread.bucket * stored / max(1, trained))
 
 
-def _combining(counts: Counts, spread: Sharding) -> int:
-    """Copies while tensors of one shape are combined together: two stacks and an update, or an update alone."""
+def vectors_of(source: str, looks_at: Sequence[Vector]) -> int:
+    """How many vectors are combined; 0 where the update is main itself."""
+    plain = source == "plain" and Vector.BIAS in looks_at
+    return 0 if plain or len(looks_at) == 1 else len(looks_at)
+
+
+def _kept(counts: Counts, spread: Sharding, looks_at: Sequence[Vector]) -> int:
+    """Where the weights started, and how far they had moved at the step before."""
+    moves = not GRADIENTS.issuperset(looks_at)
+    copies = moves + (Vector.MOVED_BEFORE in looks_at)
+    return 4 * copies * (counts.elements(selected=True) // (spread.world if spread.stage else 1))
+
+
+def _combining(counts: Counts, spread: Sharding, source: str, looks_at: Sequence[Vector]) -> int:
+    """Copies while tensors of one shape are combined together: a stack each and an update, or an update alone."""
+    vectors = vectors_of(source, looks_at)
+    if not vectors:
+        return 0
     shards = spread.world if spread.stage else 1
     largest = max((size.elements for size in counts.sizes if size.selected), default=0) // shards
     held = counts.elements(selected=True) // shards
-    return 4 * max(largest, 3 * min(held, STACK_ELEMENTS))
+    moved = 0 if GRADIENTS.issuperset(looks_at) else held  # how far the weights have moved, taken anew at each step
+    return 4 * (max(largest, (vectors + 1) * min(held, STACK_ELEMENTS)) + moved)
 
 
 def _step(counts: Counts, spread: Sharding, optim: str, cuda: bool) -> int:

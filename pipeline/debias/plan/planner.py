@@ -12,7 +12,7 @@ from debias.engines.parameters import chosen_by, selection
 from debias.errors import InputError
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
-from debias.methods import make_rule
+from debias.methods import Rule, make_rule
 from debias.plan.advice import Others, advice
 from debias.plan.checks import check_run, sizes_that_exist
 from debias.plan.communication import bytes_sent
@@ -72,7 +72,7 @@ class Planner:
             chosen = choose(
                 self.run.gradients,
                 self._refusal,
-                uses_bias=self.uses_bias,
+                uses_bias=self.rule.uses_bias,
                 stage=self.spread.stage or 0,
                 selected=local,
                 whole=self.counts.base + local,
@@ -87,9 +87,9 @@ class Planner:
         return refusal(model, chosen_by(selection(debias_head=self.run.debias_head), model))
 
     @functools.cached_property
-    def uses_bias(self) -> bool:
-        """Whether the run's method looks at the bias gradient at all."""
-        return make_rule(self.run.method).uses_bias
+    def rule(self) -> Rule:
+        """The run's method."""
+        return make_rule(self.run.method)
 
     @functools.cached_property
     def answer_tokens(self) -> int:
@@ -111,13 +111,14 @@ class Planner:
             padded="flash" not in self.run.attn_implementation,
             accumulated=self.run.gradient_accumulation_steps > 1,
         )
-        source = self.source if self.uses_bias else "auto"
-        return trace(self.run, self.config, load, source, uses_bias=self.uses_bias)
+        source = self.source if self.rule.uses_bias else "auto"
+        return trace(self.run, self.config, load, source, uses_bias=self.rule.uses_bias)
 
     def memory(self, micro_batch: int) -> Memory:
         """The parts at that micro-batch."""
         traced = self.traced(micro_batch)
-        return memory_of(self.counts, traced, self.spread, self.source, self.run.optim, cuda=self.machine.cuda)
+        run, seen, cuda = self.run, self.rule.looks_at, self.machine.cuda
+        return memory_of(self.counts, traced, self.spread, self.source, run.optim, cuda=cuda, looks_at=seen)
 
     def largest(self) -> int | None:
         """The largest micro-batch that fits; 0 if none does, None where the memory is not known."""
@@ -181,7 +182,8 @@ class Planner:
         sharded = self.spread.stage == 3 and self.spread.world > 1
         gathers = gathers_of(self.run, self.config) if sharded else lambda name: 0
         accumulation = self.run.gradient_accumulation_steps
-        return bytes_sent(self.counts, self.spread, self.source, gathers, accumulation=accumulation)
+        seen = self.rule.looks_at
+        return bytes_sent(self.counts, self.spread, self.source, gathers, accumulation=accumulation, looks_at=seen)
 
     def _assumptions(self) -> list[str]:
         found = [

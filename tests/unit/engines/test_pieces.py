@@ -7,13 +7,14 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import FORMS, RATE, history, last_update, update_of
 
 from debias.engines.layout import Chunked, Flat, Replicated, Span
 from debias.engines.pieces import combine_pieces, make_plan
+from debias.engines.rule_state import RuleState
 from debias.engines.step import report
-from debias.methods import Edge, MainOnly, Orthogonal, PCGrad, Subtract, combine
+from debias.methods import GRADIENTS, Edge
 
-RULES = [Edge(), Edge(0.5, "row"), Edge(1.0, "tensor"), Subtract(), Orthogonal(), PCGrad(), PCGrad("main"), MainOnly()]
 CPU = torch.device("cpu")
 
 
@@ -29,6 +30,9 @@ class Ranks:
             self.brought.append(buffer.clone())
         self.barrier.wait(20)
         buffer.copy_(torch.stack(self.brought).sum(dim=0))
+        if self.barrier.wait(20) == 0:
+            self.brought.clear()
+        self.barrier.wait(20)
 
     def run(self, work):
         """`work(rank)` of every rank, side by side."""
@@ -56,21 +60,28 @@ def layouts_of(kind, shapes, world):
     return [Flat(shapes, [span], rank, world, None) for rank in range(world)]
 
 
-def by_pieces(kind, world, rule, main, bias, seen=1.0):
-    """The update, put together from the pieces of all ranks, and rank 0's report."""
+def by_pieces(kind, world, rule, main, bias, seen=1.0, written=None):
+    """The last update of each tensor's `history`, put together from the pieces of all ranks, and rank 0's report."""
     shapes = {name: tensor.shape for name, tensor in main.items()}
     layouts = layouts_of(kind, shapes, world)
     ranks = Ranks(world)
+    of_name = {name: history(rule, main[name], bias[name]) for name in main}
+    steps = [[{n: of_name[n][step][v] for n in main} for v in range(len(rule.looks_at))]
+             for step in range(len(of_name[next(iter(main))]))]  # fmt: skip
 
     def cut(tensors, pieces):
         return {name: tensors[name].flatten()[piece.start : piece.stop].clone() for name, piece in pieces.items()}
 
     def work(rank):
         pieces = layouts[rank].pieces
-        mine = cut(main, pieces)
         plan = make_plan(layouts[rank], shapes, None, CPU)
-        done = combine_pieces(plan, rule, mine, cut(bias, pieces), [1.0, float(rank)], lambda _: (seen, seen))
-        return mine, done
+        state = RuleState(rule, shapes, dict, lambda: dict.fromkeys(shapes, RATE))
+        for step in steps:
+            mine = [cut(vector, pieces) for vector in step]
+            state.begin()
+            done = combine_pieces(plan, state, mine, [1.0, float(rank)], lambda _: (seen, written or seen))
+            state.keep()
+        return mine[0], done
 
     before = dist.all_reduce, dist.get_world_size
     dist.all_reduce, dist.get_world_size = ranks.all_reduce, lambda group=None: world
@@ -127,23 +138,38 @@ def _rows(tensor):
     return tensor.shape[0] if tensor.dim() > 1 else 1
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", FORMS, ids=repr)
 @pytest.mark.parametrize("kind", ["chunked", "flat", "replicated"])
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_pieces_are_the_whole(world, kind, rule):
     main, bias = ugly(world)
-    want = {name: combine(rule, main[name], bias[name]) for name in main}
+    want = {name: update_of(rule, main[name], bias[name]) for name in main}
     got, _ = by_pieces(kind, world, rule, main, bias)
     assert_close(got, want, main, bias)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("rule", FORMS, ids=repr)
 @pytest.mark.parametrize("scale", [1e-20, 1e-10, 1e6, 1e15])
 def test_gradients_of_any_size(scale, rule):
     main, bias = ({name: t * scale for name, t in side.items() if name != "rows"} for side in ugly(0))
-    want = {name: combine(rule, main[name], bias[name]) for name in main}
+    want = {name: update_of(rule, main[name], bias[name]) for name in main}
     got, _ = by_pieces("chunked", 3, rule, main, bias)
     assert_close(got, want, main, bias)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in FORMS if not rule.is_plain], ids=repr)
+def test_figures_of_every_rule(rule):
+    main, bias = ({name: t for name, t in side.items() if name != "rows"} for side in ugly(7))
+    got, figures = by_pieces("flat", 3, rule, main, bias)
+    flat_main, flat_bias, flat_update = (
+        torch.cat([t.flatten() for t in s.values()]).double() for s in (main, bias, got)
+    )
+    assert figures.main_norm == pytest.approx(float(flat_main.norm()), rel=1e-6)
+    assert figures.bias_norm == pytest.approx(float(flat_bias.norm()) if rule.uses_bias else 0.0, rel=1e-6)
+    assert figures.grad_norm == pytest.approx(float(flat_update.norm()), rel=1e-5)
+    removed = float((flat_main - flat_update).norm() / flat_main.norm())
+    assert removed > 0.01
+    assert figures.removed_share == pytest.approx(removed, rel=1e-5)
 
 
 @settings(deadline=None, max_examples=40)
@@ -151,13 +177,13 @@ def test_gradients_of_any_size(scale, rule):
     st.lists(st.lists(st.integers(1, 6), max_size=3), min_size=1, max_size=4),
     st.integers(1, 6),
     st.sampled_from(["chunked", "flat"]),
-    st.sampled_from(RULES),
+    st.sampled_from(FORMS),
     st.integers(0, 999),
 )
 def test_any_shapes_over_any_world(shapes, world, kind, rule, seed):
     generator = torch.Generator().manual_seed(seed)
     main, bias = ({f"p{i}": torch.randn(s, generator=generator) for i, s in enumerate(shapes)} for _ in range(2))
-    want = {name: combine(rule, main[name], bias[name]) for name in main}
+    want = {name: update_of(rule, main[name], bias[name]) for name in main}
     got, _ = by_pieces(kind, world, rule, main, bias)
     assert_close(got, want, main, bias)
 
@@ -173,13 +199,27 @@ def test_the_figures_do_not_depend_on_the_ranks():
     assert want.main_norm == pytest.approx(float(flat.norm()), rel=1e-6)
 
 
-def test_rules_see_scaled_gradients():
-    """Subtract does not scale out: the factor is applied once to what the rule sees, and once to its update."""
+@pytest.mark.parametrize("rule", FORMS, ids=repr)
+def test_rules_see_scaled_gradients(rule):
+    """The factor is applied once to the gradients that the rule sees, and once to its update; never to what moved."""
     main, bias = ugly(4)
-    want = {name: combine(Subtract(), main[name] * 0.25, bias[name] * 0.25) for name in main}
-    got, figures = by_pieces("flat", 2, Subtract(), main, bias, seen=0.25)
+
+    def scaled(vectors):
+        return [t * 0.25 if v in GRADIENTS else t for v, t in zip(rule.looks_at, vectors, strict=True)]
+
+    want = {name: last_update(rule, list(map(scaled, history(rule, main[name], bias[name])))) for name in main}
+    got, figures = by_pieces("flat", 2, rule, main, bias, seen=0.25)
     assert_close(got, want, main, bias)
     assert figures.finite
+
+
+def test_what_moved_is_in_the_units_of_the_update():
+    """A loss scale of 64: gradients hold 64 times what the rule is to see, and the engine wants its update so."""
+    rule = next(rule for rule in FORMS if not GRADIENTS.issuperset(rule.looks_at))
+    main, bias = ugly(6)
+    want = {name: 64 * update_of(rule, main[name], bias[name]) for name in main}
+    got, _ = by_pieces("chunked", 3, rule, {name: 64 * t for name, t in main.items()}, bias, seen=1 / 64, written=1.0)
+    assert_close(got, want, {name: 64 * t for name, t in main.items()}, bias)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from debias.cli.plan import parse_bytes
 from debias.errors import InputError
+from debias.methods import DiGraP, MainOnly
 from debias.plan import planner as planning
 from debias.plan.count import count
 from debias.plan.live import Live
@@ -156,6 +157,37 @@ def test_what_each_stage_shards():
     kept_whole = parts(3, persistence=10**9)
     assert kept_whole.parts["trained weights"] == 2 * n
     assert "gathered weights" not in kept_whole.parts
+
+
+def test_a_rule_that_looks_at_how_far_weights_moved_keeps_copies():
+    """Two float32 copies of what it acts on, sharded; on the host where the optimizer's state is."""
+    run = run_of(method="digrap")
+    counts = count(run, family_config("qwen3"))
+    n = counts.elements(selected=True)
+
+    def of(spread, looks_at=DiGraP.looks_at):
+        return memory_of(counts, TRACED, spread, "plain", "adamw_torch", cuda=False, looks_at=looks_at)
+
+    assert of(Sharding()).parts["rule's state"] == 8 * n
+    assert of(Sharding(4, 2, bucket=1)).parts["rule's state"] == pytest.approx(2 * n, abs=8)
+    assert of(Sharding(4, 0)).parts["rule's state"] == 8 * n
+    assert "rule's state" not in of(Sharding(), MainOnly.looks_at).parts
+    offloaded = Sharding(4, 3, offload_optimizer=True)
+    assert "rule's state" not in of(offloaded).parts
+    assert of(offloaded).host - of(offloaded, MainOnly.looks_at).host == pytest.approx(2 * n, abs=8)
+    # Three stacks, the update, and the way moved; where nothing else is large that is the worst moment.
+    small = Traced(peak=4 * n, gradients=4 * n, others=0)
+    memory = memory_of(counts, small, Sharding(), "plain", "sgd", cuda=False, looks_at=DiGraP.looks_at)
+    assert memory.moment == "combine"
+    assert memory.parts["combining"] == 4 * 5 * n
+    assert "combining" not in memory_of(counts, small, Sharding(), "plain", "sgd", cuda=False).parts
+
+
+def test_the_plan_knows_the_methods_vectors():
+    plans = {name: make_plan(run_of(method=name), Machine(), length=16) for name in ("erm", "digrap")}
+    assert {plan.gradients for plan in plans.values()} == {"plain"}
+    assert plans["digrap"].parts["rule's state"] == 8 * plans["digrap"].parameters.trainable
+    assert "rule's state" not in plans["erm"].parts
 
 
 def test_sizes_of_a_deepspeed_file():

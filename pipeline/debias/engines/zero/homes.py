@@ -4,7 +4,7 @@ Private attributes of DeepSpeed, as of 0.19, are named in this file alone; `home
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -42,6 +42,9 @@ class Home(Protocol):
     def skip(self) -> None:
         """The update is not finite: see to it that the engine's step changes nothing."""
 
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each parameter in the step that is due."""
+
 
 class _Base:
     takes_each_pass = False
@@ -60,6 +63,17 @@ class _Base:
 
     def skip(self) -> None:
         """Nothing: the engine's own check finds what is not finite, on every rank, and skips its step."""
+
+    def rates(self) -> dict[str, float]:
+        """See `Home.rates`."""
+        groups = getattr(self.optimizer, "optimizer", self.optimizer).param_groups
+        names = {id(p): name for name, p in self.trainable.items()}
+        held = ((p, groups[index]) for index, parameters in self._groups() for p in parameters)
+        return {names[id(p)]: float(group["lr"]) for p, group in held if id(p) in names}
+
+    def _groups(self) -> Iterable[tuple[int, Sequence[nn.Parameter]]]:
+        """Parameters by the optimizer's group that steps on them, or on flat copies of them."""
+        raise NotImplementedError
 
     def _shapes(self, names: Parameters) -> dict[str, torch.Size]:
         return {name: whole_shape(p) for name, p in names.items()}
@@ -84,6 +98,10 @@ class Whole(_Base):
             p.grad = None
         while self._skipping:
             self._skipping.pop()()
+
+    def _groups(self) -> Iterable[tuple[int, Sequence[nn.Parameter]]]:
+        plain = [group["params"] for group in self.optimizer.param_groups]
+        return enumerate(getattr(self.optimizer, "fp16_groups", plain))
 
     def skip(self) -> None:
         if hasattr(self.optimizer, "overflow"):
@@ -120,6 +138,9 @@ class MasterCopies(_Base):
         self.optimizer.clear_hp_grads()
         for p in self.trainable.values():
             p.grad = None
+
+    def _groups(self) -> Iterable[tuple[int, Sequence[nn.Parameter]]]:
+        return enumerate(self.optimizer.bf16_groups)
 
 
 class Stretches(_Base):
@@ -175,6 +196,9 @@ class Stretches(_Base):
         # Or the next pass would add to what the last one left on the CPU.
         optimizer.micro_step_id = -1
 
+    def _groups(self) -> Iterable[tuple[int, Sequence[nn.Parameter]]]:
+        return enumerate(self.optimizer.round_robin_bit16_groups)
+
     def _owned(self) -> Iterator[tuple[str, nn.Parameter]]:
         for parameters in self.optimizer.params_in_partition:
             for p in parameters:
@@ -224,6 +248,10 @@ class Chunks(_Base):
     def clear(self) -> None:
         self.optimizer.grad_partitions_flat_buffer.zero_()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _groups(self) -> Iterable[tuple[int, Sequence[nn.Parameter]]]:
+        parts = enumerate(self.optimizer.fp16_groups)
+        return [(self.optimizer.sub_group_to_group_id[index], parameters) for index, parameters in parts]
 
     def _partition(self, parameter: Any) -> Tensor:
         return self._partitions[parameter.ds_id]

@@ -19,10 +19,12 @@ from torch import Tensor
 from debias.engines.hook import Hook
 from debias.engines.parameters import whole_shape
 from debias.engines.pieces import combine_pieces, make_plan
+from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, check_skipped, raise_empty, raise_silent, report
 from debias.engines.zero.homes import Home, at_boundary, forget_fetch_order
+from debias.engines.zero.state import gathered, local_weights, masters_of
 from debias.gradients import GradientSource, SinglePass
-from debias.methods import Rule
+from debias.methods import Rule, Vector
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,10 @@ class ZeroHook(Hook):
     def __init__(
         self, engine: Any, rule: Rule, source: GradientSource, home: Home, *, max_nonfinite_steps: int
     ) -> None:
-        super().__init__(engine, rule, source, max_nonfinite_steps)
+        combined = {} if rule.is_plain else source.selected
+        masters = functools.cache(lambda: masters_of(engine, home))
+        state = RuleState(rule, combined, lambda: local_weights(engine, home, masters(), combined), home.rates)
+        super().__init__(engine, state, source, max_nonfinite_steps)
         self.engine = engine
         self.home = home
         self.trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
@@ -52,10 +57,9 @@ class ZeroHook(Hook):
         self._nominal = 1.0 / (engine.train_micro_batch_size_per_gpu() * engine.gradient_accumulation_steps())
         group = getattr(engine, "seq_data_parallel_group", None)
         self._world = dist.get_world_size(group)
-        combined = self.source.selected if rule.uses_bias else {}
         self._layout = home.layout(combined)
-        shapes = {name: whole_shape(p) for name, p in combined.items()}
-        self._plan = make_plan(self._layout, shapes, group, engine.device)
+        self._combined = {name: whole_shape(p) for name, p in combined.items()}
+        self._plan = make_plan(self._layout, self._combined, group, engine.device)
         self._undo = [*self._patch_engine(), *self._watch()]
         source.passes = self
 
@@ -126,8 +130,8 @@ class ZeroHook(Hook):
         local = self.home.local()
         main = self._taken[0] if self._takes else local
         silent = self._silent()
-        bias = self._bias_pieces(main)
-        others = [gradient for name, gradient in main.items() if name not in bias]
+        vectors = self._vectors(main)
+        others = [gradient for name, gradient in main.items() if name not in self._layout.pieces]
         used = self._uses()
         seen = float(bool(self._used))
         extras: list[Tensor | float] = [self._count, self._squared(others), self.asks_to_stop, seen]
@@ -143,7 +147,7 @@ class ZeroHook(Hook):
             factor.append(self._world / (summed[0] * self._nominal))
             return factor[0] / loss_scale, factor[0]
 
-        done = combine_pieces(self._plan, self.rule, main, bias, extras, scale_of)
+        done = combine_pieces(self._plan, self.state, vectors, extras, scale_of)
         if others and factor[0] != 1.0:
             torch._foreach_mul_(others, factor[0])
         if self._takes:
@@ -153,6 +157,16 @@ class ZeroHook(Hook):
         self.stops = done.extras[2] > 0
         squared = done.extras[1] * (factor[0] / loss_scale) ** 2
         return report(done.sums, 1.0, done.extras[0], others=squared)
+
+    def _vectors(self, main: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+        """This rank's pieces of what the rule looks at, in its order, each where main's piece lies."""
+        self.state.begin()
+        found: dict[Vector, Mapping[str, Tensor]] = {Vector.MAIN: main, Vector.BIAS: self._bias_pieces(main)}
+        for vector in self.rule.looks_at:
+            if vector not in found:
+                moved = self.state.vector(vector)
+                found[vector] = {name: moved[name].to(main[name].device) for name in self._layout.pieces}
+        return [found[vector] for vector in self.rule.looks_at]
 
     def _bias_pieces(self, main: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's pieces of the mean bias gradient, each where main's piece lies."""
@@ -248,12 +262,28 @@ class ZeroHook(Hook):
                 self.home.skip()
         elif not self._awaiting_step:
             raise RuntimeError("step without a backward before it: there is no gradient to combine")
+        skipped = self.engine.skipped_steps
         result = self._step(*args, **kwargs)
         self._awaiting_step = False
         if boundary:
+            # The engine's own check may find an overflow in the update's narrower type where our sums had none.
+            self._settle(taken=self.last is not None and self.last.finite and self.engine.skipped_steps == skipped)
             self._forget()
             self._count_skipped()
         return result
+
+    def _settle(self, *, taken: bool) -> None:
+        if taken:
+            self.state.keep()
+        else:
+            self.state.drop()
+
+    def _whole(self, part: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return gathered(part, self._layout, self._combined, self.engine)
+
+    def _piece(self, name: str, whole: Tensor) -> Tensor:
+        piece = self._layout.pieces[name]
+        return whole.reshape(-1)[piece.start : piece.stop]
 
     def _count_skipped(self) -> None:
         assert self.last is not None

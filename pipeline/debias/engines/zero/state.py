@@ -5,7 +5,7 @@ others when the run is resumed. Everything is copied bit for bit.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from debias.engines.layout import Piece
+from debias.engines.layout import Layout, Piece
 from debias.engines.parameters import whole_shape
 from debias.engines.reduce import BUCKET_ELEMENTS
 from debias.engines.zero.homes import Chunks, Home, MasterCopies, Stretches, Whole, home_of
@@ -111,6 +111,27 @@ def whole_weights(engine: Any) -> dict[str, Tensor]:
     home = home_of(engine, trainable_of(engine))
     masters = masters_of(engine, home)
     return _whole(engine, home, masters, {id(m.tensor): m.tensor for m in masters})
+
+
+def local_weights(engine: Any, home: Home, masters: Sequence[Master], names: Collection[str]) -> dict[str, Tensor]:
+    """The float32 weights of these parameters now, flat: where this rank's pieces of the gradients lie.
+
+    Collective where the engine keeps gradients whole and weights in pieces (bf16 with float32 sums, stages 0 and 1).
+    """
+    if isinstance(home, MasterCopies):
+        whole = _whole(engine, home, masters, {id(m.tensor): m.tensor for m in masters}, engine.device)
+        return {name: whole[name].view(-1) for name in names}
+    views = (view for master in masters for view in master.views(master.tensor.data))
+    return {name: view.float() for name, _, view in views if name in names}
+
+
+def gathered(
+    pieces: Mapping[str, Tensor], layout: Layout, shapes: Mapping[str, torch.Size], engine: Any
+) -> dict[str, Tensor]:
+    """Whole float32 tensors, on every rank's CPU, of what lies in pieces as gradients do; collective."""
+    group = getattr(engine, "seq_data_parallel_group", None)
+    mine = {name: (layout.pieces[name], piece) for name, piece in pieces.items()}
+    return _joined(mine if layout.sharded or dist.get_rank(group) == 0 else {}, shapes, engine, torch.device("cpu"))
 
 
 def save_state(engine: Any, folder: Path, skipped: int) -> None:
@@ -213,25 +234,36 @@ def _scalars(states: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float]
     return found
 
 
-def _whole(engine: Any, home: Home, masters: Sequence[Master], flats: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """Each parameter put together from all ranks' pieces, on the CPU."""
+def _whole(
+    engine: Any,
+    home: Home,
+    masters: Sequence[Master],
+    flats: Mapping[int, Tensor],
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (it cannot be changed)
+) -> dict[str, Tensor]:
+    """Each parameter put together from all ranks' pieces, on that device."""
     sharded = not isinstance(home, Whole)  # otherwise every rank has everything, and one of them is enough
-    shapes = {name: whole_shape(p) for name, p in trainable_of(engine).items()}
     group = getattr(engine, "seq_data_parallel_group", None)
     mine: dict[str, tuple[Piece, Tensor]] = {}
-    for master in masters:
+    for master in masters if sharded or dist.get_rank(group) == 0 else ():
         mine |= {name: (piece, view) for name, piece, view in master.views(flats[id(master.tensor)].data)}
+    return _joined(mine, {name: whole_shape(p) for name, p in trainable_of(engine).items()}, engine, device)
+
+
+def _joined(
+    mine: Mapping[str, tuple[Piece, Tensor]], shapes: Mapping[str, torch.Size], engine: Any, device: torch.device
+) -> dict[str, Tensor]:
+    """Whole tensors of these shapes, each element from the one rank that has it in `mine`."""
     whole: dict[str, Tensor] = {}
     for names in _buckets(shapes):
         flat = torch.zeros(sum(shapes[n].numel() for n in names), dtype=torch.float32, device=engine.device)
         parts = dict(zip(names, flat.split([shapes[n].numel() for n in names]), strict=True))
-        for name in names:
-            if name in mine and (sharded or dist.get_rank(group) == 0):
-                piece, view = mine[name]
-                parts[name][piece.start : piece.stop] = view.to(flat.device, torch.float32)
+        for name in (n for n in names if n in mine):
+            piece, view = mine[name]
+            parts[name][piece.start : piece.stop] = view.to(flat.device, torch.float32)
         # As integers: adding zeros then keeps every bit, the sign of a zero too.
-        dist.all_reduce(flat.view(torch.int32), group=group)
-        whole |= {name: part.view(shapes[name]).to("cpu", copy=True) for name, part in parts.items()}
+        dist.all_reduce(flat.view(torch.int32), group=getattr(engine, "seq_data_parallel_group", None))
+        whole |= {name: part.view(shapes[name]).to(device, copy=True) for name, part in parts.items()}
     return whole
 
 

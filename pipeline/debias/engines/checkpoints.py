@@ -1,0 +1,187 @@
+"""Checkpoints of the Trainer: there whole or not at all, and under DeepSpeed for any number of ranks to go on from."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
+
+from debias.engines.parameters import whole_shape
+from debias.losses import LearningLoss
+from debias.methods import Rule
+from debias.runs.whole import check_tensors, saving
+
+if TYPE_CHECKING:
+    from debias.engines.torch_engine import TorchHook
+    from debias.engines.zero.hook import ZeroHook
+
+STAGING = ".saving"
+LOSS_STATE = "loss_state.pt"  # of a checkpoint: what the loss has learned
+RULE_STATE = "rule_state.safetensors"  # in a checkpoint, whole: what the rule remembers and where the weights started
+
+
+class CheckpointingTrainer(Trainer):
+    """`transformers.Trainer` whose checkpoints hold what a loss and a rule have learned, and survive a full disk."""
+
+    rule: Rule
+    loss: LearningLoss
+    hook: "TorchHook | ZeroHook | None"
+    interrupted: bool
+
+    # Under DeepSpeed: weights and optimizer state whole, for any number of ranks to go on from.
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        self._skipped_before = 0
+        if resume_from_checkpoint is not None and self.loss.memory_S.numel():
+            self.loss.load_state_dict(torch.load(Path(resume_from_checkpoint) / LOSS_STATE))
+        self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            from debias.engines.zero.state import load_state
+
+            self._skipped_before = load_state(self.deepspeed, Path(resume_from_checkpoint))
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        found: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        self._find_best()
+        return found
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self.interrupted:
+            # Or the Trainer would load the best checkpoint and delete the newest, which is there to be resumed.
+            self.state.best_model_checkpoint = None
+        else:
+            self._find_best()  # the first rank alone saw the checkpoint being moved to its place
+        done: TrainOutput = super()._finalize_training(*args, **kwargs)
+        return done
+
+    def _find_best(self) -> None:
+        """The best checkpoint where it lies now: a run's folder may have moved since its name was written down."""
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+
+    def _load_best_model(self) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        from debias.engines.zero.state import load_state
+
+        load_state(self.deepspeed, Path(str(self.state.best_model_checkpoint)))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save and self.loss.memory_S.numel():
+            torch.save(self.loss.state_dict(), Path(output_dir) / LOSS_STATE)
+        if self.hook is not None and not self.rule.is_stateless:
+            state = self.hook.state_dict()  # collective under DeepSpeed
+            if self.args.should_save:
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+                save_file(state, str(Path(output_dir) / RULE_STATE))
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from debias.engines.zero.state import save_state
+
+        save_state(self.deepspeed, Path(output_dir), self.hook.skipped if self.hook else 0)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; collective under DeepSpeed."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = self.trained_state()
+        if self.args.should_save:
+            self._save(output_dir or self.args.output_dir, state_dict=state)
+
+    def trained_state(self) -> dict[str, Tensor] | None:
+        """Under DeepSpeed what to save, whole: float32 weights of what trains, or the model where there is no adapter.
+
+        None without DeepSpeed, where the model itself has it. Collective.
+        """
+        if not self.is_deepspeed_enabled or self.deepspeed is None:
+            return None
+        from debias.engines.zero.state import whole_weights
+
+        if hasattr(self.model, "peft_config"):
+            return whole_weights(self.deepspeed)
+        state: dict[str, Tensor] | None = self.accelerator.get_state_dict(self.deepspeed)
+        return state
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # every rank comes here, and one writes
+            return
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        check_tensors(Path(output_dir or self.args.output_dir), map(whole_shape, trained))
+
+    # A full disk or a kill while saving must leave the last good checkpoint: write beside it, then rename.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = Path(super()._get_output_dir(trial))
+        return str(folder / STAGING if getattr(self, "_saving", False) else folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(super()._get_output_dir(trial))
+        if self.args.should_save:
+            shutil.rmtree(run / STAGING, ignore_errors=True)  # what a killed run had begun must not be published
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            with saving():
+                super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(run)
+        finally:
+            self._saving = False
+            if self.args.should_save:
+                shutil.rmtree(run / STAGING, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+
+    def _publish(self, run: Path) -> None:
+        for folder in (run / STAGING).iterdir():
+            self._name_best(run, folder)
+            target = run / folder.name
+            if target.exists():  # renamed away, not deleted here: a kill must not leave half of it
+                os.replace(target, run / f".old-{folder.name}")
+            os.replace(folder, target)
+            shutil.rmtree(run / f".old-{folder.name}", ignore_errors=True)
+        _forget_older(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _name_best(self, run: Path, folder: Path) -> None:
+        """The Trainer looked for the best checkpoint where this one is being written; it is, or will be, in the run."""
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.exists() or best.name == folder.name):
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+
+def rule_state_in(checkpoint: Path, rule: Rule) -> dict[str, Tensor]:
+    """What a rule with a memory goes on from; ValueError where another rule saved the checkpoint."""
+    if not (checkpoint / RULE_STATE).exists():
+        raise ValueError(
+            f"{checkpoint}: there is no {RULE_STATE}, which {rule.name} goes on from: another rule saved it"
+        )
+    return load_file(str(checkpoint / RULE_STATE))
+
+
+def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
+    """Delete all checkpoints but the newest `keep` and, as the Trainer does, the best."""
+    if not keep:
+        return
+    ours = [folder for folder in run.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
+    for folder in sorted(ours, key=lambda folder: int(folder.name.rpartition("-")[2]))[:-keep]:
+        if best is None or folder.name != Path(best).name:
+            shutil.rmtree(folder, ignore_errors=True)
