@@ -130,7 +130,7 @@ def check_alike(adapters: Sequence[Adapter]) -> None:
     for other in adapters[1:]:
         _check_same_settings(first, other)
         _check_same_modules(first, other)
-        _check_same_task(first.folder, other.folder)
+        _check_same_task(first, other)
 
 
 def _check_same_settings(first: Adapter, other: Adapter) -> None:
@@ -160,14 +160,22 @@ def _shapes(adapter: Adapter) -> dict[str, list[int]]:
     return {**{module: adapter.shape(module) for module in adapter.pairs}, **whole}
 
 
-def _check_same_task(first: Path, other: Path) -> None:
-    files = [settings_beside(folder) for folder in (first, other)]
+def _check_same_task(first: Adapter, other: Adapter) -> None:
+    """By the settings of their runs, where both are known."""
+    files = [settings_beside(adapter.folder) for adapter in (first, other)]
     if files[0] is None or files[1] is None:
         return
     one, two = (load_config(file) for file in files if file is not None)
     if one.data.labels != two.data.labels:
-        raise InputError(
-            f"adapter: {other} has the labels {list(two.data.labels)}, {first} has {list(one.data.labels)}"
+        has = f"{first.folder} has {list(one.data.labels)}"
+        raise InputError(f"adapter: {other.folder} has the labels {list(two.data.labels)}, {has}")
+    if first.whole and one.seed != two.seed:
+        logger.warning(
+            "WARNING: the seeds of the runs are %d and %d: modules trained whole (%s) began differently unless the base"
+            " has them, and a soup is of models with one beginning",
+            one.seed,
+            two.seed,
+            ", ".join(sorted(first.whole)),
         )
 
 

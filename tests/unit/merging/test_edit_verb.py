@@ -1,7 +1,9 @@
 """`debias edit`: from the folders of runs to an adapter that is judged and folded as the runs' own are."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from debias.data import load_examples
 from debias.inference.any_model import Given, load_given
 from debias.inference.loading import load_run
 from debias.merging import EDITS
+from debias.merging.editing import edit_adapters
 from debias.train import train
 
 
@@ -35,6 +38,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def debias(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     return command_line(monkeypatch, capsys)
+
+
+def with_settings(run: Path, target: Path, **changes: Any) -> Path:
+    """The run again, with other settings in its file."""
+    shutil.copytree(run / "adapter", target / "adapter")
+    config = load_config(run / "config.yaml").model_copy(update=changes)
+    (target / "config.yaml").write_text(dump_config(config))
+    return target
 
 
 def test_a_soup_of_two_runs(runs: list[Path], debias: Command, tmp_path: Path) -> None:
@@ -86,16 +97,24 @@ def test_labels_in_another_order_are_not_averaged(runs: list[Path], debias: Comm
     one, two, _ = runs
     config = load_config(two / "config.yaml")
     turned = config.data.model_copy(update={"labels": tuple(reversed(config.data.labels))})
-    other = tmp_path / "other"
-    (other / "adapter").mkdir(parents=True)
-    for path in (two / "adapter").iterdir():
-        (other / "adapter" / path.name).write_bytes(path.read_bytes())
-    (other / "config.yaml").write_text(dump_config(config.model_copy(update={"data": turned})))
+    other = with_settings(two, tmp_path / "other", data=turned)
     wanted = "has the labels ['contradiction', 'neutral', 'entailment'], "
     assert wanted in debias("edit", "soup", one, other, "-o", tmp_path / "out").error
     assert debias("edit", "scale", other, "-o", tmp_path / "scaled").code == 0
     assert wanted in debias("edit", "soup", one, tmp_path / "scaled", "-o", tmp_path / "out").error
     assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_began_differently_are_said(
+    runs: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _, causal = runs
+    for run, warned in ((one, True), (causal, False)):  # which trained no module whole
+        other = with_settings(run, tmp_path / run.name, seed=7)
+        caplog.clear()
+        edit_adapters("soup", [run, other], tmp_path / "out")
+        said = "WARNING: the seeds of the runs are 0 and 7: modules trained whole (classifier.bias, classifier.weight)"
+        assert (said in caplog.text) == warned, caplog.text
 
 
 def test_mistakes_are_one_line(runs: list[Path], debias: Command, tmp_path: Path) -> None:
