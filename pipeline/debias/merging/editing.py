@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from debias.adapters.loading import same_model
-from debias.config.reading import load_config
+from debias.config.reading import dump_config, load_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.merging import EDITS, Edit
 from debias.merging.changes import Adapter, read_adapter, write_adapter
 from debias.merging.edits import LowRank
 from debias.merging.folders import check_place, find_adapter, run_around
 from debias.merging.settings import make
-from debias.runs.folder import CONFIG, ORIGIN, settings_beside
+from debias.runs.folder import ORIGIN, settings_beside
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)
@@ -162,10 +163,9 @@ def _shapes(adapter: Adapter) -> dict[str, list[int]]:
 
 def _check_same_task(first: Adapter, other: Adapter) -> None:
     """By the settings of their runs, where both are known."""
-    files = [settings_beside(adapter.folder) for adapter in (first, other)]
-    if files[0] is None or files[1] is None:
+    one, two = (_run_of(adapter.folder) for adapter in (first, other))
+    if one is None or two is None:
         return
-    one, two = (load_config(file) for file in files if file is not None)
     if one.data.labels != two.data.labels:
         has = f"{first.folder} has {list(one.data.labels)}"
         raise InputError(f"adapter: {other.folder} has the labels {list(two.data.labels)}, {has}")
@@ -177,6 +177,16 @@ def _check_same_task(first: Adapter, other: Adapter) -> None:
             two.seed,
             ", ".join(sorted(first.whole)),
         )
+
+
+def _run_of(folder: Path) -> RunConfig | None:
+    """The settings of the run that an adapter is of; None where none are there, or another program's."""
+    file = settings_beside(folder)
+    try:
+        return None if file is None else load_config(file)
+    except InputError as error:
+        logger.warning("WARNING: %s is not read, so labels and prompt are unknown: %s", file, error)
+        return None
 
 
 def _edited(edit: Edit, adapters: Sequence[Adapter]) -> tuple[dict[str, LowRank], float | None]:
@@ -225,8 +235,6 @@ def _copy_words(source: Path, part: Path) -> None:
         shutil.copyfile(path, part / path.name)
     if (source / ADDITIONAL_TEMPLATES).is_dir():
         shutil.copytree(source / ADDITIONAL_TEMPLATES, part / ADDITIONAL_TEMPLATES)
-    settings = settings_beside(source)
-    if settings is not None:
-        shutil.copyfile(settings, part / ORIGIN)
-    else:
-        logger.info("%s: lies in no run (no %s beside it), so labels and prompt are not copied", source, CONFIG)
+    run = _run_of(source)
+    if run is not None:
+        (part / ORIGIN).write_text(dump_config(run), encoding="utf-8")

@@ -15,7 +15,7 @@ def make(kind: str, table: Mapping[str, type[T]], block: Mapping[str, Any]) -> T
     values = dict(block)
     name = values.pop("name", None)
     if name not in table:
-        raise ValueError(f"{kind} is {name!r}, not one of {', '.join(table)}{_nearest(name, list(table))}")
+        raise ValueError(f"{kind}.name is {name!r}, not one of {', '.join(table)}{_nearest(name, list(table))}")
     hints, known = get_type_hints(table[name]), [field.name for field in dataclasses.fields(table[name])]  # type: ignore[arg-type]
     for key in values:
         if key not in known:

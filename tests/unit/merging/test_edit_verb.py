@@ -117,10 +117,21 @@ def test_heads_that_began_differently_are_said(
         assert (said in caplog.text) == warned, caplog.text
 
 
+def test_settings_of_another_program(
+    runs: list[Path], debias: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its `config.yaml` beside an adapter is no run's: neither compared nor copied."""
+    shutil.copytree(runs[0] / "adapter", tmp_path / "other" / "adapter")
+    (tmp_path / "other" / "config.yaml").write_text("trainer: theirs\n")
+    assert debias("edit", "soup", tmp_path / "other" / "adapter", runs[0], "-o", tmp_path / "out").code == 0
+    assert "other/config.yaml is not read, so labels and prompt are unknown" in caplog.text
+    assert not (tmp_path / "out" / "origin.yaml").exists()
+
+
 def test_mistakes_are_one_line(runs: list[Path], debias: Command, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out")
     cases = {
-        ("soop", runs[0], *out): "error: edit is 'soop', not one of soup, truncate, scale; did you mean soup?",
+        ("soop", runs[0], *out): "error: edit.name is 'soop', not one of soup, truncate, scale; did you mean soup?",
         ("truncate", runs[0], *out, "--set", "kep=1"): "edit.kep: truncate has no such setting; did you mean keep?",
         ("truncate", runs[0], *out, "--set", "keep"): "error: 'keep': expected key=value",
         ("truncate", runs[0], *out): "error: edit.keep and energy: give one of them",

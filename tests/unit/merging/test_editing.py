@@ -227,6 +227,38 @@ def test_16_bits_are_written_as_32(adapters: dict[str, list[Path]], tmp_path: Pa
     assert {kind for name, kind in kinds.items() if "lora_" not in name} == {torch.bfloat16}
 
 
+def test_fused_parameters_of_one_module_keep_one_rank(adapters: dict[str, list[Path]], tmp_path: Path) -> None:
+    """Where one of them needs fewer directions, zeros stand for the others: the file does not say which is which."""
+    source = _copy(adapters["experts"][0], tmp_path / "source")
+    stacks = [module for module in read_adapter(source).pairs if module.endswith("experts.base_layer")]
+
+    def flatten(tensors: dict[str, torch.Tensor]) -> None:
+        for module in stacks:  # the second direction of every expert
+            tensors[f"base_model.model.{module}.lora_A.weight"][1::2] *= 1e-3
+
+    damaged(source, flatten)
+    edit_adapters("truncate", [source], tmp_path / "out", {"energy": 0.999})
+    before, after = dense_changes("experts", source), dense_changes("experts", tmp_path / "out")
+    for path, change in before.items():
+        np.testing.assert_allclose(after[path], by_energy(change, 0.999), atol=1e-6, err_msg=path)
+    edited = read_adapter(tmp_path / "out")
+    assert stacks
+    for module in stacks:
+        whole, cut = edited.change(module.removesuffix(".base_layer")), edited.change(module)
+        assert (whole.rank, cut.rank) == (2, 2)
+        assert whole.a_RI[:, 1].abs().max() > 0.01
+        assert not cut.a_RI[:, 1].any()
+
+
+def test_a_start_that_asks_something_of_the_rank(tmp_path: Path) -> None:
+    """PEFT draws orthogonal matrices at even ranks alone; an adapter that is there needs no start."""
+    source = save(tmp_path / "source", tiny_models.llama(), r=4, init_lora_weights="orthogonal")
+    edit_adapters("truncate", [source], tmp_path / "out", {"keep": 3})
+    before, after = dense_changes("plain", source), dense_changes("plain", tmp_path / "out")
+    for path, change in before.items():
+        np.testing.assert_allclose(after[path], best(change, 3), atol=1e-6, err_msg=path)
+
+
 # The folder.
 
 

@@ -12,7 +12,7 @@ from debias.merging.editing import make_edit
 from debias.merging.edits import LowRank
 from debias.merging.scale import Scale
 from debias.merging.soup import Soup
-from debias.merging.truncate import Truncate
+from debias.merging.truncate import Truncate, directions
 
 # O, I, R: wide, tall, square, of one row, with a rank above what the weight can have.
 SIZES = [(5, 9, 3), (9, 5, 3), (6, 6, 6), (1, 7, 2), (4, 3, 8), (7, 2, 1)]
@@ -162,6 +162,16 @@ def test_truncate_by_energy(energy: float, rank: int) -> None:
     np.testing.assert_allclose(dense(made), best(dense(change), rank), atol=1e-12)
 
 
+def test_a_share_that_rounding_alone_misses_is_reached() -> None:
+    """The share that k directions hold asks for k directions, however the sums are rounded."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        s = torch.rand(7, generator=generator, dtype=torch.float64).add(0.1).sort(descending=True).values
+        squares = [value**2 for value in s.tolist()]
+        shares = [math.fsum(squares[:k]) / math.fsum(squares) for k in range(1, 8)]
+        assert [directions(s, share) for share in shares] == list(range(1, 8))
+
+
 def test_energy_is_that_of_each_expert() -> None:
     """As many directions for all as the one with the flattest spectrum needs."""
     steep, flat = with_values(1.0, 0.2, 0.1), with_values(1.0, 0.9, 0.1, seed=1)
@@ -213,8 +223,8 @@ def test_settings() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("soop", {}, r"'soop', not one of soup, truncate, scale; did you mean soup\?"),
-        ("wise", {}, r"'wise', not one of soup, truncate, scale"),
+        ("soop", {}, r"edit.name is 'soop', not one of soup, truncate, scale; did you mean soup\?"),
+        ("wise", {}, r"edit.name is 'wise', not one of soup, truncate, scale"),
         ("truncate", {"kep": 4}, r"edit.kep: truncate has no such setting; did you mean keep\?"),
         ("scale", {"zz": 4}, r"edit.zz: scale has no such setting; it has alpha"),
         ("scale", {"name": "soup"}, r"edit.name is 'soup', but the edit is scale"),
