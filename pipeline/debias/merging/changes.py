@@ -96,6 +96,9 @@ def read_adapter(folder: Path) -> Adapter:
             whole[name.removeprefix(PREFIX)] = tensor
     for module, pair in pairs.items():
         _check_pair(module, pair, config, folder)
+    broken = next((name for name, tensor in whole.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise InputError(f"adapter: {folder}: {broken} is not finite")
     if not pairs:
         raise InputError(f"adapter: {folder} holds no LoRA matrices")
     return Adapter(folder, config, {module: (pair["A"], pair["B"]) for module, pair in pairs.items()}, whole)

@@ -452,6 +452,10 @@ def test_damaged_adapters(adapters: dict[str, list[Path]], tmp_path: Path) -> No
         folder = damaged(_copy(adapters["plain"][0], tmp_path / name), lambda tensors, change=change: change(tensors))
         with pytest.raises(InputError, match=message):
             edit_adapters("scale", [folder], tmp_path / "out")
+    bias = "base_model.model.classifier.bias"
+    head = damaged(_copy(adapters["head"][0], tmp_path / "head"), lambda tensors: tensors[bias].fill_(float("inf")))
+    with pytest.raises(InputError, match=r"head: classifier.bias is not finite"):
+        edit_adapters("soup", [head], tmp_path / "out")
     cut = _copy(adapters["plain"][0], tmp_path / "cut")
     (cut / "adapter_model.safetensors").write_bytes(b"\x10\0\0")
     with pytest.raises(InputError, match="does not fit or cannot be read"):
