@@ -26,11 +26,9 @@ def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
 
     `needed`: modules of the base that were drawn at random and must come with the adapter.
     """
-    from peft import PeftModel, load_peft_weights
+    from peft import PeftModel
 
-    _check_folder(Path(name))
-    with _fitting(name):
-        saved = load_peft_weights(name, device="cpu")
+    saved = adapter_tensors(name)
     lost = [module for module in needed if not any(f".{module}." in key for key in saved)]
     if lost:
         raise InputError(f"adapter: {name!r} lacks the weights of {', '.join(lost)}, which its base has not either")
@@ -48,6 +46,28 @@ def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
         )
     route_experts(model)
     return model
+
+
+def adapter_tensors(name: str) -> dict[str, torch.Tensor]:
+    """What an adapter's file holds, by PEFT's names, on the CPU; the base is not needed."""
+    from peft import load_peft_weights
+
+    _check_folder(Path(name))
+    with _fitting(name):
+        saved: dict[str, torch.Tensor] = load_peft_weights(name, device="cpu")
+    return saved
+
+
+def adapter_settings(name: str) -> Any:
+    """What PEFT reads of an adapter's `adapter_config.json`, a `PeftConfig` of its kind."""
+    from peft import PeftConfig
+
+    _check_folder(Path(name))
+    try:
+        return PeftConfig.from_pretrained(name)
+    except (OSError, ValueError, json.JSONDecodeError, TypeError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"adapter: {name!r} cannot be read: {first}") from None
 
 
 def _check_folder(folder: Path) -> None:
@@ -79,22 +99,19 @@ def _fitting(name: str) -> Iterator[None]:
 
 def adapter_base(name: str) -> str | None:
     """The model that an adapter says it was trained on; None where it says nothing."""
-    from peft import PeftConfig
-
-    _check_folder(Path(name))
-    try:
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-    except (OSError, ValueError, json.JSONDecodeError, TypeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"adapter: {name!r} cannot be read: {first}") from None
-    return base or None
+    return adapter_settings(name).base_model_name_or_path or None
 
 
 def check_base(adapter: str, model: str) -> None:
     """Warn where an adapter is put on another model than it says it was trained on: same shapes fit silently."""
     base = adapter_base(adapter)
-    if base is not None and _place(base) != _place(model):
+    if base is not None and not same_model(base, model):
         logger.warning("WARNING: the adapter was trained on %s and is put on %s", base, model)
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names lead to one model: hub ids, or paths to one folder."""
+    return _place(one) == _place(other)
 
 
 def _place(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from debias.cli import bench, doctor, fetch, harness, judge, launch, merge, plan, suites, sweep
+from debias.cli import bench, doctor, edit, fetch, harness, judge, launch, merge, plan, suites, sweep
 from debias.cli.printing import print_table
 from debias.errors import InputError, Interrupted
 from debias.ranks import world
@@ -29,6 +29,7 @@ sweep.add_to(app)
 plan.add_to(app)
 doctor.add_to(app)
 fetch.add_to(app)
+edit.add_to(app)
 merge.add_to(app)
 harness.add_to(app)
 

@@ -18,7 +18,7 @@ from debias.errors import InputError
 from debias.inference.answers import Scoring
 from debias.inference.loading import hub_config, load, own_labels
 from debias.inference.predictor import Predictor
-from debias.runs.folder import CONFIG
+from debias.runs.folder import settings_beside
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +97,10 @@ def _model(given: Given) -> str:
 
 
 def _source(given: Given) -> Path | None:
-    """The file of settings: the one given, else that of the run that the adapter lies in."""
-    beside = Path(given.adapter).resolve().parent / CONFIG if given.adapter else None
+    """The file of settings: the one given, else that of the run that the adapter lies in or was made from."""
     if given.prompt is not None:
         return find_recipe(given.prompt)
-    return beside if beside is not None and beside.is_file() else None
+    return settings_beside(Path(given.adapter).resolve()) if given.adapter else None
 
 
 def _ordered(config: RunConfig, given: Given) -> RunConfig:

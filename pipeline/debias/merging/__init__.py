@@ -1,1 +1,13 @@
-"""ROOM 7: after training: an adapter folded into its base."""
+"""ROOM 7: after training: edits of what was learned, and an adapter folded into its base.
+
+A new edit is one file and one line in `EDITS`.
+"""
+
+from debias.merging.edits import Edit
+from debias.merging.scale import Scale
+from debias.merging.soup import Soup
+from debias.merging.truncate import Truncate
+
+EDITS: dict[str, type[Edit]] = {edit.name: edit for edit in (Soup, Truncate, Scale)}
+
+__all__ = ["EDITS", "Edit"]

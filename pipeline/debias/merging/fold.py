@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.hub.remote_code import trusted
+from debias.merging.folders import check_out, find_adapter
+from debias.merging.scale import check_factor, scale_layers
 from debias.models.load import load_model, load_tokenizer
-from debias.runs.folder import ADAPTER, CONFIG, MODEL
+from debias.runs.folder import CONFIG, MODEL
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ def merge_run(
 
     `adapter`: another one than the last, a folder of the run (`checkpoint-40`) or any PEFT folder. `dtype`: of the
     dense model; by default that of the run's base, and bfloat16 for one in 4 bits, which is loaded in 16 bits. `scale`:
-    of the adapter's change to the weights (WiSE-FT, Wortsman et al., CVPR 2022); a head that was trained whole stays as
-    it is. The model is written beside `out`, loaded again, compared, and only then moved there. InputError says what is
-    wrong, and leaves what was in `out`.
+    of the adapter's change to the weights (the edit `scale`); a head that was trained whole stays as it is. The model
+    is written beside `out`, loaded again, compared, and only then moved there. InputError says what is wrong, and
+    leaves what was in `out`.
     """
     run, out = Path(run), Path(out).resolve()
     config = _config_of(run)
@@ -83,8 +84,7 @@ def merge_run(
     check_out(out, [run, source, Path(config.model)], overwrite)
     check_base(str(source), config.model)
     name = _dtype_name(config, dtype)
-    if not (math.isfinite(scale) and scale >= 0):
-        raise InputError(f"scale is {scale}, expected a number of 0 or more; 1 is the adapter as trained")
+    check_factor("scale", scale)
     if config.load_in_4bit:
         logger.info("the run's base was in 4 bits; the adapter is merged into the %s weights it was made from", name)
     own = (source / "tokenizer_config.json").is_file() and not trusted(config.model)  # a copy's code is not named
@@ -122,7 +122,8 @@ class _Folding:
 def _fold(config: RunConfig, source: Path, tokenizer: Any, dtype: str, scale: float) -> _Folding:
     base = load_model(config.model, config.head, config.data.labels, dtype=DTYPES[dtype], seed=config.seed)
     model = attach_adapter(base, str(source), base.fresh_modules).eval()
-    _scale(model, scale, source)
+    _check_folds(model, source)
+    scale_layers(model, scale, source)
     ids = prompts(tokenizer, base.get_input_embeddings().num_embeddings)
     wanted = logits(model, ids)
     effect = adapter_change(model, lambda: logits(model, ids).numpy())
@@ -152,28 +153,6 @@ def _config_of(run: Path) -> RunConfig:
     return config
 
 
-def find_adapter(run: Path, name: str | None) -> Path:
-    """The folder of an adapter: the run's own, one in the run's folder, or any; InputError that lists the run's."""
-    places = [run / (name or ADAPTER), *([Path(name)] if name else [])]
-    found = next((place for place in places if (place / "adapter_config.json").is_file()), None)
-    if found is None:
-        there = sorted(path.parent.name for path in run.glob("*/adapter_config.json"))
-        raise InputError(f"adapter: {places[0]} holds no adapter_config.json; {run} has {', '.join(there) or 'none'}")
-    return found
-
-
-def check_out(out: Path, kept: list[Path], overwrite: bool) -> None:
-    """InputError unless `out` may be made or replaced: no file, not around what is read, empty without `overwrite`."""
-    file = next((place for place in (out, *out.parents) if place.exists() and not place.is_dir()), None)
-    if file is not None:
-        raise InputError(f"{file}: is a file, expected a folder")
-    for place in kept:
-        if place.exists() and place.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"{out}: holds {place}, which is read here; choose another folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"{out}: is not empty; choose another folder, or give --overwrite to replace all in it")
-
-
 def _dtype_name(config: RunConfig, asked: str | None) -> str:
     if asked is None:
         return "bfloat16" if config.bf16 or config.load_in_4bit else "float32"
@@ -182,17 +161,10 @@ def _dtype_name(config: RunConfig, asked: str | None) -> str:
     return asked
 
 
-def _scale(model: Any, scale: float, source: Path) -> None:
-    from peft.tuners.lora import LoraLayer
-
+def _check_folds(model: Any, source: Path) -> None:
     if not hasattr(model.base_model, "merge_and_unload"):
         kind = model.peft_config[model.active_adapter].peft_type
         raise InputError(f"adapter: {source} is of kind {getattr(kind, 'value', kind)}, which no weight can take in")
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    if scale != 1 and not layers:
-        raise InputError(f"scale is {scale}, but {source} has no LoRA layers to scale")
-    for layer in layers:
-        layer.scaling = {name: value * scale for name, value in layer.scaling.items()}
 
 
 def prompts(tokenizer: Any, known: int, seed: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from debias.runs.whole import check_tensors, save_whole, write_whole
 
 ADAPTER, MODEL, CONFIG, METRICS, SUMMARY = "adapter", "model", "config.yaml", "metrics.jsonl", "run.json"
 BIAS = "bias"  # what a bias model said of the training examples
+ORIGIN = "origin.yaml"  # beside an adapter that was made from a run's: the settings of that run
 # Settings that may differ between a run and its continuation.
 MAY_CHANGE = frozenset(
     {"resume", "overwrite_output_dir", "output_dir", "max_steps", "num_train_epochs", "sigterm_grace_seconds"}
@@ -85,6 +86,12 @@ def _check_kept(config: RunConfig, folder: Path) -> None:
         place = Path(name).expanduser()
         if name and place.exists() and place.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"output_dir: {folder} holds {name}, which this run reads; choose another folder")
+
+
+def settings_beside(adapter: Path) -> Path | None:
+    """The file of the settings that an adapter was trained with: its own, else those of the run it lies in."""
+    places = (adapter / ORIGIN, adapter.parent / CONFIG)
+    return next((place for place in places if place.is_file()), None)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

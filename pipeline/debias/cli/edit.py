@@ -1,0 +1,33 @@
+"""The verb that edits trained adapters."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from debias.cli.printing import AsJson
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the command line the verb of this file."""
+    app.command()(edit)
+
+
+def edit(
+    name: Annotated[str, typer.Argument(metavar="EDIT", help="soup, truncate or scale.")],
+    adapters: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Folders of runs or adapters.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the edited adapter.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the edit: keep=4, alpha=0.5, weights=[1,2]."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Edit what was learned, without data or training: average several adapters, cut a change's tail, scale it."""
+    from debias.config.reading import apply_overrides
+    from debias.merging.editing import edit_adapters
+
+    edited = edit_adapters(name, adapters, out, apply_overrides({}, settings or []))
+    typer.echo(json.dumps(dataclasses.asdict(edited), indent=2) if as_json else edited.line)

@@ -1,0 +1,240 @@
+"""Trained adapters through an edit into a new adapter: plain PEFT, there whole or not at all, and what was done."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from debias.adapters.loading import same_model
+from debias.config.blocks import make
+from debias.config.reading import dump_config, load_config
+from debias.config.run import RunConfig
+from debias.errors import InputError
+from debias.merging import EDITS, Edit
+from debias.merging.changes import Adapter, read_adapter, write_adapter
+from debias.merging.edits import LowRank
+from debias.merging.folders import check_place, find_adapter, run_around
+from debias.runs.folder import ORIGIN, settings_beside
+from debias.runs.whole import save_whole
+
+logger = logging.getLogger(__name__)
+RECORD = "edits.json"
+# What a tokenizer or an image processor is written as; a checkpoint's folder holds an optimizer's state too.
+WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "*processor_config.json")
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited:
+    """What was written: where, by which edit, of which adapters (with the digests of their files).
+
+    `ranks`: the smallest and the largest of a module before (of any adapter) and after. `norm`: of all changes
+    together, as a share of the adapters' (their mean). `files`: all that the folder held when it was written.
+    """
+
+    folder: str
+    edit: str
+    settings: dict[str, Any]
+    adapters: list[dict[str, Any]]
+    base: str | None
+    modules: int
+    whole: list[str]
+    ranks: dict[str, list[int]]
+    norm: float | None
+    files: list[str]
+
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        before, after = ("-".join(map(str, dict.fromkeys(self.ranks[when]))) for when in ("before", "after"))
+        of = f"{len(self.adapters)} adapter{'s' if len(self.adapters) > 1 else ''}"
+        norm = "" if self.norm is None else f"; the change has {self.norm:.3g} times the norm it had"
+        return f"{self.folder}: {self.edit} of {of}, {self.modules} modules, rank {before} to {after}{norm}"
+
+
+def edit_adapters(name: str, given: Sequence[Path], out: Path, settings: Mapping[str, Any] | None = None) -> Edited:
+    """The edit called `name` of adapters, written to `out` as a plain PEFT adapter; `given`: runs or adapters' folders.
+
+    `out` is new, empty, or what an earlier edit wrote. With the adapter come the first one's tokenizer, the settings of
+    its run (labels, prompt: what judges it) and `edits.json`. InputError says in one line what cannot be edited
+    exactly, and leaves what was in `out`. No base is loaded.
+    """
+    edit = make_edit(name, settings or {})
+    folders, out = [adapter_folder(place) for place in given], Path(out).resolve()
+    _check_writable(out, folders)
+    try:
+        edit.check(len(folders))
+    except ValueError as error:
+        raise InputError(f"edit: {error}") from None
+    adapters = [read_adapter(folder) for folder in folders]
+    check_alike(adapters)
+    changes, norm = _edited(edit, adapters)
+    told = _told(edit, adapters, changes)
+
+    def save(part: Path) -> None:
+        write_adapter(part, adapters[0].config, changes, _whole(edit, adapters))
+        _copy_words(folders[0], part)
+        files = sorted([*(path.name for path in part.iterdir()), RECORD])
+        made = Edited(folder=str(out), **told, norm=norm, files=files)
+        (part / RECORD).write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n", encoding="utf-8")
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_whole(out, save)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
+    return Edited(**json.loads((out / RECORD).read_text(encoding="utf-8")))
+
+
+def make_edit(name: str, settings: Mapping[str, Any]) -> Edit:
+    """A row of `EDITS` with its settings; InputError names the setting, the value seen and what would be right."""
+    if "name" in settings:
+        raise InputError(f"edit.name is {settings['name']!r}, but the edit is {name}: leave it out")
+    try:
+        return make("edit", EDITS, {"name": name, **settings})
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def adapter_folder(place: Path) -> Path:
+    """The adapter that a folder is, or that the run in it trained."""
+    own = Path(place) / "adapter_config.json"
+    return Path(place).resolve() if own.is_file() else find_adapter(Path(place), None).resolve()
+
+
+def _check_writable(out: Path, read: list[Path]) -> None:
+    check_place(out, read)
+    inside = next((folder for folder in read if out.is_relative_to(folder)), None) or run_around(out)
+    if inside is not None:
+        raise InputError(f"{out}: lies in {inside}, which was trained; choose another folder")
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(out):
+        raise InputError(f"{out}: is not empty and holds more than an earlier edit's files; choose another folder")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether all in a folder is what an edit wrote."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        return {path.name for path in folder.iterdir()} <= set(files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def check_alike(adapters: Sequence[Adapter]) -> None:
+    """InputError unless all adapters change the same modules of one base, for the same labels in the same order."""
+    first = adapters[0]
+    for other in adapters[1:]:
+        _check_same_settings(first, other)
+        _check_same_modules(first, other)
+        _check_same_task(first, other)
+
+
+def _check_same_settings(first: Adapter, other: Adapter) -> None:
+    bases = [one.config.base_model_name_or_path for one in (first, other)]
+    if bases[0] != bases[1] and not (all(bases) and same_model(*bases)):
+        raise InputError(f"adapter: {other.folder} was trained on {bases[1]}, {first.folder} on {bases[0]}")
+    for name in ("revision", "task_type", "target_parameters"):
+        one, two = (getattr(adapter.config, name) for adapter in (first, other))
+        if (sorted(one or ()) != sorted(two or ())) if name == "target_parameters" else (one != two):
+            raise InputError(f"adapter: {name} is {two!r} in {other.folder}, {one!r} in {first.folder}")
+
+
+def _check_same_modules(first: Adapter, other: Adapter) -> None:
+    shapes = [_shapes(adapter) for adapter in (first, other)]
+    for module in [*shapes[0], *shapes[1]]:
+        one, two = (shape.get(module) for shape in shapes)
+        if one is None or two is None:
+            has, lacks = (first, other) if two is None else (other, first)
+            raise InputError(f"adapter: {lacks.folder} does not change {module}, which {has.folder} does")
+        if one != two:
+            raise InputError(f"adapter: {module} has the shape {two} in {other.folder}, {one} in {first.folder}")
+
+
+def _shapes(adapter: Adapter) -> dict[str, list[int]]:
+    """Of every weight that is changed, and of every tensor that was trained whole."""
+    whole = {name: list(tensor.shape) for name, tensor in adapter.whole.items()}
+    return {**{module: adapter.shape(module) for module in adapter.pairs}, **whole}
+
+
+def _check_same_task(first: Adapter, other: Adapter) -> None:
+    """By the settings of their runs, where both are known."""
+    one, two = (_run_of(adapter.folder) for adapter in (first, other))
+    if one is None or two is None:
+        return
+    if one.data.labels != two.data.labels:
+        has = f"{first.folder} has {list(one.data.labels)}"
+        raise InputError(f"adapter: {other.folder} has the labels {list(two.data.labels)}, {has}")
+    if first.whole and one.seed != two.seed:
+        logger.warning(
+            "WARNING: the seeds of the runs are %d and %d: modules trained whole (%s) began differently unless the base"
+            " has them, and a soup is of models with one beginning",
+            one.seed,
+            two.seed,
+            ", ".join(sorted(first.whole)),
+        )
+
+
+def _run_of(folder: Path) -> RunConfig | None:
+    """The settings of the run that an adapter is of; None where none are there, or another program's."""
+    file = settings_beside(folder)
+    try:
+        return None if file is None else load_config(file)
+    except InputError as error:
+        logger.warning("WARNING: %s is not read, so labels and prompt are unknown: %s", file, error)
+        return None
+
+
+def _edited(edit: Edit, adapters: Sequence[Adapter]) -> tuple[dict[str, LowRank], float | None]:
+    """The changes after the edit, in float32's digits, and how their norm compares to the mean of those before."""
+    changes, after, before = {}, 0.0, [0.0] * len(adapters)
+    for module in adapters[0].pairs:
+        given = [adapter.change(module) for adapter in adapters]
+        made = edit.change(given)
+        before = [total + one.squared_norm() for total, one in zip(before, given, strict=True)]
+        after += made.squared_norm()
+        changes[module] = LowRank(made.a_RI.float(), made.b_OR.float())
+    mean = sum(math.sqrt(max(total, 0.0)) for total in before) / len(before)
+    return changes, math.sqrt(max(after, 0.0)) / mean if mean else None
+
+
+def _whole(edit: Edit, adapters: Sequence[Adapter]) -> dict[str, Any]:
+    return {name: edit.whole([adapter.whole[name] for adapter in adapters]) for name in adapters[0].whole}
+
+
+def _told(edit: Edit, adapters: Sequence[Adapter], changes: Mapping[str, LowRank]) -> dict[str, Any]:
+    before = [adapter.rank(module) for adapter in adapters for module in changes]
+    after = [change.rank for change in changes.values()]
+    return {
+        "edit": edit.name,
+        "settings": dataclasses.asdict(edit),
+        "adapters": [_source(adapter.folder) for adapter in adapters],
+        "base": adapters[0].config.base_model_name_or_path,
+        "modules": len(changes),
+        "whole": sorted(adapters[0].whole),
+        "ranks": {"before": [min(before), max(before)], "after": [min(after), max(after)]},
+    }
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    """An adapter by folder and digests; what an earlier edit said of it comes along."""
+    files = [path for path in sorted(folder.iterdir()) if path.name.startswith("adapter_") and path.is_file()]
+    found: dict[str, Any] = {"folder": str(folder)}
+    found["sha256"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    record = folder / RECORD
+    return {**found, "edits": json.loads(record.read_text(encoding="utf-8"))} if record.is_file() else found
+
+
+def _copy_words(source: Path, part: Path) -> None:
+    """The tokenizer, and the settings of the run: without its labels and prompt nobody could ask the adapter."""
+    for path in {path for pattern in WORDS for path in source.glob(pattern) if path.is_file()}:
+        shutil.copyfile(path, part / path.name)
+    if (source / ADDITIONAL_TEMPLATES).is_dir():
+        shutil.copytree(source / ADDITIONAL_TEMPLATES, part / ADDITIONAL_TEMPLATES)
+    run = _run_of(source)
+    if run is not None:
+        (part / ORIGIN).write_text(dump_config(run), encoding="utf-8")

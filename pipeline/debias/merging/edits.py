@@ -1,0 +1,73 @@
+"""What every edit after training is: low-rank changes of a weight in, one low-rank change out.
+
+Shapes: O outputs, I inputs, R the rank, K what an SVD keeps. A stack of fused experts has a leading dimension, one
+change an expert; everything here acts on the last two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change of a weight, `b_OR @ a_RI`; the adapter's scaling is in it."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+
+    @property
+    def rank(self) -> int:
+        """R: the rank that is stored, which the product may stay below."""
+        return self.a_RI.shape[-2]
+
+    def times(self, factor: float) -> "LowRank":
+        """The change times a number."""
+        return LowRank(self.a_RI, self.b_OR * factor)
+
+    def squared_norm(self) -> float:
+        """Sum of the squared entries of `b @ a`, experts together: `tr(b^T b a a^T)`."""
+        return float(((self.b_OR.mT @ self.b_OR) * (self.a_RI @ self.a_RI.mT)).sum())
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`(u_OK, s_K, vh_KI)` of `b @ a` with K = min(O, I, R), without making the O x I matrix.
+
+        QR of both factors, then the SVD of an R x R matrix: O((O + I) R^2) where the dense one takes O(O I min(O, I)).
+        """
+        q_OR, left_RR = torch.linalg.qr(self.b_OR)
+        q_IR, right_RR = torch.linalg.qr(self.a_RI.mT)
+        u, s_K, vh = torch.linalg.svd(left_RR @ right_RR.mT, full_matrices=False)
+        return q_OR @ u, s_K, vh @ q_IR.mT
+
+    def leading(self, count: int) -> "LowRank":
+        """The nearest change of rank `count` (Eckart and Young): its first singular directions, all if it has fewer."""
+        u_OK, s_K, vh_KI = (part.contiguous() for part in self.svd())
+        root_K = s_K[..., :count].sqrt()  # in both factors, so that neither loses digits to the other
+        return LowRank(root_K.unsqueeze(-1) * vh_KI[..., :count, :], u_OK[..., :count] * root_K.unsqueeze(-2))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A function of trained changes. Subclasses are frozen dataclasses whose fields are the settings.
+
+    A field that is out of range raises ValueError in one line that begins with the field.
+    """
+
+    name: ClassVar[str]
+    takes_several: ClassVar[bool] = False
+
+    def check(self, adapters: int) -> None:
+        """ValueError where the edit cannot be of so many adapters."""
+        if adapters != 1 and not self.takes_several:
+            raise ValueError(f"{self.name} is an edit of one adapter, {adapters} were given")
+
+    def change(self, changes: Sequence[LowRank]) -> LowRank:
+        """What becomes of one weight's change, float64; one of `changes` for each adapter."""
+        raise NotImplementedError
+
+    def whole(self, tensors: Sequence[Tensor]) -> Tensor:
+        """What becomes of a tensor that was trained whole (a head); by default it stays."""
+        return tensors[0]

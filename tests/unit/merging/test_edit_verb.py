@@ -1,0 +1,150 @@
+"""`debias edit`: from the folders of runs to an adapter that is judged and folded as the runs' own are."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_runs
+from command_line import Command, command_line
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from debias.cli.app import app
+from debias.config.reading import dump_config, load_config
+from debias.data import load_examples
+from debias.inference.any_model import Given, load_given
+from debias.inference.loading import load_run
+from debias.merging import EDITS
+from debias.merging.editing import edit_adapters
+from debias.train import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two trained classifiers of one base whose rates differ, and a causal model."""
+    place = tmp_path_factory.mktemp("runs")
+    bert, llama = tiny_runs.save_bert(place / "bert"), tiny_runs.save_llama(place / "llama")
+    settings = {"head": "causal_lm", "prompt": tiny_runs.PROMPT}
+    return [
+        train(tiny_runs.config_for(bert, place / "one")),
+        train(tiny_runs.config_for(bert, place / "two", learning_rate=5e-2, lora_r=2)),
+        train(tiny_runs.config_for(llama, place / "three", **settings)),
+    ]
+
+
+@pytest.fixture
+def debias(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return command_line(monkeypatch, capsys)
+
+
+def with_settings(run: Path, target: Path, **changes: Any) -> Path:
+    """The run again, with other settings in its file."""
+    shutil.copytree(run / "adapter", target / "adapter")
+    config = load_config(run / "config.yaml").model_copy(update=changes)
+    (target / "config.yaml").write_text(dump_config(config))
+    return target
+
+
+def test_a_soup_of_two_runs(runs: list[Path], debias: Command, tmp_path: Path) -> None:
+    """A run's folder or an adapter's; judged without being told labels, tokenizer or base."""
+    one, two, _ = runs
+    said = debias("edit", "soup", one, two / "adapter", "-o", tmp_path / "soup", "--set", "weights=[1, 3]")
+    assert said.code == 0, said.err
+    assert said.out.startswith(f"{tmp_path}/soup: soup of 2 adapters, 13 modules, rank 2-4 to 6; the change has ")
+    names = {path.name for path in (tmp_path / "soup").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "edits.json", "origin.yaml"} <= names
+    examples = load_examples(load_config(one / "config.yaml").data.train, load_config(one / "config.yaml").data)[:8]
+    scores = {name: load_run(run).label_scores(examples) for name, run in (("one", one), ("two", two))}
+    soup = load_given(Given(adapter=str(tmp_path / "soup"))).label_scores(examples)
+    assert min(np.abs(soup - score).max() for score in scores.values()) > 1e-3
+    # A soup of one says what the run says, and so does one that leaves the other out.
+    for weights, of in (("weights=[1]", [two]), ("weights=[0, 1]", [one, two])):
+        assert debias("edit", "soup", *of, "-o", tmp_path / "alone", "--set", weights).code == 0
+        alone = load_given(Given(adapter=str(tmp_path / "alone"))).label_scores(examples)
+        np.testing.assert_allclose(alone, scores["two"], atol=1e-4 * np.abs(scores["two"]).max())
+
+
+@pytest.mark.parametrize(("edit", "setting"), [("truncate", "keep=1"), ("scale", "alpha=0.25")])
+def test_an_edited_adapter_is_judged_and_folded(
+    runs: list[Path], debias: Command, edit: str, setting: str, tmp_path: Path
+) -> None:
+    """Of a causal model: asked with the prompt of its run, and `merge` takes it for the run's own."""
+    out = tmp_path / "edited"
+    assert debias("edit", edit, runs[2], "-o", out, "--set", setting).code == 0
+    told = ("--suite", "generated", "--limit", "6", "-o", tmp_path / "judged", "--overlap", "ignore")
+    said = debias("eval", "--adapter", out, *told)
+    assert said.code == 0, said.err
+    assert json.loads((tmp_path / "judged" / "eval" / "generated.json").read_text())
+    said = debias("merge", runs[2], "--adapter", out, "-o", tmp_path / "dense")
+    assert said.code == 0, said.err
+    if edit == "scale":  # the same edit while folding
+        assert debias("merge", runs[2], "--scale", "0.25", "-o", tmp_path / "scaled").code == 0
+        one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "scaled"))
+        assert tiny_runs.largest_difference(one, two) < 1e-6
+
+
+def test_json(runs: list[Path], debias: Command, tmp_path: Path) -> None:
+    said = debias("edit", "truncate", runs[0], "-o", tmp_path / "out", "--set", "energy=0.9", "--json")
+    assert json.loads(said.out) == json.loads((tmp_path / "out" / "edits.json").read_text())
+    assert json.loads(said.out)["settings"] == {"keep": None, "energy": 0.9}
+
+
+def test_labels_in_another_order_are_not_averaged(runs: list[Path], debias: Command, tmp_path: Path) -> None:
+    """Shapes are alike, and outputs are not: known from the runs, or from what an edit has kept of them."""
+    one, two, _ = runs
+    config = load_config(two / "config.yaml")
+    turned = config.data.model_copy(update={"labels": tuple(reversed(config.data.labels))})
+    other = with_settings(two, tmp_path / "other", data=turned)
+    wanted = "has the labels ['contradiction', 'neutral', 'entailment'], "
+    assert wanted in debias("edit", "soup", one, other, "-o", tmp_path / "out").error
+    assert debias("edit", "scale", other, "-o", tmp_path / "scaled").code == 0
+    assert wanted in debias("edit", "soup", one, tmp_path / "scaled", "-o", tmp_path / "out").error
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_began_differently_are_said(
+    runs: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _, causal = runs
+    for run, warned in ((one, True), (causal, False)):  # which trained no module whole
+        other = with_settings(run, tmp_path / run.name, seed=7)
+        caplog.clear()
+        edit_adapters("soup", [run, other], tmp_path / "out")
+        said = "WARNING: the seeds of the runs are 0 and 7: modules trained whole (classifier.bias, classifier.weight)"
+        assert (said in caplog.text) == warned, caplog.text
+
+
+def test_settings_of_another_program(
+    runs: list[Path], debias: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its `config.yaml` beside an adapter is no run's: neither compared nor copied."""
+    shutil.copytree(runs[0] / "adapter", tmp_path / "other" / "adapter")
+    (tmp_path / "other" / "config.yaml").write_text("trainer: theirs\n")
+    assert debias("edit", "soup", tmp_path / "other" / "adapter", runs[0], "-o", tmp_path / "out").code == 0
+    assert "other/config.yaml is not read, so labels and prompt are unknown" in caplog.text
+    assert not (tmp_path / "out" / "origin.yaml").exists()
+
+
+def test_mistakes_are_one_line(runs: list[Path], debias: Command, tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "out")
+    cases = {
+        ("soop", runs[0], *out): "error: edit.name is 'soop', not one of soup, truncate, scale; did you mean soup?",
+        ("truncate", runs[0], *out, "--set", "kep=1"): "edit.kep: truncate has no such setting; did you mean keep?",
+        ("truncate", runs[0], *out, "--set", "keep"): "error: 'keep': expected key=value",
+        ("truncate", runs[0], *out): "error: edit.keep and energy: give one of them",
+        ("scale", runs[0], runs[1], *out): "error: edit: scale is an edit of one adapter, 2 were given",
+        ("scale", tmp_path / "nowhere", *out): "adapter holds no adapter_config.json",
+        ("soup", runs[0], runs[2], *out): "was trained on ",
+        ("scale", runs[0], "-o", runs[0]): "which is read here; choose another folder",
+    }
+    for arguments, message in cases.items():
+        assert message in debias("edit", *arguments).error
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_names_every_edit() -> None:
+    words = CliRunner().invoke(app, ["edit", "--help"]).output
+    assert all(name in words for name in EDITS)

@@ -1,0 +1,265 @@
+"""debias.merging's edits as mathematics: against plain loops and numpy in float64 on the dense changes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from debias.errors import InputError
+from debias.merging import EDITS
+from debias.merging.editing import make_edit
+from debias.merging.edits import LowRank
+from debias.merging.scale import Scale
+from debias.merging.soup import Soup
+from debias.merging.truncate import Truncate, directions
+
+# O, I, R: wide, tall, square, of one row, with a rank above what the weight can have.
+SIZES = [(5, 9, 3), (9, 5, 3), (6, 6, 6), (1, 7, 2), (4, 3, 8), (7, 2, 1)]
+# A stack of experts is three changes at once.
+STACKS = [(), (3,)]
+
+
+def drawn(seed: int, o: int, i: int, r: int, stack: tuple[int, ...] = ()) -> LowRank:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(*stack, *size, generator=generator, dtype=torch.float64) for size in ((r, i), (o, r)))
+    return LowRank(a, b)
+
+
+def dense(change: LowRank) -> np.ndarray:
+    """The change of the weight itself, by loops."""
+    a, b = change.a_RI.numpy(), change.b_OR.numpy()
+    if a.ndim == 3:
+        return np.stack([dense(LowRank(*map(torch.from_numpy, pair))) for pair in zip(a, b, strict=True)])
+    found = np.zeros((b.shape[0], a.shape[1]))
+    for row in range(b.shape[0]):
+        for column in range(a.shape[1]):
+            found[row, column] = math.fsum(b[row, k] * a[k, column] for k in range(a.shape[0]))
+    return found
+
+
+def best(weight: np.ndarray, rank: int) -> np.ndarray:
+    """The nearest matrix of a rank, from numpy's SVD of the dense one."""
+    u, s, vh = np.linalg.svd(weight, full_matrices=False)
+    s[..., rank:] = 0
+    return (u * s[..., None, :]) @ vh
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(("o", "i", "r"), SIZES)
+def test_svd_is_that_of_the_dense_change(o: int, i: int, r: int, stack: tuple[int, ...]) -> None:
+    change = drawn(0, o, i, r, stack)
+    u, s, vh = change.svd()
+    count = min(o, i, r)
+    assert (u.shape[-2:], s.shape[-1], vh.shape[-2:]) == ((o, count), count, (count, i))
+    np.testing.assert_allclose(s, np.linalg.svd(dense(change), compute_uv=False)[..., :count], atol=1e-12)
+    np.testing.assert_allclose((u * s.unsqueeze(-2)) @ vh, dense(change), atol=1e-12)
+    np.testing.assert_allclose(u.mT @ u, np.broadcast_to(np.eye(count), (*stack, count, count)), atol=1e-12)
+    assert change.squared_norm() == pytest.approx(float((dense(change) ** 2).sum()), rel=1e-12)
+
+
+# Soup.
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(("o", "i", "r"), SIZES)
+def test_soup_is_the_mean_of_the_dense_changes(o: int, i: int, r: int, stack: tuple[int, ...]) -> None:
+    """Of adapters whose ranks differ."""
+    changes = [drawn(seed, o, i, rank, stack) for seed, rank in enumerate((r, r + 2, 1))]
+    made = Soup().change(changes)
+    assert made.rank == 2 * r + 3
+    np.testing.assert_allclose(dense(made), sum(map(dense, changes)) / 3, atol=1e-12)
+
+
+def test_the_average_of_the_factors_is_another_matrix() -> None:
+    changes = [drawn(seed, 5, 9, 3) for seed in range(3)]
+    factors = LowRank(sum(one.a_RI for one in changes) / 3, sum(one.b_OR for one in changes) / 3)
+    wanted = sum(map(dense, changes)) / 3
+    assert np.abs(dense(factors) - wanted).max() > 0.1 * np.abs(wanted).max()
+    np.testing.assert_allclose(dense(Soup().change(changes)), wanted, atol=1e-12)
+
+
+def test_soup_with_weights() -> None:
+    """Any scale of the weights; one of 0 leaves its adapter out."""
+    one, two, three = changes = [drawn(seed, 5, 9, 3) for seed in range(3)]
+    for weights in ((1.0, 3.0, 0.0), (0.25, 0.75, 0.0), (1e-300, 3e-300, 0.0)):
+        made = Soup(weights).change(changes)
+        np.testing.assert_allclose(dense(made), 0.25 * dense(one) + 0.75 * dense(two), rtol=1e-12, atol=1e-12)
+    alone = Soup((0.0, 0.0, 2.0)).change(changes)
+    np.testing.assert_allclose(dense(alone), dense(three), atol=1e-13)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 100])
+def test_soup_brought_back_to_a_rank(rank: int) -> None:
+    changes = [drawn(seed, 6, 9, 3) for seed in range(2)]
+    made = Soup(rank=rank).change(changes)
+    assert made.rank == min(rank, 6)
+    np.testing.assert_allclose(dense(made), best(sum(map(dense, changes)) / 2, rank), atol=1e-12)
+
+
+def test_soup_of_one_is_itself_and_order_does_not_matter() -> None:
+    changes = [drawn(seed, 5, 9, 3) for seed in range(4)]
+    alone = Soup().change(changes[:1])
+    assert torch.equal(alone.a_RI, changes[0].a_RI)
+    assert torch.equal(alone.b_OR, changes[0].b_OR)
+    there, back = Soup().change(changes), Soup().change(changes[::-1])
+    np.testing.assert_allclose(dense(there), dense(back), atol=1e-13)
+    weighted = Soup((1.0, 2.0, 3.0, 4.0)).change(changes), Soup((4.0, 3.0, 2.0, 1.0)).change(changes[::-1])
+    np.testing.assert_allclose(dense(weighted[0]), dense(weighted[1]), atol=1e-13)
+    np.testing.assert_allclose(dense(Soup().change([changes[0]] * 3)), dense(changes[0]), atol=1e-13)
+
+
+def test_soup_of_what_was_trained_whole() -> None:
+    heads = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 5.0]])]
+    assert Soup().whole(heads).tolist() == [[2.0, 1.5]]
+    assert Soup((3.0, 1.0)).whole(heads).tolist() == [[1.5, -0.25]]
+    halves = Soup().whole([head.bfloat16() for head in heads])
+    assert (halves.dtype, halves.tolist()) == (torch.bfloat16, [[2.0, 1.5]])
+    steps = [torch.tensor([3]), torch.tensor([4])]
+    assert Soup().whole(steps).tolist() == [3]
+
+
+# Truncate.
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("keep", [1, 2, 5, 50])
+@pytest.mark.parametrize(("o", "i", "r"), SIZES)
+def test_truncate_keeps_the_best_approximation(o: int, i: int, r: int, keep: int, stack: tuple[int, ...]) -> None:
+    change = drawn(1, o, i, r, stack)
+    made = Truncate(keep=keep).change([change])
+    assert made.rank == min(keep, o, i, r)
+    np.testing.assert_allclose(dense(made), best(dense(change), keep), atol=1e-12)
+
+
+def test_truncate_at_full_rank_is_the_identity_and_twice_is_once() -> None:
+    change = drawn(2, 6, 9, 4)
+    np.testing.assert_allclose(dense(Truncate(keep=4).change([change])), dense(change), atol=1e-12)
+    np.testing.assert_allclose(dense(Truncate(energy=1.0).change([change])), dense(change), atol=1e-12)
+    once = Truncate(keep=2).change([change])
+    np.testing.assert_allclose(dense(Truncate(keep=2).change([once])), dense(once), atol=1e-12)
+    np.testing.assert_allclose(dense(Truncate(keep=1).change([once])), best(dense(change), 1), atol=1e-12)
+
+
+def with_values(*values: float, seed: int = 0) -> LowRank:
+    """A change [6, 8] whose singular values are these."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.randn(n, len(values), generator=generator, dtype=torch.float64) for n in (6, 8))
+    return LowRank(
+        torch.linalg.qr(v)[0].mT.contiguous(), torch.linalg.qr(u)[0] * torch.tensor(values, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize(
+    ("energy", "rank"),
+    [(1e-9, 1), (0.64, 1), (0.6401, 2), (0.99, 2), (0.9999, 2), (1.0, 2)],
+)
+def test_truncate_by_energy(energy: float, rank: int) -> None:
+    """Squares 0.64 and 0.36 of the whole, then nothing: three stored directions of a change of rank 2."""
+    change = with_values(0.8, 0.6, 0.0)
+    made = Truncate(energy=energy).change([change])
+    assert made.rank == rank
+    np.testing.assert_allclose(dense(made), best(dense(change), rank), atol=1e-12)
+
+
+def test_a_share_that_rounding_alone_misses_is_reached() -> None:
+    """The share that k directions hold asks for k directions, however the sums are rounded."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        s = torch.rand(7, generator=generator, dtype=torch.float64).add(0.1).sort(descending=True).values
+        squares = [value**2 for value in s.tolist()]
+        shares = [math.fsum(squares[:k]) / math.fsum(squares) for k in range(1, 8)]
+        assert [directions(s, share) for share in shares] == list(range(1, 8))
+
+
+def test_energy_is_that_of_each_expert() -> None:
+    """As many directions for all as the one with the flattest spectrum needs."""
+    steep, flat = with_values(1.0, 0.2, 0.1), with_values(1.0, 0.9, 0.1, seed=1)
+    change = LowRank(torch.stack([steep.a_RI, flat.a_RI]), torch.stack([steep.b_OR, flat.b_OR]))
+    made = Truncate(energy=0.9).change([change])
+    assert made.rank == 2
+    np.testing.assert_allclose(dense(made), best(dense(change), 2), atol=1e-12)
+    assert Truncate(energy=0.9).change([steep]).rank == 1
+
+
+def test_a_change_that_is_zero_stays_zero() -> None:
+    """An adapter as it begins: B is zero."""
+    change = LowRank(torch.randn(3, 9, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64))
+    for edit in (Truncate(keep=2), Truncate(energy=0.5), Soup(rank=1), Scale(0.5)):
+        made = edit.change([change])
+        assert dense(made).any() == np.False_
+        assert made.a_RI.isfinite().all()
+        assert made.b_OR.isfinite().all()
+
+
+# Scale.
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, 2.5])
+@pytest.mark.parametrize("stack", STACKS)
+def test_scale(alpha: float, stack: tuple[int, ...]) -> None:
+    change = drawn(3, 5, 9, 3, stack)
+    np.testing.assert_allclose(dense(Scale(alpha).change([change])), alpha * dense(change), atol=1e-13)
+
+
+@pytest.mark.parametrize("edit", [Truncate(keep=1), Scale(0.5)])
+def test_what_was_trained_whole_stays(edit: Truncate | Scale) -> None:
+    head = torch.randn(3, 4)
+    assert edit.whole([head]) is head
+
+
+# Settings.
+
+
+def test_settings() -> None:
+    assert make_edit("soup", {}) == Soup()
+    assert make_edit("soup", {"weights": [1, 2.5], "rank": 3}) == Soup((1.0, 2.5), 3)
+    assert make_edit("truncate", {"keep": 4}) == Truncate(keep=4)
+    assert make_edit("truncate", {"energy": "1e-1"}) == Truncate(energy=0.1)
+    assert make_edit("scale", {"alpha": 1}) == Scale(1.0)
+    assert all(name == edit.name and edit.__doc__ and "arXiv" in edit.__doc__ for name, edit in EDITS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("soop", {}, r"edit.name is 'soop', not one of soup, truncate, scale; did you mean soup\?"),
+        ("wise", {}, r"edit.name is 'wise', not one of soup, truncate, scale"),
+        ("truncate", {"kep": 4}, r"edit.kep: truncate has no such setting; did you mean keep\?"),
+        ("scale", {"zz": 4}, r"edit.zz: scale has no such setting; it has alpha"),
+        ("scale", {"name": "soup"}, r"edit.name is 'soup', but the edit is scale"),
+        ("scale", {"alpha": -1}, r"edit.alpha is -1.0, expected a number of 0 or more"),
+        ("scale", {"alpha": "much"}, r"edit.alpha is 'much'"),
+        ("scale", {"alpha": float("inf")}, r"edit.alpha is inf"),
+        ("scale", {"alpha": True}, r"edit.alpha is True"),
+        ("truncate", {}, r"edit.keep and energy: give one of them"),
+        ("truncate", {"keep": 2, "energy": 0.5}, r"edit.keep and energy: give one of them"),
+        ("truncate", {"keep": 0}, r"edit.keep is 0, expected 1 or more"),
+        ("truncate", {"keep": 2.5}, r"edit.keep is 2.5"),
+        ("truncate", {"energy": 0}, r"edit.energy is 0.0, expected a share above 0 and up to 1"),
+        ("truncate", {"energy": 1.5}, r"edit.energy is 1.5, expected a share"),
+        ("soup", {"weights": [1, -1]}, r"edit.weights are \[1.0, -1.0\], expected numbers of 0 or more"),
+        ("soup", {"weights": [0, 0]}, r"edit.weights are \[0.0, 0.0\], expected"),
+        ("soup", {"weights": []}, r"edit.weights are \[\], expected"),
+        ("soup", {"weights": 3}, r"edit.weights is 3"),
+        ("soup", {"rank": 0}, r"edit.rank is 0, expected 1 or more"),
+    ],
+)
+def test_settings_that_are_wrong(name: str, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make_edit(name, settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "adapters", "message"),
+    [
+        (Truncate(keep=1), 2, "truncate is an edit of one adapter, 2 were given"),
+        (Scale(0.5), 3, "scale is an edit of one adapter, 3 were given"),
+        (Soup((1.0, 2.0)), 3, "weights: 2 of them for 3 adapters"),
+        (Soup(), 0, "soup of no adapters"),
+    ],
+)
+def test_how_many_adapters(edit: Soup | Truncate | Scale, adapters: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        edit.check(adapters)
