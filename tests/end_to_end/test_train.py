@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, settings_for
 
+from debias.building.arguments import training_arguments
 from debias.building.examples import training_examples
 from debias.building.model import build_model
 from debias.building.task import build_task
@@ -29,10 +30,11 @@ from debias.inference.loading import load_run
 from debias.losses import Classification
 from debias.methods import Edge, MainOnly
 from debias.models.load import load_tokenizer
-from debias.runs.folder import last_checkpoint
+from debias.models.source import ModelSource, resolve_model
 from debias.runs.metrics import read_metrics
+from debias.runs.names import last_checkpoint
 from debias.runs.resume import planned_steps
-from debias.train import train, training_arguments
+from debias.train import train
 
 VALIDATION = {"source": "generated", "split": "validation", "limit": 48}
 WITH_VALIDATION = {"train": {"source": "generated", "limit": 64}, "validation": VALIDATION}
@@ -230,7 +232,7 @@ def trainer_for(config: RunConfig, *, rule: Any = None, plain: bool = False, **c
     words = load_tokenizer(config.model, config.head)
     task = build_task(config, words)
     set_seed(config.seed)
-    model = build_model(config)
+    model = build_model(config, resolve_model(config.model))
     arguments = training_arguments(config)
     for key, value in changes.items():
         setattr(arguments, key, value)
@@ -666,11 +668,11 @@ def test_what_is_read_is_never_deleted(bert: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_while_the_model_is_loaded(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(config: RunConfig) -> Any:
+    def load(config: RunConfig, source: ModelSource) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return build_model(config)
+        return build_model(config, source)
 
-    monkeypatch.setattr("debias.train.build_model", load)
+    monkeypatch.setattr("debias.building.run.build_model", load)
     with pytest.raises(Interrupted, match="stopped by SIGTERM at step 1, saved"):
         train(config_for(bert, tmp_path / "run"))
     assert summary(tmp_path / "run")["status"] == "interrupted"

@@ -19,10 +19,11 @@ from debias.engines.attaching import attach
 from debias.engines.parameters import Select, chosen_by, not_head, whole_shape
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
-from debias.losses import BiasWeightSource, Objective, SelfWeight, router_loss_of
+from debias.losses import BiasWeightSource, Objective, RouterLoss, SelfWeight, router_loss_of
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
 from debias.runs.environment import peak_memory_mb
+from debias.runs.names import checkpoint_at, checkpoints
 from debias.runs.whole import check_tensors, saving
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class DebiasTrainer(Trainer):
         self.stop = stop
         self.interrupted = False
         self.hook: TorchHook | ZeroHook | None = None
+        self._router: RouterLoss | None = None
         self._since_log = (time.perf_counter(), 0.0)
         # The loss is already a mean over its micro-batch: the Trainer must not divide it by an item count.
         self.model_accepts_loss_kwargs = False
@@ -101,7 +103,7 @@ class DebiasTrainer(Trainer):
             # As accelerate does, but for its own backward, which steps before the gradients are combined.
             engine: Any = model
             engine.set_gradient_accumulation_boundary(boundary)
-        balance = router.take() if (router := router_loss_of(model)) else None
+        balance = self._router.take() if self._router else None
         hook.backward(
             loss_B,
             weight_B,
@@ -195,6 +197,7 @@ class DebiasTrainer(Trainer):
             else:
                 self.hook = attach(model, None, self.rule, self.gradients, **options)
             self.hook.skipped = self._skipped_before
+            self._router = router_loss_of(model)  # a walk over all modules, so not in each micro-batch
         return self.hook
 
     def _count_samples(self, samples: int) -> None:
@@ -254,7 +257,7 @@ class DebiasTrainer(Trainer):
 
     def _find_best(self) -> None:
         """The best checkpoint where it lies now: a run's folder may have moved since its name was written down."""
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        best = checkpoint_at(Path(self.args.output_dir), self.state.best_global_step)
         if self.state.best_global_step and best.is_dir():
             self.state.best_model_checkpoint = str(best)
 
@@ -340,7 +343,7 @@ class DebiasTrainer(Trainer):
 
     def _name_best(self, run: Path, folder: Path) -> None:
         """The Trainer looked for the best checkpoint where this one is being written; it is, or will be, in the run."""
-        best = run / f"checkpoint-{self.state.best_global_step}"
+        best = checkpoint_at(run, self.state.best_global_step)
         if self.state.best_global_step and (best.exists() or best.name == folder.name):
             self.state.best_model_checkpoint = str(best)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
@@ -350,7 +353,6 @@ def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
     """Delete all checkpoints but the newest `keep` and, as the Trainer does, the best."""
     if not keep:
         return
-    ours = [folder for folder in run.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
-    for folder in sorted(ours, key=lambda folder: int(folder.name.rpartition("-")[2]))[:-keep]:
+    for folder in checkpoints(run)[:-keep]:
         if best is None or folder.name != Path(best).name:
             shutil.rmtree(folder, ignore_errors=True)
