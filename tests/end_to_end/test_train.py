@@ -30,7 +30,7 @@ from debias.inference.loading import load_run
 from debias.losses import Classification
 from debias.methods import Edge, MainOnly
 from debias.models.load import load_tokenizer
-from debias.models.source import ModelSource, resolve_model
+from debias.models.source import ModelSource
 from debias.runs.metrics import read_metrics
 from debias.runs.names import last_checkpoint
 from debias.runs.resume import planned_steps
@@ -232,7 +232,7 @@ def trainer_for(config: RunConfig, *, rule: Any = None, plain: bool = False, **c
     words = load_tokenizer(config.model, config.head)
     task = build_task(config, words)
     set_seed(config.seed)
-    model = build_model(config, resolve_model(config.model))
+    model = build_model(config)
     arguments = training_arguments(config)
     for key, value in changes.items():
         setattr(arguments, key, value)

@@ -119,9 +119,8 @@ def _configs(setting: JudgeSetting, prompt: RunConfig | None) -> dict[str, RunCo
 def _load(config: RunConfig) -> Any:
     from debias.inference.answers import Scoring
     from debias.inference.loading import load
-    from debias.models.source import resolve_model
 
-    return load(config, resolve_model(config.model), None, Scoring())
+    return load(config, config.model, None, Scoring())
 
 
 class _Judges:

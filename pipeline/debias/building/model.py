@@ -21,7 +21,7 @@ from debias.models.kernels import check_liger
 from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
 from debias.models.quantized import prepare_quantized
-from debias.models.source import ModelSource
+from debias.models.source import ModelSource, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,16 @@ def check_length(config: RunConfig, model: Any) -> None:
         raise InputError(f"max_length is {config.max_length}, but {config.model!r} reads at most {limit} tokens")
 
 
-def build_model(config: RunConfig, source: ModelSource) -> Any:
-    """The base model with what is to be trained; seed before this, for heads and adapters are drawn here."""
+def build_model(config: RunConfig, source: ModelSource | None = None) -> Any:
+    """The base model with what is to be trained; seed before this, for heads and adapters are drawn here.
+
+    `source`: of `config.model`, where it has been resolved already.
+    """
     lora = config.adapter.type == "lora"
     check_trainable(config)
     if not lora:
         logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter.type)
-    model = base_model(config, source, training=True)
+    model = base_model(config, source or resolve_model(config.model), training=True)
     if config.packing:
         check_packing(model, config.per_device_train_batch_size, config.max_length)
     if config.use_liger_kernel:

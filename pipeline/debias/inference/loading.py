@@ -52,28 +52,29 @@ def load_run(
 
 def load(
     config: RunConfig,
-    source: ModelSource,
+    model: str | ModelSource,
     adapter: str | None,
     scoring: Scoring,
     deepspeed: str | None = None,
     *,
     shorten: bool = False,
 ) -> Predictor:
-    """The predictor of the model of `source`, with or without an adapter, loaded as `config` says.
+    """The predictor of a model, with or without an adapter, loaded as `config` says.
 
     `shorten`: a `max_length` above what the model reads becomes that, and is no error.
     """
+    source = resolve_model(model)
     if deepspeed is not None:
         return _load_sharded(config, source, adapter, scoring, deepspeed, shorten)
     join()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     float32 = device == "cpu" and config.bf16 and not has_bf16()
-    model = _assembled(config, source, adapter, float32=float32)
+    whole = _assembled(config, source, adapter, float32=float32)
     if float32:
         config = config.model_copy(update={"bf16": False})
     if not config.load_in_4bit:
-        model = model.to(device)
-    return _predictor(config, source, model, scoring, shorten)
+        whole = whole.to(device)
+    return _predictor(config, source, whole, scoring, shorten)
 
 
 def _load_sharded(
