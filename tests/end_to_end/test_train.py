@@ -1,6 +1,7 @@
 """debias.train on tiny models: what a run leaves, what it is equal to, and that it comes back after a stop."""
 
 import errno
+import importlib
 import json
 import logging
 import math
@@ -8,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -899,3 +901,23 @@ def test_minilm_and_its_ways_to_two_gradients(tmp_path: Path) -> None:
         # MiniLM has dropout: the same seed draws the same masks for both, as both run one forward pass.
         found[way] = adapter_of(train(config))
     assert largest_difference(*found.values()) <= 1e-5
+
+
+def test_what_is_known_is_not_asked_again(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder, the model's name, and the walk over all modules for a router's loss: once a run, not once a step."""
+    seen: Counter[str] = Counter()
+
+    def counting(name: str) -> None:
+        usual = getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+
+        def count(*given: Any, **settings: Any) -> Any:
+            seen[name] += 1
+            return usual(*given, **settings)
+
+        monkeypatch.setattr(name, count)
+
+    asked = ("debias.train.look", "debias.models.source.model_path", "debias.engines.hf_trainer.router_loss_of")
+    for name in asked:
+        counting(name)
+    train(config_for(bert, tmp_path / "run", max_steps=3, gradient_accumulation_steps=2))
+    assert seen == dict.fromkeys(asked, 1)
