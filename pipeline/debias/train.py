@@ -8,7 +8,6 @@ from typing import Any
 from debias.building.arguments import training_arguments
 from debias.building.examples import training_examples, validation_examples
 from debias.building.idle_settings import say_what_has_no_effect
-from debias.building.method import build_rule
 from debias.building.run import Built, build_run
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
@@ -38,7 +37,7 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
 def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     started = time.time()
     config = resolve_paths(config, base)
-    rule, arguments = build_rule(config), training_arguments(config)
+    arguments = training_arguments(config)
     first = arguments.process_index == 0
     folder = _look(config, arguments)
     config = folder.config
@@ -49,6 +48,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     if folder.is_finished(len(examples), arguments.world_size):
         return folder.path
     built = build_run(config, arguments, examples, validation, stop)
+    rule = built.trainer.rule
     method = {"name": rule.name, **dataclasses.asdict(rule)}
     known = {"seed": config.seed, "method": method, "train_examples": len(examples), **built.sizes}
     summary = Summary(folder.path, known, writes=first)
