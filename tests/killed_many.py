@@ -19,7 +19,7 @@ from transformers import TrainerState
 import debias.engines.zero.hook
 import debias.engines.zero.state  # noqa: F401 (before the fork)
 from debias.config.run import RunConfig
-from debias.runs.folder import last_checkpoint
+from debias.runs.names import last_checkpoint
 from debias.train import train
 
 

@@ -1,5 +1,7 @@
 """The one error a user is meant to read: one line, the field or the row, the value seen, what would be right."""
 
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
+
 
 class InputError(ValueError):
     """Bad input from a person (a config, a data file, a flag); the command line prints it and exits with code 2."""
@@ -8,4 +10,4 @@ class InputError(ValueError):
 class Interrupted(RuntimeError):
     """The run was asked to stop, has saved, and can be resumed: the command line exits with a code to requeue on."""
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    exit_code = EXIT_REQUEUE

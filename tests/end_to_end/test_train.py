@@ -1,6 +1,7 @@
 """debias.train on tiny models: what a run leaves, what it is equal to, and that it comes back after a stop."""
 
 import errno
+import importlib
 import json
 import logging
 import math
@@ -8,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 from tables import EXAMPLES, settings_of
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, settings_for
 
+from debias.building.arguments import training_arguments
 from debias.building.examples import training_examples
 from debias.building.model import build_model
 from debias.building.task import build_task
@@ -32,10 +35,11 @@ from debias.inference.loading import load_run
 from debias.losses import Classification
 from debias.methods import Edge, MainOnly, Rule
 from debias.models.load import load_tokenizer
-from debias.runs.folder import last_checkpoint
+from debias.models.source import ModelSource
 from debias.runs.metrics import read_metrics
+from debias.runs.names import last_checkpoint
 from debias.runs.resume import planned_steps
-from debias.train import train, training_arguments
+from debias.train import train
 
 VALIDATION = {"source": "generated", "split": "validation", "limit": 48}
 WITH_VALIDATION = {"train": {"source": "generated", "limit": 64}, "validation": VALIDATION}
@@ -716,11 +720,11 @@ def test_what_is_read_is_never_deleted(bert: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_while_the_model_is_loaded(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(config: RunConfig) -> Any:
+    def load(config: RunConfig, source: ModelSource) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return build_model(config)
+        return build_model(config, source)
 
-    monkeypatch.setattr("debias.train.build_model", load)
+    monkeypatch.setattr("debias.building.run.build_model", load)
     with pytest.raises(Interrupted, match="stopped by SIGTERM at step 1, saved"):
         train(config_for(bert, tmp_path / "run"))
     assert summary(tmp_path / "run")["status"] == "interrupted"
@@ -947,3 +951,23 @@ def test_minilm_and_its_ways_to_two_gradients(tmp_path: Path) -> None:
         # MiniLM has dropout: the same seed draws the same masks for both, as both run one forward pass.
         found[way] = adapter_of(train(config))
     assert largest_difference(*found.values()) <= 1e-5
+
+
+def test_what_is_known_is_not_asked_again(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder, the model's name, and the walk over all modules for a router's loss: once a run, not once a step."""
+    seen: Counter[str] = Counter()
+
+    def counting(name: str) -> None:
+        usual = getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+
+        def count(*given: Any, **settings: Any) -> Any:
+            seen[name] += 1
+            return usual(*given, **settings)
+
+        monkeypatch.setattr(name, count)
+
+    asked = ("debias.train.look", "debias.models.source.model_path", "debias.engines.hf_trainer.router_loss_of")
+    for name in asked:
+        counting(name)
+    train(config_for(bert, tmp_path / "run", max_steps=3, gradient_accumulation_steps=2))
+    assert seen == dict.fromkeys(asked, 1)

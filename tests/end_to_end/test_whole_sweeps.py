@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tiny_runs import adapter_of, largest_difference, settings_for
 
-from debias.runs.folder import last_checkpoint
+from debias.runs.names import last_checkpoint
 from debias.runs.records import read_records
 from debias_eval.judging.missing import Missing
 

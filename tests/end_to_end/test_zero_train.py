@@ -19,7 +19,7 @@ from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
 from debias.engines.checkpoints import RULE_STATE
 from debias.errors import InputError
-from debias.runs.folder import check_run
+from debias.runs.folder import look
 
 pytest.importorskip("deepspeed")
 ROOT = Path(__file__).parents[2]
@@ -210,11 +210,11 @@ def test_a_checkpoint_of_another_batch_is_refused(tmp_path, monkeypatch):
     (tmp_path / "run" / "run.json").write_text(json.dumps({"machine": {"world_size": 2}}))
     monkeypatch.setenv("WORLD_SIZE", "3")
     fits = run.model_copy(update={"resume": True, "per_device_train_batch_size": STEP // 3})
-    check_run(fits)
+    look(fits)
     with pytest.raises(InputError, match=r"6 samples x 1 micro-batches x 3 ranks are 18 samples a step.*with 12"):
-        check_run(run.model_copy(update={"resume": True}))
+        look(run.model_copy(update={"resume": True}))
     with pytest.raises(InputError, match="deepspeed is None"):
-        check_run(fits.model_copy(update={"deepspeed": None}))
+        look(fits.model_copy(update={"deepspeed": None}))
 
 
 def test_what_is_saved_is_never_empty(place):

@@ -34,7 +34,7 @@ ALLOWED = {
     "bias": "readouts config data",
     "eval.results": "errors eval.scores config data runs",
     "fetch": "errors hub config data",
-    "merging": "errors hub adapters config models runs",
+    "merging": "errors adapters config models runs",
     "sweep": "errors config runs",
     "eval.reading": "errors config data bias",
     "losses": "readouts config bias",
@@ -43,18 +43,18 @@ ALLOWED = {
     "building": "errors readouts gradients ranks adapters config models data methods runs bias losses engines",
     "debias": "errors engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",
-    "inference": "errors readouts hub ranks adapters config models data runs engines building",
+    "inference": "errors readouts ranks adapters config models data runs engines building",
     "plan": "errors readouts gradients hub config models data methods losses engines building",
     "doctor": "errors readouts hub ranks config models data methods engines building plan",
     "eval.judging": "errors eval.scores ranks config data runs eval.results eval.reading inference",
-    "launching": "errors config data plan",
-    "train": "errors gradients ranks adapters config models methods runs engines building plan",
-    "bench": "errors readouts gradients hub adapters config models methods bias losses engines building plan train",
+    "launching": "errors config data runs plan",
+    "train": "errors gradients ranks config runs engines building plan",
+    "bench": "errors readouts gradients adapters config models methods bias losses engines building plan train",
     "demo": "config eval.reporting eval.judging train",
-    "eval.harness": "errors eval.scores hub config models data runs eval.reading building inference eval.judging",
+    "eval.harness": "errors eval.scores config models data runs eval.reading building inference eval.judging",
     "cli": (
-        "errors ranks config eval.results fetch merging sweep eval.reading eval.comparing eval.reporting "
-        "plan doctor eval.judging launching train bench demo eval.harness"
+        "errors ranks config runs eval.results fetch merging sweep eval.reading eval.comparing "
+        "eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
     ),
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}
@@ -64,6 +64,10 @@ TORCH_ONLY = ("debias.methods", "debias.readouts", "debias.losses")
 MAY_USE_EVALUATOR = ("debias.cli", "debias.demo")
 # Copied beside exported tasks for the harness to run; nothing of ours imports it.
 COPIED = ("debias_eval.harness.templates.debias_tasks",)
+
+
+OF_A_RUN = re.compile(r"(\S*/)?(config\.yaml|run\.json|metrics\.jsonl|trainer_state\.json|checkpoint-\S*)")
+FOLDERS_OF_A_RUN = ("adapter", "model", "eval")
 
 
 def module_of(path: Path) -> str:
@@ -247,7 +251,7 @@ def trusting(tree: ast.Module) -> list[int]:
     """Lines where transformers builds something by name without being told whether a folder's own code is run."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     reads = [call for call in calls if ast.unparse(call.func).endswith((".from_pretrained", ".from_config"))]
-    words = re.compile(r"trust_remote_code=(False|trust|trusted\(.*\))")
+    words = re.compile(r"trust_remote_code=(False|trusted\(.*\)|(self|source)\.trusted)")
     told = [[one for one in call.keywords if words.fullmatch(ast.unparse(one))] for call in reads]
     return [
         call.lineno
@@ -259,6 +263,49 @@ def trusting(tree: ast.Module) -> list[int]:
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_code_that_comes_with_a_model_is_run_where_it_is_trusted_alone(path: Path) -> None:
     assert trusting(tree_of(path)) == []
+
+
+def sources_made(tree: ast.Module) -> list[str]:
+    """What each `ModelSource(...)` is told of whether the model's own code may run."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    made = [call for call in calls if ast.unparse(call.func).rpartition(".")[2] == "ModelSource"]
+    return [ast.unparse(call.args[2]) if len(call.args) == 3 else "?" for call in made]
+
+
+def test_a_source_is_trusted_where_its_name_is() -> None:
+    """`source.trusted` is as good as `trusted(name)`: sources are made in one place, which asks it."""
+    made = {module: told for module, path in MODULES.items() if (told := sources_made(tree_of(path)))}
+    assert made == {"debias.models.source": ["trusted(model)"]}
+
+
+def names_of_a_run(tree: ast.Module) -> list[int]:
+    """Lines with a string that names something in a run's folder, docstrings left out.
+
+    `adapter`, `model` and `eval` are words too: they are names where they are a part of a path.
+    """
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    divided = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)]
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    parts = {id(side) for node in divided for side in (node.left, node.right)}
+    parts |= {id(one) for node in joined if node.func.attr == "joinpath" for one in node.args}  # type: ignore[attr-defined]
+    return [
+        node.lineno
+        for node in strings
+        if id(node) not in documentation
+        and (OF_A_RUN.fullmatch(node.value) or (id(node) in parts and node.value in FOLDERS_OF_A_RUN))
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_the_files_of_a_run_are_named_once(path: Path) -> None:
+    if module_of(path) != "debias.runs.names":
+        assert names_of_a_run(tree_of(path)) == []
+
+
+def test_the_names_of_a_run_load_nothing() -> None:
+    heavy = ("torch", "transformers", "pydantic", "yaml", "debias.config.run")
+    assert loads("import debias.runs.names", *heavy) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
@@ -297,9 +344,23 @@ def test_the_checker_sees_what_it_should() -> None:
 
 def test_the_checker_sees_a_call_that_trusts() -> None:
     told, untold = "AutoConfig.from_pretrained(x, trust_remote_code=False)", "kind.from_config(x, dtype=y)"
-    asked, always = (told.replace("False", word) for word in ("trusted(x)", "True"))
-    lines = [told, untold, "PeftModel.from_pretrained(a, x)", asked, always]
+    asked, always, resolved = (told.replace("False", word) for word in ("trusted(x)", "True", "source.trusted"))
+    lines = [told, untold, "PeftModel.from_pretrained(a, x)", asked, always, resolved]
     assert trusting(ast.parse("\n".join(lines))) == [2, 5]
+    assert sources_made(ast.parse("a.ModelSource(x, y, True)\nModelSource(x, y, trusted=True)")) == ["True", "?"]
+
+
+def test_the_checker_sees_a_name_of_a_run() -> None:
+    lines = [
+        '"config.yaml"',
+        'x = "config.yaml"',
+        'x / "eval"',
+        'x["eval"]',
+        'x = f"checkpoint-{n}"',
+        'x.joinpath("adapter")',
+    ]
+    assert names_of_a_run(ast.parse("\n".join(lines))) == [2, 3, 5, 6]
+    assert names_of_a_run(ast.parse("x = 'config.yaml is not there'\ny = '*/run.json'")) == [2]
 
 
 def test_the_checker_sees_a_wrong_door() -> None:

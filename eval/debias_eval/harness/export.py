@@ -21,6 +21,7 @@ from debias.config.reading import load_config
 from debias.config.run import PromptConfig, RunConfig
 from debias.data import Example
 from debias.errors import InputError
+from debias.runs.names import ADAPTER, CONFIG, MODEL
 from debias.runs.whole import write_or_say
 from debias_eval.harness.tokens import check_tokens
 from debias_eval.judging.predict import in_model_order, suite_labels
@@ -79,7 +80,7 @@ class Task:
 def read_prompt(path: Path) -> RunConfig:
     """The settings of a causal model from a run's folder or YAML file; InputError for a classification head."""
     path = Path(path)
-    config = load_config(path / "config.yaml" if path.is_dir() else find_recipe(path))
+    config = load_config(path / CONFIG if path.is_dir() else find_recipe(path))
     if config.head != "causal_lm":
         raise InputError(
             f"{path}: head is {config.head!r}; the harness scores answers of causal models, so it takes head "
@@ -142,10 +143,9 @@ def write(tasks: Sequence[Task], out: Path) -> None:
 
 def command_line(exported: Exported, config: RunConfig, prompt: Path) -> str:
     """The call of `lm_eval` that judges the run's model on what was exported, and the one that brings it back."""
-    from debias.hub.packages import model_path
-    from debias.runs.folder import ADAPTER, MODEL
+    from debias.models.source import resolve_model
 
-    settings = [f"pretrained={model_path(config.model)}", f"dtype={'bfloat16' if config.bf16 else 'float32'}"]
+    settings = [f"pretrained={resolve_model(config.model).path}", f"dtype={'bfloat16' if config.bf16 else 'float32'}"]
     settings += ["load_in_4bit=True"] if config.load_in_4bit else []
     if (prompt / ADAPTER).is_dir():
         settings.append(f"peft={prompt / ADAPTER}")

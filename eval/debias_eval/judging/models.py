@@ -8,7 +8,7 @@ from typing import Any
 from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.ranks.world import is_first
-from debias.runs.folder import CONFIG, SUMMARY
+from debias.runs.names import CONFIG, SUMMARY
 from debias.runs.whole import write_or_say
 from debias_eval.judging.judge import Judging, Outcome, judge
 from debias_eval.judging.overlap import TrainingRows

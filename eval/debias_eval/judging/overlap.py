@@ -14,7 +14,7 @@ from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import Example, load_examples
 from debias.errors import InputError
-from debias.runs.folder import CONFIG
+from debias.runs.names import CONFIG
 from debias_eval.scores.intervals import Bools
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from debias.errors import InputError
+from debias.runs.names import ADAPTER, trained
 from debias.runs.whole import write_or_say
 from debias_eval.reporting.reproduce import RULES, commands, config_text, count, duration, judgings, plain, version_text
 from debias_eval.reporting.tables import markdown, markdown_text, one_line, result_grid
@@ -16,7 +17,6 @@ from debias_eval.results.runs import BASELINES, Method, Run, read_runs
 from debias_eval.results.summary import Row, suite_notes, table
 
 MARKER = re.compile(r"<!-- debias card ([0-9a-f]{64}): [^\n]* -->\n")
-FOLDERS = ("adapter", "model")
 KEPT = "kept as it is: it was edited by hand; --force replaces it"
 
 
@@ -30,7 +30,7 @@ def write_cards(runs: Sequence[Path], *, force: bool = False) -> list[tuple[Path
 
 
 def _write_card(run: Run, force: bool) -> tuple[Path, str]:
-    folder = next((run.path / name for name in FOLDERS if (run.path / name).is_dir()), None)
+    folder = trained(run.path)
     if folder is None:
         return run.path, "no card: it has no adapter/ or model/ folder"
     path = folder / "README.md"
@@ -75,7 +75,7 @@ def card(run: Run) -> tuple[str, str]:
 
 def front_matter(run: Run) -> str:
     """What the hub reads: base model, library, tags; between two lines of dashes."""
-    adapted = (run.path / "adapter").is_dir()
+    adapted = (run.path / ADAPTER).is_dir()
     tags = ["debias", str(run.method.get("name") or "unknown"), *(["lora"] if _adapter(run) == "lora" else [])]
     values: dict[str, Any] = {"library_name": "peft" if adapted else "transformers", "tags": tags}
     base = run.config.get("model")
@@ -152,7 +152,7 @@ def _floors(row: Row) -> list[float | None]:
 
 
 def _use(run: Run) -> str:
-    if not (run.path / "adapter").is_dir():
+    if not (run.path / ADAPTER).is_dir():
         return ""
     base = str(run.config.get("model", "BASE"))
     data = run.config.get("data")

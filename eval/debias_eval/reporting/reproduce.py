@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from debias.runs.names import CONFIG
 from debias_eval.results.files import Result
 from debias_eval.results.runs import Method, Run, differing_settings, flatten
 from debias_eval.results.summary import judge_text
@@ -61,7 +62,7 @@ def _facts(methods: Sequence[Method]) -> dict[str, Any]:
 def commands(run: Run) -> list[str]:
     """The command lines that train a run and judge it again, in a shell's quotes."""
     path = shlex.quote(run.name)
-    config = shlex.quote(f"{run.name}/config.yaml")
+    config = shlex.quote(f"{run.name}/{CONFIG}")
     lines = [f"debias train {config}"] if run.config else []
     by_options: dict[str, list[str]] = {}
     for name, result in run.results.items():

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from debias.data import Example
 from debias.errors import InputError
+from debias.runs.names import EVAL
 from debias.runs.whole import write_or_say
 from debias_eval.scores.scoring import Judged
 
@@ -191,12 +192,12 @@ class Prediction(_Read):
 
 def result_path(run: Path, suite: str) -> Path:
     """Where a suite's result lies in a run's folder."""
-    return Path(run) / "eval" / f"{suite}.json"
+    return Path(run) / EVAL / f"{suite}.json"
 
 
 def predictions_path(run: Path, suite: str) -> Path:
     """Where the predictions behind a suite's result lie."""
-    return Path(run) / "eval" / f"{suite}.predictions.jsonl.gz"
+    return Path(run) / EVAL / f"{suite}.predictions.jsonl.gz"
 
 
 def write_results(run: Path, result: Mapping[str, Any], examples: Sequence[Example], judged: Judged) -> Path:
@@ -250,7 +251,7 @@ def read_result(path: Path) -> Result:
 
 def read_results(run: Path) -> dict[str, Result]:
     """Every results file of a run by suite name, sorted; empty if the run was never judged."""
-    return {path.stem: read_result(path) for path in sorted((Path(run) / "eval").glob("*.json"))}
+    return {path.stem: read_result(path) for path in sorted((Path(run) / EVAL).glob("*.json"))}
 
 
 def read_predictions(path: Path, result: Result | None = None) -> list[Prediction]:

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 from debias.config.reading import read_yaml
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.names import CONFIG, EVAL, METRICS, SUMMARY
 from debias_eval.results.chosen import oracle_choice
 from debias_eval.results.files import Result, read_results
 
 # What two seeds of one method may differ in.
 SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to")
 DATA_SEED_KEYS = ("data.train.seed", "data.planted_bias.seed", "data.planted_color.seed")
-PIECES = ("config.yaml", "run.json", "metrics.jsonl")
+PIECES = (CONFIG, SUMMARY, METRICS)
 SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
 OLD_NAMES = ("main_only", "main-only", "mainonly", "main only")  # of erm, in runs of older versions
 BASELINES = ("erm", "plain", *OLD_NAMES)
@@ -147,7 +148,7 @@ def _runs_below(path: Path, depth: int) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / file).is_file() for file in PIECES) or any((path / "eval").glob("*.json"))
+    return any((path / file).is_file() for file in PIECES) or any((path / EVAL).glob("*.json"))
 
 
 def read_run(path: Path, name: str | None = None) -> Run:
@@ -159,12 +160,12 @@ def read_run(path: Path, name: str | None = None) -> Run:
     results = read_results(path)
     present = [file for file in PIECES if (path / file).is_file()]
     if not present and not results:
-        raise InputError(f"{path}: not a run folder: it has no config.yaml, run.json, metrics.jsonl or eval/*.json")
-    config = read_yaml(path / "config.yaml") if "config.yaml" in present else {}
-    info = _read_info(path / "run.json") if "run.json" in present else {}
+        raise InputError(f"{path}: not a run folder: it has no {CONFIG}, {SUMMARY}, {METRICS} or {EVAL}/*.json")
+    config = read_yaml(path / CONFIG) if CONFIG in present else {}
+    info = _read_info(path / SUMMARY) if SUMMARY in present else {}
     if chosen := oracle_choice(path):
         info = {**info, "selection": chosen}
-    metrics, broken = _read_metrics(path / "metrics.jsonl") if "metrics.jsonl" in present else ((), 0)
+    metrics, broken = _read_metrics(path / METRICS) if METRICS in present else ((), 0)
     notes = tuple(_missing(present, results, info, broken))
     return Run(name or path.resolve().name, path, config, info, metrics, results, notes)
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from debias.errors import InputError
+from debias.runs.names import CONFIG, SUMMARY
 from debias.runs.records import append_record
 from debias_eval.results.chosen import RECORDS
 from debias_eval.results.runs import Run, flatten, group_runs, read_runs
@@ -218,7 +219,7 @@ def _candidates(folder: Path) -> dict[str, list[Configuration]]:
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of runs")
-    folders = sorted(path.parent for path in folder.rglob("config.yaml") if (path.parent / "run.json").is_file())
+    folders = sorted(path.parent for path in folder.rglob(CONFIG) if (path.parent / SUMMARY).is_file())
     runs = [run for run in read_runs(folders) if run.info.get("status") == "finished"] if folders else []
     if not runs:
         raise InputError(f"{folder}: holds no finished run")

@@ -17,10 +17,10 @@ from debias.bias.weights import gce_weight
 from debias.config.data import Strict
 from debias.engines import attach
 from debias.errors import InputError
-from debias.hub.packages import model_path
 from debias.methods import Edge
 from debias.models.load import load_model
 from debias.models.quantized import prepare_quantized
+from debias.models.source import resolve_model
 from debias.readouts import Answers, Classification, Said
 
 WAYS = ("plain", "published", "two_pass", "shared_forward", "single_pass")
@@ -112,14 +112,12 @@ def _row(pairs: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def _model_and_batch(setting: Setting) -> tuple[nn.Module, Any, dict[str, Tensor]]:
-    from transformers import AutoConfig
-
     torch.manual_seed(setting.seed)
-    config = AutoConfig.from_pretrained(model_path(setting.model), trust_remote_code=False)
-    classify = not any("CausalLM" in name for name in config.architectures or [])
+    source = resolve_model(setting.model)
+    classify = not any("CausalLM" in name for name in source.config.architectures or [])
     dtype = torch.bfloat16 if setting.bf16 else torch.float32
     model = load_model(
-        setting.model,
+        source,
         "classification" if classify else "causal_lm",
         ["a", "b", "c"],
         dtype=dtype,
@@ -133,7 +131,7 @@ def _model_and_batch(setting: Setting) -> tuple[nn.Module, Any, dict[str, Tensor
             nn.init.normal_(parameter, std=0.01)
     if next(model.parameters()).device.type != "cpu":
         raise InputError("bench step measures CPU time, and this model went to a GPU: set CUDA_VISIBLE_DEVICES=''")
-    ids_BT = torch.randint(5, config.vocab_size, (setting.batch, setting.length))
+    ids_BT = torch.randint(5, source.config.vocab_size, (setting.batch, setting.length))
     batch = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
     if classify:
         return model, Classification(), {**batch, "labels": torch.randint(0, 3, (setting.batch,))}

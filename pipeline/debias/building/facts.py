@@ -14,7 +14,7 @@ from debias.config.run import RunConfig
 from debias.data import Example
 from debias.errors import InputError
 from debias.losses import Loss
-from debias.runs.folder import BIAS
+from debias.runs.names import BIAS
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from debias.models.kernels import check_liger
 from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
 from debias.models.quantized import prepare_quantized
+from debias.models.source import ModelSource, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +33,16 @@ def check_length(config: RunConfig, model: Any) -> None:
         raise InputError(f"max_length is {config.max_length}, but {config.model!r} reads at most {limit} tokens")
 
 
-def build_model(config: RunConfig) -> Any:
-    """The base model with what is to be trained; seed before this, for heads and adapters are drawn here."""
+def build_model(config: RunConfig, source: ModelSource | None = None) -> Any:
+    """The base model with what is to be trained; seed before this, for heads and adapters are drawn here.
+
+    `source`: of `config.model`, where it has been resolved already.
+    """
     lora = config.adapter.type == "lora"
     check_trainable(config)
     if not lora:
         logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter.type)
-    model = base_model(config, config.model, training=True)
+    model = base_model(config, source or resolve_model(config.model), training=True)
     if config.packing:
         check_packing(model, config.per_device_train_batch_size, config.max_length)
     if config.use_liger_kernel:
@@ -89,17 +93,17 @@ def adapt(config: RunConfig, model: Any) -> Any:
     return adapted
 
 
-def base_model(config: RunConfig, name: str, *, training: bool = False) -> Any:
-    """The model called `name` as the run loads it, in training as in inference: its dtype, head and quantization."""
+def base_model(config: RunConfig, source: ModelSource, *, training: bool = False) -> Any:
+    """The model of a source as the run loads it, in training as in inference: its dtype, head and quantization."""
     bf16, asked = usable_bf16(config.bf16), config.attn_implementation
     dtype = base_dtype(config.model_copy(update={"bf16": bf16}))
     model = load_model(
-        name,
+        source,
         config.head,
         config.data.labels,
         dtype=dtype,
         load_in_4bit=config.load_in_4bit,
-        attn_implementation=choose_attention(asked, name, config.head, dtype, bf16=bf16, training=training),
+        attn_implementation=choose_attention(asked, source, config.head, dtype, bf16=bf16, training=training),
         seed=config.seed,
     )
     if config.deepspeed is not None:

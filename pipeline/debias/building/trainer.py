@@ -17,8 +17,8 @@ from debias.errors import InputError
 from debias.ranks.failures import record
 from debias.ranks.hangs import hang_watch
 from debias.ranks.stopping import StopRequest
-from debias.runs.folder import METRICS
 from debias.runs.metrics import MetricsFile, PlainProgress
+from debias.runs.names import METRICS
 from debias.runs.selection import validation_figures
 
 logger = logging.getLogger(__name__)

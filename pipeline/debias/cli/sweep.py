@@ -121,8 +121,9 @@ def _todo(runs: Sequence[Any], judge: Judge) -> Any:
 
 def _show(folders: Sequence[Path]) -> None:
     """The table of what has been judged, whatever may have failed."""
+    from debias.runs.names import EVAL
     from debias_eval.reporting.tables import terminal_table
 
-    judged = [folder for folder in folders if any((folder / "eval").glob("*.json"))]
+    judged = [folder for folder in folders if any((folder / EVAL).glob("*.json"))]
     if judged:
         print_table(terminal_table(judged))

@@ -62,7 +62,7 @@ def load_with_columns(
     """
     where, rows, classes = _open(source, data, base)
     rows = through(rows)
-    reader = _Reader(where, source.split, data, classes, bias_column)
+    reader = _Reader(where, source.split, data, classes, bias_column, pictures=data.pictures)
     read = [(reader.example(number, row), reader.columns(number, row, columns)) for number, row in rows]
     gold = [(example, extra) for example, extra in read if example is not None]
     if len(gold) < len(read):
@@ -145,6 +145,7 @@ class _Reader:
     data: DataConfig
     classes: Sequence[str] | None
     bias_column: str | None
+    pictures: bool  # not asked of `data` for each row, which reads a name
 
     def example(self, number: int, row: Mapping[str, Any]) -> Example | None:
         """The row as an example; None if it has no gold label."""
@@ -161,7 +162,7 @@ class _Reader:
             label=label,
             group=None if group is None else str(group),
             bias_weight=weight,
-            image=row["image"] if data.pictures else None,
+            image=row["image"] if self.pictures else None,
         )
 
     def columns(self, number: int, row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

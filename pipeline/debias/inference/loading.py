@@ -16,15 +16,14 @@ from debias.config.run import RunConfig
 from debias.engines.zero import inference as zero_inference
 from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
-from debias.hub.packages import model_path
-from debias.hub.remote_code import trusted
 from debias.inference.answers import Scoring
 from debias.inference.batches import LONGEST_WAIT, join
 from debias.inference.predictor import Predictor
 from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
+from debias.models.source import ModelSource, resolve_model
 from debias.ranks.world import world_size
-from debias.runs.folder import ADAPTER, CONFIG, MODEL
+from debias.runs.names import ADAPTER, CONFIG, MODEL, trained
 
 
 def load_run(
@@ -39,46 +38,47 @@ def load_run(
     if not (run / CONFIG).exists():
         raise InputError(f"{run}: holds no {CONFIG}; give the folder of a run")
     config = config or load_config(run / CONFIG)
-    trained = [run / name for name in (ADAPTER, MODEL) if (run / name).is_dir()]
-    if not trained:
+    saved = trained(run)
+    if saved is None:
         raise InputError(f"{run}: holds no {ADAPTER}/ or {MODEL}/; the run has not finished")
     if deepspeed is None and world_size() > 1 and _stage(config.deepspeed) == 3:
         deepspeed = config.deepspeed
-    whole = trained[0].name == MODEL
+    whole = saved.name == MODEL
+    source = resolve_model(saved.as_posix() if whole else config.model)
     if whole:
-        check_order(trained[0].as_posix(), config.data.labels, config.head)
-    source = str(trained[0]) if whole else config.model
-    return load(config, source, None if whole else str(trained[0]), scoring or Scoring(), deepspeed)
+        check_order(source, config.data.labels, config.head)
+    return load(config, source, None if whole else str(saved), scoring or Scoring(), deepspeed)
 
 
 def load(
     config: RunConfig,
-    source: str,
+    model: str | ModelSource,
     adapter: str | None,
     scoring: Scoring,
     deepspeed: str | None = None,
     *,
     shorten: bool = False,
 ) -> Predictor:
-    """The predictor of the model `source`, with or without an adapter, loaded as `config` says.
+    """The predictor of a model, with or without an adapter, loaded as `config` says.
 
     `shorten`: a `max_length` above what the model reads becomes that, and is no error.
     """
+    source = resolve_model(model)
     if deepspeed is not None:
         return _load_sharded(config, source, adapter, scoring, deepspeed, shorten)
     join()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     float32 = device == "cpu" and config.bf16 and not has_bf16()
-    model = _assembled(config, source, adapter, float32=float32)
+    whole = _assembled(config, source, adapter, float32=float32)
     if float32:
         config = config.model_copy(update={"bf16": False})
     if not config.load_in_4bit:
-        model = model.to(device)
-    return _predictor(config, model, scoring, shorten)
+        whole = whole.to(device)
+    return _predictor(config, source, whole, scoring, shorten)
 
 
 def _load_sharded(
-    config: RunConfig, source: str, adapter: str | None, scoring: Scoring, name: str, shorten: bool
+    config: RunConfig, source: ModelSource, adapter: str | None, scoring: Scoring, name: str, shorten: bool
 ) -> Predictor:
     try:
         zero_launch.open_group(timeout=LONGEST_WAIT)
@@ -88,26 +88,29 @@ def _load_sharded(
     settings = zero_inference.settings(_zero_block(name), bf16=config.bf16)
     with zero_inference.loading(settings):
         model = _assembled(config, source, adapter)
-    return _predictor(config, zero_inference.shard(model, settings), scoring, shorten, sharded=True)
+    return _predictor(config, source, zero_inference.shard(model, settings), scoring, shorten, sharded=True)
 
 
-def _predictor(config: RunConfig, model: Any, scoring: Scoring, shorten: bool, *, sharded: bool = False) -> Predictor:
+def _predictor(
+    config: RunConfig, source: ModelSource, model: Any, scoring: Scoring, shorten: bool, *, sharded: bool = False
+) -> Predictor:
     limit = longest_input(model)
     if shorten and limit is not None:
         config = config.model_copy(update={"max_length": min(limit, config.max_length)})
     check_length(config, model)
-    task = build_task(config, load_tokenizer(config.model, config.head))
+    words = source if source.name == config.model else config.model  # a model trained whole has its base's
+    task = build_task(config, load_tokenizer(words, config.head))
     return Predictor(model, task, config, scoring, sharded=sharded)
 
 
-def _assembled(config: RunConfig, source: str, adapter: str | None, *, float32: bool = False) -> Any:
+def _assembled(config: RunConfig, source: ModelSource, adapter: str | None, *, float32: bool = False) -> Any:
     base = base_model(config, source)
     if float32:
         base = _in_float32(base)
     if adapter is None:
         if config.head != "causal_lm" and base.fresh_modules:
             raise InputError(
-                f"model: {source!r} has no trained {', '.join(base.fresh_modules)}; give an adapter that has"
+                f"model: {source.name!r} has no trained {', '.join(base.fresh_modules)}; give an adapter that has"
             )
         return base
     if config.deepspeed is None:
@@ -144,25 +147,26 @@ def _zero_block(name: str) -> dict[str, Any]:
     return block if isinstance(block, dict) else {}
 
 
-def check_order(model: str, labels: Sequence[str], head: str) -> None:
+def check_order(model: ModelSource, labels: Sequence[str], head: str) -> None:
     """InputError if a saved classifier names its outputs otherwise, or in another order, than `labels`."""
     if head == "image_classification":
         import debias.models.vision  # noqa: F401 (makes its own kind of model known to AutoConfig)
     own = own_labels(model) if head != "causal_lm" else None
     if own is not None and own != tuple(labels):
-        raise InputError(f"{model}: its config.json has the labels {list(own)}, the run's config.yaml {list(labels)}")
+        raise InputError(
+            f"{model.name}: its config.json has the labels {list(own)}, the run's config.yaml {list(labels)}"
+        )
 
 
-def own_labels(model: str) -> tuple[str, ...] | None:
+def own_labels(model: str | ModelSource) -> tuple[str, ...] | None:
     """A classifier's names of its outputs in order; None where they are LABEL_0 and so on, which names nothing."""
     names = getattr(hub_config(model), "id2label", None) or {}
     ordered = tuple(str(names[index]) for index in sorted(names))
     return None if all(name.startswith("LABEL_") for name in ordered) else ordered
 
 
-def hub_config(model: str) -> Any:
-    """The configuration of a model by name; InputError where there is none."""
-    from transformers import AutoConfig
-
-    with readable_errors(model):
-        return AutoConfig.from_pretrained(model_path(model), trust_remote_code=trusted(model))
+def hub_config(model: str | ModelSource) -> Any:
+    """The configuration of a model; InputError where there is none."""
+    source = resolve_model(model)
+    with readable_errors(source.name):
+        return source.config

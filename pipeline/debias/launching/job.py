@@ -14,6 +14,7 @@ from debias.config import deepspeed_file as zero_config
 from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.names import CONFIG
 
 # What Slurm and Kubernetes take as a word; anything else could end a directive and begin another.
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@=+/-]*")
@@ -63,7 +64,7 @@ class Job:
         """The file names and settings of the runs; each goes on from its last checkpoint if it has one."""
         common = {"resume": self.config.resume or "auto", "sigterm_grace_seconds": float(self.grace_seconds)}
         if not self.seeds:
-            return {"config.yaml": self.config.model_copy(update={**common, "output_dir": self.output_dir})}
+            return {CONFIG: self.config.model_copy(update={**common, "output_dir": self.output_dir})}
         return {
             f"seed{seed}.yaml": self.config.model_copy(
                 update={**common, "seed": seed, "output_dir": f"{self.output_dir}/seed{seed}"}

@@ -19,7 +19,8 @@ from debias.merging import EDITS, Edit
 from debias.merging.changes import Adapter, read_adapter, write_adapter
 from debias.merging.edits import LowRank
 from debias.merging.folders import check_place, find_adapter, run_around
-from debias.runs.folder import ORIGIN, settings_beside
+from debias.runs.folder import settings_beside
+from debias.runs.names import ORIGIN
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)

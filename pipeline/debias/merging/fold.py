@@ -14,11 +14,11 @@ from debias.adapters.loading import adapter_change, attach_adapter, check_base
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.hub.remote_code import trusted
 from debias.merging.folders import check_out, find_adapter
 from debias.merging.scale import check_factor, scale_layers
 from debias.models.load import load_model, load_tokenizer
-from debias.runs.folder import CONFIG, MODEL
+from debias.models.source import ModelSource, resolve_model
+from debias.runs.names import CONFIG, MODEL
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)
@@ -87,16 +87,19 @@ def merge_run(
     check_factor("scale", scale)
     if config.load_in_4bit:
         logger.info("the run's base was in 4 bits; the adapter is merged into the %s weights it was made from", name)
-    own = (source / "tokenizer_config.json").is_file() and not trusted(config.model)  # a copy's code is not named
-    words = load_tokenizer(str(source) if own else config.model, config.head)
-    folding = _fold(config, source, words, name, scale)
+    base = resolve_model(config.model)
+    own = (source / "tokenizer_config.json").is_file() and not base.trusted  # a copy's code is not named
+    words = load_tokenizer(str(source) if own else base, config.head)
+    folding = _fold(config, base, source, words, name, scale)
     told = {"run": run, "adapter": source, "base": config.model, "dtype": name, "scale": scale}
 
     def save(part: Path) -> None:
         folding.dense.save_pretrained(part)
         words.save_pretrained(part)
         folding.dense = None  # one model in memory at a time
-        figures = compare(logits(reload(part, config, name), folding.ids), folding.wanted, name, sparse=folding.sparse)
+        figures = compare(
+            logits(reload(part, config, base, name), folding.ids), folding.wanted, name, sparse=folding.sparse
+        )
         merged = _record(out, {**told, "effect": folding.effect, **figures})
         (part / RECORD).write_text(json.dumps(dataclasses.asdict(merged), indent=2) + "\n", encoding="utf-8")
 
@@ -119,8 +122,8 @@ class _Folding:
     sparse: bool
 
 
-def _fold(config: RunConfig, source: Path, tokenizer: Any, dtype: str, scale: float) -> _Folding:
-    base = load_model(config.model, config.head, config.data.labels, dtype=DTYPES[dtype], seed=config.seed)
+def _fold(config: RunConfig, named: ModelSource, source: Path, tokenizer: Any, dtype: str, scale: float) -> _Folding:
+    base = load_model(named, config.head, config.data.labels, dtype=DTYPES[dtype], seed=config.seed)
     model = attach_adapter(base, str(source), base.fresh_modules).eval()
     _check_folds(model, source)
     scale_layers(model, scale, source)
@@ -182,13 +185,15 @@ def logits(model: Any, ids: Tensor) -> Tensor:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
 
 
-def reload(folder: Path, config: RunConfig, dtype: str) -> Any:
-    """The dense model as anybody loads it: by `from_pretrained` of an auto class, nothing missing."""
+def reload(folder: Path, config: RunConfig, source: ModelSource, dtype: str) -> Any:
+    """The dense model as anybody loads it, by `from_pretrained`, with nothing missing; `source`: of its base."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForCausalLM if config.head == "causal_lm" else AutoModelForSequenceClassification
-    trust = trusted(config.model)  # whose code was copied into the folder
-    model, found = kind.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=trust)
+    # The base's code was copied into the folder.
+    model, found = kind.from_pretrained(
+        folder, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=source.trusted
+    )
     if found["missing_keys"]:
         raise InputError(
             f"merged model: written without {', '.join(sorted(found['missing_keys'])[:3])}; nothing is published"

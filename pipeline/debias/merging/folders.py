@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from debias.errors import InputError
-from debias.runs.folder import ADAPTER, CONFIG, METRICS, SUMMARY
+from debias.runs.names import ADAPTER, CONFIG, METRICS, SUMMARY
 
 
 def find_adapter(run: Path, name: str | None) -> Path:

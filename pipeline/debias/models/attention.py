@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from debias.errors import InputError
-from debias.hub.packages import model_path
-from debias.hub.remote_code import trusted
+from debias.models.source import ModelSource, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +23,15 @@ LEAK_TOLERANCE, LEAK_TOLERANCE_HALF = 1e-3, 5e-2  # of the largest logit; a samp
 
 
 def choose_attention(
-    requested: str, name: str, head: str, dtype: torch.dtype, *, bf16: bool = False, training: bool = True
+    requested: str,
+    model: str | ModelSource,
+    head: str,
+    dtype: torch.dtype,
+    *,
+    bf16: bool = False,
+    training: bool = True,
 ) -> str | None:
-    """What to load the model called `name` with; None: sdpa where its architecture has it, else eager.
+    """What to load the model with; None: sdpa where its architecture has it, else eager.
 
     `auto` is flash attention for training in half precision on a GPU that has it, else None: scoring sums over trees of
     tokens, whose masks flash attention cannot take. Raises InputError for flash attention that is asked for by name and
@@ -40,7 +45,7 @@ def choose_attention(
         return requested
     if not training or head == "image_classification":
         return None
-    reason = _no_flash(dtype) or _class_without_flash(name, head)
+    reason = _no_flash(dtype) or _class_without_flash(model, head)
     logger.info("attn_implementation: auto takes %s", f"no flash attention: {reason}" if reason else FLASH)
     return None if reason else FLASH
 
@@ -73,12 +78,12 @@ def _no_flash(dtype: torch.dtype, package: bool = True) -> str | None:
     return None
 
 
-def _class_without_flash(name: str, head: str) -> str | None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+def _class_without_flash(model: str | ModelSource, head: str) -> str | None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.models.auto.auto_factory import _get_model_class
 
     try:
-        config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=trusted(name))
+        config = resolve_model(model).config
         auto = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
         kind = _get_model_class(config, auto._model_mapping)
     except (OSError, ValueError, KeyError):

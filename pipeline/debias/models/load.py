@@ -1,5 +1,6 @@
 """A base model and its tokenizer, from a hub id, a local folder or a package; quantized to 4 bit where asked."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -8,10 +9,9 @@ import torch
 from torch import nn
 
 from debias.errors import InputError
-from debias.hub.packages import model_path
-from debias.hub.remote_code import trusted
 from debias.models.load_errors import readable_errors
 from debias.models.quantized import close_cpu_trap, four_bit
+from debias.models.source import ModelSource, resolve_model
 
 logger = logging.getLogger(__name__)
 Head = Literal["classification", "causal_lm", "image_classification"]
@@ -29,21 +29,23 @@ TEXT_PARTS: dict[str, dict[str, str]] = {
 LABEL_KEYS = frozenset({"id2label", "label2id"})
 
 
-def load_tokenizer(name: str, head: Head) -> Any:
+def load_tokenizer(model: str | ModelSource, head: Head) -> Any:
     """The model's tokenizer; causal models are padded on the left, with the end token where there is no pad token.
 
     For image classifiers their image processor, which has its place. InputError for a model that comes without one.
     """
-
-    with readable_errors(name):
+    source = resolve_model(model)
+    with readable_errors(source.name):
         if head == "image_classification":
             from debias.models.vision import load_image_processor
 
-            return load_image_processor(name)
-        tokenizer = _tokenizer(name)
+            return load_image_processor(source)
+        tokenizer = _tokenizer(source)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise InputError(f"model: {name!r} has a tokenizer with neither a pad nor an end token; nothing can pad")
+            raise InputError(
+                f"model: {source.name!r} has a tokenizer with neither a pad nor an end token; nothing can pad"
+            )
         # Padding is told apart by the attention mask, never by the id.
         tokenizer.pad_token = tokenizer.eos_token
     if head == "causal_lm":
@@ -51,13 +53,13 @@ def load_tokenizer(name: str, head: Head) -> Any:
     return tokenizer
 
 
-def _tokenizer(name: str) -> Any:
+def _tokenizer(source: ModelSource) -> Any:
     """As transformers reads it, which makes an empty one of a folder that has none: all text would be [UNK]."""
     from transformers import AutoTokenizer
 
-    none = InputError(f"model: {name!r} has no tokenizer (tokenizer.json)")
+    none = InputError(f"model: {source.name!r} has no tokenizer (tokenizer.json)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name), trust_remote_code=trusted(name))
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.trusted)
     except ValueError as error:
         if "instantiate the backend tokenizer" in str(error):
             raise none from None
@@ -69,7 +71,7 @@ def _tokenizer(name: str) -> Any:
 
 
 def load_model(
-    name: str,
+    model: str | ModelSource,
     head: Head,
     labels: Sequence[str],
     *,
@@ -84,6 +86,7 @@ def load_model(
     result names what the checkpoint lacks and was drawn at random. Raises InputError when the model cannot be found,
     lacks weights other than a head's, or the head itself, or bitsandbytes is asked for and missing.
     """
+    source = resolve_model(model)
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -92,43 +95,43 @@ def load_model(
     if head != "causal_lm":
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {label: index for index, label in enumerate(labels)}
-    with readable_errors(name):
+    with readable_errors(source.name):
         if head == "image_classification":
             from debias.models.vision import load_image_model
 
-            model, missing = load_image_model(name, labels, options, seed)
+            loaded, missing = load_image_model(source, labels, options, seed)
         else:
-            model, missing = _load_text_model(name, head, options)
-    parameters = dict(model.named_parameters())
+            loaded, missing = _load_text_model(source, head, options)
+    parameters = dict(loaded.named_parameters())
     missing = [key for key in missing if key in parameters]
-    _check_backbone(name, model, missing)
-    model.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})
+    _check_backbone(source.name, loaded, missing)
+    loaded.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})
     if head == "causal_lm":
-        _check_causal(name, model)
-    if head != "image_classification" and model.config.pad_token_id is None:
-        model.config.pad_token_id = load_tokenizer(name, head).pad_token_id
+        _check_causal(source.name, loaded)
+    if head != "image_classification" and loaded.config.pad_token_id is None:
+        loaded.config.pad_token_id = load_tokenizer(source, head).pad_token_id
     if load_in_4bit:
-        close_cpu_trap(model)
-    return model
+        close_cpu_trap(loaded)
+    return loaded
 
 
-def _load_text_model(name: str, head: Head, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _load_text_model(source: ModelSource, head: Head, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The model of a checkpoint, of one that also sees its text part alone; and the keys that it lacks."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    path = model_path(name)
-    trust = trusted(name)
-    config, given = AutoConfig.from_pretrained(path, trust_remote_code=trust), dict(options)
+    config, given = source.config, dict(options)
     if config.model_type in TEXT_PARTS:
-        logger.info("model: the text part of %s (%s)", name, config.model_type)
-        given["key_mapping"], config = TEXT_PARTS[config.model_type], config.get_text_config()
+        logger.info("model: the text part of %s (%s)", source.name, config.model_type)
+        given["key_mapping"], config = TEXT_PARTS[config.model_type], copy.deepcopy(config.get_text_config())
         for key in LABEL_KEYS & given.keys():  # of a configuration that is given, arguments change nothing
             setattr(config, key, given.pop(key))
         given["config"] = config
     if head == "classification":
-        _check_has_classifier(name, config)
+        _check_has_classifier(source.name, config)
     kind = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
-    model, found = kind.from_pretrained(path, output_loading_info=True, trust_remote_code=trust, **given)
+    model, found = kind.from_pretrained(
+        source.path, output_loading_info=True, trust_remote_code=source.trusted, **given
+    )
     return model, list(found["missing_keys"])
 
 

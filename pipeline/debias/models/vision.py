@@ -18,8 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from debias.errors import InputError
-from debias.hub.packages import model_path
-from debias.hub.remote_code import trusted
+from debias.models.source import ModelSource
 
 PREFIX = "vision:"
 SIDE = 28  # of MNIST; other pictures are resized to it
@@ -68,33 +67,35 @@ AutoConfig.register(MlpConfig.model_type, MlpConfig)
 AutoModelForImageClassification.register(MlpConfig, MlpForImageClassification)
 
 
-def load_image_processor(name: str) -> Any:
+def load_image_processor(source: ModelSource) -> Any:
     """The model's own image processor; for `vision:` models one that only scales bytes to 0 .. 1."""
     try:
-        if name.startswith(PREFIX):
+        if source.name.startswith(PREFIX):
             from transformers import ViTImageProcessor
 
             return ViTImageProcessor(size={"height": SIDE, "width": SIDE}, do_normalize=False)
         from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(model_path(name), trust_remote_code=trusted(name))
+        return AutoImageProcessor.from_pretrained(source.path, trust_remote_code=source.trusted)
     except ImportError:
         raise InputError("head: image_classification needs Pillow; pip install 'debias[vision]'") from None
 
 
-def load_image_model(name: str, labels: Sequence[str], options: dict[str, Any], seed: int) -> tuple[Any, list[str]]:
+def load_image_model(
+    source: ModelSource, labels: Sequence[str], options: dict[str, Any], seed: int
+) -> tuple[Any, list[str]]:
     """An image classifier with a head for `labels`, and the names of the parameters that were drawn at random.
 
     A head of another size is replaced. A `vision:` model is drawn from `seed` alone, so that an adapter trained on it
     finds the same weights again; of these only its head is named, as what must train whole and be saved.
     """
-    if name.startswith(PREFIX):
-        return _drawn(name, labels, options, seed), ["classifier.weight", "classifier.bias"]
+    if source.name.startswith(PREFIX):
+        return _drawn(source.name, labels, options, seed), ["classifier.weight", "classifier.bias"]
     model, found = AutoModelForImageClassification.from_pretrained(
-        model_path(name),
+        source.path,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        trust_remote_code=trusted(name),
+        trust_remote_code=source.trusted,
         **options,
     )
     return model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]

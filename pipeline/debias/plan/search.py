@@ -5,11 +5,13 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-LARGEST = 4096  # micro-batches above are not looked for
+LARGEST_MICRO_BATCH = 4096  # micro-batches above are not looked for
 
 
 def largest_that_fits(total: Callable[[int], int], limit: int, first: int = 2) -> int:
-    """The largest micro-batch up to LARGEST whose total is within the limit, 0 if none; `total` grows with it.
+    """The largest micro-batch, up to LARGEST_MICRO_BATCH, whose total is within the limit; 0 if none.
+
+    `total` grows with the micro-batch.
 
     Looks are dear (each takes a step on tensors without memory). Memory is linear in the micro-batch, with a square
     where there is a mask over packed rows, so the curve through what is known says where to look next. `first`: another
@@ -18,7 +20,7 @@ def largest_that_fits(total: Callable[[int], int], limit: int, first: int = 2) -
     known = {1: total(1)}
     if known[1] > limit:
         return 0
-    low, high = 1, LARGEST + 1  # low fits, high does not or is out of range
+    low, high = 1, LARGEST_MICRO_BATCH + 1  # low fits, high does not or is out of range
     guess = max(2, first)
     while high - low > 1:
         width = high - low

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from debias.errors import InputError
-from debias.hub.packages import model_path
-from debias.hub.remote_code import trusted
 from debias.models.load_errors import reason
+from debias.models.source import resolve_model
 
 FOLDER = Path(__file__).parents[1] / "shapes"
 
@@ -31,7 +30,7 @@ def find_config(name: str) -> Any:
     if (path := _of_shape(name)) is not None:
         return AutoConfig.for_model(**json.loads(path.read_text(encoding="utf-8")))
     try:
-        found = AutoConfig.from_pretrained(model_path(name), trust_remote_code=trusted(name))
+        found = resolve_model(name).config
     except InputError:
         raise
     except Exception as error:  # of a damaged file too

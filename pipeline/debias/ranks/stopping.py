@@ -7,9 +7,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from debias.errors import EXIT_REQUEUE
 
-EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h, "try again later": as `debias.errors.Interrupted`
+logger = logging.getLogger(__name__)
 
 
 class StopRequest:

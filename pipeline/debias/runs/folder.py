@@ -1,65 +1,118 @@
-"""A run's folder: whose it is, what is in it, and saving so that a folder is there whole or not at all."""
+"""A run's folder, asked once: `look` finds whose it is and all that is wrong with it, `Folder.open` writes."""
 
-import json
+import logging
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.ranks.world import world_size
+from debias.runs.names import (
+    ADAPTER,
+    BIAS,
+    CHECKPOINT,
+    CONFIG,
+    EVAL,
+    METRICS,
+    MODEL,
+    ORIGIN,
+    SUMMARY,
+    last_checkpoint,
+    step_of,
+    trained,
+)
+from debias.runs.resume import check_same, planned_steps
+from debias.runs.selection import check_selection
+from debias.runs.summary import read_summary
 from debias.runs.whole import check_tensors, save_whole, write_whole
 
-ADAPTER, MODEL, CONFIG, METRICS, SUMMARY = "adapter", "model", "config.yaml", "metrics.jsonl", "run.json"
-BIAS = "bias"  # what a bias model said of the training examples
-ORIGIN = "origin.yaml"  # beside an adapter that was made from a run's: the settings of that run
-# Settings that may differ between a run and its continuation.
-MAY_CHANGE = frozenset(
-    {"resume", "overwrite_output_dir", "output_dir", "max_steps", "num_train_epochs", "sigterm_grace_seconds"}
-)
-# What may change with the number of ranks, as long as a step sees as many samples.
-BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+logger = logging.getLogger(__name__)
 
 
-def check_run(config: RunConfig) -> None:
-    """InputError when the output folder holds another run, or, to be resumed, none or one with other settings."""
-    folder = Path(config.output_dir)
-    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+@dataclass(frozen=True)
+class Folder:
+    """A run's folder as `look` found it.
+
+    `config`: the settings, with `resume: auto` as yes or no. `held`: whether a run was begun here. `checkpoint`: the
+    newest whole one that the run goes on from. `ended`: the steps of the run that finished here and is to be gone on
+    with, else 0.
+    """
+
+    path: Path
+    config: RunConfig
+    held: bool
+    checkpoint: Path | None = None
+    ended: int = 0
+
+    def is_finished(self, examples: int, world: int) -> bool:
+        """Whether the run has come to the end of its plan, for so many examples on `world` ranks.
+
+        InputError where it is beyond that already, or where no checkpoint could be selected at the end.
+        """
+        planned = planned_steps(self.config, examples, world)
+        at = max(step_of(self.checkpoint) if self.checkpoint else 0, self.ended)
+        if at > planned:
+            raise InputError(
+                f"resume: {self.path} is at step {at} already, and max_steps or num_train_epochs plan {planned}"
+            )
+        if self.ended == planned and trained(self.path) is not None:
+            logger.info("resume: %s was finished at step %d and is left as it is", self.path, planned)
+            return True
+        check_selection(self.config, planned, self.checkpoint)
+        return False
+
+    def open(self) -> None:
+        """Make the folder, emptied of the run that it may replace, and write `config.yaml`."""
+        if not self.held and holds_run(self.path):  # another run was begun here since
+            raise _another(self.path)
+        if self.held and not self.config.resume:
+            _clear(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / CONFIG, dump_config(self.config))
+        except OSError as error:
+            raise InputError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
+        if self.config.resume and self.checkpoint is None:
+            logger.warning("resume: %s holds no checkpoint yet; training starts at step 0", self.path)
+
+
+def look(config: RunConfig) -> Folder:
+    """The output folder as it is now; nothing is written. Every rank must look before the first one opens the folder.
+
+    InputError when it holds another run, or, to be resumed, none or one with other settings; when it is a file, or may
+    not be written to; when it holds what this run reads and would delete.
+    """
+    path = Path(config.output_dir)
+    _check_place(path)
+    held = holds_run(path)
+    if config.resume == "auto":
+        config = config.model_copy(update={"resume": held})
+    if config.resume:
+        check_same(config, path)
+        summary = read_summary(path)
+        ended = int(summary["steps"]) if summary.get("status") == "finished" else 0
+        return Folder(path, config, held, last_checkpoint(path), ended)
+    if held and not config.overwrite_output_dir:
+        raise _another(path)
+    if held:
+        _check_kept(config, path)
+    elif path.exists() and any(path.iterdir()):
+        raise InputError(f"output_dir: {path} is not empty and holds no run; choose another folder")
+    return Folder(path, config, held)
+
+
+def _check_place(path: Path) -> None:
+    above = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not above.is_dir():
         raise InputError(f"output_dir: {above} is a file, expected a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"output_dir: {above} may not be written to")
-    held = _holds_run(folder)
-    if config.resume:
-        _check_same(config, folder)
-    elif held and config.overwrite_output_dir:
-        _check_kept(config, folder)
-    elif held:
-        raise InputError(
-            f"output_dir: {folder} holds another run ({_state_of(folder)}); choose another, or give resume=true to go"
-            " on with it, or overwrite_output_dir=true to start anew"
-        )
-    elif folder.exists() and not held and any(folder.iterdir()):
-        raise InputError(f"output_dir: {folder} is not empty and holds no run; choose another folder")
 
 
-def open_run(config: RunConfig) -> Path:
-    """Check and make the output folder, emptied of the run it may replace, and write `config.yaml`."""
-    check_run(config)
-    folder = Path(config.output_dir)
-    if _holds_run(folder) and not config.resume:
-        _clear(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / CONFIG, dump_config(config))
-    except OSError as error:
-        raise InputError(f"output_dir: {folder} cannot be written: {error.strerror}") from None
-    return folder
-
-
-def _holds_run(folder: Path) -> bool:
+def holds_run(folder: Path) -> bool:
     """Whether a run was begun here. A `config.yaml` alone is one if it is ours: other projects have such files too."""
     if (folder / SUMMARY).exists() or not (folder / CONFIG).exists():
         return (folder / SUMMARY).exists()
@@ -70,13 +123,16 @@ def _holds_run(folder: Path) -> bool:
     return True
 
 
-def _state_of(folder: Path) -> str:
+def _another(folder: Path) -> InputError:
     try:
-        held = _summary(folder)
+        held = read_summary(folder)
     except InputError:
         held = {}
     at = f" at step {held['steps']}" if "steps" in held else ""
-    return f"{held.get('status', 'begun')}{at}"
+    return InputError(
+        f"output_dir: {folder} holds another run ({held.get('status', 'begun')}{at}); choose another, or give"
+        " resume=true to go on with it, or overwrite_output_dir=true to start anew"
+    )
 
 
 def _check_kept(config: RunConfig, folder: Path) -> None:
@@ -94,10 +150,11 @@ def settings_beside(adapter: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, None where there is none."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def _clear(folder: Path) -> None:
+    for name in (CONFIG, METRICS, SUMMARY):
+        (folder / name).unlink(missing_ok=True)
+    for path in [*(folder / name for name in (ADAPTER, MODEL, BIAS, EVAL)), *folder.glob(f"{CHECKPOINT}*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] | None = None) -> Path:
@@ -115,46 +172,3 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any]
 
     save_whole(target, save)
     return target
-
-
-def _check_same(config: RunConfig, folder: Path) -> None:
-    if not (folder / CONFIG).exists():
-        raise InputError(f"resume: {folder} holds no run to resume")
-    before, now = load_config(folder / CONFIG).model_dump(), config.model_dump()
-    for key, value in now.items():
-        if key in MAY_CHANGE or key in BATCH or before[key] == value:
-            continue
-        if key == "deepspeed" and None not in (value, before[key]):
-            continue  # its state is saved whole: any stage can go on with it
-        raise InputError(f"resume: {key} is {value!r}, the run in {folder} was started with {before[key]!r}")
-    _check_same_batch(before, now, folder)
-
-
-def _check_same_batch(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """The data position counts steps: a step must see as many samples as it did, on however many ranks."""
-    world = world_size()
-    held = _summary(folder)
-    sizes = [settings[BATCH[0]] * settings[BATCH[1]] for settings in (before, now)]
-    was, will = sizes[0] * int(held.get("machine", {}).get("world_size", world)), sizes[1] * world
-    if was != will:
-        raise InputError(
-            f"resume: {now[BATCH[0]]} samples x {now[BATCH[1]]} micro-batches x {world} ranks are {will} samples a"
-            f" step, the run in {folder} was started with {was}"
-        )
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """What run.json holds; nothing where it is not there."""
-    path = folder / SUMMARY
-    try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        raise InputError(f"{path}: is not valid JSON; start anew with overwrite_output_dir=true") from None
-    return held
-
-
-def _clear(folder: Path) -> None:
-    for name in (CONFIG, METRICS, SUMMARY):
-        (folder / name).unlink(missing_ok=True)
-    for path in [folder / ADAPTER, folder / MODEL, folder / BIAS, folder / "eval", *folder.glob("checkpoint-*")]:
-        shutil.rmtree(path, ignore_errors=True)

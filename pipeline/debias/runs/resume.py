@@ -1,18 +1,49 @@
-"""Whether a run goes on, from where, and how far it has to go."""
+"""What a run and its continuation must have in common, and how far it has to go."""
 
 import math
 from pathlib import Path
+from typing import Any
 
+from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.runs.folder import ADAPTER, MODEL, _holds_run, _summary, last_checkpoint
+from debias.ranks.world import world_size
+from debias.runs.names import CONFIG
+from debias.runs.summary import read_summary
+
+# Settings that may differ between a run and its continuation.
+MAY_CHANGE = frozenset(
+    {"resume", "overwrite_output_dir", "output_dir", "max_steps", "num_train_epochs", "sigterm_grace_seconds"}
+)
+# What may change with the number of ranks, as long as a step sees as many samples.
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-def decide_resume(config: RunConfig) -> RunConfig:
-    """`resume: auto` as yes or no. Every rank must ask before the first one can have opened the run."""
-    if config.resume != "auto":
-        return config
-    return config.model_copy(update={"resume": _holds_run(Path(config.output_dir))})
+def check_same(config: RunConfig, folder: Path) -> None:
+    """InputError unless the folder holds a run that was begun with these settings."""
+    if not (folder / CONFIG).exists():
+        raise InputError(f"resume: {folder} holds no run to resume")
+    before, now = load_config(folder / CONFIG).model_dump(), config.model_dump()
+    for key, value in now.items():
+        if key in MAY_CHANGE or key in BATCH or before[key] == value:
+            continue
+        if key == "deepspeed" and None not in (value, before[key]):
+            continue  # its state is saved whole: any stage can go on with it
+        raise InputError(f"resume: {key} is {value!r}, the run in {folder} was started with {before[key]!r}")
+    _check_same_batch(before, now, folder)
+
+
+def _check_same_batch(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """The data position counts steps: a step must see as many samples as it did, on however many ranks."""
+    world = world_size()
+    held = read_summary(folder)
+    sizes = [settings[BATCH[0]] * settings[BATCH[1]] for settings in (before, now)]
+    was, will = sizes[0] * int(held.get("machine", {}).get("world_size", world)), sizes[1] * world
+    if was != will:
+        raise InputError(
+            f"resume: {now[BATCH[0]]} samples x {now[BATCH[1]]} micro-batches x {world} ranks are {will} samples a"
+            f" step, the run in {folder} was started with {was}"
+        )
 
 
 def planned_steps(config: RunConfig, examples: int, world: int) -> int:
@@ -21,18 +52,3 @@ def planned_steps(config: RunConfig, examples: int, world: int) -> int:
         return config.max_steps
     batches = math.ceil(math.ceil(examples / config.per_device_train_batch_size) / world)
     return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / config.gradient_accumulation_steps)))
-
-
-def is_finished(config: RunConfig, planned: int) -> bool:
-    """Whether the run to be resumed has come to the end of its plan; InputError if it is beyond that already."""
-    folder = Path(config.output_dir)
-    if not config.resume or not _holds_run(folder):
-        return False
-    held, checkpoint = _summary(folder), last_checkpoint(folder)
-    at = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    done = int(held["steps"]) if held.get("status") == "finished" else 0
-    if max(at, done) > planned:
-        raise InputError(
-            f"resume: {folder} is at step {max(at, done)} already, and max_steps or num_train_epochs plan {planned}"
-        )
-    return done == planned and any((folder / trained).is_dir() for trained in (ADAPTER, MODEL))

@@ -9,6 +9,7 @@ import numpy as np
 
 from debias.config.run import SELECTIONS, RunConfig
 from debias.errors import InputError
+from debias.runs.names import TRAINER_STATE, checkpoint_at
 
 
 def validation_figures(prediction: Any) -> dict[str, float]:
@@ -31,8 +32,8 @@ def check_selection(config: RunConfig, steps: int, checkpoint: Path | None) -> N
         if steps < every:
             raise InputError(f"selection {config.selection!r}: nothing is validated, eval_steps is {every} of {steps}")
     if checkpoint is not None:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        best = checkpoint.with_name(f"checkpoint-{state.get('best_global_step')}")
+        state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+        best = checkpoint_at(checkpoint.parent, state.get("best_global_step"))
         if state.get("best_global_step") and not best.is_dir():
             raise InputError(
                 f"resume: {best} is gone, the best checkpoint by selection {config.selection!r}; start anew with"

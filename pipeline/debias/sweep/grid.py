@@ -15,6 +15,7 @@ from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.names import CONFIG, SUMMARY, trained
 
 # What belongs to one run of a method and not to its settings.
 OF_A_RUN = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to", "sigterm_grace_seconds")
@@ -177,10 +178,10 @@ def digest_of(settings: Mapping[str, Any]) -> str:
 
 def changed_settings(run: PlannedRun) -> str | None:
     """How the run in the folder differs from the planned one: the first key with both values; None if it does not."""
-    if not (run.folder / "config.yaml").exists():
+    if not (run.folder / CONFIG).exists():
         return None
     try:
-        held = _flat(settings_of(load_config(run.folder / "config.yaml")))
+        held = _flat(settings_of(load_config(run.folder / CONFIG)))
     except InputError as error:
         return str(error)
     want = _flat(run.settings)
@@ -204,11 +205,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def state_of(folder: Path) -> str:
     """`finished` (trained and saved), `begun` (to be resumed) or `new`."""
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG).exists():
         return "new"
     try:
-        status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status")
+        status = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("status")
     except (OSError, ValueError, AttributeError):
         status = None
-    saved = (folder / "adapter").is_dir() or (folder / "model").is_dir()
-    return "finished" if status == "finished" and saved else "begun"
+    return "finished" if status == "finished" and trained(folder) is not None else "begun"

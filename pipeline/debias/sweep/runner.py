@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, BinaryIO, Protocol
 
 from debias.errors import InputError, Interrupted
+from debias.runs.names import CONFIG, SUMMARY
 from debias.runs.records import append_record, read_records
 from debias.sweep.grid import PlannedRun, changed_settings, check_recipe, state_of
 
@@ -301,8 +302,8 @@ def _last_words(log: Path) -> str:
 
 def _sweep_leftovers(folder: Path) -> None:
     """Half-written files of a run killed before it had a config: with them its folder would be nobody's."""
-    if folder.is_dir() and not (folder / "config.yaml").exists() and not (folder / "run.json").exists():
-        for path in folder.glob(".config.yaml.*"):
+    if folder.is_dir() and not (folder / CONFIG).exists() and not (folder / SUMMARY).exists():
+        for path in folder.glob(f".{CONFIG}.*"):
             path.unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ def of_size(monkeypatch, size):
 
 def test_too_small_a_gpu_is_said_before_loading(run, monkeypatch):
     of_size(monkeypatch, 600 * 2**20)  # no more than CUDA itself takes
-    monkeypatch.setattr(training, "build_model", lambda config: pytest.fail("the model was built"))
+    monkeypatch.setattr(training, "build_run", lambda *pieces: pytest.fail("the model was built"))
     with pytest.raises(InputError, match=r"for a micro-batch of 1, and this GPU has 0\.6 GB; `debias plan`") as caught:
         training.train(run)
     assert "\n" not in str(caught.value)

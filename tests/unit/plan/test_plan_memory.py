@@ -18,7 +18,7 @@ from debias.plan.count import count
 from debias.plan.live import Live
 from debias.plan.memory import Sharding, memory_of, sharding_of
 from debias.plan.planner import Planner, make_plan
-from debias.plan.search import LARGEST, largest_that_fits
+from debias.plan.search import LARGEST_MICRO_BATCH, largest_that_fits
 from debias.plan.shapes import find_config
 from debias.plan.sheet import Machine
 from debias.plan.trace import WHOLE, Load, Traced, trace
@@ -207,13 +207,13 @@ def test_the_largest_micro_batch(limit):
         seen.append(size)
         return max(10 * size, 3 * size + 100 if size > 3 else 0)
 
-    expected = max((size for size in range(1, LARGEST + 1) if total(size) <= limit), default=0)
+    expected = max((size for size in range(1, LARGEST_MICRO_BATCH + 1) if total(size) <= limit), default=0)
     seen.clear()
     assert largest_that_fits(total, limit) == expected
     assert len(set(seen)) < 30
 
 
-@pytest.mark.parametrize("first", [1, 2, 32, LARGEST, 2 * LARGEST])
+@pytest.mark.parametrize("first", [1, 2, 32, LARGEST_MICRO_BATCH, 2 * LARGEST_MICRO_BATCH])
 @pytest.mark.parametrize(
     ("curve", "most"),
     [
@@ -227,11 +227,11 @@ def test_the_largest_micro_batch(limit):
     ids=["line", "square", "bent", "steps", "power", "flat"],
 )
 def test_few_looks_find_it_on_every_curve(curve, most, first):
-    for end in (1, 2, 31, 107, 2000, LARGEST):
+    for end in (1, 2, 31, 107, 2000, LARGEST_MICRO_BATCH):
         for limit in (curve(end), curve(end) + 1, curve(end + 1) - 1):
             seen = []
             found = largest_that_fits(lambda size: seen.append(size) or curve(size), limit, first)  # noqa: B023
-            assert found == max((size for size in range(1, LARGEST + 1) if curve(size) <= limit), default=0)
+            assert found == max((size for size in range(1, LARGEST_MICRO_BATCH + 1) if curve(size) <= limit), default=0)
             assert len(seen) == len(set(seen)) <= most
 
 

@@ -1,0 +1,62 @@
+"""How straight the two longest calls walk through the rooms, on a tiny model: a bound that may only be lowered."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import config_for, save_bert
+from walks import EVENTS, Walk, climbs, walk
+
+from debias.runs.folder import look
+from debias.train import train
+from debias_eval.judging.judge import Judging
+from debias_eval.judging.models import judge_run
+
+# Returns to a room that was left, in the first 400 calls between modules. Steps and rows are among these calls: what
+# a loop calls in two rooms by turns counts each time.
+MOST_OF_TRAINING, MOST_OF_JUDGING = 48, 32
+
+
+def a_run(folder: Path) -> Any:
+    data = {"train": {"source": "generated", "limit": 64}}
+    return config_for(folder / "bert", folder / "run", data=data, max_steps=2, save_strategy="steps")
+
+
+def said(found: Walk) -> str:
+    return "\n".join(climbs(found))
+
+
+@pytest.mark.slow
+def test_training_and_judging(tmp_path: Path) -> None:
+    save_bert(tmp_path / "bert")
+    training = walk(lambda: train(a_run(tmp_path)))
+    judging = walk(lambda: judge_run(tmp_path / "run", ["generated"], judging=Judging(limit=40)))
+    assert len(training.calls) > EVENTS
+    assert len(judging.calls) > EVENTS
+    assert len(climbs(training)) <= MOST_OF_TRAINING, said(training)
+    assert len(climbs(judging)) <= MOST_OF_JUDGING, said(judging)
+
+
+def test_what_a_climb_is() -> None:
+    def calls(*modules: str) -> Walk:
+        return Walk([(before, after, "f") for before, after in pairwise(modules)])
+
+    straight = calls("debias.train", "debias.runs.folder", "debias.runs.names", "debias.data", "debias.engines.hook")
+    assert climbs(straight) == []
+    back = calls("debias.train", "debias.runs.folder", "debias.data", "debias.runs.names")
+    assert climbs(back) == ["debias.data -> debias.runs.names.f"]
+    assert climbs(back, events=2) == []
+    assert climbs(calls("debias.train", "debias.data", "debias.train")) == ["debias.data -> debias.train.f"]
+    assert climbs(calls("debias_eval.scores.a", "debias.data", "debias_eval.reading.b")) == []
+
+
+def test_what_a_walk_sees(tmp_path: Path) -> None:
+    """Calls between modules of ours alone: not those of a test, nor within a module."""
+    folder = look(a_run(tmp_path))
+    opened = walk(folder.open)
+    assert opened.calls == [
+        ("debias.runs.folder", "debias.config.reading", "dump_config"),
+        ("debias.runs.folder", "debias.runs.whole", "write_whole"),
+    ]
+    assert climbs(opened) == ["debias.runs.folder -> debias.runs.whole.write_whole"]
