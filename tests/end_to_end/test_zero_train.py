@@ -249,6 +249,8 @@ def test_every_kind_of_run(place):
     kinds = {
         "full": {"adapter": "full", "learning_rate": 1e-3},
         "bitfit": {"adapter": "bitfit"},
+        "dora": {"adapter": "dora"},
+        "beft": {"adapter": {"type": "beft", "targets": ["query", "value"]}},
         "judged": judged,
         "causal": {"model": str(place / "llama"), **answers},
         "erm": {"method": "erm"},

@@ -91,6 +91,11 @@ def reads_pictures(model: nn.Module) -> bool:
     return getattr(model, "main_input_name", None) == "pixel_values"
 
 
+def is_skeleton(model: nn.Module) -> bool:
+    """Whether a model has no values: a plan looks at it, of which nothing need be said that training will say."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
 def train_in_float32(model: nn.Module) -> None:
     """PEFT sees to its own tensors, not to a head that trains whole, nor to what it measures on a base in bfloat16."""
     for parameter in model.parameters():

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from debias.adapters.base import Beside, RunFacts, saved_whole, task_type, train_in_float32
+from debias.adapters.base import Beside, RunFacts, is_skeleton, saved_whole, task_type, train_in_float32
 from debias.adapters.families import check_names, ends, is_router, linear_names
 from debias.errors import InputError
 
@@ -90,7 +90,7 @@ def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
         if not isinstance(layer, nn.Linear):
             raise InputError(f"adapter.targets: beft adapts nn.Linear alone, and {path} is a {type(layer).__name__}")
     bare = [path for path, layer in layers.items() if layer.bias is None]
-    if bare:
+    if bare and not is_skeleton(model):
         logger.warning(
             "adapter.type: beft: %d of %d layers have no bias of their own (%s the first); each gets one, and the"
             " adapter cannot be merged into the base",

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from debias.adapters.base import Beside, RunFacts
+from debias.adapters.base import Beside, RunFacts, is_skeleton
 from debias.adapters.families import expert_parameters
 from debias.adapters.lora import TARGETS, add_lora, check_targets
 
@@ -29,7 +29,7 @@ class Dora(Beside):
 
     def attach(self, model: Any, run: RunFacts) -> Any:
         stacks = sum(1 for _ in expert_parameters(model))
-        if stacks:
+        if stacks and not is_skeleton(model):
             logger.warning("adapter.type: dora: %d stacks of fused experts get no adapter; lora adapts them", stacks)
         return add_lora(
             model,

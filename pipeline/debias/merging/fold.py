@@ -192,6 +192,8 @@ def _scale(model: Any, scale: float, source: Path) -> None:
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if scale != 1 and not layers:
         raise InputError(f"scale is {scale}, but {source} has no LoRA layers to scale")
+    if scale != 1 and any(any(layer.use_dora.values()) for layer in layers):
+        raise InputError(f"scale is {scale}, but {source} is DoRA: its magnitudes stay, so 0 would not be the base")
     for layer in layers:
         layer.scaling = {name: value * scale for name, value in layer.scaling.items()}
 
