@@ -258,6 +258,8 @@ def test_every_kind_of_run(place):
     kinds = {
         "full": {"adapter": "full", "learning_rate": 1e-3},
         "bitfit": {"adapter": "bitfit"},
+        "dora": {"adapter": "dora"},
+        "beft": {"adapter": {"type": "beft", "targets": ["query", "value"]}},
         "judged": judged,
         "causal": {"model": str(place / "llama"), **answers},
         **{rule.name: {"method": settings_of(rule)} for rule in EXAMPLES if not rule.uses_bias},

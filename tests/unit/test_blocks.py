@@ -65,6 +65,7 @@ def test_settings_are_read_as_yaml_gives_them() -> None:
         ({"name": "piece", "strength": True}, "kind.strength is True, expected a finite number"),
         ({"name": "piece", "strength": 10**400}, "expected a finite number"),
         ({"name": "piece", "strength": None}, "kind.strength is None, expected a finite number"),
+        ({"name": "piece", "limit": True}, "kind.limit is True, expected a finite number"),
         ({"name": "piece", "rounds": 1.5}, "kind.rounds is 1.5, expected a whole number"),
         ({"name": "piece", "loud": "loudly"}, "kind.loud is 'loudly', expected true or false"),
         ({"name": "piece", "form": "bent"}, "kind.form is 'bent', not one of plain, twisted"),
@@ -112,8 +113,56 @@ def test_one_method_written_three_ways_is_one_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "ways",
+    [
+        [
+            "",
+            "adapter: lora",
+            "adapter: {targets: auto}",
+            "adapter: {type: lora, experts: auto, target_parameters: []}",
+        ],
+        [
+            "adapter: dora",
+            "adapter: {type: dora, targets: auto, target_parameters: [], experts: auto, experts_r: null}",
+        ],
+        [
+            "adapter: full",
+            "adapter: {type: full, targets: auto, target_parameters: [], experts: auto, experts_r: null}",
+        ],
+        ["adapter: {type: beft, targets: [query]}", "adapter: {targets: [query], type: beft}"],
+    ],
+    ids=lambda ways: ways[-1],
+)
+def test_one_adapter_has_one_form_however_it_is_written(tmp_path: Path, ways: list[str]) -> None:
+    """Runs of before the table wrote LoRA's settings beside every type."""
+    assert len({dump_config(same(tmp_path, way)) for way in ways}) == 1
+    config = same(tmp_path, ways[0])
+    (tmp_path / "dumped.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "dumped.yaml") == config
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
+        (
+            "adapter: {type: lora, target: [q]}",
+            "run.yaml: adapter.target: lora has no such setting; did you mean targets?",
+        ),
+        ("adapter: loar", "run.yaml: adapter.type is 'loar', not one of lora, dora, beft, bitfit, full; did you mean"),
+        ("adapter: {type: full, targets: [query]}", "adapter.targets: full has no such setting; it has none"),
+        ("adapter: {type: bitfit, experts_r: 4}", "adapter.experts_r: bitfit has no such setting"),
+        (
+            "adapter: {type: beft, targets: all-linear}",
+            "is 'all-linear', expected auto (the value projections) or a list",
+        ),
+        (
+            "adapter: {type: beft, targets: []}",
+            "adapter.targets is [], expected auto (the value projections) or a list",
+        ),
+        ("adapter: {experts: maybe}", "adapter.experts is 'maybe', expected auto, true, false or partial"),
+        ("adapter: {experts_r: true}", "adapter.experts_r is True, expected a whole number"),
+        ("adapter: {lora_r: 4}", "adapter.lora_r: unknown key; did you mean lora_r?"),
+        ("adapter: 3", "adapter: input should be a valid dictionary, got 3"),
         ("method: {name: edge, alhpa: 3}", "run.yaml: method.alhpa: edge has no such setting; did you mean alpha?"),
         ("method: edgy", "run.yaml: method.name is 'edgy', not one of edge"),
         ("method: {name: edge, alpha: much}", "run.yaml: method.alpha is 'much', expected a finite number"),

@@ -24,6 +24,8 @@ def said(*overrides):
         (["lora_r=5"], []),
         (["adapter=full", "lora_r=5"], ["lora_r=5: adapter is full"]),
         (["adapter=bitfit", "lora_alpha=5", "lora_r=8"], ["lora_alpha=5.0: adapter is bitfit"]),
+        (["adapter=dora", "lora_r=5"], []),
+        (["adapter=beft", "lora_dropout=0.1", "lora_r=8"], ["lora_dropout=0.1: adapter is beft"]),
         (["eval_steps=5"], ["eval_steps=5: eval_strategy is no"]),
         (["eval_steps=5", "eval_strategy=steps"], []),
         (["save_steps=7"], ["save_steps=7: save_strategy is epoch"]),

@@ -1,11 +1,27 @@
 """BitFit: all biases train, and nothing else (Ben Zaken et al., ACL 2022, arXiv 2106.10199)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
-from debias.adapters.families import HEADS
+from debias.adapters.base import Adapter, RunFacts, is_head
 from debias.errors import InputError
+
+
+@dataclass(frozen=True)
+class BitFit(Adapter):
+    """All bias vectors of the base, and its head."""
+
+    name: ClassVar[str] = "bitfit"
+
+    def attach(self, model: Any, run: RunFacts) -> Any:
+        return train_biases(model, run.fresh)
+
+    @classmethod
+    def owns(cls, parameter: str) -> bool:
+        return parameter.endswith("bias") or is_head(parameter)
 
 
 def train_biases(model: nn.Module, fresh: Sequence[str] = ()) -> nn.Module:
@@ -16,9 +32,9 @@ def train_biases(model: nn.Module, fresh: Sequence[str] = ()) -> nn.Module:
     found = 0
     for name, parameter in model.named_parameters():
         is_bias = name.endswith("bias")
-        is_head = any(part in HEADS for part in name.split(".")) or name.rpartition(".")[0] in fresh
-        found += is_bias and not is_head
-        parameter.requires_grad = is_bias or is_head
+        of_head = is_head(name) or name.rpartition(".")[0] in fresh
+        found += is_bias and not of_head
+        parameter.requires_grad = is_bias or of_head
     if not found:
         raise InputError("adapter.type: 'bitfit' trains bias vectors, and this model has none; use lora or full")
     return model

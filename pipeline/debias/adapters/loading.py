@@ -151,12 +151,18 @@ def _without_layers(model: Any) -> Iterator[None]:
 
 
 def merge(model: Any) -> None:
-    """Add LoRA matrices to the float32 weights they adapt: the same sums, and fewer of them."""
-    plain = [layer for layer in _layers(model) if type(layer.get_base_layer()).__name__ in ("Linear", "Conv1D")]
+    """Add adapters to the float32 weights and biases they adapt: the same sums, and fewer of them."""
+    plain = [layer for layer in _layers(model) if _has_place(layer)]
     if all(layer.get_base_layer().weight.dtype == torch.float32 for layer in plain):
         with torch.inference_mode(False):
             for layer in plain:
                 layer.merge()
+
+
+def _has_place(layer: Any) -> bool:
+    """Whether the base's layer can take the adapter in: a bias (BEFT) only where there is one."""
+    base = layer.get_base_layer()
+    return type(base).__name__ in ("Linear", "Conv1D") and not (hasattr(layer, "beft_bias") and base.bias is None)
 
 
 def _layers(model: Any) -> list[Any]:

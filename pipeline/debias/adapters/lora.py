@@ -3,13 +3,14 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from debias.adapters.base import Beside, RunFacts, saved_whole, task_type, train_in_float32
 from debias.adapters.experts import route_experts
 from debias.adapters.families import (
-    HEADS,
     Experts,
     Targets,
     choose_targets,
@@ -19,7 +20,60 @@ from debias.adapters.families import (
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
-PEFT_HEADS = ("classifier", "score")  # PEFT itself saves these with an adapter
+TARGETS = {"expects": "auto, all-linear or a list of module names"}
+
+
+@dataclass(frozen=True)
+class Lora(Beside):
+    """LoRA on the layers in `targets`: `auto` (attention, MLP and fused experts), `all-linear`, or endings of names.
+
+    `target_parameters`: endings of fused expert parameters, where targets are given by hand. `experts`: `auto` (with
+    targets auto), true, false, or `partial`, which lets `target_parameters` leave some out. `experts_r`: LoRA's rank
+    for each expert, by default `lora_r`; all have the scaling `lora_alpha / lora_r`.
+    """
+
+    name: ClassVar[str] = "lora"
+    reads: ClassVar[tuple[str, ...]] = ("lora_r", "lora_alpha", "lora_dropout")
+    marks: ClassVar[tuple[str, ...]] = (".lora_A.", ".lora_B.")
+    targets: Literal["auto", "all-linear"] | tuple[str, ...] = field(default="auto", metadata=TARGETS)
+    target_parameters: tuple[str, ...] = ()
+    experts: bool | Literal["auto", "partial"] = field(
+        default="auto", metadata={"expects": "auto, true, false or partial"}
+    )
+    experts_r: int | None = None
+
+    def __post_init__(self) -> None:
+        check_targets(self.targets)
+        if self.experts_r is not None and self.experts_r < 1:
+            raise ValueError(f"experts_r is {self.experts_r}, expected a rank greater than 0")
+        if self.target_parameters and self.targets == "auto":
+            raise ValueError(
+                "target_parameters goes with targets given by hand (a list, or all-linear); add adapter.targets"
+            )
+        if self.target_parameters and self.experts is False:
+            raise ValueError("experts is false, but target_parameters names some; remove one of the two")
+        if self.experts == "partial" and not self.target_parameters:
+            raise ValueError("experts is 'partial', but target_parameters names none; add those that are to be adapted")
+
+    def attach(self, model: Any, run: RunFacts) -> Any:
+        return add_lora(
+            model,
+            r=run.lora_r,
+            alpha=run.lora_alpha,
+            dropout=run.lora_dropout,
+            targets=self.targets,
+            classification=run.classification,
+            fresh=run.fresh,
+            target_parameters=self.target_parameters,
+            experts=self.experts,
+            experts_r=self.experts_r,
+        )
+
+
+def check_targets(targets: str | Sequence[str]) -> None:
+    """ValueError for a list of names that names nothing."""
+    if not targets:
+        raise ValueError(f"targets is {list(targets)}, expected {TARGETS['expects']}")
 
 
 def add_lora(
@@ -34,17 +88,18 @@ def add_lora(
     target_parameters: Sequence[str] = (),
     experts: Experts = "auto",
     experts_r: int | None = None,
+    use_dora: bool = False,
 ) -> Any:
     """`model` as a PeftModel with LoRA on `targets`; a classification head trains whole and is saved with the adapter.
 
     So do the modules named in `fresh`: with only LoRA on a random layer, nobody could load the adapter again.
     `target_parameters` and `experts` reach fused experts (`families.choose_targets`), each expert with rank `experts_r`
-    (default `r`) and the same scaling `alpha / r` as the rest. Raises InputError that lists what there is when a target
-    matches nothing, when expert stacks would be missed, and for dropout on fused experts.
+    (default `r`) and the same scaling `alpha / r` as the rest. `use_dora`: DoRA, on linear layers alone. Raises
+    InputError that lists what there is when a target matches nothing, when expert stacks would be missed, and for
+    dropout on fused experts.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
-    pictures = getattr(model, "main_input_name", None) == "pixel_values"
     chosen = choose_targets(model, targets, target_parameters, experts)
     if targets == "auto" and (skipped := describe_skipped(model, chosen)):
         logger.warning("adapter.targets: auto: %s", skipped)
@@ -58,8 +113,9 @@ def add_lora(
         target_parameters=chosen.parameters or None,
         rank_pattern=dict.fromkeys(chosen.parameters, rank) if rank != r else {},
         alpha_pattern=dict.fromkeys(chosen.parameters, alpha * rank / r) if rank != r else {},
-        modules_to_save=_saved_whole(model, fresh, pictures) or None,
-        task_type=None if pictures else TaskType.SEQ_CLS if classification else TaskType.CAUSAL_LM,
+        modules_to_save=saved_whole(model, fresh),
+        task_type=task_type(model, classification=classification),
+        use_dora=use_dora,
     )
     with warnings.catch_warnings():
         # PEFT looks for rank patterns among modules only, and says that those of parameters match nothing.
@@ -67,9 +123,7 @@ def add_lora(
         adapted = get_peft_model(model, config)
     _check_attached(adapted, chosen)
     route_experts(adapted)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:  # PEFT sees to LoRA's own, not to a head that trains whole
-            parameter.data = parameter.data.float()
+    train_in_float32(adapted)
     return adapted
 
 
@@ -98,11 +152,3 @@ def _check_attached(adapted: Any, chosen: Targets) -> None:
     lost = [one for one in chosen.parameters if not any(ends(name, one) for name in found)]
     if lost:
         raise InputError(f"adapter.target_parameters: PEFT attached nothing to {', '.join(lost)}")
-
-
-def _saved_whole(model: nn.Module, fresh: Sequence[str], pictures: bool) -> list[str]:
-    """What PEFT must be told to train whole and to save; of texts it knows the heads itself."""
-    if not pictures:
-        return [name for name in fresh if name.partition(".")[0] not in PEFT_HEADS]
-    heads = [name for name, _ in model.named_children() if name in HEADS]
-    return [*heads, *(name for name in fresh if name not in heads)]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from debias.adapters import base_path, is_beside_base
 from debias.adapters.families import HEADS, ROUTERS
 
 # In the order of the table. A kind is told by the first of its marks in a weight's path; the last has none.
@@ -62,7 +63,7 @@ def survey(model: nn.Module) -> list[KindRow]:
 
 def kind_of(path: str) -> str:
     """The kind of layer that a parameter's path belongs to."""
-    parts = path.partition(".lora_")[0].split(".")
+    parts = base_path(path)[0].split(".")
     return next((kind for kind, marks in MARKS.items() if any(part in marks for part in parts)), "other")
 
 
@@ -70,12 +71,10 @@ def _row(kind: str, name: str, parameter: torch.Tensor) -> KindRow:
     elements = int(getattr(parameter, "ds_numel", parameter.numel()))
     shape = getattr(parameter, "ds_shape", parameter.shape)
     trains = elements if parameter.requires_grad else 0
-    if ".lora_" in name:
-        return KindRow(kind, adapted=int(".lora_A." in name), trainable=trains)
     state = getattr(parameter, "quant_state", None)
     matrix = len(shape) > 1 or state is not None
-    if ".modules_to_save." in name:
-        return KindRow(kind, adapted=int(matrix), trainable=trains)
+    if is_beside_base(name):
+        return KindRow(kind, adapted=int(matrix and base_path(name)[1]), trainable=trains)
     size = elements * parameter.element_size()
     row = KindRow(kind, modules=int(matrix), adapted=int(matrix and bool(trains)), trainable=trains)
     if state is not None:

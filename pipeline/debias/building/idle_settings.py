@@ -2,6 +2,7 @@
 
 import logging
 
+from debias.adapters import make_adapter
 from debias.config.data import DataConfig
 from debias.config.run import RunConfig
 from debias.data.sources import kind_of
@@ -15,7 +16,7 @@ LORA = ("lora_r", "lora_alpha", "lora_dropout")
 def without_effect(config: RunConfig) -> list[str]:
     """`key=value: why` of each setting that is not at its default and does nothing beside the others."""
     reasons = {
-        **dict.fromkeys(LORA if config.adapter.type != "lora" else (), f"adapter is {config.adapter.type}"),
+        **_of_adapter(config),
         **_of_strategy(config),
         **_of_method(config),
     }
@@ -27,6 +28,11 @@ def without_effect(config: RunConfig) -> list[str]:
     given = {key: getattr(config, key) for key in reasons}
     found = [f"{key}={given[key]}: {why}" for key, why in reasons.items() if given[key] != defaults[key].default]
     return found + _of_files(config.data)
+
+
+def _of_adapter(config: RunConfig) -> dict[str, str]:
+    reads = make_adapter(config.adapter).reads
+    return {key: f"adapter is {config.adapter['type']}" for key in LORA if key not in reads}
 
 
 def _of_files(data: DataConfig) -> list[str]:

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
-from debias.adapters.bitfit import train_biases
+from debias.adapters import RunFacts, make_adapter
 from debias.adapters.families import sparse_blocks
-from debias.adapters.lora import add_lora
 from debias.config.run import RunConfig
 from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
@@ -38,10 +37,9 @@ def build_model(config: RunConfig, source: ModelSource | None = None) -> Any:
 
     `source`: of `config.model`, where it has been resolved already.
     """
-    lora = config.adapter.type == "lora"
     check_trainable(config)
-    if not lora:
-        logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter.type)
+    if not make_adapter(config.adapter).reads:
+        logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter["type"])
     model = base_model(config, source or resolve_model(config.model), training=True)
     if config.packing:
         check_packing(model, config.per_device_train_batch_size, config.max_length)
@@ -60,9 +58,9 @@ def build_model(config: RunConfig, source: ModelSource | None = None) -> Any:
 
 def check_trainable(config: RunConfig) -> None:
     """InputError where what is to be trained is 4-bit."""
-    if config.load_in_4bit and config.adapter.type != "lora":
+    if config.load_in_4bit and not make_adapter(config.adapter).frozen_base:
         raise InputError(
-            f"load_in_4bit: a 4-bit base cannot be trained itself; adapter.type is {config.adapter.type!r}"
+            f"load_in_4bit: a 4-bit base cannot be trained itself; adapter.type is {config.adapter['type']!r}"
         )
 
 
@@ -70,23 +68,10 @@ def adapt(config: RunConfig, model: Any) -> Any:
     """A base model with what the run trains of it; on the meta device too."""
     if config.gradient_checkpointing:
         checkpoint_activations(model)
-    if config.adapter.type == "bitfit":
-        return train_biases(model, model.fresh_modules)
-    if config.adapter.type == "full":
-        return model
-    adapted = add_lora(
-        model,
-        r=config.lora_r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        targets=config.adapter.targets,
-        classification=config.head != "causal_lm",
-        fresh=model.fresh_modules,
-        target_parameters=config.adapter.target_parameters,
-        experts=config.adapter.experts,
-        experts_r=config.adapter.experts_r,
-    )
-    if config.deepspeed is not None and usable_bf16(config.bf16):
+    adapter = make_adapter(config.adapter)
+    sizes = {key: getattr(config, key) for key in ("lora_r", "lora_alpha", "lora_dropout")}
+    adapted = adapter.attach(model, RunFacts(config.head != "causal_lm", model.fresh_modules, **sizes))
+    if adapter.frozen_base and config.deepspeed is not None and usable_bf16(config.bf16):
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # of one dtype with what stage 3 has sharded; the engine keeps float32 copies
                 parameter.data = parameter.data.bfloat16()
@@ -119,5 +104,5 @@ def base_dtype(config: RunConfig) -> torch.dtype:
     A frozen base may live in bf16; weights that train stay in float32, with autocast. DeepSpeed keeps float32 copies
     itself, and what its stage 3 has sharded on the way in must be bf16 already.
     """
-    half = config.adapter.type == "lora" or config.deepspeed is not None
+    half = make_adapter(config.adapter).frozen_base or config.deepspeed is not None
     return torch.bfloat16 if config.bf16 and half else torch.float32

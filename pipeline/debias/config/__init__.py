@@ -2,10 +2,9 @@
 
 from debias.config.data import DataConfig, DataSource, PlantedBias
 from debias.config.reading import dump_config, load_config, parse, read_yaml
-from debias.config.run import AdapterConfig, BiasWeight, PromptConfig, RunConfig
+from debias.config.run import BiasWeight, PromptConfig, RunConfig
 
 __all__ = [
-    "AdapterConfig",
     "BiasWeight",
     "DataConfig",
     "DataSource",

@@ -8,7 +8,7 @@ nearest name.
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -19,7 +19,7 @@ Table = Mapping[str, type[T]]
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Where the table of a kind of block lies, and the row of a block that names none.
+    """Where the table of a kind of block lies, the row of a block that names none, and the setting that names it.
 
     Named here, and opened when a block is read: tables load torch, and stand above the settings.
     """
@@ -27,14 +27,17 @@ class Kind:
     module: str
     table: str
     default: str | None = None
+    key: str = "name"
 
 
 KINDS = {
     "method": Kind("debias.methods", "METHODS", "edge"),
     "loss": Kind("debias.losses", "LOSSES", "cross_entropy"),
     "bias_model": Kind("debias.bias", "BIAS_MODELS"),
+    "adapter": Kind("debias.adapters", "ADAPTERS", "lora", key="type"),
 }
 EXPECTED = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}
+EXPECTS = "expects"  # in a field's metadata: what its values are, in words, where its type does not say it well
 
 
 def table_of(kind: str) -> Table[Any]:
@@ -46,9 +49,9 @@ def table_of(kind: str) -> Table[Any]:
 
 def read(kind: str, block: str | Mapping[str, Any]) -> dict[str, Any]:
     """A run's block in its canonical form; one that names no row is the kind's default."""
-    default = KINDS[kind].default
-    named = block if isinstance(block, str) or "name" in block or default is None else {"name": default, **block}
-    return canonical(kind, table_of(kind), named)
+    default, key = KINDS[kind].default, KINDS[kind].key
+    named = block if isinstance(block, str) or key in block or default is None else {key: default, **block}
+    return canonical(kind, table_of(kind), named, key)
 
 
 def make(kind: str, table: Table[T], block: str | Mapping[str, Any], key: str = "name") -> T:
@@ -59,12 +62,16 @@ def make(kind: str, table: Table[T], block: str | Mapping[str, Any], key: str = 
     values = {key: block} if isinstance(block, str) else dict(block)
     row = _row(f"{kind}.{key}", table, values.pop(key, None))
     hints = get_type_hints(row)
-    known = [field.name for field in dataclasses.fields(row) if field.init]  # type: ignore[arg-type]
+    fields = _fields(row)
+    known = list(fields)
     for name in values:
         if name not in known:
             hint = _nearest(str(name), known) or f"; it has {', '.join(known) or 'none'}"
             raise ValueError(f"{kind}.{name}: {_name_of(table, row)} has no such setting{hint}")
-    checked = {name: _checked(f"{kind}.{name}", hints[name], value) for name, value in values.items()}
+    checked = {
+        name: _checked(f"{kind}.{name}", hints[name], value, fields[name].metadata.get(EXPECTS))
+        for name, value in values.items()
+    }
     try:
         return row(**checked)
     except ValueError as error:  # what a row itself asks of its settings
@@ -86,6 +93,17 @@ def names_of(table: Table[Any]) -> dict[str, str]:
     return {**{name: name for name in table}, **others}
 
 
+def setting_names() -> Iterator[str]:
+    """Every `kind.setting` that a row of some table has, once."""
+    for kind, home in KINDS.items():
+        rows = table_of(kind).values()
+        yield from dict.fromkeys(f"{kind}.{one}" for row in rows for one in [home.key, *_fields(row)])
+
+
+def _fields(row: type) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(row) if field.init}
+
+
 def _row(setting: str, table: Table[T], name: Any) -> type[T]:
     names = names_of(table)
     if name is None:
@@ -104,18 +122,23 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _checked(setting: str, hint: Any, value: Any) -> Any:
+def _checked(setting: str, hint: Any, value: Any, expects: str | None = None) -> Any:
     """The value as the field's type; YAML's texts for numbers (`1e-3`) are numbers, its flags are none."""
     wrong = isinstance(value, bool) and bool not in (hint, *get_args(hint)) and value not in get_args(hint)
     try:
         if not wrong:
             return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
-        if hint not in EXPECTED and not _choices(hint):
+        if hint not in EXPECTED and not _choices(hint) and expects is None:
             message = error.errors()[0]["msg"].replace("a valid tuple", "a list")
             raise ValueError(f"{setting} is {value!r}: {message[0].lower()}{message[1:]}") from None
-    expected = f"not one of {', '.join(map(str, _choices(hint)))}" if _choices(hint) else f"expected {EXPECTED[hint]}"
-    raise ValueError(f"{setting} is {value!r}, {expected}")
+    one_of = f"not one of {', '.join(map(str, _choices(hint)))}" if _choices(hint) else ""
+    raise ValueError(f"{setting} is {value!r}, {one_of or f'expected {expects or _in_words(hint)}'}")
+
+
+def _in_words(hint: Any) -> str:
+    parts = [one for one in get_args(hint) if one is not type(None)] or [hint]
+    return " or ".join(EXPECTED.get(one, str(one)) for one in parts)
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

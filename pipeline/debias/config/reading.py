@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from debias.config import blocks
 from debias.config.elsewhere import ALSO_CALLED, NOT_SETTINGS
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -94,15 +95,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def _enter(node: dict[str, Any], block: str, item: str) -> dict[str, Any]:
-    short = {
-        "method": "name",
-        "loss": "name",
-        "bias_model": "name",
-        "bias_weight": "source",
-        "adapter": "type",
-        "train": "source",
-        "validation": "source",
-    }
+    short = {"bias_weight": "source", "train": "source", "validation": "source"}
+    short |= {name: kind.key for name, kind in blocks.KINDS.items()}
     if node.get(block) is None:
         node[block] = {}
     child = node[block]
@@ -144,7 +138,7 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _unknown(name: str, place: Sequence[int | str], model: type[BaseModel]) -> str:
     """What to say of a key that there is not: what else it may be called, else the nearest."""
-    keys = list(key_names(model))
+    keys = [*key_names(model), *(blocks.setting_names() if issubclass(model, RunConfig) else ())]
     if issubclass(model, RunConfig) and name in NOT_SETTINGS | ALSO_CALLED:
         return NOT_SETTINGS.get(name) or f"unknown key; did you mean {ALSO_CALLED[name]}?"
     near = difflib.get_close_matches(str(place[-1]), [key.split(".")[-1] for key in keys], n=1)

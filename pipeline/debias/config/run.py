@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from debias.config import blocks
 from debias.config.data import DataConfig, Strict, is_list
@@ -52,46 +52,20 @@ class BiasWeight(Strict):
         return self
 
 
-class AdapterConfig(Strict):
-    """What is trained: LoRA matrices, all biases (BitFit), or everything (full fine-tuning).
+# Old runs wrote these settings of LoRA, at their defaults, beside every type of adapter.
+OF_LORA: dict[str, Any] = {"targets": "auto", "target_parameters": [], "experts": "auto", "experts_r": None}
 
-    `targets`: `auto` (attention, MLP and fused experts), `all-linear` (every linear layer but heads and routers) or a
-    list of module name endings; `target_parameters`: endings of fused expert parameters, where targets are given by
-    hand. `experts`: `auto` (with targets auto), true, false, or `partial`, which lets `target_parameters` leave some
-    out. `experts_r`: LoRA's rank for each expert, by default `lora_r`; all have the scaling `lora_alpha / lora_r`. The
-    sizes of LoRA are `lora_r`, `lora_alpha` and `lora_dropout` of the run.
-    """
 
-    type: Literal["lora", "bitfit", "full"] = "lora"
-    targets: Literal["auto", "all-linear"] | tuple[str, ...] = "auto"
-    target_parameters: tuple[str, ...] = ()
-    experts: bool | Literal["auto", "partial"] = "auto"
-    experts_r: PositiveInt | None = None
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _targets_are_names(cls, value: Any) -> Any:
-        named = is_list(value) and value and all(isinstance(name, str) for name in value)
-        if not named and value not in ("auto", "all-linear"):
-            raise ValueError(f"expected auto, all-linear or a list of module names, got {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _only_lora_has_targets(self) -> "AdapterConfig":
-        for key in ("targets", "target_parameters", "experts", "experts_r"):
-            if self.type != "lora" and getattr(self, key) != AdapterConfig.model_fields[key].default:
-                raise ValueError(f"{key} has no effect with type {self.type!r}; remove it, or use type lora")
-        return self
-
-    @model_validator(mode="after")
-    def _parameters_go_with_targets(self) -> "AdapterConfig":
-        if self.target_parameters and self.targets == "auto":
-            raise ValueError("target_parameters goes with targets given by hand (a list, or all-linear); add them")
-        if self.target_parameters and self.experts is False:
-            raise ValueError("experts is false, but target_parameters names some; remove one of the two")
-        if self.experts == "partial" and not self.target_parameters:
-            raise ValueError("experts is 'partial', but target_parameters names none; add those that are to be adapted")
-        return self
+def _of_lora_alone(block: str | dict[str, Any]) -> str | dict[str, Any]:
+    """The block without settings of LoRA that say nothing beside another type; ValueError for one of the run's."""
+    if isinstance(block, str):
+        return block
+    for key in block:
+        if str(key) in RunConfig.model_fields:
+            raise ValueError(f"adapter.{key}: unknown key; did you mean {key}? It stands beside adapter, not in it")
+    if block.get("type", "lora") == "lora":
+        return block
+    return {key: value for key, value in block.items() if key not in OF_LORA or value not in (OF_LORA[key], ())}
 
 
 class RunConfig(Strict):
@@ -113,7 +87,7 @@ class RunConfig(Strict):
     loss_mean: Literal["samples", "tokens"] = "samples"  # causal_lm: the one denominator of both gradients
     debias_head: bool = False  # let the rule act on a freshly initialised head too
 
-    adapter: AdapterConfig = AdapterConfig()
+    adapter: dict[str, Any] = Field({"type": "lora"}, validate_default=True)
     lora_r: int = Field(8, ge=1, le=LARGEST)
     lora_alpha: float = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
@@ -154,19 +128,19 @@ class RunConfig(Strict):
     overwrite_output_dir: bool = False
     resume: bool | Literal["auto"] = False  # auto: if output_dir holds a run; for jobs that a scheduler starts again
 
-    @field_validator("bias_weight", "adapter", mode="before")
+    @field_validator("bias_weight", mode="before")
     @classmethod
-    def _short_block(cls, value: Any, info: Any) -> Any:
-        key = {"bias_weight": "source", "adapter": "type"}[info.field_name]
-        return {key: value} if isinstance(value, str) else value
+    def _short_block(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
 
-    @field_validator("method", "loss", "bias_model", mode="before")
+    @field_validator("method", "loss", "bias_model", "adapter", mode="before")
     @classmethod
     def _canonical_block(cls, value: Any, info: ValidationInfo) -> Any:
         """Every default filled in, so that one method is one method however it was written."""
+        kind = str(info.field_name)
         if not isinstance(value, str | dict) or (info.context or {}).get("tables") is False:
-            return {"name": value} if isinstance(value, str) else value
-        return blocks.read(str(info.field_name), value)
+            return {blocks.KINDS[kind].key: value} if isinstance(value, str) else value
+        return blocks.read(kind, _of_lora_alone(value) if kind == "adapter" else value)
 
     @field_validator("attn_implementation", mode="before")
     @classmethod

@@ -260,7 +260,7 @@ def adapter(patient: Patient) -> Check:
     planner = patient.planner
     if planner is None:
         return fine("adapter", "not looked at: the model's configuration is not here")
-    counts, kind = planner.counts, patient.run.adapter.type
+    counts, kind = planner.counts, patient.run.adapter["type"]
     trains = counts.elements(trainable=True)
     tensors = sum(size.trainable for size in counts.sizes)
     return fine("adapter", f"{kind}: {trains:,} of {counts.base:,} parameters in {tensors} tensors train")

@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 
 from debias.adapters.loading import adapter_base, check_base
+from debias.config import blocks
 from debias.config.data import Strict
 from debias.config.places import find_recipe
 from debias.config.reading import load_config, parse, read_yaml
-from debias.config.run import AdapterConfig, RunConfig
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.inference.answers import Scoring
 from debias.inference.loading import hub_config, load, own_labels
@@ -74,7 +75,8 @@ def given_config(given: Given) -> RunConfig:
         config = _asked(source, _model(given))
     else:
         config = load_config(source)
-        config = config.model_copy(update={"model": given.model or config.model, "adapter": AdapterConfig()})
+        lora = blocks.read("adapter", "lora")  # whatever is judged, its base may be in 4 bits
+        config = config.model_copy(update={"model": given.model or config.model, "adapter": lora})
     default = torch.cuda.is_available() if source is None or given.prompt is not None else config.bf16
     chosen = {"bf16": default if given.bf16 is None else given.bf16, "deepspeed": given.deepspeed}
     if given.load_in_4bit is not None:

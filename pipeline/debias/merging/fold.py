@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from debias.adapters import make_adapter
 from debias.adapters.families import is_sparse
 from debias.adapters.loading import adapter_change, attach_adapter, check_base
 from debias.config.reading import load_config
@@ -151,8 +152,8 @@ def _config_of(run: Path) -> RunConfig:
     config = load_config(run / CONFIG)
     if config.head == "image_classification":
         raise InputError(f"{run}: head is 'image_classification'; only text models are merged")
-    if config.adapter.type != "lora":
-        raise InputError(f"{run}: adapter.type is {config.adapter.type!r}: {run / MODEL} is a dense model already")
+    if not make_adapter(config.adapter).folds:
+        raise InputError(f"{run}: adapter.type is {config.adapter['type']!r}: {run / MODEL} is a dense model already")
     return config
 
 

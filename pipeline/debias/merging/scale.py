@@ -43,5 +43,7 @@ def scale_layers(model: Any, factor: float, source: Path) -> None:
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if factor != 1 and not layers:
         raise InputError(f"scale is {factor}, but {source} has no LoRA layers to scale")
+    if factor != 1 and any(any(layer.use_dora.values()) for layer in layers):
+        raise InputError(f"scale is {factor}, but {source} is DoRA: its magnitudes stay, so 0 would not be the base")
     for layer in layers:
         layer.scaling = {name: value * factor for name, value in layer.scaling.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from debias.adapters import make_adapter
 from debias.config.run import RunConfig
 from debias.plan.count import Counts
 from debias.plan.sheet import Plan
@@ -46,20 +47,20 @@ def _too_large(plan: Plan, run: RunConfig, others: Others) -> str:
 def _cures(plan: Plan, run: RunConfig, others: Others) -> list[tuple[bool, str]]:
     """What to try where not even one sample fits, the cheapest first."""
     activations = not run.gradient_checkpointing and plan.parts.get("activations", 0) > 0.2 * plan.total
-    lora = run.adapter.type == "lora"
-    saved = others.saved_by_four_bit() if lora and not run.load_in_4bit else 0
+    frozen = make_adapter(run.adapter).frozen_base
+    saved = others.saved_by_four_bit() if frozen and not run.load_in_4bit else 0
     return [
         (activations, "gradient_checkpointing=true: activations are a large part, computed again instead of kept"),
         # Of a mixture next to nothing: fused experts stay as they are.
         (saved > 0.2 * plan.total, f"load_in_4bit=true (QLoRA): the frozen weights take {saved / GB:.1f} GB less"),
-        (not lora, "adapter=lora: anything else that trains keeps its gradients and optimizer state"),
+        (not frozen, "adapter=lora: anything else that trains keeps its gradients and optimizer state"),
         (plan.stage != 3, "deepspeed=zero3 shards the weights over the GPUs; give --gpus and --nodes"),
         (True, "more GPUs (--gpus, --nodes), deepspeed=zero3_offload_all, or a shorter --seq-length"),
     ]
 
 
 def _data_parallel(plan: Plan, run: RunConfig, counts: Counts) -> str:
-    if plan.stage != 3 or plan.gpu_memory is None or run.adapter.type != "lora":
+    if plan.stage != 3 or plan.gpu_memory is None or not make_adapter(run.adapter).frozen_base:
         return ""
     frozen = sum(size.bytes for size in counts.sizes if not size.trainable)
     if frozen > 0.5 * plan.gpu_memory:
@@ -81,7 +82,8 @@ def _experts(plan: Plan, counts: Counts) -> str:
 
 def _float32(plan: Plan, run: RunConfig, counts: Counts) -> str:
     size = counts.bytes(precision="32-bit", trainable=False)
-    if run.adapter.type == "lora" and not run.bf16 and not run.load_in_4bit and size > 0.2 * plan.total:
+    frozen = make_adapter(run.adapter).frozen_base
+    if frozen and not run.bf16 and not run.load_in_4bit and size > 0.2 * plan.total:
         return "bf16=true halves the frozen weights, which are in float32"
     return ""
 

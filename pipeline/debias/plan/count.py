@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from debias.adapters import is_beside_base
 from debias.config.run import RunConfig
 from debias.engines.parameters import Select, selection
 from debias.plan.skeleton import FourBitLinear, base_skeleton, layers_of, period_of, shallow, skeleton
@@ -48,21 +49,16 @@ class Counts:
     @property
     def base(self) -> int:
         """Elements of the base model, without what an adapter adds."""
-        return sum(size.elements for size in self.sizes if not is_adapter(size.name))
+        return sum(size.elements for size in self.sizes if not is_beside_base(size.name))
 
     @property
     def active(self) -> int:
         """Elements of the base model that one token uses: of experts, the share that is routed to."""
-        experts = sum(s.elements for s in self.sizes if s.kind == "experts" and not is_adapter(s.name))
+        experts = sum(s.elements for s in self.sizes if s.kind == "experts" and not is_beside_base(s.name))
         return self.base - round(experts * (1 - self.active_share))
 
     def _where(self, wanted: dict[str, Any]) -> Iterator[Size]:
         return (size for size in self.sizes if all(getattr(size, key) == value for key, value in wanted.items()))
-
-
-def is_adapter(name: str) -> bool:
-    """Whether this tensor was added by LoRA or is the trained copy of a head."""
-    return ".lora_" in name or "modules_to_save" in name
 
 
 def count(run: RunConfig, config: Any) -> Counts:
@@ -121,6 +117,6 @@ def _kind(name: str, parameter: nn.Parameter, owner: nn.Module) -> str:
         return "experts"
     if isinstance(owner, nn.Embedding):
         return "embeddings"
-    if {"lm_head", "classifier", "score"} & set(parts) and not is_adapter(name):
+    if {"lm_head", "classifier", "score"} & set(parts) and not is_beside_base(name):
         return "head"
     return "norms and biases" if parameter.dim() < 2 else "other"

@@ -46,6 +46,15 @@ class FourBitLinear(nn.Linear):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
         self.compute_dtype = dtype
 
+    @property
+    def W_q(self) -> Tensor:
+        """By this name PEFT (DoRA) knows a layer that unpacks its own weight."""
+        return self.weight
+
+    def dequantize(self) -> Tensor:
+        """The weight unpacked, [O, I] in the compute dtype."""
+        return self.weight.new_empty(self.out_features, self.in_features, dtype=self.compute_dtype)
+
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = _Unpacked.apply(input.to(self.compute_dtype), self.out_features)
         return (output if self.bias is None else output + self.bias.to(output.dtype)).to(input.dtype)

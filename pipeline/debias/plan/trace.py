@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from debias.adapters import make_adapter
 from debias.config.run import RunConfig
 from debias.engines.parameters import chosen_by, selection
 from debias.gradients import MicroBatch, make_source
@@ -58,7 +59,7 @@ def trace(run: RunConfig, config: Any, load: Load, gradients: str, *, uses_bias:
     period = period_of(base_skeleton(run, config), config)
     # A whole period of layers at both ends of a pass. Where everything trains, gradients of layers and of embeddings
     # make another curve: look a little deeper.
-    few = max(2 * period, 2 if run.adapter.type == "lora" else 4)
+    few = max(2 * period, 2 if make_adapter(run.adapter).frozen_base else 4)
     if whole <= max(WHOLE, 2 * few):
         return _summary(_stretches(run, config, load, gradients, uses_bias, 2))
     # Equally many layers in a part of both.

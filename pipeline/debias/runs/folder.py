@@ -158,10 +158,10 @@ def _clear(folder: Path) -> None:
 
 
 def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] | None = None) -> Path:
-    """Save what was trained: `adapter/` (plain PEFT) for LoRA, `model/` (plain transformers) else; returns the folder.
+    """Save what was trained: `adapter/` (plain PEFT) of a frozen base, else `model/` (plain transformers).
 
-    `state`: the tensors to save where the model itself holds only a part of them. Raises RuntimeError if what landed
-    on the disk is empty or all zero.
+    Returns the folder. `state`: the tensors to save where the model itself holds only a part of them. Raises
+    RuntimeError if what landed on the disk is empty or all zero.
     """
     target = folder / (ADAPTER if hasattr(model, "peft_config") else MODEL)
 

@@ -47,15 +47,16 @@ def test_a_run_that_is_healthy(patient):
     assert "of 1.0 GB a GPU" in found["memory"].found
 
 
-def test_the_adapters_size_is_that_of_training(patient):
+@pytest.mark.parametrize("kind", ["lora", "dora", "beft"])
+def test_the_adapters_size_is_that_of_training(patient, kind):
     from debias.adapters.survey import describe
     from debias.building.model import build_model
 
-    here = patient()
+    here = patient(adapter=kind)
     trains = describe(build_model(here.run))["trainable"]
-    assert by_name(here)["adapter"].found.startswith(f"lora: {trains:,} of ")
+    assert by_name(here)["adapter"].found.startswith(f"{kind}: {trains:,} of ")
     assert here.bytes_written() == 4 * trains  # nothing is saved on the way
-    kept = patient(save_strategy="epoch", save_total_limit=2)
+    kept = patient(save_strategy="epoch", save_total_limit=2, adapter=kind)
     assert kept.bytes_written() == 4 * trains * (1 + 3 * 3)
 
 

@@ -28,6 +28,12 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {}),
     "classifier": ("qwen3_moe", {"head": "classification", "prompt": None}),
     "bert": ("bert", {"head": "classification", "prompt": None}),
+    "dora": ("llama", {"adapter": "dora"}),
+    "dora_classifier": ("bert", {"head": "classification", "prompt": None, "adapter": "dora"}),
+    "beft": (
+        "bert",
+        {"head": "classification", "prompt": None, "adapter": {"type": "beft", "targets": ["query", "value"]}},
+    ),
 }
 
 
@@ -102,7 +108,7 @@ def test_the_merged_model_is_the_adapter_on_its_base(runs: dict[str, Path], name
     assert merged.agreeing == 1
     if head == "classification":
         assert list(dense.config.id2label.values()) == ["entailment", "neutral", "contradiction"]
-    if name != "bert":
+    if RUNS[name][0] != "bert":
         assert AutoTokenizer.from_pretrained(tmp_path / "dense").chat_template == CHAT
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
 
@@ -223,6 +229,22 @@ def test_the_run_is_never_overwritten(runs: dict[str, Path], place: str) -> None
     with pytest.raises(InputError, match="which is read here; choose another folder"):
         merge_run(runs["llama"], runs["llama"] / place, overwrite=True)
     assert (runs["llama"] / "adapter" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("dora", "is DoRA: its magnitudes stay"), ("beft", "has no LoRA layers")]
+)
+def test_what_scale_cannot_be(runs: dict[str, Path], name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"scale is 0.5, but .*{message}"):
+        merge_run(runs[name], tmp_path / "dense", scale=0.5)
+    assert not (tmp_path / "dense").exists()
+
+
+def test_biases_that_the_base_has_no_place_for(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = save_run(runs["llama"].parent / "base_llama", tmp_path / "run", adapter="beft")
+    with pytest.raises(InputError, match="adapter cannot be merged: Base layer has no bias"):
+        merge_run(run, tmp_path / "dense")
+    assert not (tmp_path / "dense").exists()
 
 
 def test_runs_without_an_adapter(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -63,7 +63,10 @@ def test_adapters_of_qwen3_8b_by_hand():
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "llama4_text", "gemma3_text"])
-@pytest.mark.parametrize("settings", [{}, {"load_in_4bit": True, "bf16": True}, {"adapter": "full"}])
+@pytest.mark.parametrize("settings", [
+    {}, {"load_in_4bit": True, "bf16": True}, {"adapter": "full"}, {"adapter": "dora"}, {"adapter": "beft"},
+    {"adapter": "dora", "load_in_4bit": True, "bf16": True},
+])  # fmt: skip
 def test_layers_that_repeat_are_counted_like_the_whole_model(name, settings):
     config = family_config(name, num_hidden_layers=8)
     if name == "gemma3_text":

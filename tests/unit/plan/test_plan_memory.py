@@ -87,6 +87,15 @@ def test_every_family_can_be_traced(name, four_bit):
     assert traced.others <= traced.peak <= traced.others + 10**6
 
 
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_dora_takes_what_lora_takes_and_its_whole_deltas(four_bit):
+    """It makes each layer's `W + B A` in the forward pass: more than LoRA, by two matrices of a layer and not less."""
+    config, load = family_config("qwen3"), Load(micro_batch=2, length=16)
+    runs = [run_of(adapter=kind, load_in_4bit=four_bit, bf16=four_bit) for kind in ("lora", "dora")]
+    lora, dora = (trace(run, config, load, "shared_forward").others for run in runs)
+    assert dora > lora + 2 * 32 * 48 * (2 if four_bit else 4)
+
+
 @pytest.mark.slow
 def test_packed_rows_are_one_row(folder):
     def peak(size, **settings):

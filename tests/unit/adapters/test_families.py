@@ -9,10 +9,10 @@ import tiny_runs
 import torch
 from torch import nn
 
+from debias.adapters import make_adapter
 from debias.adapters.families import choose_targets, expert_parameters, is_sparse, linear_names, sparse_blocks
 from debias.adapters.lora import add_lora
 from debias.building.model import base_model
-from debias.config.run import AdapterConfig
 from debias.errors import InputError
 from debias.models.quantized import prepare_quantized
 
@@ -210,14 +210,15 @@ def test_an_unknown_dense_architecture_is_adapted_everywhere() -> None:
         ({"target_parameters": ["a"]}, "goes with targets given by hand"),
         ({"targets": ["q"], "target_parameters": ["a"], "experts": False}, "experts is false, but"),
         ({"targets": ["q"], "experts": "partial"}, "experts is 'partial', but"),
-        ({"type": "bitfit", "experts": True}, "experts has no effect with type 'bitfit'"),
-        ({"type": "full", "experts_r": 2}, "experts_r has no effect with type 'full'"),
-        ({"experts_r": 0}, "greater than 0"),
+        ({"type": "bitfit", "experts": True}, "adapter.experts: bitfit has no such setting"),
+        ({"type": "full", "experts_r": 2}, "adapter.experts_r: full has no such setting"),
+        ({"type": "dora", "target_parameters": ["a"]}, "adapter.target_parameters: dora has no such setting"),
+        ({"experts_r": 0}, "adapter.experts_r is 0, expected a rank greater than 0"),
     ],
 )
 def test_settings_that_contradict(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AdapterConfig.model_validate(settings)
+        make_adapter({"type": "lora", **settings})
 
 
 # Sparse blocks and their weights.

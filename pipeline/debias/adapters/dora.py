@@ -1,0 +1,44 @@
+"""DoRA: weight-decomposed low-rank adaptation (Liu et al., ICML 2024, arXiv 2402.09353), by PEFT's `use_dora`."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from debias.adapters.base import Beside, RunFacts, is_skeleton
+from debias.adapters.families import expert_parameters
+from debias.adapters.lora import TARGETS, add_lora, check_targets
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dora(Beside):
+    """`W' = m (W + s B A) / |W + s B A|` row by row: LoRA turns a row, and a magnitude `m` for each row trains too.
+
+    `targets` as LoRA's; fused experts get none, for PEFT has no DoRA on parameters. The norm is a constant in the
+    backward pass (section 4.3 of the paper).
+    """
+
+    name: ClassVar[str] = "dora"
+    reads: ClassVar[tuple[str, ...]] = ("lora_r", "lora_alpha", "lora_dropout")
+    marks: ClassVar[tuple[str, ...]] = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.")
+    targets: Literal["auto", "all-linear"] | tuple[str, ...] = field(default="auto", metadata=TARGETS)
+
+    def __post_init__(self) -> None:
+        check_targets(self.targets)
+
+    def attach(self, model: Any, run: RunFacts) -> Any:
+        stacks = sum(1 for _ in expert_parameters(model))
+        if stacks and not is_skeleton(model):
+            logger.warning("adapter.type: dora: %d stacks of fused experts get no adapter; lora adapts them", stacks)
+        return add_lora(
+            model,
+            r=run.lora_r,
+            alpha=run.lora_alpha,
+            dropout=run.lora_dropout,
+            targets=self.targets,
+            classification=run.classification,
+            fresh=run.fresh,
+            experts=False,
+            use_dora=True,
+        )
