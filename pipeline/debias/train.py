@@ -5,24 +5,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from debias.building.arguments import training_arguments
+from torch import Tensor
+
+from debias.bias.base import digest_of
+from debias.building.arguments import forget_accelerate, training_arguments
 from debias.building.examples import training_examples, validation_examples
-from debias.building.facts import bias_log_p, check_groups
+from debias.building.facts import bias_log_p, check_groups, facts_of_stage, keep, kept
 from debias.building.idle_settings import say_what_has_no_effect
-from debias.building.method import build_bias_model, build_loss
+from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
+from debias.data.facts import facts_of
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import elements
 from debias.engines.step import NonFiniteGradients
 from debias.errors import Interrupted
 from debias.gradients import SamplesNotFirst
+from debias.inference.training_set import log_p_of
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
+from debias.ranks.world import is_first
 from debias.runs.folder import Folder, look, save_trained
 from debias.runs.selection import selected
 from debias.runs.summary import Summary
+
+SAID = "said.npz"  # beside the runs before a run: what the first one said of the training examples
 
 
 def train(config: RunConfig, base: Path | None = None) -> Path:
@@ -39,7 +47,8 @@ def train(config: RunConfig, base: Path | None = None) -> Path:
 def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     started = time.time()
     config = resolve_paths(config, base)
-    loss, bias_model = build_loss(config), build_bias_model(config)
+    loss, order, bias_model = build_loss(config), build_order(config), build_bias_model(config)
+    told = _first_stage(config, base)
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     folder = _look(config, arguments)
@@ -48,10 +57,11 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
         say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
-    check_groups(loss, examples)
-    if folder.is_finished(len(examples), arguments.world_size):
+    check_groups(loss, order, examples)
+    if folder.is_finished(order.size(facts_of(examples) | told), arguments.world_size):
         return folder.path
     built = build_run(config, arguments, examples, validation, stop)
+    built.trainer.train_dataset.facts |= told
     rule = built.trainer.rule
     method = {"name": rule.name, **dataclasses.asdict(rule)}
     known = {"seed": config.seed, "method": method, "train_examples": len(examples), **built.sizes}
@@ -72,6 +82,25 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     if trainer.interrupted:
         raise Interrupted(f"{folder.path}: stopped by SIGTERM at step {ended['steps']}, saved; go on with resume=true")
     return folder.path
+
+
+def _first_stage(config: RunConfig, base: Path | None) -> dict[str, Tensor]:
+    """The facts of the run before this one, if there is one: trained where it has not been, and asked once."""
+    if config.first_stage is None:
+        return {}
+    look(config)  # a folder that this run could not have is found before anything is trained
+    stage = config.stage_before()
+    examples = training_examples(config, base)
+    told = repr(stage.model_dump(exclude={"resume", "overwrite_output_dir", "output_dir"}))
+    digest = digest_of(told, examples, len(config.data.labels), stage.seed)
+    place = Path(stage.output_dir).with_name(SAID)
+    log_p_NC = kept(place, digest)
+    if log_p_NC is None:
+        log_p_NC = log_p_of(train(stage, base), examples)
+        if is_first():
+            keep(place, log_p_NC, digest)
+        forget_accelerate()
+    return facts_of_stage(log_p_NC, examples, config.first_stage.keep)
 
 
 def _look(config: RunConfig, arguments: Any) -> Folder:

@@ -67,9 +67,17 @@ def learned(checkpoint: Path) -> torch.Tensor:
     return memory
 
 
+def needs_of(name: str) -> dict[str, Any]:
+    """What a loss of the table cannot do without."""
+    if "bias_log_p" not in LOSSES[name].reads:
+        return {}
+    pytest.importorskip("sklearn")
+    return {"bias_model": PARTIAL}
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_run_that_goes_on_is_the_run_that_was_not_cut(place: Path, name: str) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "max_steps": 4}
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "max_steps": 4, **needs_of(name)}
     loss = {"name": name, "step_size": 2.0} if name == "group_dro" else name
     whole = run(settings(place, f"{name}_whole", loss=loss, **saving))
     cut = place / f"{name}_cut"
@@ -115,13 +123,22 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
 
 
 def test_a_causal_model_takes_every_loss(place: Path) -> None:
+    causal = {"head": "causal_lm", "prompt": PROMPT, "data": DATA}
     for name in LOSSES:
-        done = run(
+        done = run(settings_for(place / "llama", place / f"llama_{name}", loss=name, **causal, **needs_of(name)))
+        assert (done / "adapter").is_dir()
+
+
+def test_answers_of_several_tokens_are_refused_with_advice(place: Path) -> None:
+    long = {**PROMPT, "verbalizers": {**PROMPT["verbalizers"], "neutral": " maybe no"}}  # type: ignore[dict-item]
+    causal = {"head": "causal_lm", "prompt": long, "data": DATA}
+    with pytest.raises((InputError, ValueError), match="answers of one token each, the longest here has 2; choose"):
+        run(
             settings_for(
-                place / "llama", place / f"llama_{name}", head="causal_lm", prompt=PROMPT, data=DATA, loss=name
+                place / "llama", place / "long", loss="logit_correction", **causal, **needs_of("logit_correction")
             )
         )
-        assert (done / "adapter").is_dir()
+    assert not (place / "long").exists()
 
 
 # Bias models.
@@ -199,6 +216,6 @@ def test_a_row_without_a_group_is_named(place: Path) -> None:
     rows[5]["kind"] = None  # type: ignore[assignment]
     (place / "rows.jsonl").write_text("".join(json.dumps({**row, "id": f"r{i}"}) + "\n" for i, row in enumerate(rows)))
     data = {"train": str(place / "rows.jsonl"), "group_field": "kind"}
-    with pytest.raises(InputError, match="has no group, and the loss needs one of each"):
+    with pytest.raises(InputError, match="has no group, and it needs one of each"):
         run(settings(place, "refused", loss="group_dro", data=data))
     assert not (place / "refused").exists()

@@ -13,11 +13,14 @@ from debias.readouts import Said
 LOG_P = [[math.log(0.7), math.log(0.2), math.log(0.1)], [math.log(0.05), math.log(0.9), math.log(0.05)]]
 LABELS = [0, 2]
 GROUPS = [0, 1]
+BIAS = [[0.1, 0.8, 0.1], [0.2, 0.3, 0.3]]
 TRAINING_GROUPS = [0, 0, 0, 1]  # shares 3/4 and 1/4
 # Settings, and the loss of the two samples above on its first step.
 GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     "cross_entropy": ({}, [0.35667494393873245, 2.995732273553991]),
     "focal": ({"gamma": 2.0}, [0.09 * 0.35667494393873245, 0.9025 * 2.995732273553991]),
+    # p is [.7, .2, .1] and [.05, .9, .05], the bias model's BIAS.
+    "logit_correction": ({"tau": 1.0}, [-math.log(0.07 / 0.24), -math.log(0.015 / 0.295)]),
     "group_dro": ({"step_size": 0.1}, [0.5 / 0.75 * 0.35667494393873245, 0.5 / 0.25 * 2.995732273553991]),
 }
 
@@ -29,6 +32,11 @@ def oracle_cross_entropy(log_p: list[float], label: int, group: int) -> float:
 def oracle_focal(log_p: list[float], label: int, group: int) -> float:
     p = math.exp(log_p[label])
     return -((1 - p) ** 2) * math.log(p)
+
+
+def oracle_logit_correction(log_p: list[float], label: int, group: int) -> float:
+    product = [math.exp(one) * bias for one, bias in zip(log_p, BIAS[group], strict=True)]
+    return -math.log(product[label] / math.fsum(product))
 
 
 def oracle_group_dro(log_p: list[float], label: int, group: int) -> float:
@@ -45,7 +53,8 @@ def begun(name: str) -> LearningLoss:
 
 
 def facts(labels: list[int], groups: list[int]) -> dict[str, torch.Tensor]:
-    return {"labels": torch.tensor(labels), "group": torch.tensor(groups)}
+    bias_log_p = torch.tensor([BIAS[group] for group in groups], dtype=torch.float64).log()
+    return {"labels": torch.tensor(labels), "group": torch.tensor(groups), "bias_log_p": bias_log_p}
 
 
 def said_of(logits_BC: torch.Tensor, labels: list[int]) -> Said:

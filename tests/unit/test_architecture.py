@@ -48,7 +48,7 @@ ALLOWED = {
     "doctor": "errors readouts hub ranks config models data methods engines building plan",
     "eval.judging": "errors eval.scores ranks config data runs eval.results eval.reading inference",
     "launching": "errors config data runs plan",
-    "train": "errors gradients ranks config runs engines building plan",
+    "train": "errors gradients ranks config data runs bias engines building inference plan",
     "bench": "errors readouts gradients config models methods adapters bias losses engines building plan train",
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs eval.reading building inference eval.judging",

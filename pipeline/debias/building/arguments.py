@@ -120,3 +120,11 @@ def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{key} is {value!r}, not one of {', '.join(known)}{hint}")
+
+
+def forget_accelerate() -> None:
+    """Between two runs of one process: accelerate's singletons remember the DeepSpeed configuration of the first."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -9,24 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debias.bias.base import BiasModel, digest_of
+from debias.bias.base import BiasModel, digest_of, floored
 from debias.config.run import RunConfig
 from debias.data import Example
+from debias.data.order import Order
+from debias.data.resampled import Resampled
 from debias.errors import InputError
 from debias.losses import Loss
 from debias.runs.names import BIAS
-from debias.runs.whole import save_whole
+from debias.runs.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
 
-def check_groups(loss: Loss, examples: Sequence[Example]) -> None:
-    """InputError where the loss reads groups and a training example has none."""
-    if "group" not in loss.reads:
-        return
+def check_groups(loss: Loss, order: Order, examples: Sequence[Example]) -> None:
+    """InputError where the loss or the order reads groups and a training example has none."""
+    readers = [f"loss {loss.name}"] if "group" in loss.reads else []
+    if isinstance(order, Resampled) and order.by == "group":
+        readers.append(f"order {order.name}")
     without = next((example for example in examples if example.group is None), None)
-    if without is not None:
-        raise InputError(f"loss {loss.name}: example {without.id!r} has no group, and the loss needs one of each")
+    if readers and without is not None:
+        raise InputError(f"{readers[0]}: example {without.id!r} has no group, and it needs one of each")
 
 
 def bias_log_p(config: RunConfig, model: BiasModel, examples: Sequence[Example]) -> Tensor:
@@ -37,7 +41,7 @@ def bias_log_p(config: RunConfig, model: BiasModel, examples: Sequence[Example])
     labels = len(config.data.labels)
     digest = digest_of(repr(model), examples, labels, config.seed)
     folder = Path(config.output_dir) / BIAS
-    held = _kept(folder / f"{model.name}.npz", digest)
+    held = kept(folder / f"{model.name}.npz", digest)
     if held is None:
         logger.info("bias model %s: fitting on %d examples", model.name, len(examples))
         try:
@@ -45,12 +49,22 @@ def bias_log_p(config: RunConfig, model: BiasModel, examples: Sequence[Example])
         except ValueError as error:
             raise InputError(str(error)) from None
         _say_how_it_is(model, held, examples)
-        answers, name = held, f"{model.name}.npz"
-        save_whole(folder, lambda part: _write(part, name, answers, digest))
+        keep(folder / f"{model.name}.npz", held, digest)
     return torch.from_numpy(held).float()
 
 
-def _kept(path: Path, digest: str) -> "np.ndarray | None":
+def facts_of_stage(log_p_NC: np.ndarray, examples: Sequence[Example], keep: str) -> dict[str, Tensor]:
+    """What a first stage's log-probabilities [N, C] of the training examples become."""
+    label_N = np.array([example.label for example in examples])
+    wrong_N = log_p_NC.argmax(axis=1) != label_N
+    logger.info("first stage: wrong on %d of %d training examples", wrong_N.sum(), len(examples))
+    if keep == "errors":
+        return {"error": torch.from_numpy(wrong_N)}
+    return {"bias_log_p": torch.from_numpy(floored(np.exp(log_p_NC))).float()}
+
+
+def kept(path: Path, digest: str) -> "np.ndarray | None":
+    """Log-probabilities that were kept of the same settings and examples, None where there are none."""
     try:
         with np.load(path, allow_pickle=False) as held:
             found: np.ndarray | None = held["log_p"] if str(held["digest"]) == digest else None
@@ -59,9 +73,11 @@ def _kept(path: Path, digest: str) -> "np.ndarray | None":
         return None
 
 
-def _write(folder: Path, name: str, log_p_NC: np.ndarray, digest: str) -> None:
-    folder.mkdir(parents=True)
-    np.savez(folder / name, log_p=log_p_NC, digest=np.array(digest))
+def keep(path: Path, log_p_NC: np.ndarray, digest: str) -> None:
+    """Write log-probabilities so that `kept` finds them, whole or not at all."""
+    buffer = BytesIO()
+    np.savez(buffer, log_p=log_p_NC, digest=np.array(digest))
+    write_whole(path, buffer.getvalue())
 
 
 def _say_how_it_is(model: BiasModel, log_p_NC: np.ndarray, examples: Sequence[Example]) -> None:

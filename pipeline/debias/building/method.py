@@ -2,6 +2,9 @@
 
 from debias.bias import BiasModel, BiasWeightSource, ColumnWeight, ModelWeight, SelfWeight, make_bias_model
 from debias.config.run import RunConfig
+from debias.data.order import Order
+from debias.data.orders import make_order
+from debias.data.resampled import Resampled
 from debias.errors import InputError
 from debias.losses import EVERY_LABEL, Loss, make_loss
 from debias.methods import Rule, make_rule
@@ -15,16 +18,30 @@ def build_rule(config: RunConfig) -> Rule:
 def build_loss(config: RunConfig) -> Loss:
     """The loss of the `loss:` block; InputError where the run has not what it reads."""
     loss = make_loss(config.loss)
-    if "bias_log_p" in loss.reads and config.bias_model is None:
+    if "bias_log_p" in loss.reads and not config.has_bias_log_p:
         raise InputError(f"loss {loss.name} reads a bias model's probabilities, but bias_model is missing; name one")
-    grouped = config.data.group_field or config.data.planted_bias or config.data.planted_color
-    if "group" in loss.reads and not grouped and config.data.train.source != "generated":
+    if "group" in loss.reads and not _has_groups(config):
         raise InputError(f"loss {loss.name} needs a group of each row; set data.group_field to the column that has it")
     if EVERY_LABEL in loss.reads and config.answer_probability != "product":
         raise InputError(
             f"loss {loss.name} reads answers of one token each: answer_probability has no effect; remove it"
         )
     return loss
+
+
+def build_order(config: RunConfig) -> Order:
+    """Which examples make an epoch; InputError where the run has not what that is decided by."""
+    order = make_order(config.order)
+    if isinstance(order, Resampled) and order.by == "group" and not _has_groups(config):
+        raise InputError("order resampled needs a group of each row; set data.group_field to the column that has it")
+    if "error" in order.reads and (config.first_stage is None or config.first_stage.keep != "errors"):
+        raise InputError(f"order {order.name} sees more of what a first stage got wrong; set first_stage.keep: errors")
+    return order
+
+
+def _has_groups(config: RunConfig) -> bool:
+    planted = config.data.planted_bias or config.data.planted_color
+    return bool(config.data.group_field or planted or config.data.train.source == "generated")
 
 
 def build_bias_model(config: RunConfig) -> BiasModel | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from debias.building.method import build_bias_weight, build_loss, build_rule
+from debias.building.method import build_bias_weight, build_loss, build_order, build_rule
 from debias.building.task import Task, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -36,6 +36,7 @@ def build_trainer(
     """The Trainer with our callbacks; what it refuses is an InputError, and no empty folder stays."""
     folder = Path(config.output_dir)
     encoded = task.encode(examples, with_answer=True)
+    encoded.order = build_order(config)
     if config.packing:
         say_what_packing_saves(config, encoded, arguments.world_size)
     with _nothing_left(folder):

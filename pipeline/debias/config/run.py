@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from debias.config import blocks
 from debias.config.data import DataConfig, Strict, is_list
@@ -10,6 +10,7 @@ from debias.config.data import DataConfig, Strict, is_list
 # Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
 SELECTIONS = {"validation": "eval_accuracy", "worst_class": "eval_worst_class_accuracy"}
 
+STAGES = "stages"  # in a run's folder: the runs before it
 LARGEST = 2**31 - 1  # of a count: beyond it others' code overflows
 
 
@@ -68,6 +69,17 @@ def _of_lora_alone(block: str | dict[str, Any]) -> str | dict[str, Any]:
     return {key: value for key, value in block.items() if key not in OF_LORA or value not in (OF_LORA[key], ())}
 
 
+class FirstStage(Strict):
+    """A run before the run, on the same data and model: what it says of the training examples becomes facts.
+
+    `keep`: `errors`, which examples it gets wrong (JTT), or `log_p`, log-probabilities of every label, in the place of
+    a bias model's. `settings`: what it does otherwise than the run itself; beside these it trains plainly.
+    """
+
+    keep: Literal["errors", "log_p"] = "errors"
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
 class RunConfig(Strict):
     """One fine-tuning run. Names that Hugging Face has are Hugging Face's."""
 
@@ -82,6 +94,8 @@ class RunConfig(Strict):
     gradients: Literal["auto", "single_pass", "shared_forward", "two_pass"] = "auto"
     loss: dict[str, Any] = Field({"name": "cross_entropy"}, validate_default=True)
     bias_model: dict[str, Any] | None = None  # who says what is easy, before training; see bias_weight
+    first_stage: FirstStage | None = None
+    order: dict[str, Any] = Field({"name": "shuffled"}, validate_default=True)  # which examples make an epoch
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
     loss_mean: Literal["samples", "tokens"] = "samples"  # causal_lm: the one denominator of both gradients
@@ -133,7 +147,7 @@ class RunConfig(Strict):
     def _short_block(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
-    @field_validator("method", "loss", "bias_model", "adapter", mode="before")
+    @field_validator("method", "loss", "bias_model", "order", "adapter", mode="before")
     @classmethod
     def _canonical_block(cls, value: Any, info: ValidationInfo) -> Any:
         """Every default filled in, so that one method is one method however it was written."""
@@ -173,9 +187,42 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _bias_model_is_there_and_used(self) -> "RunConfig":
-        if self.bias_model is None and self.bias_weight.source == "bias_model":
+        if self.bias_weight.source == "bias_model" and not self.has_bias_log_p:
             raise ValueError("bias_weight.source is 'bias_model', but bias_model is missing; name one")
+        if self.bias_model is not None and self.first_stage is not None and self.first_stage.keep == "log_p":
+            raise ValueError("bias_model and first_stage.keep 'log_p' both say what is easy; remove one of the two")
         return self
+
+    @property
+    def has_bias_log_p(self) -> bool:
+        """Whether somebody says how likely each label of a training example is by the shortcut alone."""
+        return self.bias_model is not None or (self.first_stage is not None and self.first_stage.keep == "log_p")
+
+    @model_validator(mode="after")
+    def _first_stage_is_a_run(self) -> "RunConfig":
+        if self.first_stage is not None:
+            own = [key for key in ("output_dir", "first_stage", "resume") if key in self.first_stage.settings]
+            if own:
+                raise ValueError(f"first_stage.settings: {own[0]} is not the first stage's to choose; remove it")
+            self.stage_before()
+        return self
+
+    def stage_before(self) -> "RunConfig":
+        """The run of the first stage; ValueError where its settings are none of a run."""
+        assert self.first_stage is not None
+        plain = {
+            **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
+            **{"bias_weight": "self", "selection": "last", "eval_strategy": "no", "report_to": "none"},
+            "resume": False if self.overwrite_output_dir else "auto",
+            "output_dir": f"{self.output_dir}/{STAGES}/1",
+        }
+        try:
+            return RunConfig.model_validate({**self.model_dump(), **plain, **self.first_stage.settings})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            told = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"first_stage.settings: {place and f'{place}: '}{told}") from None
 
     @model_validator(mode="after")
     def _pictures_fit(self) -> "RunConfig":

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from debias.data.examples import Example
 from debias.data.facts import facts_of
-from debias.data.order import LengthBuckets
+from debias.data.order import LengthBuckets, Order, Shuffled
 from debias.data.prompt import Prompt
 from debias.errors import InputError
 
@@ -32,6 +32,7 @@ class EncodedExamples(Dataset[Feature]):
     def __init__(self, features: Sequence[Feature], facts: Mapping[str, Tensor]) -> None:
         self.features = list(features)
         self.facts = dict(facts)
+        self.order: Order = Shuffled()
 
     def __len__(self) -> int:
         return len(self.features)
@@ -42,7 +43,8 @@ class EncodedExamples(Dataset[Feature]):
 
     def sampler(self, batch_size: int, seed: int) -> LengthBuckets:
         """The training order: random, with examples of like length together."""
-        return LengthBuckets([len(feature["input_ids"]) for feature in self.features], batch_size, seed)
+        lengths = [len(feature["input_ids"]) for feature in self.features]
+        return LengthBuckets(lengths, batch_size, seed, self.order, self.facts)
 
 
 def encode_for_classification(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedExamples:

@@ -1,22 +1,70 @@
-"""In which order examples are seen."""
+"""In which order examples are seen, and how often. Shapes: N examples.
 
-from collections.abc import Iterator, Sequence
+A new order is one file, one line in `ORDERS` and one row in tests/unit/data/test_orders.py.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which examples make an epoch; subclasses are frozen dataclasses whose fields are the settings of `order:`.
+
+    `reads`: the facts it needs beside `index`. What it gives is a function of the facts and the generator alone, so
+    that all ranks and a resumed run agree.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def size(self, facts: Mapping[str, Tensor]) -> int:
+        """Examples of an epoch, each as often as it is seen."""
+        return len(facts["index"])
+
+    def epoch(self, facts: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Places in the training set, [size] int64, in random order."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Shuffled(Order):
+    """Every example once an epoch, in random order: the ordinary way.
+
+    Needs nothing, costs nothing. Fails nobody; what the data has too much of, the model sees too much of.
+    """
+
+    name: ClassVar[str] = "shuffled"
+
+    def epoch(self, facts: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        return torch.randperm(self.size(facts), generator=generator)
 
 
 class LengthBuckets(Sampler[int]):
     """Random order with examples of like length together; the order depends on seed and epoch alone.
 
     Within each random block of 50 batches the examples are sorted by length, so a batch has little padding and batches
-    still come in random order.
+    still come in random order. `order` says which examples make an epoch; by default all, once.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        order: Order | None = None,
+        facts: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.lengths = list(lengths)
         self.batch_size = batch_size
         self.seed = seed
+        self.order = order or Shuffled()
+        self.facts = facts or {"index": torch.arange(len(self.lengths))}
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -24,11 +72,11 @@ class LengthBuckets(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.order.size(self.facts)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = self.order.epoch(self.facts, generator).tolist()
         block = 50 * self.batch_size
         batches = []
         for start in range(0, len(order), block):

@@ -67,6 +67,8 @@ class DebiasTrainer(CheckpointingTrainer):
         self.rule = rule
         self.readout = _one_of(readout, objective)
         self.loss = LearningLoss(loss or CrossEntropy(), facts)
+        if self.loss.every_label:
+            self.readout.check_every_label()
         self.bias_weight = bias_weight or SelfWeight()
         self.gradients = gradients
         self.select = select

@@ -15,12 +15,13 @@ from debias.losses.cross_entropy import CrossEntropy, cross_entropy
 from debias.losses.focal import Focal
 from debias.losses.group_dro import GroupDRO
 from debias.losses.learning import LearningLoss
+from debias.losses.logit_correction import LogitCorrection
 from debias.readouts.answers import Answers, answer_log_likelihood
 from debias.readouts.classification import Classification
 from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
 from debias.readouts.said import Readout
 
-LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (CrossEntropy, Focal, GroupDRO)}
+LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (CrossEntropy, Focal, GroupDRO, LogitCorrection)}
 
 
 def make_loss(block: str | Mapping[str, Any]) -> Loss:
@@ -40,6 +41,7 @@ __all__ = [
     "Focal",
     "GroupDRO",
     "LearningLoss",
+    "LogitCorrection",
     "Loss",
     "Readout",
     "RouterLoss",

@@ -60,6 +60,10 @@ class Answers:
         count = int(tokens_B.sum()) if self.mean_over == "tokens" else log_p_B.numel()
         return Said(log_p_B, confidence_B, count, log_p_BN[:, 1:] if every_label else None)
 
+    def check_every_label(self) -> None:
+        """ValueError unless each answer is one token."""
+        self._tokens_of_labels()
+
     def _tokens_of_labels(self) -> list[int]:
         longest = max(len(ids) for ids in self.verbalizer_ids)
         if longest > 1:

@@ -19,6 +19,9 @@ class Classification:
         log_p_B = log_p_BC.gather(1, facts["labels"].unsqueeze(1)).squeeze(1)
         return Said(log_p_B, log_p_B.detach(), log_p_B.numel(), log_p_BC if every_label else None)
 
+    def check_every_label(self) -> None:
+        """A head says them all."""
+
     def label_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Log-probability of each label, [B, C] float32."""
         inputs, _ = inputs_and_facts(batch)

@@ -37,6 +37,9 @@ class Readout(Protocol):
     def said(self, model: nn.Module, batch: Mapping[str, Any], *, every_label: bool = False) -> Said:
         """What the model says of a batch, with its graph; `every_label`: log-probabilities of all labels too."""
 
+    def check_every_label(self) -> None:
+        """ValueError where `every_label` is not to be had, with what would help."""
+
     def label_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Log-probability of each label, [B, C] float32."""
 

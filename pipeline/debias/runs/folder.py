@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from debias.config.reading import dump_config, load_config
-from debias.config.run import RunConfig
+from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
 from debias.runs.names import (
     ADAPTER,
@@ -99,7 +99,7 @@ def look(config: RunConfig) -> Folder:
         raise _another(path)
     if held:
         _check_kept(config, path)
-    elif path.exists() and any(path.iterdir()):
+    elif path.exists() and any(inside.name != STAGES for inside in path.iterdir()):
         raise InputError(f"output_dir: {path} is not empty and holds no run; choose another folder")
     return Folder(path, config, held)
 

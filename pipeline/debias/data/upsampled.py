@@ -1,0 +1,40 @@
+"""Upsampling of what an earlier run got wrong (JTT: Liu et al., ICML 2021, arXiv 2107.09044). Shapes: N examples."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from debias.data.order import Order
+
+
+@dataclass(frozen=True)
+class Upsampled(Order):
+    """Every example once an epoch, and those that the first stage got wrong `times` times: the second stage of JTT.
+
+    Just Train Twice: `first_stage: {keep: errors, settings: {...}}` trains plainly for a short while, this order sees
+    its errors more often (the paper's lambda_up, eq. 3). Needs no groups, but a first stage; costs that run and an
+    epoch that is longer by the errors. Fails where the first stage gets everything right, or errs at random (noise in
+    labels is upsampled too).
+    """
+
+    name: ClassVar[str] = "upsampled"
+    reads: ClassVar[frozenset[str]] = frozenset({"error"})
+    times: int = 6
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise ValueError(f"times is {self.times}, expected 1 or more")
+
+    def size(self, facts: Mapping[str, Tensor]) -> int:
+        """Examples of an epoch, each as often as it is seen."""
+        return int(self._times(facts).sum())
+
+    def epoch(self, facts: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        repeated = torch.arange(len(facts["index"])).repeat_interleave(self._times(facts))
+        return repeated[torch.randperm(len(repeated), generator=generator)]
+
+    def _times(self, facts: Mapping[str, Tensor]) -> Tensor:
+        return 1 + (self.times - 1) * facts["error"].long()

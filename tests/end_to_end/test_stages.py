@@ -1,0 +1,142 @@
+"""Orders of the data and a run before the run: JTT, resampling, and logit correction by an early stage."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_runs import adapter_of, largest_difference, save_bert, settings_for
+
+from debias.config.run import RunConfig
+from debias.errors import InputError
+from debias.inference.loading import load_run
+from debias.train import train
+
+ROOT = Path(__file__).parents[2]
+CUE = {"cue": "!!", "prevalence": 0.5, "strength": 0.6}
+DATA = {"train": {"source": "generated", "limit": 96}, "planted_bias": CUE}
+JTT = {"first_stage": {"settings": {"max_steps": 3}}, "order": {"name": "upsampled", "times": 5}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    save_bert(folder / "bert")
+    return folder
+
+
+def settings(place: Path, name: str, **changes: Any) -> dict[str, Any]:
+    return settings_for(place / "bert", place / name, **{"data": DATA, "per_device_train_batch_size": 12, **changes})
+
+
+def run(settings: dict[str, Any]) -> Path:
+    return train(RunConfig.model_validate(settings))
+
+
+def test_jtt_sees_the_first_stages_errors_more_often(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What the stage got wrong is what its adapter, loaded anew, gets wrong; the epoch is longer by just these."""
+    from debias.building.examples import training_examples
+
+    caplog.set_level(logging.INFO, "debias")
+    whole = {**JTT, "max_steps": -1, "num_train_epochs": 1}
+    done = run(settings(place, "jtt", **whole))
+    stage = done / "stages" / "1"
+    examples = training_examples(RunConfig.model_validate(settings(place, "x")), None)
+    scores = load_run(stage).label_scores(examples)
+    wrong = int((scores.argmax(axis=1) != [example.label for example in examples]).sum())
+    assert 0 < wrong < 96
+    assert f"first stage: wrong on {wrong} of 96 training examples" in caplog.text
+    steps = json.loads((done / "run.json").read_text())["steps"]
+    assert steps == -(-(96 + 4 * wrong) // 12)
+    told = json.loads((stage / "run.json").read_text())
+    assert told["method"] == {"name": "erm"}
+    assert told["steps"] == 3
+
+
+def test_a_stage_is_trained_once_and_a_run_goes_on(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "max_steps": 4, **JTT}
+    whole = run(settings(place, "whole", **saving))
+    cut = place / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoint-4")
+    shutil.rmtree(cut / "adapter")
+    shutil.rmtree(cut / "stages" / "1")  # what it said is kept beside it
+    run(settings(place, "cut", resume=True, **saving))
+    assert not (cut / "stages" / "1").exists()
+    assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0
+    before = (whole / "stages" / "said.npz").stat().st_mtime_ns
+    run(settings(place, "whole", resume=True, **saving))  # finished: left as it is
+    assert (whole / "stages" / "said.npz").stat().st_mtime_ns == before
+
+
+def test_other_settings_of_the_stage_are_another_stage(place: Path) -> None:
+    run(settings(place, "again", **JTT))
+    first = (place / "again" / "stages" / "said.npz").read_bytes()
+    other = {**JTT, "first_stage": {"settings": {"max_steps": 4, "seed": 5}}}
+    run(settings(place, "again", overwrite_output_dir=True, **other))
+    assert (place / "again" / "stages" / "said.npz").read_bytes() != first
+
+
+def test_an_early_stage_stands_in_for_a_bias_model(place: Path) -> None:
+    early = {"first_stage": {"keep": "log_p", "settings": {"max_steps": 3}}}
+    done = run(settings(place, "lc", loss="logit_correction", method="erm", **early))
+    with np.load(done / "stages" / "said.npz") as held:
+        assert np.allclose(np.exp(held["log_p"]).sum(axis=1), 1)
+    plain = run(settings(place, "plain", method="erm"))
+    assert largest_difference(adapter_of(done), adapter_of(plain)) > 1e-4
+    weighted = {"bias_weight": {"source": "bias_model", "form": "balanced"}, "method": "subtract"}
+    assert (run(settings(place, "weighted", **early, **weighted)) / "adapter").is_dir()
+
+
+@pytest.mark.parametrize("by", ["group", "label"])
+def test_resampling_changes_what_is_seen(place: Path, by: str) -> None:
+    done = run(settings(place, f"resampled_{by}", order={"name": "resampled", "by": by}))
+    assert largest_difference(adapter_of(done), adapter_of(run(settings(place, f"not_{by}")))) > 1e-4
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(place: Path) -> None:
+    sgd = {"optim": "sgd", "learning_rate": 0.05, **JTT}
+    (place / "runs.json").write_text(json.dumps([settings(place, "two", **{**sgd, "per_device_train_batch_size": 6})]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests/train_many.py"), str(place / "runs.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    one = run(settings(place, "one", **sgd))
+    assert largest_difference(adapter_of(place / "two"), adapter_of(one)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": "upsampled"}, "order upsampled sees more of what a first stage got wrong; set first_stage.keep"),
+        ({"order": {"name": "resampled"}, "data": {"train": "my.jsonl"}}, "order resampled needs a group of each row"),
+        (
+            {"loss": "logit_correction"},
+            "loss logit_correction reads a bias model's probabilities",
+        ),
+        ({"first_stage": {"settings": {"max_stepz": 3}}}, "first_stage.settings: max_stepz"),
+        (
+            {"first_stage": {"settings": {"output_dir": "x"}}},
+            "output_dir is not the first stage's",
+        ),
+        ({"first_stage": {"kept": "errors"}}, "kept"),
+        (
+            {"first_stage": {"keep": "log_p"}, "bias_model": {"name": "partial_input", "fields": ["hypothesis"]}},
+            "both say what is easy; remove one of the two",
+        ),
+    ],
+)
+def test_what_does_not_fit_leaves_nothing(place: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((InputError, ValueError), match=message):
+        run(settings(place, "refused", **changes))
+    assert not (place / "refused").exists()

@@ -1,0 +1,105 @@
+"""Every order of the table: the same from the same seed, as often as it says, in buckets of like length."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from debias.data.order import LengthBuckets, Order
+from debias.data.orders import ORDERS, make_order
+
+# Settings of each row.
+ROWS: dict[str, dict[str, Any]] = {"shuffled": {}, "resampled": {"by": "group"}, "upsampled": {"times": 4}}
+GROUPS = [0] * 90 + [1] * 9 + [2]
+FACTS = {
+    "index": torch.arange(100),
+    "labels": torch.tensor([0, 1] * 50),
+    "group": torch.tensor(GROUPS),
+    "error": torch.tensor([i % 10 == 3 for i in range(100)]),
+}
+
+
+def order_of(name: str) -> Order:
+    return make_order({"name": name, **ROWS[name]})
+
+
+def epoch(order: Order, seed: int = 0) -> list[int]:
+    return order.epoch(FACTS, torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_every_order_has_a_row() -> None:
+    assert set(ROWS) == set(ORDERS)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_it_is_a_function_of_the_generator(name: str) -> None:
+    order = order_of(name)
+    assert epoch(order) == epoch(order)
+    assert epoch(order) != epoch(order, seed=1)
+    assert len(epoch(order)) == order.size(FACTS)
+    assert order.reads <= set(FACTS)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_buckets_hold_what_the_order_says(name: str) -> None:
+    """And batches of like length, an epoch of its own for each number, and a length that the Trainer plans with."""
+    order, lengths = order_of(name), [i % 7 for i in range(100)]
+    sampler = LengthBuckets(lengths, 4, 3, order, FACTS)
+    first = list(sampler)
+    assert len(first) == len(sampler) == order.size(FACTS)
+    want = order.epoch(FACTS, torch.Generator().manual_seed(3 * 1_000_003)).tolist()
+    assert Counter(first) == Counter(want)
+    assert list(LengthBuckets(lengths, 4, 3, order, FACTS)) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    batches = [[lengths[i] for i in first[k : k + 4]] for k in range(0, 96, 4)]
+    assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 2
+
+
+def test_shuffled_is_every_example_once() -> None:
+    assert sorted(epoch(order_of("shuffled"))) == list(range(100))
+
+
+@pytest.mark.parametrize(("by", "fact"), [("group", "group"), ("label", "labels")])
+def test_resampled_sees_every_group_equally_often(by: str, fact: str) -> None:
+    order = make_order({"name": "resampled", "by": by})
+    drawn = Counter[int]()
+    within = Counter[int]()
+    for seed in range(60):
+        for i in epoch(order, seed):
+            drawn[int(FACTS[fact][i])] += 1
+            within[i] += 1
+    groups = len(set(FACTS[fact].tolist()))
+    for count in drawn.values():
+        assert count == pytest.approx(6000 / groups, rel=0.1)  # four standard deviations
+    assert set(within) == set(range(100))
+    if by == "group":  # within a group all alike: of 90 examples, each 22 times of 2000
+        assert max(within[i] for i in range(90)) < 45
+
+
+def test_groups_may_have_any_numbers() -> None:
+    facts = {**FACTS, "group": torch.tensor([7] * 50 + [3] * 50)}
+    drawn = order_of("resampled").epoch(facts, torch.Generator().manual_seed(0)).tolist()
+    assert 30 < sum(i < 50 for i in drawn) < 70
+
+
+def test_upsampled_repeats_errors_alone() -> None:
+    order = order_of("upsampled")
+    assert order.size(FACTS) == 100 + 3 * 10
+    assert Counter(epoch(order)) == Counter({i: 4 if i % 10 == 3 else 1 for i in range(100)})
+    none = {**FACTS, "error": torch.zeros(100, dtype=torch.bool)}
+    assert order.size(none) == 100
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"name": "upsampled", "times": 0}, "order.times is 0, expected 1 or more"),
+        ({"name": "resampled", "by": "colour"}, "order.by is 'colour', not one of group, label"),
+        ("resample", "order.name is 'resample', .*; did you mean resampled?"),
+    ],
+)
+def test_wrong_settings(block: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_order(block)
