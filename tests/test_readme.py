@@ -1,16 +1,21 @@
-"""README promises nothing that is not there: Python runs, commands parse, settings validate, the tree exists.
+"""The pages promise nothing that is not there: Python runs, commands parse, settings validate, the tree exists.
 
 Of every page: rows of a table have as many cells as its head (else GitHub shows raw text), and links lead somewhere.
 """
 
 import os
 import re
+import runpy
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from debias.building.cards import cards
 from debias.config.places import find_recipe
 from debias.config.reading import load_config, parse
 from debias.config.run import RunConfig
@@ -18,6 +23,8 @@ from debias_eval.reading.suite import load_suite
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+LONGEST_README, LONGEST_LINE = 150, 200
 PAGES = sorted(
     page
     for top in (".", "pipeline", "eval", "launch", "ds_configs", "tests")
@@ -27,6 +34,15 @@ PAGES = sorted(
 
 def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def of_all_pages(language: str) -> list[str]:
+    return [block for page in PAGES for block in blocks(language, page.read_text(encoding="utf-8"))]
+
+
+def settings_blocks() -> list[str]:
+    """Blocks of YAML that are a run; the one of a suite is read below."""
+    return [text for text in of_all_pages("yaml") if "model" in yaml.safe_load(text)]
 
 
 def commands() -> list[list[str]]:
@@ -43,8 +59,16 @@ def commands() -> list[list[str]]:
 
 def test_there_are_commands_to_check():
     assert len(commands()) >= 50
-    assert blocks("python")
+    assert len(of_all_pages("python")) >= 2
+    assert blocks("diff")
     assert blocks("yaml")
+    assert len(settings_blocks()) >= 3
+
+
+def test_a_newcomer_can_read_it():
+    lines = README.splitlines()
+    assert len(lines) <= LONGEST_README
+    assert [line for line in lines if len(line) > LONGEST_LINE] == []
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -73,9 +97,9 @@ def test_command_is_real(words, monkeypatch):
         assert config.output_dir
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
+@pytest.mark.parametrize("text", settings_blocks())
 def test_settings_validate(text):
-    assert parse(RunConfig, yaml.safe_load(text), where="README")
+    assert parse(RunConfig, yaml.safe_load(text), where="page")
 
 
 def test_the_suite_of_ones_own_is_read(tmp_path):
@@ -87,27 +111,105 @@ def test_the_suite_of_ones_own_is_read(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.weights
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", of_all_pages("python"))
 def test_python_runs(code, capsys, monkeypatch):
     if "import deepspeed" in code:
         pytest.importorskip("deepspeed")
     monkeypatch.setattr(os, "environ", os.environ.copy())  # what a block sets for its process group ends with it
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "page.md", "exec"), {})
     cosine, removed = map(float, capsys.readouterr().out.splitlines()[-1].split())
     assert -1 <= cosine <= 1
     assert removed > 0
 
 
+class Tiny(torch.nn.Module):
+    """What the loop of README's diff trains: a layer, and a head that the rule leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classifier = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+
+    def forward(self, inputs: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.classifier(torch.tanh(self.body(inputs))))
+
+
+def side(diff: str, dropped: str) -> str:
+    """A diff without the lines of one side: `+` gives the loop as it was, `-` as it becomes."""
+    return "\n".join(line[1:] for line in diff.splitlines() if not line.startswith(dropped))
+
+
+def test_the_diff_of_a_loop_runs_on_both_sides():
+    (diff,) = blocks("diff")
+    trained = []
+    for dropped in "+-":
+        torch.manual_seed(0)
+        model = Tiny()
+        start = model.body.weight.detach().clone()
+        batches = [({"inputs": torch.randn(8, 4)}, torch.randint(0, 3, (8,))) for _ in range(3)]
+        names: dict[str, Any] = {"torch": torch, "model": model, "batches": batches}
+        exec(side(diff, dropped), names | {"cross_entropy": torch.nn.functional.cross_entropy})
+        assert (model.body.weight != start).any()
+        trained.append(model.body.weight.detach())
+    assert (trained[0] != trained[1]).any()
+
+
+def test_three_lines_of_the_loop_change():
+    """Imports aside: one is new, two take the place of others; and a whole program of the pages has their calls."""
+    new = [line[1:].strip() for line in blocks("diff")[0].splitlines() if line[:1] == "+" and "import" not in line]
+    assert len(new) == 3
+    whole = blocks("python", (ROOT / "pipeline" / "README.md").read_text(encoding="utf-8"))[0]
+    assert all(
+        call in whole for call in ("hook = attach(", "hook.backward(loss_B, gce_weight(-loss_B))", "hook.step()")
+    )
+
+
+def test_the_table_of_methods_is_true():
+    rows = re.findall(r"^\| (rule|loss|bias model|adapter|after training) \| `(\w+)` \|", README, flags=re.MULTILINE)
+    there = {(card.kind.replace("edit", "after training"), card.name) for card in cards()}
+    assert len(rows) >= 18
+    assert set(rows) <= there
+
+
+def test_the_picture_is_of_the_measured_table():
+    script = runpy.run_path(str(ROOT / "eval" / "shortcut_picture.py"))
+    rows = script["demo_rows"]((ROOT / "BENCHMARKS.md").read_text(encoding="utf-8"))
+    assert [name for name, _ in rows] == ["plain fine-tuning (erm)", "EDGE, published form"]
+    assert (ROOT / "eval" / "shortcut.svg").read_text(encoding="utf-8") == script["draw"](rows)
+    (told,) = re.findall(r"!\[(.*?)\]\(eval/shortcut\.svg\)", README)
+    figures = [figures[column] for _, figures in rows for column in ("shortcut right", "shortcut wrong")]
+    assert re.findall(r"\d+\.\d", told) == figures
+
+
 def test_tree_exists():
-    tree = next(block for block in blocks("text") if "pipeline/debias/" in block)
-    package = ROOT
+    (tree,) = (block for block in blocks("text", CONTRIBUTING) if "pipeline/debias/" in block)
+    package, rooms = ROOT, set()
     for line in tree.splitlines():
         name = line.split()[0]
         folder = package / name if line.startswith("  ") else ROOT / name
-        assert folder.exists(), f"README's tree names {name}"
+        assert folder.exists(), f"the tree names {name}"
+        rooms.add(folder)
         package = package if line.startswith("  ") else folder
     for file in re.findall(r"\b([a-z_]+\.py)\b", tree):
-        assert any(list((ROOT / top).rglob(file)) for top in ("pipeline", "eval")), f"README's tree names {file}"
+        assert any(list((ROOT / top).rglob(file)) for top in ("pipeline", "eval")), f"the tree names {file}"
+    packages = (ROOT / "pipeline" / "debias", ROOT / "eval" / "debias_eval")
+    there = {path for top in packages for path in top.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert there <= rooms
+
+
+def test_the_sentence_of_rooms_stands_on_both_pages():
+    sentence = "A verb's room has the verb's name; a kind of method has a room, a method one file in it;"
+    assert sentence in README
+    assert sentence in CONTRIBUTING
+
+
+def test_paths_that_an_addition_costs_exist():
+    """Each file, folder and table that the price list names."""
+    price = CONTRIBUTING.partition("## The price of an addition")[2]
+    tops = (ROOT, ROOT / "pipeline" / "debias", ROOT / "tests" / "unit")
+    paths = [path for path in re.findall(r"`([\w/]+(?:/|\.(?:py|md)))`", price) if path not in ("attach.py",)]
+    assert len(paths) >= 15
+    lost = [path for path in paths if not any((top / path).exists() for top in tops) and path != "CARD.md"]
+    assert lost == []
 
 
 def cells(row: str) -> int:

@@ -40,7 +40,9 @@ ALLOWED = {
     "merging": "errors config models runs adapters",
     "engines": "readouts gradients ranks methods runs bias losses",
     "eval.comparing": "errors eval.scores eval.results eval.reading",
-    "building": "errors readouts gradients ranks config models data methods runs adapters bias losses engines",
+    "building": (
+        "errors readouts gradients ranks config models data methods runs adapters bias losses merging engines"
+    ),
     "debias": "errors engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",
     "inference": "errors readouts ranks config models data runs adapters engines building",
@@ -53,7 +55,7 @@ ALLOWED = {
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs eval.reading building inference eval.judging",
     "cli": (
-        "errors ranks config runs eval.results fetch sweep eval.reading merging eval.comparing "
+        "errors ranks config runs eval.results fetch sweep eval.reading merging eval.comparing building "
         "eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
     ),
 }

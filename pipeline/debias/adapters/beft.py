@@ -33,6 +33,13 @@ class Beft(Beside):
 
     `targets`: `auto` (the value projections) or endings of layers' names (`query`, `k_proj`). Where a layer has no bias
     of its own it gets one, and the adapter cannot be folded into the base.
+
+    Needs named projections of attention. Costs one number for each output of a layer: less than any other form here.
+    Fails where a task asks for more than a shift of outputs: the paper's case is little data. Its score of which bias
+    to tune is undefined where the base's biases are zero or absent.
+
+    Source: Huang et al., BEFT: Bias-Efficient Fine-Tuning of Language Models in Low-Data Regimes, 2025, arXiv
+    2509.15974.
     """
 
     name: ClassVar[str] = "beft"

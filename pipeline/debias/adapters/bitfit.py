@@ -12,7 +12,14 @@ from debias.errors import InputError
 
 @dataclass(frozen=True)
 class BitFit(Adapter):
-    """All bias vectors of the base, and its head."""
+    """All bias vectors of the base train, and its head.
+
+    Needs a base that has biases: Llama and Qwen3 have few or none. Costs about a thousandth of the parameters in BERT;
+    the base itself is changed, so it may not be in 4 bits. Fails where a task asks for more than a shift of outputs.
+
+    Source: Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
+    Language-models, ACL 2022, arXiv 2106.10199.
+    """
 
     name: ClassVar[str] = "bitfit"
 

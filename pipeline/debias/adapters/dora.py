@@ -17,6 +17,11 @@ class Dora(Beside):
 
     `targets` as LoRA's; fused experts get none, for PEFT has no DoRA on parameters. The norm is a constant in the
     backward pass (section 4.3 of the paper).
+
+    Needs linear layers. Costs what LoRA costs, one number more for each row, and the norm of `W + s B A` in every
+    forward pass. Fails to give both gradients in one pass: `gradients: auto` takes `shared_forward`.
+
+    Source: Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation, ICML 2024, arXiv 2402.09353.
     """
 
     name: ClassVar[str] = "dora"

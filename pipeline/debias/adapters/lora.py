@@ -30,6 +30,12 @@ class Lora(Beside):
     `target_parameters`: endings of fused expert parameters, where targets are given by hand. `experts`: `auto` (with
     targets auto), true, false, or `partial`, which lets `target_parameters` leave some out. `experts_r`: LoRA's rank
     for each expert, by default `lora_r`; all have the scaling `lora_alpha / lora_r`.
+
+    Needs linear layers; the run's `lora_r`, `lora_alpha` and `lora_dropout` belong to it. Costs `r (I + O)` parameters
+    for each layer, and little time; the base stays frozen and may be in 4 bits. Fails where a task asks for a change of
+    high rank. A low rank is no guard against a shortcut: in the demo LoRA learns it.
+
+    Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv 2106.09685.
     """
 
     name: ClassVar[str] = "lora"

@@ -18,8 +18,12 @@ class PartialInput(BiasModel):
     """Words and pairs of words of some fields alone, TF-IDF and logistic regression, cross-fitted in `folds`.
 
     For an input of several parts of which one should not give the label away (a hypothesis without its premise). Needs
-    scikit-learn and no group labels; seconds for 50,000 examples on one core. Fails where the shortcut lies in how the
-    parts relate (overlap), and where honest signal lies in the part alone (sentiment): that is corrected away, too.
+    scikit-learn and no group labels. Costs seconds for 50,000 examples on one core, before training. Fails where the
+    shortcut lies in how the parts relate (overlap), and where honest signal lies in the part alone (sentiment): that is
+    corrected away, too.
+
+    Source: the hypothesis-only baselines of Gururangan et al., NAACL 2018, arXiv 1803.02324, and Poliak et al., *SEM
+    2018, arXiv 1805.01042; the classifier is ours.
     """
 
     name: ClassVar[str] = "partial_input"

@@ -77,7 +77,7 @@ class FirstStage(Strict):
     """
 
     keep: Literal["errors", "log_p"] = "errors"
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field({})
 
 
 class RunConfig(Strict):

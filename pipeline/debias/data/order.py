@@ -36,7 +36,9 @@ class Order:
 class Shuffled(Order):
     """Every example once an epoch, in random order: the ordinary way.
 
-    Needs nothing, costs nothing. Fails nobody; what the data has too much of, the model sees too much of.
+    Needs nothing. Costs nothing. Fails where the data has too much of something: the model sees too much of it.
+
+    Source: random reshuffling, as in Gürbüzbalaban et al., Why Random Reshuffling Beats SGD, 2015, arXiv 1510.08560.
     """
 
     name: ClassVar[str] = "shuffled"

@@ -14,13 +14,17 @@ from debias.data.order import Order
 class Upsampled(Order):
     """Every example once an epoch, and those that the first stage got wrong `times` times: the second stage of JTT.
 
-    Just Train Twice: `first_stage: {keep: errors, settings: {...}}` trains plainly for a short while, this order sees
-    its errors more often (the paper's lambda_up, eq. 3). Needs no groups, but a first stage; costs that run and an
-    epoch that is longer by the errors. Fails where the first stage gets everything right, or errs at random (noise in
-    labels is upsampled too).
+    Just Train Twice: `first_stage: {keep: errors, settings: {...}}` trains plainly for a short while, and this order
+    sees its errors more often (`times` is the paper's lambda_up). Needs a first stage, no groups. Costs that run, and
+    an epoch that is longer by the errors. Fails where the first stage gets everything right, or errs at random (noise
+    in labels is upsampled too).
+
+    Source: Liu et al., Just Train Twice: Improving Group Robustness without Training Group Information, ICML 2021,
+    arXiv 2107.09044.
     """
 
     name: ClassVar[str] = "upsampled"
+    also_called: ClassVar[tuple[str, ...]] = ("jtt",)
     reads: ClassVar[frozenset[str]] = frozenset({"error"})
     times: int = 6
 

@@ -19,8 +19,10 @@ def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 class CrossEntropy(Loss):
     """Minus the log-probability of the right answer, summed over its tokens (empirical risk minimisation).
 
-    Needs nothing beside the labels, costs nothing more. Fails where a shortcut explains the labels: it is the easiest
+    Needs nothing beside the labels. Costs nothing more. Fails where a shortcut explains the labels: it is the easiest
     way to a small loss.
+
+    Source: Vapnik, Principles of risk minimization for learning theory, NIPS 1991 (the principle, with this loss).
     """
 
     name: ClassVar[str] = "cross_entropy"

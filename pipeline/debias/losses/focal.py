@@ -14,8 +14,10 @@ from debias.readouts.said import Said
 class Focal(Loss):
     """`-(1 - p)^gamma log p` of the right answer (eq. 4): what is right already counts less, the more the surer.
 
-    Needs nothing beside the labels, costs nothing more. The model's own confidence is the only sign of what is easy:
-    where it learns the shortcut late, or a shortcut is certain, it debiases little. `gamma` 0 is cross-entropy.
+    `gamma` 0 is cross-entropy. Needs nothing beside the labels. Costs nothing more. Fails where the model learns the
+    shortcut late, or a shortcut is certain: its own confidence is the only sign of what is easy.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, arXiv 1708.02002.
     """
 
     name: ClassVar[str] = "focal"

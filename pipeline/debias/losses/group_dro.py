@@ -21,8 +21,10 @@ class GroupDRO(Loss):
     After each step `q_g` grows by `exp(step_size * mean loss of g in the step)` and is normalised; a sample of group g
     counts `q_g / share of g in the training data`, so that the mean over samples is the mean over groups under `q`. The
     weights of a step are those that the steps before it left (the published code updates them first): a sample's loss
-    then does not depend on how the step is cut into micro-batches and ranks. Needs a group of each training example,
-    costs nothing more. Fails where groups are unknown or tiny: it overfits a small group unless regularised.
+    then does not depend on how the step is cut into micro-batches and ranks. Needs a group of each training example.
+    Costs nothing more. Fails where groups are unknown or tiny: it overfits a small group unless regularised.
+
+    Source: Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020, arXiv 1911.08731.
     """
 
     name: ClassVar[str] = "group_dro"

@@ -18,11 +18,14 @@ from debias.readouts.said import Said
 class LogitCorrection(Loss):
     """Cross-entropy of `log p + tau log p_b` over the labels: what the bias model explains need not be learned.
 
-    At `tau` 1 the bias product (Clark et al., 2019) or logit adjustment of each sample (Menon et al., ICLR 2021, arXiv
+    At `tau` 1 the bias product (Clark et al.), or logit adjustment of each sample (Menon et al., ICLR 2021, arXiv
     2007.07314): its gradient is that of cross-entropy, less what the bias model says already. At 0 it is cross-entropy
     over the labels. Needs a bias model (`bias_model`, or a first stage that keeps `log_p`), and of a causal model
-    answers of one token; costs its fit. Fails where the bias model holds honest signal too: that is left unlearned, and
-    a smaller `tau` leaves less.
+    answers of one token. Costs its fit. Fails where the bias model holds honest signal too: that is left unlearned, and
+    a smaller `tau` leaves less of it so.
+
+    Source: Clark et al., Don't Take the Easy Way Out: Ensemble Based Methods for Avoiding Known Dataset Biases, EMNLP
+    2019, arXiv 1909.03683.
     """
 
     name: ClassVar[str] = "logit_correction"

@@ -14,9 +14,11 @@ from debias.merging.edits import Edit, LowRank
 class Scale(Edit):
     """Weights on the line from the base to the fine-tuned model: `W_base + alpha * change` (WiSE-FT).
 
-    Paper: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv 2109.01903. Needs one adapter.
-    Costs nothing: no data, no training, the same rank. A head that was trained whole stays as it is, for a base has
-    none to go back to. `alpha`: 1 is the adapter as trained, 0 the base, 0.5 the paper's choice without validation.
+    `alpha`: 1 is the adapter as trained, 0 the base, 0.5 the paper's choice without validation. Needs one adapter.
+    Costs nothing: no data, no training, the same rank. Fails where the base cannot do the task at all: a head that was
+    trained whole stays as it is, for a base has none to go back to.
+
+    Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv 2109.01903.
     """
 
     name: ClassVar[str] = "scale"

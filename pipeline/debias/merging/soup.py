@@ -15,12 +15,16 @@ from debias.merging.edits import Edit, LowRank
 class Soup(Edit):
     """The average of the changes of several adapters, `sum_i w_i b_i a_i`, with modules trained whole averaged too.
 
-    Paper: Wortsman et al., "Model soups", ICML 2022, arXiv 2203.05482: the uniform soup; the greedy one, which needs
-    validation scores, is a loop over this. Needs adapters on the same modules of the same base, from the same starting
-    point: a head drawn with another seed is another starting point. Costs no data and no training; exact by putting
-    the a's above each other and the b's side by side, so the rank is the sum of all ranks. (The average of the a's
-    times the average of the b's is another matrix.) `weights`: one an adapter, divided by their sum; by default equal.
-    `rank`: at most so many singular directions of the average are kept.
+    Exact by putting the a's above each other and the b's side by side, so the rank is the sum of all ranks. (The
+    average of the a's times the average of the b's is another matrix.) `weights`: one an adapter, divided by their sum;
+    by default equal. `rank`: at most so many singular directions of the average are kept.
+
+    Needs adapters on the same modules of the same base, from the same starting point: a head drawn with another seed is
+    another starting point. Costs no data and no training, but the training of every adapter in it. Fails where the
+    adapters do not lie in one basin, and against what they have all learned: a shortcut of each is one of the average.
+
+    Source: Wortsman et al., Model soups, ICML 2022, arXiv 2203.05482: the uniform soup; the greedy one, which needs
+    validation scores, is a loop over this.
     """
 
     name: ClassVar[str] = "soup"

@@ -13,11 +13,15 @@ from debias.merging.edits import Edit, LowRank
 class Truncate(Edit):
     """`W_base + U_k S_k V_k^T`, where `U S V^T` is the change's SVD: the tail, where shortcuts are said to sit, goes.
 
-    Paper: "Shortcuts in the Tail", arXiv 2606.07596. Needs one adapter and no data, groups or labels; a head that was
-    trained whole stays. Costs one small SVD for each module. The paper's case is full fine-tuning: a LoRA of rank 8 or
-    16 has little tail to cut. Give one of: `keep`, the directions kept of each module (each expert), or `energy`, the
-    share of the squared singular values that has to stay (the fewest directions that reach it; of a stack of experts
-    as many as its neediest expert asks for). `energy` again cuts again, `keep` does not.
+    Give one of: `keep`, the directions kept of each module (each expert), or `energy`, the share of the squared
+    singular values that has to stay (the fewest directions that reach it; of a stack of experts as many as its neediest
+    expert asks for). `energy` again cuts again, `keep` does not.
+
+    Needs one adapter and no data, groups or labels; a head that was trained whole stays. Costs one small SVD for each
+    module. Fails where there is little tail to cut: the paper's case is full fine-tuning, a LoRA of rank 8 or 16 is
+    short.
+
+    Source: Shortcuts in the Tail, 2026, arXiv 2606.07596.
     """
 
     name: ClassVar[str] = "truncate"

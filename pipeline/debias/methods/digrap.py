@@ -30,6 +30,13 @@ class DiGraP(Rule):
 
     Adam counts the steps of a tensor from its second on: in the first there is no step before. For LoRA theta_0 is B
     at 0 and A at its drawn values. The bias gradient is not looked at: an ordinary backward pass is enough.
+
+    Needs a starting point worth staying near (pretrained weights), and no labels of the bias. Costs two float32 copies
+    of what it acts on, and no second gradient. Fails where the start itself has the shortcut: it knows of distance, not
+    of bias.
+
+    Source: Huang et al., Directional Gradient Projection for Robust Fine-Tuning of Foundation Models, ICLR 2025, arXiv
+    2502.15895.
     """
 
     name: ClassVar[str] = "digrap"

@@ -20,6 +20,13 @@ class Edge(Rule):
       defined for one-row tensors (the sign flips and the update adds bias): they take the `tensor` form, with a notice.
     - `row` (the paper's words, row by row): the same with the unit direction `c_r / |c_r|`.
     - `tensor` (the paper's words, whole tensor): the same with `c / |c|`.
+
+    Needs a bias weight that is large where the shortcut decides (`bias_weight`). Costs one backward pass in all with
+    `gradients: single_pass`, two otherwise. Fails where the bias weight does not know the shortcut: with the model's
+    own confidence, a model that has learned nothing else keeps the shortcut. On tensors of many rows the published form
+    is `subtract` to three digits.
+
+    Source: Li et al., EDGE: Enhanced Debiased Gradient Extraction, CCL 2025, 2025.ccl-1.68, and its authors' code.
     """
 
     name: ClassVar[str] = "edge"
@@ -64,7 +71,13 @@ def _notice_one_row() -> None:
 
 @dataclass(frozen=True)
 class Subtract(Rule):
-    """`main - alpha * bias`: what published EDGE is on tensors with many rows, to three digits (a reweighted loss)."""
+    """`main - alpha * bias`: what published EDGE is on tensors with many rows, to three digits (a reweighted loss).
+
+    Needs a bias weight (`bias_weight`). Costs one backward pass in all with `gradients: single_pass`, two otherwise.
+    Fails where `alpha` times the bias weight passes 1: the loss of such a sample is then climbed, not descended.
+
+    Source: no paper of its own; the limit of the published form of Li et al., CCL 2025, 2025.ccl-1.68.
+    """
 
     name: ClassVar[str] = "subtract"
     alpha: float = 1.0
@@ -75,7 +88,13 @@ class Subtract(Rule):
 
 @dataclass(frozen=True)
 class MainOnly(Rule):
-    """The ordinary gradient (empirical risk minimisation): the baseline, through the same machinery."""
+    """The ordinary gradient (empirical risk minimisation): the baseline, through the same machinery.
+
+    Needs nothing beside the labels. Costs nothing more: no bias gradient is computed. Fails where a shortcut explains
+    the labels of the training data, and not those that the model will meet.
+
+    Source: Vapnik, Principles of risk minimization for learning theory, NIPS 1991.
+    """
 
     name: ClassVar[str] = "erm"
     also_called: ClassVar[tuple[str, ...]] = ("main_only",)
@@ -89,7 +108,12 @@ class MainOnly(Rule):
 class Orthogonal(Rule):
     """Remove from `main` its component along `bias`, tensor by tensor: `main - alpha * <main, bias>/|bias|^2 * bias`.
 
-    With alpha = 1 the update is orthogonal to bias.
+    With alpha = 1 the update is orthogonal to bias. Needs a bias weight (`bias_weight`). Costs one backward pass in all
+    with `gradients: single_pass`, two otherwise. Fails where the two gradients are nearly parallel: little is left of
+    the step, and honest signal goes with the shortcut.
+
+    Source: no paper of its own; the projection of PCGrad (Yu et al., NeurIPS 2020, arXiv 2001.06782) at every step,
+    conflict or not.
     """
 
     name: ClassVar[str] = "orthogonal"

@@ -16,6 +16,12 @@ class PCGrad(Rule):
     `keep="both"` is the published update, the sum of the two projected gradients, in which `bias` is a task like any
     other; `keep="main"` keeps only the projected main gradient, which never follows bias. The two differ wherever bias
     is not zero, so the name of the setting goes into every report.
+
+    Needs a bias weight (`bias_weight`). Costs one backward pass in all with `gradients: single_pass`, two otherwise.
+    Fails where the gradients do not conflict, as where both follow the shortcut: `both` then trains on the bias too,
+    and `main` is plain training.
+
+    Source: Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020, arXiv 2001.06782.
     """
 
     name: ClassVar[str] = "pcgrad"
