@@ -47,13 +47,18 @@ def climbs(walked: Walk, events: int = EVENTS) -> list[str]:
     return found
 
 
-def walk(run: Callable[[], Any]) -> Walk:
-    """The walk of `run()`."""
+def walk(run: Callable[[], Any], handed: Callable[[Any], bool] | None = None) -> Walk:
+    """The walk of `run()`; with `handed`, only of calls that are given an argument for which it is true.
+
+    So that one parameter can be followed: where it goes, and how often it comes back.
+    """
     found = Walk()
 
     def seen(frame: FrameType, event: str, _: Any) -> None:
         module = _module(frame)
         if event != "call" or module is None or frame.f_code.co_name.startswith("<"):
+            return
+        if handed is not None and not any(map(handed, _arguments(frame))):
             return
         caller = _caller(frame)
         if caller is not None and caller != module:
@@ -65,6 +70,12 @@ def walk(run: Callable[[], Any]) -> Walk:
     finally:
         sys.setprofile(None)
     return found
+
+
+def _arguments(frame: FrameType) -> list[Any]:
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return [frame.f_locals.get(name) for name in names]
 
 
 def _module(frame: FrameType) -> str | None:

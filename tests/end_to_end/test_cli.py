@@ -52,7 +52,7 @@ def run_folder(debias: Command, recipe: Path) -> Path:
         (["data.planted_bias={prevalence: 0.9, strength: 1}"], ["planted_bias", "the largest prevalence that works"]),
         (["bias_weight={source: file, column: w}"], ["row 1", "no column 'w' (bias_weight.column)"]),
         (["method=egde"], ["method.name is 'egde'", "did you mean edge?"]),
-        (["method={name: edge, aplha: 1}"], ["method.aplha", "it has alpha, projection"]),
+        (["method={name: edge, aplha: 1}"], ["method.aplha", "did you mean alpha?"]),
         (["method={name: edge, projection: col}"], ["method.projection is 'col'", "published, row, tensor"]),
         (["adapter.targets=[q_proj]"], ["'q_proj' matches no linear layer; there are dense, key, query, value"]),
         (["adapter=bitfit", "load_in_4bit=true"], ["load_in_4bit", "'bitfit'"]),

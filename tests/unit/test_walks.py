@@ -8,6 +8,7 @@ import pytest
 from tiny_runs import config_for, save_bert
 from walks import EVENTS, Walk, climbs, walk
 
+from debias.config import RunConfig
 from debias.runs.folder import look
 from debias.train import train
 from debias_eval.judging.judge import Judging
@@ -15,7 +16,7 @@ from debias_eval.judging.models import judge_run
 
 # Returns to a room that was left, in the first 400 calls between modules. Steps and rows are among these calls: what
 # a loop calls in two rooms by turns counts each time.
-MOST_OF_TRAINING, MOST_OF_JUDGING = 48, 32
+MOST_OF_TRAINING, MOST_OF_JUDGING = 48, 40
 
 
 def a_run(folder: Path) -> Any:
@@ -36,6 +37,23 @@ def test_training_and_judging(tmp_path: Path) -> None:
     assert len(judging.calls) > EVENTS
     assert len(climbs(training)) <= MOST_OF_TRAINING, said(training)
     assert len(climbs(judging)) <= MOST_OF_JUDGING, said(judging)
+
+
+@pytest.mark.slow
+def test_one_parameter_is_handed_down(tmp_path: Path) -> None:
+    """`config` through `train`, and `run` through `judge_run`: how often they come back to a room that they left."""
+    save_bert(tmp_path / "bert")
+    config = a_run(tmp_path)
+    run = tmp_path / "run"
+    training = walk(lambda: train(config), lambda value: isinstance(value, RunConfig))
+    judging = walk(
+        lambda: judge_run(run, ["generated"], judging=Judging(limit=40)),
+        lambda value: isinstance(value, Path) and value == run,
+    )
+    assert len(training.calls) > 20
+    assert len(judging.calls) > 5
+    assert len(climbs(training)) <= 15, said(training)
+    assert len(climbs(judging)) <= 15, said(judging)
 
 
 def test_what_a_climb_is() -> None:

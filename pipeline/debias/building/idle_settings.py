@@ -5,7 +5,9 @@ import logging
 from debias.adapters import make_adapter
 from debias.config.data import DataConfig
 from debias.config.run import RunConfig
+from debias.data.orders import make_order
 from debias.data.sources import kind_of
+from debias.losses import make_loss
 from debias.methods import make_rule
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,7 @@ def without_effect(config: RunConfig) -> list[str]:
         **_of_adapter(config),
         **_of_strategy(config),
         **_of_method(config),
+        **_of_what_is_easy(config),
     }
     if config.max_steps > 0:
         reasons["num_train_epochs"] = f"max_steps is {config.max_steps}"
@@ -60,6 +63,18 @@ def _of_method(config: RunConfig) -> dict[str, str]:
         return {}
     why = f"method {config.method['name']} does not look at the bias gradient"
     return dict.fromkeys(("gradients", "bias_weight", "debias_head"), why)
+
+
+def _of_what_is_easy(config: RunConfig) -> dict[str, str]:
+    """A bias model that is fitted, or a first stage that is trained, and asked by nobody."""
+    weighted = make_rule(config.method).uses_bias and config.bias_weight.source == "bias_model"
+    stage = config.first_stage
+    if "error" in make_order(config.order).reads and stage is not None and stage.keep == "errors":
+        return {}
+    if weighted or "bias_log_p" in make_loss(config.loss).reads:
+        return {} if stage is None or stage.keep == "log_p" else {"first_stage": "no order reads its errors"}
+    why = "neither the loss nor the bias weight reads it"
+    return {"bias_model": why, "first_stage": "no order reads its errors, " + why}
 
 
 def say_what_has_no_effect(config: RunConfig) -> None:

@@ -29,6 +29,8 @@ def make_loss(block: str | Mapping[str, Any]) -> Loss:
     return make("loss", LOSSES, block)
 
 
+Objective = Readout  # its older name
+
 # Names of the rooms `readouts` and `bias` are handed on for those who import them from here.
 __all__ = [
     "EVERY_LABEL",
@@ -43,6 +45,7 @@ __all__ = [
     "LearningLoss",
     "LogitCorrection",
     "Loss",
+    "Objective",
     "Readout",
     "RouterLoss",
     "SelfWeight",

@@ -8,7 +8,7 @@ from debias.building.idle_settings import without_effect
 from debias.config.reading import apply_overrides, load_config
 from debias.config.run import RunConfig
 
-RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
+RECIPES = Path(__file__).parents[3] / "launch" / "recipes"
 MINIMAL = {"model": "m", "output_dir": "o", "data": {"train": "generated", "validation": "generated"}}
 
 
@@ -52,6 +52,28 @@ def said(*overrides):
 )
 def test_what_has_no_effect_is_said(overrides, expected):
     assert said(*overrides) == expected
+
+
+PARTIAL = "bias_model={name: partial_input, fields: [hypothesis]}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        ([PARTIAL], ["bias_model"]),
+        ([PARTIAL, "bias_weight.source=bias_model"], []),
+        ([PARTIAL, "bias_weight.source=bias_model", "method=erm"], ["bias_weight", "bias_model"]),
+        ([PARTIAL, "loss=logit_correction", "method=erm"], []),
+        (["first_stage={keep: errors}"], ["first_stage"]),
+        (["first_stage={keep: errors}", "order=upsampled"], []),
+        (["first_stage={keep: log_p}"], ["first_stage"]),
+        (["first_stage={keep: log_p}", "loss=logit_correction"], []),
+        ([PARTIAL, "loss=logit_correction", "first_stage={keep: errors}"], ["first_stage"]),
+    ],
+    ids=str,
+)
+def test_what_is_fitted_or_trained_for_nobody_is_said(overrides, idle):
+    assert [line.partition("=")[0] for line in said(*overrides)] == idle
 
 
 def test_another_bias_weight_for_a_rule_without_bias():

@@ -14,7 +14,7 @@ from debias.config.reading import apply_overrides, dump_config, key_names, load_
 from debias.config.run import BiasWeight, RunConfig
 from debias.errors import InputError
 
-RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
+RECIPES = Path(__file__).parents[3] / "launch" / "recipes"
 MINIMAL: dict[str, Any] = {"model": "m", "data": {"train": "generated"}, "output_dir": "out"}
 EDGE = {"name": "edge", "alpha": 1.0, "projection": "published"}
 PROMPT = {

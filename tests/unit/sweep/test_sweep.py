@@ -31,7 +31,7 @@ from debias.sweep.grid import (
 )
 from debias.sweep.runner import RECORDS, Sweep, train_arguments
 
-FAKE = Path(__file__).parents[1] / "fake_debias.py"
+FAKE = Path(__file__).parents[2] / "fake_debias.py"
 LAUNCHER = shlex.join([sys.executable, str(FAKE)])
 
 

@@ -82,6 +82,6 @@ def test_shared_forward_at_stage_3_is_refused_before_anything_is_loaded(tmp_path
     from debias.config.run import RunConfig
 
     run = {"model": "x", "data": {"train": "generated"}, "output_dir": str(tmp_path / "run"), "deepspeed": "zero3"}
-    with pytest.raises(InputError, match="shared_forward is not safe at stage 3"):
+    with pytest.raises(InputError, match="shared_forward' is not safe at stage 3"):
         training_arguments(RunConfig.model_validate(run | {"gradients": "shared_forward"}))
     assert not (tmp_path / "run").exists()
