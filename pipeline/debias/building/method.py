@@ -1,18 +1,12 @@
-"""The rule, the loss, the bias model and the bias weight of a run."""
+"""Loss, order, bias model and bias weight of a run, and whether the run has what they read."""
 
 from debias.bias import BiasModel, BiasWeightSource, ColumnWeight, ModelWeight, SelfWeight, make_bias_model
-from debias.config.run import RunConfig
+from debias.config.run import BiasWeight, RunConfig
 from debias.data.order import Order
 from debias.data.orders import make_order
 from debias.data.resampled import Resampled
 from debias.errors import InputError
 from debias.losses import EVERY_LABEL, Loss, make_loss
-from debias.methods import Rule, make_rule
-
-
-def build_rule(config: RunConfig) -> Rule:
-    """The rule of the `method:` block."""
-    return make_rule(config.method)
 
 
 def build_loss(config: RunConfig) -> Loss:
@@ -56,9 +50,8 @@ def build_bias_model(config: RunConfig) -> BiasModel | None:
     return model
 
 
-def build_bias_weight(config: RunConfig) -> BiasWeightSource:
+def build_bias_weight(settings: BiasWeight) -> BiasWeightSource:
     """The source of the `bias_weight:` block."""
-    settings = config.bias_weight
     if settings.source == "bias_model":
         return ModelWeight(settings.form, settings.q)
     return ColumnWeight() if settings.source == "file" else SelfWeight(settings.q)

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from debias.building.method import build_bias_weight, build_loss, build_order, build_rule
+from debias.building.method import build_bias_weight, build_loss, build_order
 from debias.building.task import Task, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import selection
 from debias.errors import InputError
+from debias.methods import make_rule
 from debias.ranks.failures import record
 from debias.ranks.hangs import hang_watch
 from debias.ranks.stopping import StopRequest
@@ -47,11 +48,11 @@ def build_trainer(
             eval_dataset=task.encode(validation, with_answer=False) if validation else None,
             data_collator=task.collate,
             compute_metrics=validation_figures,
-            rule=build_rule(config),
+            rule=make_rule(config.method),
             readout=task.readout,
             loss=build_loss(config),
             facts=encoded.facts,
-            bias_weight=build_bias_weight(config),
+            bias_weight=build_bias_weight(config.bias_weight),
             gradients=config.gradients,
             select=selection(debias_head=config.debias_head),
             max_nonfinite_steps=config.max_nonfinite_steps,
