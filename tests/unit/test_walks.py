@@ -16,7 +16,7 @@ from debias_eval.judging.models import judge_run
 
 # Returns to a room that was left, in the first 400 calls between modules. Steps and rows are among these calls: what
 # a loop calls in two rooms by turns counts each time.
-MOST_OF_TRAINING, MOST_OF_JUDGING = 48, 40
+MOST_OF_TRAINING, MOST_OF_JUDGING = 48, 42
 
 
 def a_run(folder: Path) -> Any:
@@ -31,7 +31,8 @@ def said(found: Walk) -> str:
 @pytest.mark.slow
 def test_training_and_judging(tmp_path: Path) -> None:
     save_bert(tmp_path / "bert")
-    training = walk(lambda: train(a_run(tmp_path)))
+    config = a_run(tmp_path)
+    training = walk(lambda: train(config))
     judging = walk(lambda: judge_run(tmp_path / "run", ["generated"], judging=Judging(limit=40)))
     assert len(training.calls) > EVENTS
     assert len(judging.calls) > EVENTS
