@@ -21,6 +21,8 @@ from debias.merging import EDITS
 from debias.merging.editing import edit_adapters
 from debias.train import train
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
