@@ -10,9 +10,6 @@ from debias.adapters.families import sparse_blocks
 from debias.config.run import RunConfig
 from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
-from debias.losses import (
-    add_router_loss,
-)
 from debias.models.activations import checkpoint_activations
 from debias.models.attention import check_attention, check_packing, choose_attention
 from debias.models.compiling import compile_layers
@@ -21,6 +18,7 @@ from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
 from debias.models.quantized import prepare_quantized
 from debias.models.source import ModelSource, resolve_model
+from debias.readouts import add_router_loss
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +46,6 @@ def build_model(config: RunConfig, source: ModelSource | None = None) -> Any:
     adapted = adapt(config, model)
     if config.torch_compile:
         compile_layers(adapted)
-    if config.router_aux_loss_coef:
-        try:
-            add_router_loss(adapted, config.router_aux_loss_coef)
-        except ValueError as error:
-            raise InputError(str(error)) from None
     return adapted
 
 
@@ -75,6 +68,11 @@ def adapt(config: RunConfig, model: Any) -> Any:
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # of one dtype with what stage 3 has sharded; the engine keeps float32 copies
                 parameter.data = parameter.data.bfloat16()
+    if config.router_aux_loss_coef:
+        try:
+            add_router_loss(adapted, config.router_aux_loss_coef)
+        except ValueError as error:
+            raise InputError(str(error)) from None
     return adapted
 
 

@@ -25,6 +25,7 @@ from debias.plan.live import Live, fake_in_place
 from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
 from debias.readouts.answers import said_at
 from debias.readouts.classification import Classification
+from debias.readouts.router import router_loss_of
 from debias.readouts.said import Said
 
 WHOLE = 6  # models of so few layers are traced as they are
@@ -94,7 +95,7 @@ def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bia
             source.passes = _Marked(source.passes, step)
             for _ in range(2 if load.accumulated else 1):
                 step.marks = []
-                source.backward(MicroBatch(*step.losses(), again=step.losses))
+                source.backward(MicroBatch(*step.losses(), again=step.losses, batch_loss=step.balance()))
             held = [p.grad for p in model.parameters() if p.grad is not None]
             kept = live.serials([*held, *source.bias.values()])
             total, others = live.curve(), live.curve(kept)
@@ -139,6 +140,7 @@ class Step:
     def __init__(self, run: RunConfig, model: nn.Module, load: Load, live: Live) -> None:
         self.run, self.model, self.load, self.live = run, model, load, live
         self.loss = LearningLoss(make_loss(run.loss), {"group": torch.zeros(1, dtype=torch.long)})
+        self.router = router_loss_of(model)
         self.marks: list[int] = []  # where passes begin, among the events of `live`
         # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
         self.autocast = run.bf16 and run.deepspeed is None
@@ -155,12 +157,17 @@ class Step:
         inputs: dict[str, Any] = {"input_ids": ids_BT}
         with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
             if load.padded:
-                shape = (load.micro_batch, 1, load.length, load.length)
-                inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool)
+                # The load balancing loss reads a mask of tokens; else attention gets its own, which is never left out.
+                shape = (load.length,) if self.router else (1, load.length, load.length)
+                inputs["attention_mask"] = torch.ones(load.micro_batch, *shape, dtype=torch.bool)
             said = self._answered(inputs) if self.run.head == "causal_lm" else self._classified(inputs)
             loss_B = self.loss(said, self._facts())
         self.mark()
         return loss_B, torch.ones(load.micro_batch)
+
+    def balance(self) -> Tensor | None:
+        """The load balancing loss of the last forward pass, of a run that asks for it."""
+        return self.router.take() if self.router else None
 
     def _answered(self, inputs: dict[str, Any]) -> Said:
         load, ids_BT = self.load, inputs["input_ids"]

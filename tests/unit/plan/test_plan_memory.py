@@ -368,3 +368,25 @@ def test_what_is_advised_fits_beside_the_gradients_of_earlier_micro_batches(fold
     plan = make_plan(run, Machine(gpu_memory=Planner(run, Machine()).memory(4).total))
     assert plan.largest_micro_batch == 4
     assert plan.advice[0].startswith("per_device_train_batch_size=2 fits; gradient_accumulation_steps=4 keeps")
+
+
+def test_the_load_balancing_loss_is_planned(tmp_path):
+    """It is of the batch: single_pass cannot take it, and its own tensors are there at the peak."""
+    family_config("qwen3_moe", num_hidden_layers=3).save_pretrained(tmp_path / "model")
+    found = {
+        coefficient: Planner(
+            run_of(model=str(tmp_path / "model"), router_aux_loss_coef=coefficient), Machine(cuda=False), length=32
+        )
+        for coefficient in (0.0, 0.01)
+    }
+    assert found[0.0].source == "single_pass"
+    assert found[0.01].source == "shared_forward"
+    one, other = (trace(found[c].run, found[c].config, Load(2, 32, 2), "shared_forward") for c in found)
+    assert one.others < other.others < 1.1 * one.others
+
+
+def test_a_load_balancing_loss_that_the_model_has_not(tmp_path):
+    family_config("llama4_text", num_hidden_layers=3).save_pretrained(tmp_path / "model")
+    run = run_of(model=str(tmp_path / "model"), router_aux_loss_coef=0.01)
+    with pytest.raises(InputError, match="computes no load balancing loss"):
+        make_plan(run, Machine(cuda=False), length=32)
