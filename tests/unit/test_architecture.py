@@ -1,10 +1,11 @@
 """Who may import whom, and the measures of the code: read with `ast`, so that nothing has to be run."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in FILES}
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -123,8 +125,13 @@ def foreign_to(room: str, tree: ast.Module) -> list[str]:
     return [name for name in imports(tree) if is_ours(name) and room_of(name) not in (room, *ROOMS[room])]
 
 
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree_of(path)))
+
+
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (node for node in nodes_of(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
@@ -132,8 +139,9 @@ def is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> 
     return any(isinstance(one, ast.Name) and one.id == "overload" for one in node.decorator_list)
 
 
-def label(path: Path) -> str:
-    return module_of(path)
+def offenders(wrong: Callable[[Path], Iterable[object]]) -> dict[str, list[object]]:
+    """What is wrong in each file. One test looks at all: a test a file would take longer than the look."""
+    return {module: found for module, path in MODULES.items() if (found := list(wrong(path)))}
 
 
 def test_there_is_something_to_check() -> None:
@@ -168,31 +176,29 @@ def test_mathematics_needs_torch_alone(room: str) -> None:
             assert not foreign, f"{module} imports {foreign}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
-def test_training_does_not_know_the_evaluator(path: Path) -> None:
-    module = module_of(path)
-    if not within(module, ("debias",)):
-        return
-    inside_functions = not within(module, MAY_USE_EVALUATOR)
-    names = [
-        name for name in imports(tree_of(path), inside_functions=inside_functions) if within(name, ("debias_eval",))
-    ]
-    assert names == []
+def test_training_does_not_know_the_evaluator() -> None:
+    def wrong(path: Path) -> list[str]:
+        if not within(module_of(path), ("debias",)):
+            return []
+        inside = not within(module_of(path), MAY_USE_EVALUATOR)
+        return [name for name in imports(tree_of(path), inside_functions=inside) if within(name, ("debias_eval",))]
+
+    assert offenders(wrong) == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
-def test_nothing_imports_the_command_line(path: Path) -> None:
-    assert (
-        not any(within(name, ("debias.cli", "debias.demo")) for name in imports(tree_of(path)))
-        or room_of(module_of(path)) == "cli"
-    )
+def test_nothing_imports_the_command_line() -> None:
+    def wrong(path: Path) -> list[str]:
+        face = ("debias.cli", "debias.demo")
+        return [name for name in imports(tree_of(path)) if within(name, face) and room_of(module_of(path)) != "cli"]
+
+    assert offenders(wrong) == {}
 
 
 def test_only_one_file_subclasses_the_trainer() -> None:
     subclasses = [
         module_of(path)
         for path in FILES
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.ClassDef)
         and any(ast.unparse(base).rpartition(".")[2] == "Trainer" for base in node.bases)
     ]
@@ -240,13 +246,16 @@ def test_the_mathematics_loads_no_transformers() -> None:
     assert loads(f"import {', '.join(modules)}", "transformers", "peft", "bitsandbytes", "deepspeed") == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
-def test_measures(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
-    for function in functions(path):
-        assert function.end_lineno is not None
-        lines = function.end_lineno - function.lineno + 1
-        assert lines <= LONGEST_FUNCTION, f"{function.name} has {lines} lines"
+def test_measures() -> None:
+    def wrong(path: Path) -> Iterator[str]:
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE:
+            yield f"{lines} lines"
+        for function in functions(path):
+            assert function.end_lineno is not None
+            if (lines := function.end_lineno - function.lineno + 1) > LONGEST_FUNCTION:
+                yield f"{function.name} has {lines} lines"
+
+    assert offenders(wrong) == {}
 
 
 def trusting(tree: ast.Module) -> list[int]:
@@ -262,9 +271,8 @@ def trusting(tree: ast.Module) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
-def test_code_that_comes_with_a_model_is_run_where_it_is_trusted_alone(path: Path) -> None:
-    assert trusting(tree_of(path)) == []
+def test_code_that_comes_with_a_model_is_run_where_it_is_trusted_alone() -> None:
+    assert offenders(lambda path: trusting(tree_of(path))) == {}
 
 
 def sources_made(tree: ast.Module) -> list[str]:
@@ -299,10 +307,9 @@ def names_of_a_run(tree: ast.Module) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
-def test_the_files_of_a_run_are_named_once(path: Path) -> None:
-    if module_of(path) != "debias.runs.names":
-        assert names_of_a_run(tree_of(path)) == []
+def test_the_files_of_a_run_are_named_once() -> None:
+    found = offenders(lambda path: names_of_a_run(tree_of(path)))
+    assert set(found) == {"debias.runs.names"}
 
 
 def test_the_names_of_a_run_load_nothing() -> None:
@@ -310,29 +317,35 @@ def test_the_names_of_a_run_load_nothing() -> None:
     assert loads("import debias.runs.names", *heavy) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
-def test_nothing_is_printed(path: Path) -> None:
-    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    assert [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"] == []
+def test_nothing_is_printed() -> None:
+    def wrong(path: Path) -> list[int]:
+        calls = [node for node in nodes_of(path) if isinstance(node, ast.Call)]
+        return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+    assert offenders(wrong) == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
-def test_what_is_public_has_a_docstring(path: Path) -> None:
-    tree = tree_of(path)
-    assert ast.get_docstring(tree), "the module itself"
+def test_what_is_public_has_a_docstring() -> None:
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    public = [n for n in tree.body if isinstance(n, kinds) and n.name[0] != "_" and not is_overload(n)]
-    bare = [n.name for n in public if not ast.get_docstring(n)]
-    assert bare == []
+
+    def wrong(path: Path) -> list[str]:
+        tree = tree_of(path)
+        public = [n for n in tree.body if isinstance(n, kinds) and n.name[0] != "_" and not is_overload(n)]
+        bare = [n.name for n in public if not ast.get_docstring(n)]
+        return bare if ast.get_docstring(tree) else ["the module itself", *bare]
+
+    assert offenders(wrong) == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
-def test_every_signature_is_typed(path: Path) -> None:
-    for function in functions(path):
-        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-        bare = [one.arg for one in arguments if one.annotation is None and one.arg not in ("self", "cls", "ctx")]
-        assert not bare, f"{function.name}: {bare}"
-        assert function.returns is not None, function.name
+def test_every_signature_is_typed() -> None:
+    def wrong(path: Path) -> Iterator[str]:
+        for function in functions(path):
+            arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+            bare = [one.arg for one in arguments if one.annotation is None and one.arg not in ("self", "cls", "ctx")]
+            if bare or function.returns is None:
+                yield f"{function.name}: {bare or 'what it returns'}"
+
+    assert offenders(wrong) == {}
 
 
 def test_the_checker_sees_what_it_should() -> None:
