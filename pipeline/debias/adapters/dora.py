@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from debias.adapters.base import Beside, RunFacts, is_skeleton
 from debias.adapters.families import expert_parameters
-from debias.adapters.lora import TARGETS, add_lora, check_targets
+from debias.adapters.lora import TARGETS, attach_lora, check_targets
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,4 @@ class Dora(Beside):
         stacks = sum(1 for _ in expert_parameters(model))
         if stacks and not is_skeleton(model):
             logger.warning("adapter.type: dora: %d stacks of fused experts get no adapter; lora adapts them", stacks)
-        return add_lora(
-            model,
-            r=run.lora_r,
-            alpha=run.lora_alpha,
-            dropout=run.lora_dropout,
-            targets=self.targets,
-            classification=run.classification,
-            fresh=run.fresh,
-            experts=False,
-            use_dora=True,
-        )
+        return attach_lora(model, run, targets=self.targets, experts=False, use_dora=True)

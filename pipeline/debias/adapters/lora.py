@@ -62,18 +62,14 @@ class Lora(Beside):
             raise ValueError("experts is 'partial', but target_parameters names none; add those that are to be adapted")
 
     def attach(self, model: Any, run: RunFacts) -> Any:
-        return add_lora(
-            model,
-            r=run.lora_r,
-            alpha=run.lora_alpha,
-            dropout=run.lora_dropout,
-            targets=self.targets,
-            classification=run.classification,
-            fresh=run.fresh,
-            target_parameters=self.target_parameters,
-            experts=self.experts,
-            experts_r=self.experts_r,
-        )
+        chosen = {"target_parameters": self.target_parameters, "experts": self.experts, "experts_r": self.experts_r}
+        return attach_lora(model, run, targets=self.targets, **chosen)
+
+
+def attach_lora(model: Any, run: RunFacts, **settings: Any) -> Any:
+    """`add_lora` with the sizes, the head and the fresh modules of a run."""
+    sizes = {"r": run.lora_r, "alpha": run.lora_alpha, "dropout": run.lora_dropout}
+    return add_lora(model, **sizes, classification=run.classification, fresh=run.fresh, **settings)
 
 
 def check_targets(targets: str | Sequence[str]) -> None:
