@@ -62,13 +62,17 @@ class Lora(Beside):
             raise ValueError("experts is 'partial', but target_parameters names none; add those that are to be adapted")
 
     def attach(self, model: Any, run: RunFacts) -> Any:
-        chosen = {"target_parameters": self.target_parameters, "experts": self.experts, "experts_r": self.experts_r}
+        chosen: dict[str, Any] = {
+            "target_parameters": self.target_parameters,
+            "experts": self.experts,
+            "experts_r": self.experts_r,
+        }
         return attach_lora(model, run, targets=self.targets, **chosen)
 
 
 def attach_lora(model: Any, run: RunFacts, **settings: Any) -> Any:
     """`add_lora` with the sizes, the head and the fresh modules of a run."""
-    sizes = {"r": run.lora_r, "alpha": run.lora_alpha, "dropout": run.lora_dropout}
+    sizes: dict[str, Any] = {"r": run.lora_r, "alpha": run.lora_alpha, "dropout": run.lora_dropout}
     return add_lora(model, **sizes, classification=run.classification, fresh=run.fresh, **settings)
 
 

@@ -160,7 +160,8 @@ def check_memory(job: Job, gpu_memory: int) -> None:
     machine = Machine(gpu_memory=gpu_memory, gpus=job.ranks_per_node, nodes=job.nodes)
     plan = make_plan(job.config, machine)
     if not plan.fits:
-        raise InputError(f"nothing was written: per_device_train_batch_size {plan.micro_batch} {verdict_of(plan)[0]}")
+        said = next(line for line in verdict_of(plan) if "DOES NOT FIT" in line)
+        raise InputError(f"nothing was written: per_device_train_batch_size {plan.micro_batch} {said}")
 
 
 def _with_global_batch(config: RunConfig, wanted: int, world: int) -> RunConfig:

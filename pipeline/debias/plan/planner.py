@@ -35,7 +35,12 @@ def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) ->
     planner = Planner(run, machine, length)
     check_run(run.model_copy(update={"max_length": planner.length}), planner.config)
     with sizes_that_exist(run, planner.length):
-        return planner.plan()
+        found = planner.plan()
+    if run.first_stage is None:
+        return found
+    before = make_plan(run.stage_before(), machine, length=length)
+    fits = None if found.fits is None else found.fits and before.fits
+    return found.model_copy(update={"before": before, "fits": fits})
 
 
 class Planner:
@@ -195,6 +200,9 @@ class Planner:
             found.append(f"{context} and {100 * FRAGMENTATION:.0f} % of what comes and goes for fragmentation")
         if self.run.prompt is not None:
             found.append(f"logits at {self.answer_tokens} positions of a row: no answer has more tokens than bytes")
+        if self.run.bias_model is not None:
+            name = self.run.bias_model["name"]
+            found.append(f"bias model {name} is fitted on the CPU before the first step, and takes nothing of a GPU")
         if self.run.optim not in OPTIMIZERS:
             found.append(f"optim {self.run.optim} is taken to keep 8 bytes an element")
         return found

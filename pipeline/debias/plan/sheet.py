@@ -50,7 +50,8 @@ class Plan(BaseModel):
     host: int
     sent: int
     gpu_memory: int | None
-    fits: bool | None
+    fits: bool | None  # the run before this one too, if there is one
     largest_micro_batch: int | None
     advice: list[str]
     assumptions: list[str]
+    before: "Plan | None" = None  # of the run before this one (first_stage)

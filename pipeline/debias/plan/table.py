@@ -32,10 +32,14 @@ def verdict_of(plan: Plan) -> list[str]:
     if plan.gpu_memory is None:
         lines.append("give --gpu-memory (for example 24GB) for a verdict")
     else:
-        says = "fits" if plan.fits else "DOES NOT FIT"
+        says = "fits" if plan.total <= plan.gpu_memory else "DOES NOT FIT"
         lines.append(f"{says}: {plan.total / GB:.2f} of {plan.gpu_memory / GB:.2f} GB; {_largest(plan)}")
     lines += [f"advice: {sentence}" for sentence in plan.advice]
-    return [*lines, *(f"assumed: {sentence}" for sentence in plan.assumptions)]
+    lines += [f"assumed: {sentence}" for sentence in plan.assumptions]
+    if plan.before is None:
+        return lines
+    # What the two have in common was said above.
+    return [*lines, *(f"first stage: {line}" for line in verdict_of(plan.before) if line not in lines)]
 
 
 def _largest(plan: Plan) -> str:
@@ -59,6 +63,8 @@ def _parameters(plan: Plan) -> list[tuple[str, str]]:
 def _bytes(plan: Plan) -> list[tuple[str, str]]:
     rows = [(name, f"{size / GB:.3f} GB") for name, size in plan.parts.items()]
     rows.append((f"a GPU at its peak ({plan.moment})", f"{plan.total / GB:.3f} GB"))
+    if plan.before is not None:
+        rows.append((f"a GPU at the first stage's peak ({plan.before.moment})", f"{plan.before.total / GB:.3f} GB"))
     if plan.host:
         rows.append(("host memory of a rank", f"{plan.host / GB:.3f} GB"))
     return rows

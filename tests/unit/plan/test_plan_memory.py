@@ -1,6 +1,7 @@
 """Traced bytes against sums by hand, parts under sharding, the largest micro-batch, and what a user sees."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from debias.cli.plan import parse_bytes
+from debias.config.reading import dump_config
 from debias.errors import InputError
 from debias.methods import DiGraP, MainOnly
 from debias.plan import planner as planning
@@ -390,3 +392,21 @@ def test_a_load_balancing_loss_that_the_model_has_not(tmp_path):
     run = run_of(model=str(tmp_path / "model"), router_aux_loss_coef=0.01)
     with pytest.raises(InputError, match="computes no load balancing loss"):
         make_plan(run, Machine(cuda=False), length=32)
+
+
+def test_the_run_before_a_run_is_planned_too(folder, monkeypatch, capsys):
+    """JTT's first stage with another micro-batch: where it does not fit, the run does not."""
+    stage = {"keep": "errors", "settings": {"per_device_train_batch_size": 64}}
+    run = run_of(model=folder, order="upsampled", first_stage=stage)
+    alone = make_plan(run_of(model=folder, per_device_train_batch_size=64, method="erm"), Machine(), length=32)
+    found = make_plan(run, Machine(), length=32)
+    assert found.before is not None
+    assert (found.before.total, found.before.gradients) == (alone.total, "plain")
+    between = Machine(gpu_memory=(found.total + found.before.total) // 2)
+    assert make_plan(run, between, length=32).fits is False
+    file = Path(folder, "run.yaml")
+    file.write_text(dump_config(run))
+    limit = f"{between.gpu_memory}B"
+    shown = command_line(monkeypatch, capsys)("plan", file, "--seq-length", "32", "--gpu-memory", limit)
+    assert shown.code == 0
+    assert "first stage: DOES NOT FIT" in shown.out
