@@ -2,8 +2,10 @@
 
 import os
 import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +16,7 @@ from debias.errors import InputError
 
 if TYPE_CHECKING:
     from debias.launching.job import Job
+    from debias.launching.slurm import Extras
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on more than one process: local, slurm, k8s.")
 
@@ -29,6 +32,9 @@ GlobalBatch = Annotated[
 Grace = Annotated[
     int | None,
     typer.Option(min=30, help="Seconds from SIGTERM to the end; 300, or the config's sigterm_grace_seconds."),
+]
+Mounts = Annotated[
+    list[str] | None, typer.Option(metavar="SRC:DST", help="Beside what the run reads and writes; repeat.")
 ]
 GpuMemory = Annotated[
     str | None, typer.Option(help="Of one GPU, such as 80GB: refuse what does not fit by `debias plan`.")
@@ -58,10 +64,11 @@ def local(
 
 @app.command()
 def slurm(
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    gpus_per_node: Gpus = 0,
+    gpus_per_node: Annotated[str, typer.Option(metavar="[TYPE:]N", help="GPUs, a rank each; 0: CPUs.")] = "0",
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes of each node without GPUs.")] = None,
     global_batch: GlobalBatch = None,
     gpu_memory: GpuMemory = None,
@@ -74,10 +81,25 @@ def slurm(
     time: Annotated[str | None, typer.Option(help="Limit: minutes, HH:MM:SS or D-HH:MM:SS.")] = None,
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
-    constraint: Annotated[str | None, typer.Option()] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores of a node.")] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory of a node, such as 200G.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Such as 'a100&ib'.")] = None,
+    reservation: Annotated[str | None, typer.Option()] = None,
+    nodelist: Annotated[str | None, typer.Option()] = None,
+    exclude: Annotated[str | None, typer.Option(help="Nodes to leave out, such as n[3-5],n9.")] = None,
+    gres: Annotated[str | None, typer.Option(help="Of other kinds than GPUs.")] = None,
+    exclusive: Annotated[bool, typer.Option("--exclusive", help="Whole nodes, with all their memory.")] = False,
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores of a node; 8 for each GPU.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory of a node, such as 200G; 32G for each GPU.")] = None,
+    mail_type: Annotated[str | None, typer.Option(help="Such as END,FAIL.")] = None,
+    mail_user: Annotated[str | None, typer.Option()] = None,
+    sbatch: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other option; repeat.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the ranks; repeat.")
+    ] = None,
+    prologue: Annotated[Path | None, typer.Option(help="A file of shell lines to begin with: module load ...")] = None,
+    interface: Annotated[str | None, typer.Option(help="Of the network between nodes, such as ib0.")] = None,
     container: Annotated[str | None, typer.Option(help="Image for srun --container-image (pyxis).")] = None,
+    container_mount: Mounts = None,
+    container_python: Annotated[str, typer.Option(help="Python inside the container.")] = "python",
     grace: Grace = None,
     online: Annotated[bool, typer.Option("--online", help="Nodes may reach the hub.")] = False,
     no_doctor: Annotated[bool, typer.Option("--no-doctor", help="Leave out the check of the nodes.")] = False,
@@ -86,34 +108,59 @@ def slurm(
 ) -> None:
     """Write an sbatch script for a run on several nodes, and submit it if asked."""
     from debias.launching import slurm as scripts
-    from debias.launching.job import make_job
-    from debias.sweep.grid import parse_seeds
 
-    settings, stem = _settings(config, overrides)
-    title = name or stem
-    job = make_job(
-        settings,
-        name=title,
-        folder=out or Path("jobs") / title,
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        ranks_per_node=ranks_per_node,
-        global_batch=global_batch,
-        seeds=() if array_seeds is None else parse_seeds(array_seeds, "--array-seeds"),
-        grace_seconds=grace,
-        cpus_per_task=cpus_per_task,
-        offline=not online,
-        doctor=not no_doctor,
-    )
-    _check_memory(job, gpu_memory)
-    options = {"partition": partition, "time": time, "account": account, "qos": qos, "constraint": constraint}
-    text = scripts.script(job, {**options, "cpus-per-task": cpus_per_task, "mem": mem}, container)
+    job = _slurm_job(context.params)
+    options = {key.replace("_", "-"): value for key, value in context.params.items()}
+    text = scripts.script(job, options, sbatch or [], _extras(context.params))
     path = scripts.write(job, text, overwrite=overwrite)
     typer.echo(f"{path}: {job.world_size} ranks, {job.global_batch} samples a step")
     if submit:
         typer.echo(f"submitted: {scripts.submit(path)}")
     else:
-        typer.echo(f"submit it with: cd {shlex.quote(str(path.parent))} && sbatch {path.name}")
+        typer.echo(f"submit it with: sbatch {shlex.quote(str(path))}")
+
+
+def _extras(given: Mapping[str, Any]) -> "Extras":
+    """What the options of `slurm` ask for beside directives."""
+    from debias.launching.slurm import Extras, read_prologue, sent_along
+
+    prologue = None if given["prologue"] is None else Path(given["prologue"])
+    return Extras(
+        container=given["container"],
+        mounts=given["container_mount"] or [],
+        prologue=read_prologue(prologue),
+        interface=given["interface"],
+        env=sent_along(_variables(given["env"] or []), contained=given["container"] is not None),
+    )
+
+
+def _slurm_job(given: Mapping[str, Any]) -> "Job":
+    """The job that the options of `slurm` ask for."""
+    from debias.launching.directives import cores_of
+    from debias.launching.job import gpus_of, make_job
+    from debias.sweep.grid import parse_seeds
+
+    settings, stem = _settings(Path(given["config"]), given["overrides"])
+    title = given["name"] or stem
+    kind, gpus = gpus_of(given["gpus_per_node"])
+    job = make_job(
+        settings,
+        name=title,
+        folder=Path(given["out"] or f"jobs/{title}"),
+        nodes=given["nodes"],
+        gpus_per_node=gpus,
+        ranks_per_node=given["ranks_per_node"],
+        global_batch=given["global_batch"],
+        seeds=() if given["array_seeds"] is None else parse_seeds(given["array_seeds"], "--array-seeds"),
+        grace_seconds=given["grace"],
+        cpus_per_task=cores_of(gpus, given["cpus_per_task"]),
+        offline=not given["online"],
+        doctor=not given["no_doctor"],
+        gpu_type=kind,
+        python=sys.executable if given["container"] is None else given["container_python"],
+    )
+    _check_memory(job, given["gpu_memory"])
+    return job
 
 
 @app.command()

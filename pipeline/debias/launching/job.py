@@ -19,6 +19,9 @@ from debias.runs.names import CONFIG
 # What Slurm and Kubernetes take as a word; anything else could end a directive and begin another.
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@=+/-]*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+INTERFACE = re.compile(r"[\^=]?[A-Za-z0-9][A-Za-z0-9_.,-]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+GPUS = re.compile(r"(?:(?P<type>[A-Za-z0-9][A-Za-z0-9_.-]*):)?(?P<count>\d{1,3})")
 GRACE, LEAST_GRACE = 300, 30  # seconds from SIGTERM to the end: the default, and what a checkpoint needs at least
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ class Job:
     doctor: bool = True
     most_requeues: int = 100
     python: str = sys.executable
+    gpu_type: str | None = None
 
     @property
     def output_dir(self) -> str:
@@ -87,6 +91,8 @@ def make_job(
     cpus_per_task: int | None = None,
     offline: bool = True,
     doctor: bool = True,
+    gpu_type: str | None = None,
+    python: str = sys.executable,
 ) -> Job:
     """The job, with everything checked that can be without a cluster; InputError in one line.
 
@@ -119,10 +125,28 @@ def make_job(
         threads=max(1, (cpus_per_task or ranks) // ranks),
         offline=offline,
         doctor=doctor,
+        gpu_type=gpu_type,
+        python=python,
     )
     if any(ord(letter) < 32 for letter in f"{job.folder}{job.output_dir}{job.python}"):
         raise InputError(f"{str(job.folder)!r} and {job.output_dir!r}: a line break or control character in a path")
     return job
+
+
+def gpus_of(text: str) -> tuple[str | None, int]:
+    """Type and number of a node's GPUs as Slurm writes them, `8` or `a100:8`; InputError for anything else."""
+    found = GPUS.fullmatch(text)
+    if found is None:
+        raise InputError(f"--gpus-per-node is {text!r}, expected a number, or TYPE:NUMBER such as a100:8")
+    return found["type"], int(found["count"])
+
+
+def names_of(config: RunConfig) -> dict[str, str]:
+    """Names of models and data that may be files, by the setting that has them."""
+    named = {"model": config.model, "data.train": config.data.train.source}
+    if config.data.validation is not None:
+        named["data.validation"] = config.data.validation.source
+    return {key: os.path.expanduser(name) for key, name in named.items()}
 
 
 def _check_restarts(config: RunConfig) -> None:

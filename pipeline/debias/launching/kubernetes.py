@@ -19,7 +19,7 @@ from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.data.files import kind_of
 from debias.errors import InputError
-from debias.launching.job import Job
+from debias.launching.job import VARIABLE, Job, names_of
 
 PODS = "nodes"
 PORT = 29500
@@ -29,7 +29,6 @@ ENGINE = "deepspeed.json"  # a DeepSpeed file of the user's own, beside the run'
 Volumes = Sequence[tuple[str, str]]  # claim and the path at which the pods see it
 LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # names of pods add up to a label of 63
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]*")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MEMORY = re.compile(r"(?=.*[1-9])\d+(\.\d+)?([KMGTP]i|[kMGTP])")  # Kubernetes reads a bare number as bytes
 SET_BY_JOB = {
     "NODE_RANK": "each pod has its own",
@@ -212,25 +211,17 @@ def _check_files(config: RunConfig, volumes: Volumes, env: Mapping[str, str]) ->
     """What must lie on a volume: the output, the pods' folders, and files of this machine that the config names."""
     mounted = ", ".join(path for _, path in volumes) or "none is given"
     named = {"output_dir": os.path.abspath(config.output_dir), **{f"--env {k}": env[k] for k in ON_VOLUMES if k in env}}
-    named |= {key: path for key, path in _names(config).items() if os.path.isabs(path)}
+    named |= {key: path for key, path in names_of(config).items() if os.path.isabs(path)}
     for key, path in named.items():
         whole = _normal(path) if os.path.isabs(path) else path
         if not any(PurePosixPath(whole).is_relative_to(_normal(mount)) for _, mount in volumes):
             raise InputError(f"{key} is {path}, below no --volume path ({mounted}): the pods would not keep or find it")
-    for key, name in _names(config).items():
+    for key, name in names_of(config).items():
         if key != "model" and "DEBIAS_DATA" not in env and _is_file(name, config):
             raise InputError(
                 f"{key} is {name}, a file in DEBIAS_DATA, which the pods have not; "
                 f"add --env DEBIAS_DATA=PATH, a folder below a --volume path ({mounted})"
             )
-
-
-def _names(config: RunConfig) -> dict[str, str]:
-    """Names of models and data that may be files."""
-    named = {"model": config.model, "data.train": config.data.train.source}
-    if config.data.validation is not None:
-        named["data.validation"] = config.data.validation.source
-    return {key: os.path.expanduser(name) for key, name in named.items()}
 
 
 def _is_file(name: str, config: RunConfig) -> bool:

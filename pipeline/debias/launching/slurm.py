@@ -4,39 +4,63 @@ Values never reach a shell unquoted: what stands in an `#SBATCH` line must be a 
 script is quoted for the shell or passed on as an argument.
 """
 
-import re
+import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 
 from debias.config.shipped import shipped_folders
 from debias.errors import InputError
-from debias.launching.job import WORD, Job, write_job
+from debias.launching.containers import READ_BELOW, container_flags
+from debias.launching.directives import directives, log_file
+from debias.launching.job import INTERFACE, VARIABLE, Job, write_job
 
 SCRIPT = "job.sbatch"
-OPTIONS = ("partition", "time", "account", "qos", "constraint", "cpus-per-task", "mem", "exclude", "nodelist")
-TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
-EARLY = 60  # seconds that Slurm's signal may come before its time
+# What a submission in another shell, or on another day, would not have.
+SENT = (*READ_BELOW, "DEBIAS_TRUST_REMOTE_CODE", "DEBIAS_SKIP_PLAN")
+LONGEST_PROLOGUE = 2**20
 
 
-def script(job: Job, options: Mapping[str, str | int | None], container: str | None = None) -> str:
-    """The text of the sbatch script.
+@dataclass(frozen=True)
+class Extras:
+    """What a cluster wants beside the directives.
 
-    `options` are those of `OPTIONS`; InputError for a value that is no plain word, and for a time limit that leaves no
-    time before SIGTERM. `container` is an image for `srun --container-image` (pyxis), a path or a URI.
+    `container` is an image of pyxis, `mounts` what it sees beside what the run needs. `prologue` are lines of shell
+    before anything else (modules). `interface`: of the network between nodes. `env` are variables of the ranks.
     """
-    given = [(name, str(value)) for name, value in options.items() if value is not None]
-    for name, value in given:
-        if name not in OPTIONS:
-            raise ValueError(f"options: {name!r}, expected one of {OPTIONS}")
-        if not WORD.fullmatch(value):
-            raise InputError(f"--{name} is {value!r}, expected one word of letters, digits and _ . , : @ = + / -")
-    _check_time(dict(given).get("time"), job.grace_seconds)
-    image = f" --container-image={shlex.quote(container)}" if container else ""
+
+    container: str | None = None
+    mounts: Sequence[str] = ()
+    prologue: str = ""
+    interface: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING = Extras()
+
+
+def script(
+    job: Job,
+    options: Mapping[str, str | int | bool | None],
+    more: Sequence[str] = (),
+    extras: Extras = NOTHING,
+) -> str:
+    """The text of the sbatch script; `options` and `more` as `directives` takes them.
+
+    InputError for what could end a directive, and for what a container or an interface cannot be called.
+    """
+    if extras.interface is not None and not INTERFACE.fullmatch(extras.interface):
+        raise InputError(f"--interface is {extras.interface!r}, expected a name such as ib0, or several: ib0,ib1")
+    if extras.mounts and extras.container is None:
+        raise InputError(f"--container-mount {extras.mounts[0]}: there is no --container")
+    flags = []
+    if extras.container is not None:
+        flags = container_flags(job, extras.container, extras.mounts, extras.env)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates()),
         trim_blocks=True,
@@ -46,29 +70,46 @@ def script(job: Job, options: Mapping[str, str | int | None], container: str | N
         autoescape=False,  # a shell script: values go through the filter q
     )
     environment.filters["q"] = shlex.quote
-    return environment.get_template("slurm.sbatch.j2").render(job=job, options=given, container=image)
+    return environment.get_template("slurm.sbatch.j2").render(
+        job=job,
+        directives=directives(job, options, more),
+        log=log_file(job),
+        extras=extras,
+        container="".join(f" {shlex.quote(flag)}" for flag in flags),
+        outputs=os.path.dirname(job.output_dir),
+    )
 
 
-def _check_time(limit: str | None, grace: int) -> None:
-    seconds = None if limit is None else _seconds(limit)
-    if seconds is not None and seconds <= grace + EARLY:
-        raise InputError(
-            f"--time is {limit} ({seconds} s), and SIGTERM comes --grace {grace} s before its end, or {EARLY} s sooner:"
-            f" nothing would be trained; expected more than {(grace + EARLY) // 60} minutes, or a smaller --grace"
-        )
+def sent_along(given: Mapping[str, str], *, contained: bool = False) -> dict[str, str]:
+    """Variables of the ranks: `given`, and of this shell those that decide what a run reads; folders absolute.
+
+    A container (`contained`) has a home of its own, so it is told where the hub's cache is.
+
+    InputError for what no shell takes as a name.
+    """
+    wrong = next((name for name in given if not VARIABLE.fullmatch(name)), None)
+    if wrong is not None:
+        raise InputError(f"--env is {wrong!r}, expected the name of a variable: letters, digits and '_'")
+    here = {name: os.environ[name] for name in SENT if os.environ.get(name)}
+    found = {**({"HF_HOME": "~/.cache/huggingface"} if contained else {}), **here, **given}
+    folders = {name: os.path.abspath(os.path.expanduser(found[name])) for name in READ_BELOW if name in found}
+    return {**found, **folders}
 
 
-def _seconds(limit: str) -> int | None:
-    """Seconds of a time limit as Slurm reads it; None for no limit."""
-    if limit.upper() in ("UNLIMITED", "INFINITE"):
-        return None
-    found = TIME.fullmatch(limit)
-    if found is None:
-        raise InputError(f"--time is {limit!r}, expected minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS")
-    days, first, second, third = (int(part or 0) for part in found.groups())
-    hours = found["days"] is not None or found["third"] is not None  # else the first number is minutes
-    seconds = 86400 * days + (3600 * first + 60 * second + third if hours else 60 * first + second)
-    return seconds or None  # Slurm's 0 is no limit
+def read_prologue(path: Path | None) -> str:
+    """The shell lines of a prologue file; InputError for a file that is none, or one with directives."""
+    if path is None:
+        return ""
+    try:
+        if not path.is_file() or path.stat().st_size > LONGEST_PROLOGUE:
+            raise InputError(f"--prologue is {str(path)!r}, expected a file of shell lines, such as: module load cuda")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prologue {path}: cannot be read: {error}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("#SBATCH"):
+            raise InputError(f"--prologue {path}, line {number}: {line!r} comes too late there; use --sbatch KEY=VALUE")
+    return text.removeprefix("#!/bin/bash\n").strip("\n")
 
 
 def templates() -> Path:

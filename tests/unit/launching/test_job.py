@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import socket
 import subprocess
 from pathlib import Path
@@ -13,9 +14,10 @@ import yaml
 from command_line import command_line
 
 from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.launching import slurm
-from debias.launching.job import make_job
+from debias.launching.job import gpus_of, make_job
 
 HOSTILE = [
     "a b",
@@ -174,23 +176,192 @@ def test_an_array_has_a_config_for_each_seed(tmp_path, run_script):
 
 def test_the_directives(tmp_path):
     job = job_for(tmp_path, gpus_per_node=8, nodes=4, grace_seconds=600)
-    text = slurm.script(job, {"partition": "gpu", "time": "1-00:00:00", "account": None}, container="docker://a/b:1 x")
+    text = slurm.script(job, {"partition": "gpu", "time": "1-00:00:00", "account": None, "name": "no directive"})
     head = [line for line in text.splitlines() if line.startswith("#SBATCH")]
     for line in ("--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=8", "--partition=gpu", "--time=1-00:00:00"):
         assert f"#SBATCH {line}" in head
     assert "#SBATCH --signal=TERM@600" in head
     assert "#SBATCH --requeue" in head
     assert not any("account" in line for line in head)
-    assert "--container-image='docker://a/b:1 x'" in text
     assert "NCCL_DEBUG" in text
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("value", ["gpu\n#SBATCH --uid=0", "a b", "$(id)", "'", "", "-x", "a;b", "ö"])
+@pytest.mark.parametrize("value", ["gpu\n#SBATCH --uid=0", "a b", "$(id)", "'", '"', "\\", "#x", "", "-x", "a;b", "ö"])
 def test_what_is_no_word_stays_out_of_a_directive(value, tmp_path):
     with pytest.raises(InputError, match=r"--partition is .*, expected one word") as caught:
         slurm.script(job_for(tmp_path), {"partition": value})
     assert "\n" not in str(caught.value)
+
+
+def head_of(job, options=None, more=(), extras=slurm.NOTHING):
+    """The directives of a job's script, which bash must be able to read."""
+    text = slurm.script(job, options or {}, more, extras)
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    return [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH --")]
+
+
+def test_what_administrators_ask_for(tmp_path):
+    """Each option reaches Slurm as it was typed; what has a sign of the shell in it is quoted."""
+    options = {"constraint": "a100&ib|h100*2", "exclude": "n[3-5],n9", "nodelist": "n[1-2]", "reservation": "maint"}
+    options |= {"mail-type": "END,FAIL", "mail-user": "me@lab.org", "gres": "nvme:2", "exclusive": True, "qos": "high"}
+    job = job_for(tmp_path, gpus_per_node=8, gpu_type="a100")
+    head = head_of(job, options, ["licenses=fs:1", "nice", "--comment=x:y"])
+    wanted = [
+        'constraint="a100&ib|h100*2"',
+        'exclude="n[3-5],n9"',
+        'nodelist="n[1-2]"',
+        "reservation=maint",
+        "qos=high",
+    ]
+    wanted += ["mail-type=END,FAIL", "mail-user=me@lab.org", "gres=nvme:2", "exclusive", "licenses=fs:1", "nice"]
+    assert set(wanted) | {"comment=x:y", "gpus-per-node=a100:8"} <= set(head)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "more", "cpus", "mem"),
+    [
+        (0, {}, (), None, None),
+        (4, {}, (), "cpus-per-task=32", "mem=128G"),
+        (4, {"cpus-per-task": 12, "mem": "1T"}, (), "cpus-per-task=12", "mem=1T"),
+        (4, {"exclusive": True}, (), "cpus-per-task=32", "mem=0"),
+        (4, {}, ("mem-per-cpu=4G", "cpus-per-gpu=6"), "cpus-per-gpu=6", "mem-per-cpu=4G"),
+    ],
+)
+def test_cores_and_memory_follow_the_gpus(gpus, options, more, cpus, mem, tmp_path):
+    head = head_of(job_for(tmp_path, gpus_per_node=gpus), options, more)
+    for start, wanted in (("cpus-per", cpus), ("mem", mem)):
+        assert [line for line in head if line.startswith(start)] == ([] if wanted is None else [wanted])
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "message"),
+    [
+        ({}, ["nodes=4"], "--sbatch nodes=4: the script sets --nodes itself; give --nodes"),
+        ({}, ["requeue"], "a job of debias needs it as it is"),
+        ({}, ["partition=x"], "--partition is an option of its own here"),
+        ({}, ["hint=a", "hint=b"], "--hint is given already"),
+        ({}, ["Bad Key=1"], "expected KEY=VALUE"),
+        ({}, ["comment=a b"], "--sbatch comment is 'a b', expected one word"),
+        ({}, ['wckey="x'], "--sbatch wckey is"),
+        ({"gres": "gpu:8"}, [], "say --gpus-per-node"),
+    ],
+)
+def test_directives_that_cannot_be(options, more, message, tmp_path):
+    with pytest.raises(InputError, match=message) as caught:
+        slurm.script(job_for(tmp_path), options, more)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "found"), [("8", (None, 8)), ("a100:4", ("a100", 4)), ("0", (None, 0))])
+def test_gpus_with_their_type(text, found):
+    assert gpus_of(text) == found
+
+
+@pytest.mark.parametrize("text", ["a100", "a100:", ":4", "-1", "4:a100", "8 8", "1.5", "h100:1:2"])
+def test_what_is_no_number_of_gpus(text):
+    with pytest.raises(InputError, match="--gpus-per-node is"):
+        gpus_of(text)
+
+
+def srun_of(text):
+    """What pyxis is told, an argument a flag: the line of the script as bash splits it."""
+    line = next(line for line in text.splitlines() if line.strip().startswith("srun "))
+    return [word for word in shlex.split(line.replace('"$@" &', "")) if word.startswith("--container")]
+
+
+def test_a_container_sees_what_the_run_needs(tmp_path):
+    """pyxis' syntax: SRC:DST[:FLAGS], joined by commas; python is the container's own."""
+    data, model = tmp_path / "sets" / "train.jsonl", tmp_path / "models" / "base"
+    model.mkdir(parents=True)
+    data.parent.mkdir()
+    data.write_text("")
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds" / "own.json").write_text('{"zero_optimization": {"stage": 2}}')
+    run = {"deepspeed": str(tmp_path / "ds" / "own.json"), "data": {"train": str(data), "labels": ["a", "b"]}}
+    config = RunConfig.model_validate(tiny_runs.config_for(model, tmp_path / "runs" / "one").model_dump() | run)
+    job = make_job(config, name="x", folder=tmp_path / "job", nodes=1, gpus_per_node=0, python="python3")
+    extras = slurm.Extras("nvcr.io#nvidia/pytorch:25.09-py3", ["/scratch:/fast:ro", "/opt"], env={"HF_HOME": "/c/hf"})
+    text = slurm.script(job, {}, extras=extras)
+    image, mounts, folder, names = srun_of(text)
+    assert image == "--container-image=nvcr.io#nvidia/pytorch:25.09-py3"
+    own = [tmp_path / "job", tmp_path / "runs", "/c/hf", model, data.parent, tmp_path / "ds"]
+    told = mounts.removeprefix("--container-mounts=").split(",")
+    assert sorted(told) == sorted([f"{path}:{path}" for path in own] + ["/scratch:/fast:ro", "/opt:/opt"])
+    assert (folder, names) == (f"--container-workdir={tmp_path / 'job'}", "--container-env=HF_HOME")
+    for line in ("python=python3\n", f"mkdir -p {tmp_path / 'runs'} ", "export HF_HOME=/c/hf\n"):
+        assert line in text
+
+
+@pytest.mark.parametrize(
+    ("extras", "message"),
+    [
+        (slurm.Extras("a b"), "--container is 'a b'"),
+        (slurm.Extras(""), "--container is ''"),
+        (slurm.Extras(mounts=["/a:/b"]), "there is no --container"),
+        *((slurm.Extras("x", [m]), "--container-mount is") for m in ("a:b", "/a:b", "/a:/b:ro:x", "/a,/b", ":", "")),
+        (slurm.Extras(interface="ib 0"), "--interface is 'ib 0'"),
+    ],
+)
+def test_what_no_container_takes(extras, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        slurm.script(job_for(tmp_path), {}, extras=extras)
+
+
+@pytest.mark.parametrize("image", ["a.sqsh", "docker://x/y:1"])
+def test_an_image_that_is_a_file_has_its_whole_path(image, tmp_path, monkeypatch):
+    """pyxis takes a bare name for one of a registry."""
+    monkeypatch.chdir(tmp_path)
+    found = srun_of(slurm.script(job_for(tmp_path), {}, extras=slurm.Extras(image)))[0]
+    assert found == f"--container-image={tmp_path / image if image.endswith('.sqsh') else image}"
+
+
+def test_a_folder_that_pyxis_cannot_name(tmp_path):
+    with pytest.raises(InputError, match="which no mount of pyxis can name"):
+        slurm.script(job_for(tmp_path, folder="a,b"), {}, extras=slurm.Extras("x"))
+
+
+def test_lines_and_variables_come_before_the_ranks(tmp_path):
+    """Modules are loaded before `set -u`, which their functions do not bear; values are quoted."""
+    (tmp_path / "modules.sh").write_text('#!/bin/bash\nexport FROM_MODULE="$NOT_SET"yes\n')
+    env = slurm.sent_along({"DEBIAS_DATA": "sets", "ODD": "a b'$(touch gone)"})
+    extras = slurm.Extras(prologue=slurm.read_prologue(tmp_path / "modules.sh"), env=env, interface="ib0,ib1")
+    text = slurm.script(job_for(tmp_path), {}, extras=extras)
+    shown = text[: text.index("# All ranks meet")] + "\nenv -0\n"
+    given = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "6", "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash"], input=shown, capture_output=True, text=True, check=True, env=given)
+    found = dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
+    assert (found["FROM_MODULE"], found["ODD"]) == ("yes", "a b'$(touch gone)")
+    assert found["DEBIAS_DATA"] == os.path.abspath("sets")
+    assert (found["GLOO_SOCKET_IFNAME"], found["SRUN_CPUS_PER_TASK"]) == ("ib0,ib1", "6")
+
+
+def test_this_shells_data_goes_along(monkeypatch):
+    for name in slurm.SENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DEBIAS_DATA", "/sets")
+    monkeypatch.setenv("DEBIAS_TRUST_REMOTE_CODE", "org/model")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert slurm.sent_along({"A": "1"}) == {"DEBIAS_DATA": "/sets", "DEBIAS_TRUST_REMOTE_CODE": "org/model", "A": "1"}
+    assert slurm.sent_along({"DEBIAS_DATA": "/other"})["DEBIAS_DATA"] == "/other"
+    assert slurm.sent_along({}, contained=True)["HF_HOME"] == os.path.expanduser("~/.cache/huggingface")
+    assert slurm.sent_along({"HF_HOME": "/c"}, contained=True)["HF_HOME"] == "/c"
+    with pytest.raises(InputError, match="--env is 'a b'"):
+        slurm.sent_along({"a b": "1"})
+
+
+@pytest.mark.parametrize(("text", "message"), [(b"#SBATCH --mem=1\n", "line 1.*comes too late"), (b"\xff", "be read")])
+def test_a_prologue_that_cannot_be(text, message, tmp_path):
+    (tmp_path / "p").write_bytes(text)
+    with pytest.raises(InputError, match=message):
+        slurm.read_prologue(tmp_path / "p")
+    with pytest.raises(InputError, match="expected a file of shell lines"):
+        slurm.read_prologue(tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "log"), [("a b%j", '"{}/a b%%j/slurm-%j.out"'), ('a"b', "slurm-%j.out")])
+def test_the_log_lies_in_the_jobs_folder(folder, log, tmp_path):
+    assert f"output={log.format(tmp_path)}" in head_of(job_for(tmp_path, folder=folder))
 
 
 @pytest.mark.parametrize(
@@ -271,6 +442,19 @@ def test_a_time_limit_within_the_grace_is_refused(limit, enough, tmp_path):
 def test_what_is_no_time_limit(limit, tmp_path):
     with pytest.raises(InputError, match=f"--time is '{limit}', expected minutes, MM:SS"):
         slurm.script(job_for(tmp_path), {"time": limit})
+
+
+def test_options_reach_the_script(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--gpus-per-node", "a100:4", "--constraint", "a&b", "--mail-type", "END", "--sbatch", "licenses=fs:1"]
+    words += ["--container", "x.sqsh", "--container-mount", "/opt", "--env", "A=b c", "--interface", "ib0"]
+    said = command_line(monkeypatch, capsys)("launch", "slurm", "minilm_generated_edge", *words)
+    assert said.code == 0
+    text = (tmp_path / "jobs" / "minilm_generated_edge" / "job.sbatch").read_text()
+    for line in ("#SBATCH --gpus-per-node=a100:4", '#SBATCH --constraint="a&b"', "#SBATCH --licenses=fs:1"):
+        assert f"{line}\n" in text
+    for part in ("export A='b c'\n", "NCCL_SOCKET_IFNAME=ib0", ",/opt:/opt", "python=python\n"):
+        assert part in text
 
 
 @pytest.mark.parametrize("seeds", ["", "x", "0", "3,3"])
