@@ -36,6 +36,16 @@ Grace = Annotated[
 Mounts = Annotated[
     list[str] | None, typer.Option(metavar="SRC:DST", help="Beside what the run reads and writes; repeat.")
 ]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="A variable of the ranks, as DEBIAS_DATA and HF_HOME; repeat."),
+]
+Claims = Annotated[
+    list[str] | None, typer.Option(metavar="CLAIM:PATH", help="A volume claim and where pods see it; repeat.")
+]
+Taints = Annotated[
+    list[str] | None, typer.Option(metavar="KEY[=VALUE][:EFFECT]", help="A taint that pods bear; repeat.")
+]
 GpuMemory = Annotated[
     str | None, typer.Option(help="Of one GPU, such as 80GB: refuse what does not fit by `debias plan`.")
 ]
@@ -136,8 +146,7 @@ def _extras(given: Mapping[str, Any]) -> "Extras":
 
 def _slurm_job(given: Mapping[str, Any]) -> "Job":
     """The job that the options of `slurm` ask for."""
-    from debias.launching.directives import cores_of
-    from debias.launching.job import gpus_of, make_job
+    from debias.launching.job import cores_of, gpus_of, make_job
     from debias.sweep.grid import parse_seeds
 
     settings, stem = _settings(Path(given["config"]), given["overrides"])
@@ -173,16 +182,16 @@ def k8s(
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes of each pod without GPUs.")] = None,
     global_batch: GlobalBatch = None,
     gpu_memory: GpuMemory = None,
-    volume: Annotated[
-        list[str] | None, typer.Option(metavar="CLAIM:PATH", help="A volume claim and where pods see it; repeat.")
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A variable of the pods, as DEBIAS_DATA and HF_HOME; repeat."),
-    ] = None,
+    volume: Claims = None,
+    env: Variables = None,
     name: Annotated[str | None, typer.Option(help="The JobSet's name; the config's by default.")] = None,
     namespace: Annotated[str | None, typer.Option()] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a pod, such as 200Gi.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Cores that a pod asks for; 8 for each GPU.")] = None,
+    node_selector: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A node's label; repeat.")
+    ] = None,
+    toleration: Taints = None,
     grace: Grace = None,
     online: Annotated[
         bool, typer.Option("--online", help="Pods may reach the hub (they must without HF_HOME).")
@@ -192,7 +201,7 @@ def k8s(
 ) -> None:
     """Write a JobSet manifest for Kubernetes: kubectl apply -f it."""
     from debias.launching import kubernetes
-    from debias.launching.job import make_job
+    from debias.launching.job import cores_of, make_job
 
     settings, stem = _settings(config, overrides)
     title = name or stem.replace("_", "-").lower()
@@ -205,11 +214,13 @@ def k8s(
         ranks_per_node=ranks_per_node,
         global_batch=global_batch,
         grace_seconds=grace,
+        cpus_per_task=cores_of(gpus_per_node, cpus),
         offline=not online,
     )
     _check_memory(job, gpu_memory)
+    where = kubernetes.placement(cores_of(gpus_per_node, cpus), node_selector or [], toleration or [])
     volumes, variables = [_claim(one) for one in volume or []], _variables(env or [])
-    documents = kubernetes.manifest(job, image, volumes, namespace=namespace, memory=memory, env=variables)
+    documents = kubernetes.manifest(job, image, volumes, namespace=namespace, memory=memory, env=variables, where=where)
     path = kubernetes.write(documents, out or Path("jobs") / f"{title}.yaml", overwrite=overwrite)
     typer.echo(
         f"{path}: {job.world_size} ranks, {job.global_batch} samples a step; kubectl apply -f {shlex.quote(str(path))}"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from debias.errors import InputError
-from debias.launching.job import Job
+from debias.launching.job import Job, cores_of
 
 WORDS = (
     *("partition", "time", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "gres"),
@@ -23,7 +23,7 @@ VALUE = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9_.,:@=+/&|()\[\]*!~%-]*")
 PLAIN = re.compile(r"[A-Za-z0-9_.,:@=+/-]*")
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 EARLY = 60  # seconds that Slurm's signal may come before its time
-CPUS_PER_GPU, MEMORY_PER_GPU = 8, 32  # cores and GB: a data loader and a rank's share of a model on its way to the GPU
+MEMORY_PER_GPU = 32  # GB: a rank's share of a model on its way to the GPU
 
 
 def directives(job: Job, options: Mapping[str, str | int | bool | None], more: Sequence[str] = ()) -> list[str]:
@@ -73,11 +73,6 @@ def _line(name: str, value: str, option: str) -> str:
             f"{option} is {value!r}, expected one word of letters, digits and _ . , : @ = + / - & | ( ) [ ] *"
         )
     return f"{name}={value}" if PLAIN.fullmatch(value) else f'{name}="{value}"'
-
-
-def cores_of(gpus: int, asked: int | None) -> int | None:
-    """Cores of a node: as asked, else in proportion to its GPUs; None where Slurm is left to its own."""
-    return asked or CPUS_PER_GPU * gpus or None
 
 
 def _in_proportion(job: Job, lines: Mapping[str, str]) -> list[str]:

@@ -22,6 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 INTERFACE = re.compile(r"[\^=]?[A-Za-z0-9][A-Za-z0-9_.,-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 GPUS = re.compile(r"(?:(?P<type>[A-Za-z0-9][A-Za-z0-9_.-]*):)?(?P<count>\d{1,3})")
+CPUS_PER_GPU = 8  # a rank, its data loader and the threads of its kernels
 GRACE, LEAST_GRACE = 300, 30  # seconds from SIGTERM to the end: the default, and what a checkpoint needs at least
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,11 @@ def gpus_of(text: str) -> tuple[str | None, int]:
     if found is None:
         raise InputError(f"--gpus-per-node is {text!r}, expected a number, or TYPE:NUMBER such as a100:8")
     return found["type"], int(found["count"])
+
+
+def cores_of(gpus: int, asked: int | None) -> int | None:
+    """Cores of a node: as asked, else in proportion to its GPUs; None where Slurm is left to its own."""
+    return asked or CPUS_PER_GPU * gpus or None
 
 
 def names_of(config: RunConfig) -> dict[str, str]:

@@ -9,6 +9,7 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,11 +31,49 @@ Volumes = Sequence[tuple[str, str]]  # claim and the path at which the pods see 
 LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # names of pods add up to a label of 63
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]*")
 MEMORY = re.compile(r"(?=.*[1-9])\d+(\.\d+)?([KMGTP]i|[kMGTP])")  # Kubernetes reads a bare number as bytes
+SELECTOR = re.compile(r"(?P<key>[A-Za-z0-9][A-Za-z0-9_./-]*)=(?P<value>([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?)")
+TOLERATION = re.compile(
+    r"(?P<key>[A-Za-z0-9][A-Za-z0-9_./-]*)(=(?P<value>[A-Za-z0-9_.-]*))?(:(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
+)
 SET_BY_JOB = {
     "NODE_RANK": "each pod has its own",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "--grace sets it",
 }
 ON_VOLUMES = ("DEBIAS_DATA", "HF_HOME")  # folders that every pod must find
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes take the pods: cores asked for (None: the cluster's default), labels, and taints that are borne."""
+
+    cpus: int | None = None
+    selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, str]] = ()
+
+
+ANYWHERE = Placement()
+
+
+def placement(cpus: int | None, labels: Sequence[str], tolerations: Sequence[str]) -> Placement:
+    """From texts KEY=VALUE and KEY[=VALUE][:EFFECT]; InputError for what Kubernetes would not read so."""
+    selector: dict[str, str] = {}
+    for text in labels:
+        found = SELECTOR.fullmatch(text)
+        if found is None or found["key"] in selector:
+            raise InputError(f"--node-selector is {text!r}, expected KEY=VALUE, each key once, such as pool=a100")
+        selector[found["key"]] = found["value"]
+    return Placement(cpus, selector, [_toleration(text) for text in tolerations])
+
+
+def _toleration(text: str) -> dict[str, str]:
+    found = TOLERATION.fullmatch(text)
+    if found is None:
+        raise InputError(
+            f"--toleration is {text!r}, expected KEY[=VALUE][:EFFECT] such as nvidia.com/gpu:NoSchedule, with an effect"
+            " of NoSchedule, PreferNoSchedule or NoExecute"
+        )
+    given = {key: value for key, value in found.groupdict().items() if value is not None}
+    return {"key": given["key"], "operator": "Equal" if "value" in given else "Exists", **given}
 
 
 def manifest(
@@ -46,6 +85,7 @@ def manifest(
     most_restarts: int = 20,
     memory: str | None = None,
     env: Mapping[str, str] | None = None,
+    where: Placement = ANYWHERE,
 ) -> list[dict[str, Any]]:
     """A ConfigMap with the run's config and the JobSet that trains it.
 
@@ -75,7 +115,7 @@ def manifest(
                 "failurePolicy": {"maxRestarts": most_restarts},
                 "network": {"enableDNSHostnames": True},
                 "replicatedJobs": [
-                    {"name": PODS, "replicas": 1, "template": {"spec": _pods(job, image, volumes, memory, env)}}
+                    {"name": PODS, "replicas": 1, "template": {"spec": _pods(job, image, volumes, memory, env, where)}}
                 ],
             },
         },
@@ -91,7 +131,9 @@ def _files(job: Job) -> dict[str, str]:
     return {file: dump_config(config.model_copy(update={"deepspeed": f"{CONFIG_AT}/{ENGINE}"})), ENGINE: text}
 
 
-def _pods(job: Job, image: str, volumes: Volumes, memory: str | None, env: Mapping[str, str]) -> dict[str, Any]:
+def _pods(
+    job: Job, image: str, volumes: Volumes, memory: str | None, env: Mapping[str, str], where: Placement
+) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "train",
         "image": image,
@@ -107,8 +149,10 @@ def _pods(job: Job, image: str, volumes: Volumes, memory: str | None, env: Mappi
         **({"nvidia.com/gpu": job.gpus_per_node} if job.gpus_per_node else {}),
         **({"memory": memory} if memory else {}),
     }
-    if limits:
-        container["resources"] = {"limits": limits}
+    # Memory and GPUs are asked for by their limits; a limit of cores would only slow a pod down.
+    requests = {"cpu": str(where.cpus)} if where.cpus else {}
+    if limits or requests:
+        container["resources"] = {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
     return {
         "parallelism": job.nodes,
         "completions": job.nodes,
@@ -118,6 +162,8 @@ def _pods(job: Job, image: str, volumes: Volumes, memory: str | None, env: Mappi
             "spec": {
                 "restartPolicy": "Never",
                 "terminationGracePeriodSeconds": job.grace_seconds,
+                **({"nodeSelector": dict(where.selector)} if where.selector else {}),
+                **({"tolerations": [dict(one) for one in where.tolerations]} if where.tolerations else {}),
                 "containers": [container],
                 "volumes": [
                     {"name": "config", "configMap": {"name": job.name}},
@@ -232,6 +278,23 @@ def _is_file(name: str, config: RunConfig) -> bool:
     return config.data.pictures or kind_of(name) is not None or (here is not None and (Path(here) / name).exists())
 
 
+class _Readable(yaml.SafeDumper):
+    """Files inside the ConfigMap stand line by line, as a person would write them."""
+
+
+def _lines(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _lines)
+
+
+def text_of(documents: Sequence[Mapping[str, Any]]) -> str:
+    """The documents as one YAML text."""
+    text: str = yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def write(documents: Sequence[Mapping[str, Any]], path: Path, *, overwrite: bool = False) -> Path:
     """The manifest as one YAML file, whole or not at all; InputError if it is there already."""
     if os.path.exists(path) and not overwrite:  # for which a name that is too long is no error
@@ -239,7 +302,7 @@ def write(documents: Sequence[Mapping[str, Any]], path: Path, *, overwrite: bool
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        part.write_text(text_of(documents), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

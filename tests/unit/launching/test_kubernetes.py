@@ -51,6 +51,47 @@ def test_the_manifest_fits_the_schema():
     assert schema_errors(jobset) == []
 
 
+def test_where_pods_may_run():
+    where = kubernetes.placement(
+        64, ["pool=a100", "cloud.google.com/x=y"], ["gpu:NoSchedule", "team=nlp", "a/b=c:NoExecute", "any"]
+    )
+    _, jobset = kubernetes.manifest(job_for(), IMAGE, VOLUMES, memory="200Gi", where=where)
+    assert schema_errors(jobset) == []
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    asked = pod["containers"][0]["resources"]
+    assert asked == {"requests": {"cpu": "64"}, "limits": {"nvidia.com/gpu": 8, "memory": "200Gi"}}
+    assert pod["nodeSelector"] == {"pool": "a100", "cloud.google.com/x": "y"}
+    assert pod["tolerations"] == [
+        {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "team", "operator": "Equal", "value": "nlp"},
+        {"key": "a/b", "operator": "Equal", "value": "c", "effect": "NoExecute"},
+        {"key": "any", "operator": "Exists"},
+    ]
+
+
+@pytest.mark.parametrize("text", ["pool", "=x", "a b=c", "a=b\nc", "a=", "a=-"])
+def test_what_is_no_label(text):
+    if text == "a=":  # a label may be empty
+        assert kubernetes.placement(None, [text], []).selector == {"a": ""}
+        return
+    with pytest.raises(InputError, match="--node-selector is"):
+        kubernetes.placement(None, [text], [])
+
+
+@pytest.mark.parametrize("text", ["", ":NoSchedule", "a:Never", "a=b c", "a:NoSchedule:x"])
+def test_what_is_no_taint(text):
+    with pytest.raises(InputError, match="--toleration is"):
+        kubernetes.placement(None, [], [text])
+
+
+def test_the_config_inside_is_readable(tmp_path):
+    documents = kubernetes.manifest(job_for(), IMAGE, VOLUMES)
+    path = kubernetes.write(documents, tmp_path / "x.yaml")
+    text = path.read_text(encoding="utf-8")
+    assert "\n  config.yaml: |\n    model: org/model\n" in text
+    assert list(yaml.safe_load_all(text)) == documents
+
+
 def test_the_schema_finds_what_is_wrong():
     _, jobset = kubernetes.manifest(job_for(), IMAGE, VOLUMES)
     pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
