@@ -189,6 +189,27 @@ def shared_tensors(model: Any) -> frozenset[int]:
     return frozenset(place for place, modules in holders.items() if len(modules) > 1)
 
 
+def part_shared(model: Any) -> None:
+    """Give every module weights of its own where an adapter would be folded into another's too.
+
+    Embeddings stay tied unless one of the two is adapted: then they are untied, in the configuration as well.
+    """
+    adapted = {id(layer.get_base_layer()) for layer in _layers(model)}
+    base = model.get_base_model()
+    ends = [getattr(end, "base_layer", end) for end in (base.get_input_embeddings(), base.get_output_embeddings())]
+    tied = not any(id(end) in adapted for end in ends)
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, tensor in list(module.named_parameters(recurse=False)):
+            place = tensor.untyped_storage().data_ptr()
+            if place in seen and not (tied and any(module is end for end in ends)):
+                setattr(module, name, torch.nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad))
+            seen.add(place)
+    if not tied and ends[1] is not None and base.config.tie_word_embeddings:
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+        logger.info("the head and the embeddings are untied: the adapter changes one of them")
+
+
 def _is_shared(layer: Any, shared: frozenset[int]) -> bool:
     tensors = layer.get_base_layer().parameters(recurse=False)
     return any(tensor.untyped_storage().data_ptr() in shared for tensor in tensors)

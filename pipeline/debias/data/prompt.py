@@ -80,18 +80,22 @@ class Prompt:
 
         Where its first token has a part of the prompt in it, which ends with a space, they are those it has alone.
         """
-        alone, found = self._words(answer), []
-        for text in self._probes():
-            asked, whole = self.ids_of_text(text), [*self._before, *self._words(self._rendered(text) + answer)]
-            if whole[: len(asked)] == asked:
-                found.append(whole[len(asked) :])
-            elif self.tokenizer.decode([*asked, *alone]) != self.tokenizer.decode(whole):
+        pairs = [(self.ids_of_text(text), self._ids_with(text, answer)) for text in self._probes()]
+        first, *others = [whole[len(asked) :] if whole[: len(asked)] == asked else None for asked, whole in pairs]
+        if first is not None and all(other == first for other in others):
+            return first
+        alone, decode = self._words(answer), self.tokenizer.decode
+        for asked, whole in pairs:
+            if decode([*asked, *alone]) != decode(whole):
                 raise InputError(
                     f"prompt.verbalizers: this model's tokenizer would put something between the prompt and {answer!r}"
-                    f" ({self.tokenizer.decode([*asked, *alone])[-24:]!r}); end prompt.template without a space and"
-                    " begin each verbalizer with one"
+                    f" ({decode([*asked, *alone])[-24:]!r}); end prompt.template without a space and begin each"
+                    " verbalizer with one"
                 )
-        return found[0] if len(found) == 2 and found[0] == found[1] else alone
+        return alone
+
+    def _ids_with(self, text: str, answer: str) -> list[int]:
+        return [*self._before, *self._words(self._rendered(text) + answer)]
 
 
 def check_template(template: str, text_fields: Sequence[str]) -> None:

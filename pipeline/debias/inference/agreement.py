@@ -6,27 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from debias.inference.batches import Scores
+from debias.models.rounding import AGREE_HALF, tolerance
 
 logger = logging.getLogger(__name__)
-# What float32 passes differ by is 1e-5; half precision differs by its rounding, and a wrong mask by far more.
-AGREE = 1e-3
-AGREE_HALF, AGREE_HALF_KNOWN = 0.1, 0.5
+AGREE_HALF_KNOWN = 0.5
 # Families whose trees are tested to be exact: what differs in half precision is rounding.
 TREES_EXACTLY = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "llama4_text", "gemma3_text", "gpt2", "gpt_neox", "opt", "phi"}
 )
 ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "local_attention", "sliding_window_size")
-
-
-def tolerance(model: Any, half: float = AGREE_HALF) -> float:
-    """How far two ways to the same scores may be apart: what rounding explains, `half` in half precision."""
-    kept = next(p for p in model.parameters() if p.is_floating_point())
-    exact = kept.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(kept.device.type)
-    return AGREE if exact else half
 
 
 def tree_tolerance(model: Any) -> float:

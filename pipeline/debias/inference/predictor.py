@@ -16,9 +16,10 @@ from debias.building.task import Task
 from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
-from debias.inference.agreement import AGREE, PaddingGuard
+from debias.inference.agreement import PaddingGuard
 from debias.inference.answers import AnswerScorer, Scoring
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
+from debias.models.rounding import AGREE
 from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)

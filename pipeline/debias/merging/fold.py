@@ -11,7 +11,7 @@ from torch import Tensor
 
 from debias.adapters import make_adapter
 from debias.adapters.families import is_sparse
-from debias.adapters.loading import adapter_change, attach_adapter, check_base
+from debias.adapters.loading import adapter_change, attach_adapter, check_base, part_shared
 from debias.adapters.words import fit_embeddings, tokenizer_source
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
@@ -78,8 +78,8 @@ def merge_run(
     `adapter`: another one than the last, a folder of the run (`checkpoint-40`) or any PEFT folder. `dtype`: of the
     dense model; by default that of the run's base, and bfloat16 for one in 4 bits, which is loaded in 16 bits. `scale`:
     of the adapter's change to the weights (the edit `scale`); a head that was trained whole stays as it is.
-    `tokenizer`: another than the adapter's own, or its base's. The model is written beside `out`, loaded again, compared,
-    and only then moved there. InputError says what is wrong, and leaves what was in `out`.
+    `tokenizer`: another than the adapter's own, or its base's. The model is written beside `out`, loaded again,
+    compared, and only then moved there. InputError says what is wrong, and leaves what was in `out`.
     """
     run, out = Path(run), Path(out).resolve()
     config = _config_of(run)
@@ -136,6 +136,7 @@ def _fold(config: RunConfig, named: ModelSource, source: Path, tokenizer: Any, d
     if effect <= TOLERANCE[dtype] * float(wanted.abs().max()):
         what = "nothing: the merged model is its base" if effect == 0 else "no logit by more than rounding may"
         logger.warning("WARNING: the adapter changes %s", what)
+    part_shared(model)
     try:
         dense = model.merge_and_unload(safe_merge=True)  # fused experts too; refuses what is not finite
     except ValueError as error:
