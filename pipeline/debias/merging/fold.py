@@ -127,10 +127,11 @@ class _Folding:
 def _fold(config: RunConfig, named: ModelSource, source: Path, tokenizer: Any, dtype: str, scale: float) -> _Folding:
     base = load_model(named, config.head, config.data.labels, dtype=DTYPES[dtype], seed=config.seed)
     fit_embeddings(base, tokenizer, str(source))
+    known = base.get_input_embeddings().num_embeddings  # an adapter may wrap them
     model = attach_adapter(base, str(source), base.fresh_modules).eval()
     _check_folds(model, source)
     scale_layers(model, scale, source)
-    ids = prompts(tokenizer, base.get_input_embeddings().num_embeddings)
+    ids = prompts(tokenizer, known)
     wanted = logits(model, ids)
     effect = adapter_change(model, lambda: logits(model, ids).numpy())
     if effect <= TOLERANCE[dtype] * float(wanted.abs().max()):
