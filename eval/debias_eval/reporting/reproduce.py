@@ -1,5 +1,6 @@
 """What it takes to get a report's numbers again: commands, settings, versions, suites and the digests of examples."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,11 +61,12 @@ def _facts(methods: Sequence[Method]) -> dict[str, Any]:
 
 
 def commands(run: Run) -> list[str]:
-    """The command lines that train a run and judge it again, in a shell's quotes; from the folder the run lies in.
+    """The command lines that train a run again, beside it, and judge it, in a shell's quotes.
 
-    None that judge where nothing says which model it was.
+    They are given in the folder that the run lies in. None judges where nothing says which model it was.
     """
-    lines = [f"debias train {shlex.quote(f'{run.name}/{CONFIG}')}"] if run.config else []
+    again = f"output_dir={json.dumps(f'{run.name}-again', ensure_ascii=False)}"  # read as YAML
+    lines = [f"debias train {shlex.join([f'{run.name}/{CONFIG}', again])}"] if run.config else []
     model = _judged(run)
     by_options: dict[str, list[str]] = {}
     for name, result in run.results.items() if model else ():
