@@ -32,22 +32,23 @@ class PaddingCheck(TrainerCallback):
             return
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            difference, most = self.difference(model, device), tolerance(model)
-        if not difference <= most:
+            alone, beside = self.log_p(model, device)
+            most = tolerance(model, abs(alone))
+        if not abs(alone - beside) <= most:
             logger.warning(
                 "WARNING: %s does not skip padding: it says something else of an example beside a longer one"
                 " (log-probabilities differ by %.2g); per_device_train_batch_size=1 has no padding",
-                *(type(getattr(model, "get_base_model", lambda: model)()).__name__, difference),
+                *(type(getattr(model, "get_base_model", lambda: model)()).__name__, abs(alone - beside)),
             )
 
-    def difference(self, model: Any, device: torch.device) -> float:
-        """How far the log-probability of the shorter example's right answer moves."""
+    def log_p(self, model: Any, device: torch.device) -> tuple[float, float]:
+        """The log-probability of the shorter example's right answer, alone and beside the longer one."""
         training = model.training
         model.eval()
         with torch.no_grad():
             (alone,), (_, beside) = (self._said(model, rows, device) for rows in (self.pair[1:], self.pair))
         model.train(training)
-        return abs(alone - beside)
+        return alone, beside
 
     def _said(self, model: Any, rows: list[Feature], device: torch.device) -> list[float]:
         batch = {

@@ -14,7 +14,7 @@ class Prompt:
     What is trained on and scored is prompt and answer with nothing between: what the tokenizer puts behind a text (an
     end of sequence, `add_eos_token`) is left out, and an answer's tokens are those it has behind the prompt. Raises
     InputError when the template names an unknown field or leaves one out, when one answer begins another (a score could
-    then not tell them apart), when the tokenizer alters what stands behind the prompt, or when `chat` is asked of a
+    then not tell them apart), when the tokenizer puts a space between prompt and answer, or when `chat` is asked of a
     tokenizer without a chat template.
     """
 
@@ -86,11 +86,11 @@ class Prompt:
             return first
         alone, decode = self._words(answer), self.tokenizer.decode
         for asked, whole in pairs:
-            if decode([*asked, *alone]) != decode(whole):
+            apart, together = decode([*asked, *alone]), decode(whole)
+            if apart != together and "".join(apart.split()) == "".join(together.split()):
                 raise InputError(
-                    f"prompt.verbalizers: this model's tokenizer would put something between the prompt and {answer!r}"
-                    f" ({decode([*asked, *alone])[-24:]!r}); end prompt.template without a space and begin each"
-                    " verbalizer with one"
+                    f"prompt.verbalizers: this model's tokenizer would put a space between the prompt and {answer!r}"
+                    f" ({apart[-24:]!r}); end prompt.template without a space and begin each verbalizer with one"
                 )
         return alone
 

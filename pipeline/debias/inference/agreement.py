@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from debias.inference.batches import Scores
-from debias.models.rounding import AGREE_HALF, tolerance
+from debias.models.rounding import HALF, tolerance
 
 logger = logging.getLogger(__name__)
-AGREE_HALF_KNOWN = 0.5
+KNOWN_HALF = 2.0  # times the tolerance in half precision, of families of which trees are known to be exact
 # Families whose trees are tested to be exact: what differs in half precision is rounding.
 TREES_EXACTLY = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "llama4_text", "gemma3_text", "gpt2", "gpt_neox", "opt", "phi"}
@@ -20,10 +20,11 @@ ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_att
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "local_attention", "sliding_window_size")
 
 
-def tree_tolerance(model: Any) -> float:
+def tree_tolerance(model: Any, largest: float) -> float:
     """`tolerance` of trees: a family that no test knows is held to less, where rounding could hide a wrong mask."""
+    allowed = tolerance(model, largest)
     known = getattr(model.config.get_text_config(), "model_type", None) in TREES_EXACTLY
-    return tolerance(model, AGREE_HALF_KNOWN if known else AGREE_HALF)
+    return KNOWN_HALF * allowed if known and allowed >= HALF else allowed
 
 
 class PaddingGuard:
@@ -55,7 +56,7 @@ class PaddingGuard:
     def _try(self, short: int, long: int, compute: Callable[[Sequence[int]], Scores]) -> None:
         alone_1C, both_2C = compute([short])[1], compute([long, short])[1]
         difference = float(np.abs(alone_1C[0] - both_2C[1]).max())
-        if not difference <= tolerance(self.model):
+        if not difference <= tolerance(self.model, float(np.abs(alone_1C).max())):
             self.reason = f"scores differ by {difference:.2g} from those of one example at a time"
 
 

@@ -207,7 +207,8 @@ class AnswerScorer:
         got = {i: one_C for batch in self._row_batches(hard, None) for i, one_C in zip(*compute(batch), strict=True)}
         difference = float(np.abs(np.stack([got[i] for i in chosen]) - want).max())
         self._proved = (max(size[0], self._proved[0]), max(size[1], self._proved[1]))
-        return None if difference <= tree_tolerance(self.model) else f"scores differ by {difference:.2g}"
+        allowed = tree_tolerance(self.model, float(np.abs(want).max()))
+        return None if difference <= allowed else f"scores differ by {difference:.2g}"
 
     def _width(self, row: Row) -> int:
         return len(row.tokens) + (self.tree.kept - 1) * len(row.prompts)

@@ -19,12 +19,11 @@ from debias.errors import InputError
 from debias.inference.agreement import PaddingGuard
 from debias.inference.answers import AnswerScorer, Scoring
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
-from debias.models.rounding import AGREE
+from debias.models.rounding import tolerance
 from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)
 CHECKED = 8  # examples that the adapter is checked on
-FOLDED = 1e-4  # of the largest score: what float32 sums in another order explain
 PICTURE_TOKENS = 200  # what a picture counts as in a batch's budget
 
 
@@ -149,7 +148,7 @@ class Predictor:
         if not merge(self.model):
             return
         difference = float(np.abs(self._raw(few, everywhere=True) - before_NC).max())
-        if not difference <= max(AGREE, FOLDED * float(np.abs(before_NC).max())):
+        if not difference <= tolerance(self.model, float(np.abs(before_NC).max())):
             unmerge(self.model)
             logger.info("the adapter stays beside its base: folded into it, scores differ by %.2g", difference)
 
