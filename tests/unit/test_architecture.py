@@ -54,7 +54,7 @@ ALLOWED = {
     "train": "errors gradients ranks config data runs bias engines building inference plan",
     "bench": "errors readouts gradients config models methods adapters bias losses engines building plan train",
     "demo": "config eval.reporting eval.judging train",
-    "eval.harness": "errors eval.scores config models data runs eval.reading building inference eval.judging",
+    "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",
     "cli": (
         "errors ranks config runs eval.results fetch sweep eval.reading merging eval.comparing building "
         "eval.reporting plan doctor eval.judging launching train bench demo eval.harness"

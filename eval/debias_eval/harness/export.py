@@ -6,6 +6,7 @@ the harness's logged samples back.
 
 import hashlib
 import json
+import logging
 import shlex
 import string
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from debias_eval.reading.collection import choose
 from debias_eval.reading.examples import suite_examples
 from debias_eval.reading.suite import Suite
 
+log = logging.getLogger(__name__)
 LOADER = Path(__file__).parent / "templates" / "debias_tasks.py"
 TAG = "debias"
 ORIGIN, TARGET = "debias", "debias_target"  # columns beside the texts
@@ -91,11 +93,15 @@ def read_prompt(path: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class Exported:
-    """The tasks that were written, and for suites of a collection that were left out the reason why."""
+    """The tasks that were written, and for suites of a collection that were left out the reason why.
+
+    `files`: those of suites that are not built in.
+    """
 
     folder: Path
     tasks: tuple[str, ...]
     left_out: dict[str, str]
+    files: tuple[str, ...] = ()
 
 
 def export(
@@ -106,12 +112,13 @@ def export(
     limit: int | None = None,
     seed: int = 0,
     compare_tokens: bool = True,
+    adapter: Path | None = None,
 ) -> Exported:
     """Write `debias_NAME.yaml` and `.jsonl` into `out` for suites and collections, and the loader that tasks share.
 
     `limit` exports a random subset drawn with `seed`, the one that `debias eval --limit` judges. InputError in one line
     for a suite that cannot become a task: labels or fields that the model lacks, a prompt that the harness misreads;
-    a collection leaves such a suite out. `compare_tokens` loads the model's tokenizer and sees
+    a collection leaves such a suite out. `compare_tokens` loads the model's tokenizer, or that of `adapter`, and sees
     to it that the harness scores the tokens that debias scores.
     """
     tasks: dict[str, Task] = {}
@@ -126,9 +133,11 @@ def export(
     if not tasks:
         raise InputError(f"no suite can be exported; {next(iter(left_out.values()))}")
     if compare_tokens:
-        check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts])
+        check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts], adapter)
     write(list(tasks.values()), out)
-    return Exported(out, tuple(task_name(task.suite) for task in tasks.values()), left_out)
+    suites = [task.suite for task in tasks.values()]
+    files = tuple(str(suite.file) for suite in suites if suite.file is not None)
+    return Exported(out, tuple(map(task_name, suites)), left_out, files)
 
 
 def write(tasks: Sequence[Task], out: Path) -> None:
@@ -142,20 +151,37 @@ def write(tasks: Sequence[Task], out: Path) -> None:
 
 
 def command_line(exported: Exported, config: RunConfig, prompt: Path) -> str:
-    """The call of `lm_eval` that judges the run's model on what was exported, and the one that brings it back."""
-    from debias.models.source import resolve_model
+    """The call of `lm_eval` that judges the run's model on what was exported, and the one that brings it back.
 
-    settings = [f"pretrained={resolve_model(config.model).path}", f"dtype={'bfloat16' if config.bf16 else 'float32'}"]
-    settings += ["load_in_4bit=True"] if config.load_in_4bit else []
-    if (prompt / ADAPTER).is_dir():
-        settings.append(f"peft={prompt / ADAPTER}")
-    if (prompt / MODEL).is_dir():
-        settings[0] = f"pretrained={prompt / MODEL}"
+    The harness hands `load_in_4bit` on to transformers, which takes it no longer: a model that was trained in 4 bits is
+    judged there in 16, with a notice.
+    """
     chat = " --apply_chat_template" if _prompt_of(config).chat else ""
     logged, run = exported.folder / "logged", prompt if prompt.is_dir() else exported.folder / "run"
-    call = ["lm_eval", "--model", "hf", "--model_args", ",".join(settings), "--include_path", str(exported.folder)]
-    call += ["--tasks", ",".join(exported.tasks), "--batch_size", "16", "--log_samples", "--output_path", str(logged)]
-    return f"{shlex.join(call)}{chat}\n{shlex.join(['debias', 'import-harness', str(logged), '-o', str(run)])}"
+    call = ["lm_eval", "--model", "hf", "--model_args", _model_args(config, prompt)]
+    call += ["--include_path", str(exported.folder), "--tasks", ",".join(exported.tasks)]
+    call += ["--batch_size", "16", "--log_samples", "--output_path", str(logged)]
+    back = ["debias", "import-harness", str(logged), "-o", str(run)]
+    back += [word for file in exported.files for word in ("--suite", file)]
+    return f"{shlex.join(call)}{chat}\n{shlex.join(back)}"
+
+
+def _model_args(config: RunConfig, prompt: Path) -> str:
+    """`key=value,...`; as JSON, which the harness reads too, where a value has a comma or an equals sign in it."""
+    from debias.models.source import resolve_model
+
+    half = config.bf16 or config.load_in_4bit
+    if config.load_in_4bit:
+        log.warning("lm_eval cannot load a model in 4 bits with this transformers: it judges the base in bfloat16")
+    whole, adapter = prompt / MODEL, prompt / ADAPTER
+    settings = {"pretrained": str(whole) if whole.is_dir() else resolve_model(config.model).path}
+    settings["dtype"] = "bfloat16" if half else "float32"
+    if adapter.is_dir():
+        settings |= {"peft": str(adapter)}
+        settings |= {"tokenizer": str(adapter)} if (adapter / "tokenizer_config.json").is_file() else {}
+    if any(set(value) & set(",=") for value in settings.values()):
+        return json.dumps(settings)
+    return ",".join(f"{key}={value}" for key, value in settings.items())
 
 
 def task_name(suite: Suite) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from debias.config.run import RunConfig
@@ -11,17 +12,20 @@ log = logging.getLogger(__name__)
 CHECKED = 200  # prompts of a suite; all end in the same words, so a few would do
 
 
-def check_tokens(config: RunConfig, prompts: Iterable[str]) -> None:
+def check_tokens(config: RunConfig, prompts: Iterable[str], adapter: Path | None = None) -> None:
     """InputError where the harness would score other tokens than debias, with what to change in the prompt.
 
-    `prompts` are filled templates. A warning counts those that debias would cut at `max_length`, which the harness
-    reads whole.
+    `prompts` are filled templates; the tokenizer is the adapter's where it has one. A warning counts those that debias
+    would cut at `max_length`, which the harness reads whole.
     """
+    from debias.adapters.words import tokenizer_source
     from debias.data.prompt import Prompt
     from debias.models.load import load_tokenizer
+    from debias.models.source import resolve_model
 
     assert config.prompt is not None
-    tokenizer = load_tokenizer(config.model, config.head)
+    source = tokenizer_source(resolve_model(config.model), None if adapter is None else str(adapter))
+    tokenizer = load_tokenizer(source, config.head)
     answers = [config.prompt.verbalizers[label] for label in config.data.labels]
     settings = config.prompt
     prompt = Prompt(tokenizer, settings.template, answers, config.data.text_fields, chat=settings.chat)
@@ -54,10 +58,16 @@ def harness_ids(tokenizer: Any, context: str, answer: str) -> list[int]:
 
 
 def _compare(whole: Sequence[int], prompt: Sequence[int], answer_ids: Sequence[int], answer: str) -> None:
-    if list(whole) == [*prompt, *answer_ids]:
+    wanted = [*prompt, *answer_ids]
+    if list(whole) == wanted:
         return
+    if list(whole[: len(wanted)]) == wanted:
+        raise InputError(
+            f"prompt: the tokenizer puts {list(whole[len(wanted) :])} behind every text (an end of sequence), which the"
+            " harness would score as a part of the answer; debias leaves it out: judge this model with `debias eval`"
+        )
     raise InputError(
         f"prompt: the harness would read {answer!r} after the prompt as other tokens than debias "
-        f"({list(whole)[-4:]}, not {[*prompt, *answer_ids][-4:]}): end prompt.template without a space and begin each "
+        f"({list(whole)[-4:]}, not {wanted[-4:]}): end prompt.template without a space and begin each "
         "verbalizer with one"
     )

@@ -73,7 +73,8 @@ def evaluate_run(
 
 
 def _about(suite: Suite) -> dict[str, Any]:
-    return {"suite": suite.name, "version": suite.version, "description": suite.description, "task": suite.task}
+    about = {"suite": suite.name, "version": suite.version, "description": suite.description, "task": suite.task}
+    return about if suite.file is None else {**about, "suite_file": str(suite.file)}
 
 
 def _scores(suite: Suite, judged: Judged) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The models to judge: a run's, or any other."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from debias_eval.judging.overlap import TrainingRows
 from debias_eval.judging.predict import Predictor
 
 KIND = "judged"  # of a folder that `debias eval --model` wrote, in its run.json
+ASKED = "asked"  # beside it: the options that were given
 
 
 def judge_run(
@@ -74,13 +75,14 @@ def judge_given(
         "load_in_4bit": config.load_in_4bit,
         "normalize": normalize,
         "calibrate": calibrate,
+        **({"tokenizer": model.tokenizer} if model.tokenizer else {}),
     }
     _check_out(out, told)
     fields = () if config.head == "classification" and model.prompt is None else config.data.text_fields
     scoring = Scoring(normalize, calibrate)  # type: ignore[arg-type]
 
     def load() -> Predictor:
-        _open(out, told)
+        _open(out, told, _options(given))
         return load_given(model, scoring)
 
     return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging)
@@ -102,9 +104,20 @@ def _check_out(out: Path, told: dict[str, Any]) -> None:
         raise InputError(f"{out} holds results of another model or setting ({', '.join(differs)}); give another -o")
 
 
-def _open(out: Path, told: dict[str, Any]) -> None:
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, as another folder's shell finds it: paths whole, labels as they are written."""
+    options = {key: value for key, value in given.items() if value is not None}
+    for key in ("model", "adapter", "prompt", "tokenizer"):
+        if key in options:
+            there = Path(options[key]).exists()
+            options[key] = str(Path(options[key]).resolve() if there else options[key])
+    return {**options, **({"labels": ",".join(given["labels"])} if given.get("labels") else {})}
+
+
+def _open(out: Path, told: dict[str, Any], asked: dict[str, Any]) -> None:
     """Make the folder and say in its run.json whose results it holds."""
     out.mkdir(parents=True, exist_ok=True)
     if is_first() and not (out / SUMMARY).exists():
-        info = {"status": "finished", "method": {"name": Path(told["adapter"] or told["model"]).name}, KIND: told}
+        name = Path(told["adapter"] or told["model"]).name
+        info = {"status": "finished", "method": {"name": name}, KIND: told, ASKED: asked}
         write_or_say(out / SUMMARY, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

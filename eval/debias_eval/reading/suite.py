@@ -169,6 +169,7 @@ class Suite(Strict):
     gap: Gap | None = None
     input_ablation: tuple[str, ...] = Field(default_factory=lambda known: _last_of_pair(known.get("text_fields", ())))
     _folder: Path | None = PrivateAttr(None)
+    _file: Path | None = PrivateAttr(None)
 
     @field_validator("source", mode="before")
     @classmethod
@@ -254,6 +255,11 @@ class Suite(Strict):
         return self._folder
 
     @property
+    def file(self) -> Path | None:
+        """The YAML file of a suite that is not built in, whose name alone does not find it again."""
+        return self._file
+
+    @property
     def data_config(self) -> dict[str, Any]:
         """The suite's reading rules as the mapping that a DataConfig takes."""
         fields = ("text_fields", "label_field", "id_field", "group_field")
@@ -311,6 +317,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
     path = _suite_file(name_or_path)
     suite = parse(Suite, read_yaml(path), where=str(name_or_path))
     suite._folder = path.parent.resolve()
+    suite._file = None if path.is_relative_to(BUILT_IN) else path.resolve()
     parse(DataConfig, suite.data_config, where=str(name_or_path))
     if suite.hub:
         parse(DataConfig, suite.hub_config(suite.hub), where=f"{name_or_path}: hub")

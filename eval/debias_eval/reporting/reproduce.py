@@ -1,5 +1,6 @@
 """What it takes to get a report's numbers again: commands, settings, versions, suites and the digests of examples."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,15 +61,37 @@ def _facts(methods: Sequence[Method]) -> dict[str, Any]:
 
 
 def commands(run: Run) -> list[str]:
-    """The command lines that train a run and judge it again, in a shell's quotes."""
-    path = shlex.quote(run.name)
-    config = shlex.quote(f"{run.name}/{CONFIG}")
-    lines = [f"debias train {config}"] if run.config else []
+    """The command lines that train a run again, beside it, and judge it, in a shell's quotes.
+
+    They are given in the folder that the run lies in. None judges where nothing says which model it was.
+    """
+    again = f"output_dir={json.dumps(f'{run.name}-again', ensure_ascii=False)}"  # read as YAML
+    lines = [f"debias train {shlex.join([f'{run.name}/{CONFIG}', again])}"] if run.config else []
+    model = _judged(run)
     by_options: dict[str, list[str]] = {}
-    for name, result in run.results.items():
-        by_options.setdefault(_options(result), []).append(f"--suite {shlex.quote(name)}")
-    lines += [f"debias eval {path} {' '.join(suites)}{options}" for options, suites in by_options.items()]
+    for name, result in run.results.items() if model else ():
+        by_options.setdefault(_options(result), []).append(f"--suite {shlex.quote(result.suite_file or name)}")
+    lines += [f"debias eval {model} {' '.join(suites)}{options}" for options, suites in by_options.items()]
     return lines
+
+
+def _judged(run: Run) -> str | None:
+    """What `debias eval` is given: the run's folder, or the options of the model whose results the folder holds."""
+    if run.config:
+        return shlex.quote(run.name)
+    asked = _mapping(run.info.get("asked"))
+    if not asked:
+        return None
+    words = [word for key, value in asked.items() for word in _option(key, value)]
+    return shlex.join([*words, "-o", run.name])
+
+
+def _option(key: str, value: Any) -> list[str]:
+    """An option of `debias eval` by the name of its setting."""
+    name = f"--{key.replace('_', '-')}"
+    if not isinstance(value, bool):
+        return [name, str(value)]
+    return [name if value else {"bf16": "--float32"}.get(key, f"--no-{name[2:]}")]
 
 
 def _options(result: Result) -> str:

@@ -107,6 +107,7 @@ class Result(Part):
     examples_sha256: str | None = None
     description: str = ""
     task: str = ""
+    suite_file: str | None = None  # the YAML file of a suite that is not built in
     macro_f1: Share | None = None
     clusters: int | None = None  # None: every example stands for itself, and intervals are Wilson's
     consistency: Part | None = None  # share of clusters in which every example is right

@@ -35,6 +35,8 @@ def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
     with warnings.catch_warnings(record=True) as caught, _fitting(name), _left_over(base) as idle:
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(base, name)
+    # Of embeddings that were resized and trained whole PEFT writes a second copy, which it does not read.
+    idle = [key for key in idle if key.replace(".modules_to_save.", ".") not in saved or ".modules_to_save." not in key]
     for warning in caught:
         if "missing adapter keys" in str(warning.message):
             raise InputError(f"adapter: {name!r} lacks weights: {str(warning.message)[:200]}")
@@ -150,19 +152,76 @@ def _without_layers(model: Any) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merge(model: Any) -> None:
-    """Add adapters to the float32 weights and biases they adapt: the same sums, and fewer of them."""
-    plain = [layer for layer in _layers(model) if _has_place(layer)]
-    if all(layer.get_base_layer().weight.dtype == torch.float32 for layer in plain):
-        with torch.inference_mode(False):
+def merge(model: Any) -> bool:
+    """Add adapters to the float32 weights and biases they adapt: the same sums, and fewer of them; whether it was done.
+
+    A tensor that another module has too (tied embeddings, layers that PEFT replicated) is left as it is: what is folded
+    into it would reach that module as well. Nothing is folded where PEFT cannot fold one of the layers.
+    """
+    shared = shared_tensors(model)
+    plain = [layer for layer in _layers(model) if _has_place(layer) and not _is_shared(layer, shared)]
+    if not all(layer.get_base_layer().weight.dtype == torch.float32 for layer in plain):
+        return False
+    with torch.inference_mode(False):
+        try:
             for layer in plain:
                 layer.merge()
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            logger.info("the adapter stays beside its base: %s", " ".join(str(error).split())[:200])
+            unmerge(model)
+            return False
+    return bool(plain)
+
+
+def unmerge(model: Any) -> None:
+    """Take out of the weights what `merge` put in; what rounding left differs from the weights before by an ulp."""
+    with torch.inference_mode(False):
+        for layer in reversed(_layers(model)):
+            if layer.merged:
+                layer.unmerge()
+
+
+def shared_tensors(model: Any) -> frozenset[int]:
+    """The addresses of memory that parameters or buffers of more than one module are in, views of it included."""
+    holders: dict[int, set[int]] = {}
+    for module in model.modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.device.type != "meta" and tensor.numel():
+                holders.setdefault(tensor.untyped_storage().data_ptr(), set()).add(id(module))
+    return frozenset(place for place, modules in holders.items() if len(modules) > 1)
+
+
+def part_shared(model: Any) -> None:
+    """Give every module weights of its own where an adapter would be folded into another's too.
+
+    Embeddings stay tied unless one of the two is adapted: then they are untied, in the configuration as well.
+    """
+    adapted = {id(layer.get_base_layer()) for layer in _layers(model)}
+    base = model.get_base_model()
+    ends = [getattr(end, "base_layer", end) for end in (base.get_input_embeddings(), base.get_output_embeddings())]
+    tied = not any(id(end) in adapted for end in ends)
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, tensor in list(module.named_parameters(recurse=False)):
+            place = tensor.untyped_storage().data_ptr()
+            if place in seen and not (tied and any(module is end for end in ends)):
+                setattr(module, name, torch.nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad))
+            seen.add(place)
+    if not tied and ends[1] is not None and base.config.tie_word_embeddings:
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+        logger.info("the head and the embeddings are untied: the adapter changes one of them")
+
+
+def _is_shared(layer: Any, shared: frozenset[int]) -> bool:
+    tensors = layer.get_base_layer().parameters(recurse=False)
+    return any(tensor.untyped_storage().data_ptr() in shared for tensor in tensors)
 
 
 def _has_place(layer: Any) -> bool:
-    """Whether the base's layer can take the adapter in: a bias (BEFT) only where there is one."""
+    """Whether the base's layer can take the adapter in: what is a bias (BEFT, LoRA's) only where there is one."""
     base = layer.get_base_layer()
-    return type(base).__name__ in ("Linear", "Conv1D") and not (hasattr(layer, "beft_bias") and base.bias is None)
+    to_bias = hasattr(layer, "beft_bias") or any(getattr(layer, "lora_bias", {}).values())
+    return type(base).__name__ in ("Linear", "Conv1D") and not (to_bias and base.bias is None)
 
 
 def _layers(model: Any) -> list[Any]:

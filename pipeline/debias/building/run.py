@@ -7,7 +7,7 @@ from typing import Any
 
 from debias.adapters.survey import as_records, describe, left_over, render, survey
 from debias.building.model import build_model, check_length
-from debias.building.task import build_task
+from debias.building.task import build_task, padded_for
 from debias.building.trainer import build_trainer
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -41,6 +41,7 @@ def build_run(
     model = build_model(config, source)
     check_length(config, model)
     sizes = _sizes(model)
+    task = padded_for(task, model)
     return Built(build_trainer(config, model, arguments, task, examples, validation, stop), tokenizer, sizes)
 
 

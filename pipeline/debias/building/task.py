@@ -1,7 +1,7 @@
 """How examples become tokens, and tokens what a loss reads."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from debias.config.run import RunConfig
@@ -10,6 +10,7 @@ from debias.data.encode import Collator, EncodedExamples, encode_for_answers, en
 from debias.data.encode_images import ImageCollator, encode_images
 from debias.data.packing import PackingCollator, tokens_of_an_epoch
 from debias.data.prompt import Prompt
+from debias.models.load import has_row
 from debias.readouts import Answers, Classification, Readout
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,8 @@ logger = logging.getLogger(__name__)
 class Task:
     """How examples become tokens and tokens become losses; the same for training, evaluation and inference.
 
-    With `pictures`, `tokenizer` is the model's image processor.
+    With `pictures`, `tokenizer` is the model's image processor. `pad_id`: what the model takes for padding, where that
+    is not the tokenizer's (`padded_for`).
     """
 
     readout: Readout
@@ -28,6 +30,7 @@ class Task:
     max_length: int
     pictures: bool = False
     packing: bool = False
+    pad_id: int | None = None
 
     def encode(self, examples: list[Example], *, with_answer: bool) -> EncodedExamples:
         """Token ids of `examples`; a causal model's training examples carry their right answer."""
@@ -42,7 +45,7 @@ class Task:
         """What makes a batch of encoded examples."""
         if self.pictures:
             return ImageCollator(self.tokenizer)
-        return PackingCollator(self.tokenizer) if self.packing else Collator(self.tokenizer)
+        return PackingCollator(self.tokenizer, self.pad_id) if self.packing else Collator(self.tokenizer, self.pad_id)
 
 
 def build_task(config: RunConfig, tokenizer: Any) -> Task:
@@ -55,6 +58,25 @@ def build_task(config: RunConfig, tokenizer: Any) -> Task:
     prompt = Prompt(tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat)
     readout = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean, config.loss_chunk_size)
     return Task(readout, prompt, tokenizer, config.max_length, packing=config.packing)
+
+
+def padded_for(task: Task, model: Any) -> Task:
+    """The task with batches padded where and with what `model` skips: each example is read as it is alone.
+
+    A classifier finds the last token, and some models their positions, by the id of padding that the model's
+    configuration names. Padding comes after the text, where learned positions are what they are without it; before it
+    only where a head reads the very last place (XLNet). Causal models are asked after their prompts, padded before
+    them. The tokenizer's side is set, which is saved with what is trained.
+    """
+    if task.pictures:
+        return task
+    config = model.config.get_text_config()
+    pad_id = getattr(config, "pad_token_id", None)
+    if not has_row(model, pad_id):  # a causal model: padding is told apart by the attention mask
+        pad_id = task.tokenizer.pad_token_id if has_row(model, task.tokenizer.pad_token_id) else 0
+    reads_end = task.prompt is not None or any(getattr(m, "summary_type", None) == "last" for m in model.modules())
+    task.tokenizer.padding_side = "left" if reads_end else "right"
+    return replace(task, pad_id=pad_id)
 
 
 def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from debias.building.method import build_bias_weight, build_loss, build_order
+from debias.building.padding import PaddingCheck
 from debias.building.task import Task, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -58,6 +59,7 @@ def build_trainer(
             max_nonfinite_steps=config.max_nonfinite_steps,
             stop=stop,
         )
+    trainer.add_callback(PaddingCheck(task, encoded))
     trainer.add_callback(MetricsFile(folder / METRICS, trainer.layer_figures))
     for watch in hang_watch(config.ddp_timeout, record):
         trainer.add_callback(watch)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from debias.cli.printing import AsJson, print_table
+from debias.runs.names import ADAPTER
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def export_harness(
     from debias_eval.harness.export import command_line, export, read_prompt
 
     config = read_prompt(prompt)
-    done = export(suites, config, out, limit=limit, seed=seed, compare_tokens=compare_tokens)
+    adapter = prompt / ADAPTER if (prompt / ADAPTER).is_dir() else None
+    done = export(suites, config, out, limit=limit, seed=seed, compare_tokens=compare_tokens, adapter=adapter)
     for name, reason in done.left_out.items():
         logger.warning("left out %s: %s", name, reason)
     typer.echo(command_line(done, config, prompt))

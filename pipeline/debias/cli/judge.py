@@ -37,6 +37,7 @@ def evaluate(
     labels: Annotated[
         str | None, typer.Option(help="A classifier's labels in order, with commas, if it names none.")
     ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Another than the adapter's own, or the model's.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results of --model.")] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16/--float32", help="Default: bf16 on a GPU.")] = None,
     load_in_4bit: Annotated[bool | None, typer.Option("--load-in-4bit/--no-load-in-4bit")] = None,
@@ -55,11 +56,9 @@ def evaluate(
     from debias_eval.reporting.tables import terminal_table
     from debias_eval.results.runs import run_folders
 
-    _one_of("--normalize", normalize, ("none", "tokens", "characters"))
-    _one_of("--calibrate", calibrate, ("none", "contextual", "pmi"))
-    _one_of("--overlap", overlap, ("count", "exclude", "ignore"))
+    _check_choices(normalize, calibrate, overlap)
     given = {"model": model, "adapter": adapter, "prompt": prompt, "labels": _names(labels), "bf16": bf16}
-    given |= {"load_in_4bit": load_in_4bit}
+    given |= {"load_in_4bit": load_in_4bit, "tokenizer": tokenizer}
     judging = Judging(limit, batch_size, seed, overlap)  # type: ignore[arg-type]
     scoring = {"normalize": normalize, "calibrate": calibrate}
     if not suite:
@@ -81,6 +80,12 @@ def evaluate(
         typer.echo(json.dumps(next(iter(whole.values())) if of_one else whole, indent=2))
     elif is_first():
         print_table(terminal_table(list(found)))
+
+
+def _check_choices(normalize: str, calibrate: str, overlap: str) -> None:
+    _one_of("--normalize", normalize, ("none", "tokens", "characters"))
+    _one_of("--calibrate", calibrate, ("none", "contextual", "pmi"))
+    _one_of("--overlap", overlap, ("count", "exclude", "ignore"))
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:

@@ -27,11 +27,15 @@ def merge(
     scale: Annotated[
         float, typer.Option(help="Times the adapter's change (WiSE-FT); 1: as trained, 0: the base.")
     ] = 1.0,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Another tokenizer than the adapter's own, or its base's.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace all that the folder holds.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fold a run's adapter into its base: a dense model that loads anywhere, checked against the adapter's logits."""
     from debias.merging.fold import merge_run
 
-    merged = merge_run(run, out, adapter=adapter, dtype=dtype, scale=scale, overwrite=overwrite)
+    options = {"adapter": adapter, "dtype": dtype, "tokenizer": tokenizer}
+    merged = merge_run(run, out, **options, scale=scale, overwrite=overwrite)
     typer.echo(json.dumps(dataclasses.asdict(merged), indent=2) if as_json else merged.line)

@@ -72,7 +72,7 @@ def encode_for_answers(
         cut += len(ids) > room
         ids = ids[-room:]
         answer = prompt.answer_ids[example.label] if with_answer else []
-        feature = {"input_ids": ids + answer}
+        feature: Feature = {"input_ids": ids + answer}
         if with_answer:
             feature["answer_mask"] = [False] * len(ids) + [True] * len(answer)
         features.append(feature)
@@ -84,10 +84,13 @@ def encode_for_answers(
 
 
 class Collator:
-    """Pads a batch to its longest example, on the tokenizer's side; the result is `inputs` and `facts`."""
+    """Pads a batch to its longest example, on the tokenizer's side; the result is `inputs` and `facts`.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.pad_id = tokenizer.pad_token_id
+    `pad_id`: what the model takes for padding, where that is not the tokenizer's own.
+    """
+
+    def __init__(self, tokenizer: Any, pad_id: int | None = None) -> None:
+        self.pad_id = tokenizer.pad_token_id if pad_id is None else pad_id
         self.left = tokenizer.padding_side == "left"
 
     def __call__(self, examples: Sequence[Feature]) -> Batch:

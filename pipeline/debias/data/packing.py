@@ -18,8 +18,8 @@ class PackingCollator:
     answer, to be scored, are padded: every label's answer is yet to be put behind them.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.padded = Collator(tokenizer)
+    def __init__(self, tokenizer: Any, pad_id: int | None = None) -> None:
+        self.padded = Collator(tokenizer, pad_id)
 
     def __call__(self, examples: Sequence[Feature]) -> Batch:
         rows = [example["tokens"] for example in examples]

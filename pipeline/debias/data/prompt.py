@@ -11,8 +11,11 @@ from debias.errors import InputError
 class Prompt:
     """A template over the text fields and the answer of each label, in tokens.
 
-    Raises InputError when the template names an unknown field or leaves one out, when one answer begins another (a
-    score could then not tell them apart), or when `chat` is asked of a tokenizer without a chat template.
+    What is trained on and scored is prompt and answer with nothing between: what the tokenizer puts behind a text (an
+    end of sequence, `add_eos_token`) is left out, and an answer's tokens are those it has behind the prompt. Raises
+    InputError when the template names an unknown field or leaves one out, when one answer begins another (a score could
+    then not tell them apart), when the tokenizer puts a space between prompt and answer, or when `chat` is asked of a
+    tokenizer without a chat template.
     """
 
     def __init__(
@@ -29,11 +32,12 @@ class Prompt:
         self.answers = tuple(answers)
         self.text_fields = tuple(text_fields)
         self.chat = chat
-        self.answer_ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
         check_template(template, self.text_fields)
-        _check_answers(answers, self.answer_ids)
         if chat and not tokenizer.chat_template:
             raise InputError("prompt.chat: this model's tokenizer has no chat template; remove chat")
+        self._before = [] if chat else self._put_before()
+        self.answer_ids = [self._behind_the_prompt(answer) for answer in answers]
+        _check_answers(answers, self.answer_ids)
 
     def ids(self, example: Example) -> list[int]:
         """The prompt's tokens, without an answer."""
@@ -41,11 +45,57 @@ class Prompt:
 
     def ids_of_text(self, text: str) -> list[int]:
         """The tokens of a filled template, in the chat template's user turn where `chat` says so."""
+        return [*self._before, *self._words(self._rendered(text))]
+
+    def _rendered(self, text: str) -> str:
         if not self.chat:
-            return list(self.tokenizer(text)["input_ids"])
+            return text
         turns = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+    def _words(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _put_before(self) -> list[int]:
+        """What the tokenizer puts before every text; what it puts behind one would come between prompt and answer."""
+        text = self._probes()[0]
+        whole, words = list(self.tokenizer(text)["input_ids"]), self._words(text)
+        for start in range(len(whole) - len(words) + 1):
+            if whole[start : start + len(words)] == words:
+                return whole[:start]
+        raise InputError(
+            f"model: its tokenizer reads {text!r} as other tokens between its special ones ({whole}, not {words});"
+            " prompts for it cannot be built"
+        )
+
+    def _probes(self) -> list[str]:
+        """Two filled templates, with other words in their fields."""
+        return [self.template.format(**dict(zip(self.text_fields, texts, strict=True))) for texts in self._fillings()]
+
+    def _fillings(self) -> tuple[tuple[str, ...], ...]:
+        return self.text_fields, ("It is so",) * len(self.text_fields)
+
+    def _behind_the_prompt(self, answer: str) -> list[int]:
+        """An answer's tokens in a text that goes on; alone, SentencePiece would put a space before it.
+
+        Where its first token has a part of the prompt in it, which ends with a space, they are those it has alone.
+        """
+        pairs = [(self.ids_of_text(text), self._ids_with(text, answer)) for text in self._probes()]
+        first, *others = [whole[len(asked) :] if whole[: len(asked)] == asked else None for asked, whole in pairs]
+        if first is not None and all(other == first for other in others):
+            return first
+        alone, decode = self._words(answer), self.tokenizer.decode
+        for asked, whole in pairs:
+            apart, together = decode([*asked, *alone]), decode(whole)
+            if apart != together and "".join(apart.split()) == "".join(together.split()):
+                raise InputError(
+                    f"prompt.verbalizers: this model's tokenizer would put a space between the prompt and {answer!r}"
+                    f" ({apart[-24:]!r}); end prompt.template without a space and begin each verbalizer with one"
+                )
+        return alone
+
+    def _ids_with(self, text: str, answer: str) -> list[int]:
+        return [*self._before, *self._words(self._rendered(text) + answer)]
 
 
 def check_template(template: str, text_fields: Sequence[str]) -> None:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
-from debias.data.encode import Collator
 from debias.data.examples import Example
 from debias.data.prompt import Prompt
 from debias.errors import InputError
+from debias.inference.agreement import PaddingGuard, attention_of, no_trees, tree_tolerance
 from debias.inference.batches import Scores, budget_for, by_length, join, score_batches
 from debias.inference.trees import Row, TreeScorer, answer_tree, common_prefix, plant_rows
 from debias.readouts import Answers
@@ -23,10 +22,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al., ICML 2021
 # A shared beginning of fewer tokens is cheaper to compute again than to attend to; so is a longer row.
 WORTH, LONGEST_ROW, WORTH_HEAD = 4, 256, 8
 LOGITS = 2**27  # elements of one batch's kept logits: 512 MiB in float32
-# What float32 passes differ by is 1e-5; half precision differs by its rounding, and a wrong mask by far more.
-AGREE = {torch.float32: 1e-3, torch.float64: 1e-3}
-AGREE_HALF = 0.5
-CHECKED = 4
+CHECKED = 6  # prompts of a row that trees are compared on
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,23 @@ class Scoring:
 
 
 class AnswerScorer:
-    """Log-likelihoods of the answers of `prompt` after prompts, all labels in one pass where the model allows it."""
+    """Log-likelihoods of the answers of `prompt` after prompts, all labels in one pass where the model allows it.
 
-    def __init__(self, model: Any, readout: Answers, prompt: Prompt, max_length: int, scoring: Scoring) -> None:
+    `collate` pads a batch of encoded prompts.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        readout: Answers,
+        prompt: Prompt,
+        collate: Callable[[list[Any]], Any],
+        max_length: int,
+        scoring: Scoring,
+    ) -> None:
         self.model = model
+        self.collate = collate
+        self.padding = PaddingGuard(model)
         self.readout = readout
         self.prompt = prompt
         self.scoring = scoring
@@ -59,15 +68,20 @@ class AnswerScorer:
         self.longest_answer = max(len(ids) for ids in readout.verbalizer_ids)
         self.room = max_length - self.longest_answer
         self.trees: bool | None = None  # not known before the first examples
+        self._proved = (0, 0)  # the widest row and the fullest that trees were compared on
         self._prior_C: np.ndarray | None = None
 
     def raw(self, prompts: Sequence[Sequence[int]], most: int | None, *, everywhere: bool = False) -> np.ndarray:
         """log p(answer | prompt), [N, C] float64; each distinct prompt is computed once."""
         distinct = {tuple(ids): None for ids in prompts}
         place = {ids: index for index, ids in enumerate(distinct)}
-        if self.trees is None:
-            self.trees = self._trees_agree(list(distinct))
-        parts = self._tree_parts(list(distinct), most) if self.trees else self._plain_parts(list(distinct), most)
+        plantings = [] if self.trees is False else self._plantings(list(distinct))
+        if self.trees is not False:
+            self.trees = self._trees_agree(list(distinct), plantings)
+        if self.trees:
+            parts = [self._tree_part(planting, most) for planting in plantings]
+        else:
+            parts = [self._plain_part(list(distinct), most)]
         scores = np.empty((len(distinct), self.tree.labels))
         for where, batches, compute in parts:
             scores[where] = score_batches(batches, compute, len(where), self.tree.labels, everywhere=everywhere)
@@ -105,28 +119,28 @@ class AnswerScorer:
         log_p_KC = scores_KC - np.logaddexp.reduce(scores_KC, axis=1, keepdims=True)
         return np.logaddexp.reduce(log_p_KC, axis=0) - np.log(len(prompts))
 
-    def _plain_parts(self, prompts: Sequence[Sequence[int]], most: int | None) -> list["Part"]:
+    def _plain_part(self, prompts: Sequence[Sequence[int]], most: int | None, *, unpadded: bool = False) -> "Part":
         """A forward pass for each label (one for all, if each answer is one token)."""
         lengths = [len(ids) + self.longest_answer for ids in prompts]
-        collate, device = Collator(self.prompt.tokenizer), next(self.model.parameters()).device
+        device = next(self.model.parameters()).device
 
         def compute(batch: Sequence[int]) -> Scores:
-            padded = collate([{"tokens": {"input_ids": list(prompts[i])}, "facts": {}} for i in batch])["inputs"]
+            padded = self.collate([{"tokens": {"input_ids": list(prompts[i])}, "facts": {}} for i in batch])["inputs"]
             inputs = {key: value.to(device) for key, value in padded.items()}
             return batch, self.readout.label_scores(self.model, inputs).double().cpu().numpy()
 
+        alike = unpadded or self.padding.forbids(lengths, compute)
         budget = budget_for(lengths, device.type, join()[1])
-        return [(list(range(len(prompts))), by_length(lengths, budget, most), compute)]
+        return list(range(len(prompts))), by_length(lengths, budget, most, unpadded=alike), compute
 
-    def _tree_parts(self, prompts: Sequence[Sequence[int]], most: int | None) -> list["Part"]:
-        """Prompts that begin with the common head, and those that lost it to `max_length`."""
+    def _plantings(self, prompts: Sequence[Sequence[int]]) -> list["Planting"]:
+        """Prompts that begin with the common head, and those that lost it to `max_length`, as rows."""
         whole = [i for i, ids in enumerate(prompts) if len(ids) < self.room]
         head = self._head([prompts[i] for i in whole])
         if not head:
-            return [self._tree_part(prompts, list(range(len(prompts))), (), most)]
+            return [_plant(prompts, list(range(len(prompts))), ())]
         rest = sorted(set(range(len(prompts))) - set(whole))
-        parts = [self._tree_part(prompts, whole, head, most)]
-        return [*parts, self._tree_part(prompts, rest, (), most)] if rest else parts
+        return [_plant(prompts, whole, head), *([_plant(prompts, rest, ())] if rest else [])]
 
     def _head(self, prompts: Sequence[Sequence[int]]) -> Sequence[int]:
         if len(prompts) < 2:
@@ -135,20 +149,17 @@ class AnswerScorer:
         shared = min(shared, *(len(ids) - 1 for ids in prompts))  # each keeps a token of its own
         return prompts[0][:shared] if shared >= WORTH_HEAD else ()
 
-    def _tree_part(
-        self, prompts: Sequence[Sequence[int]], where: list[int], head: Sequence[int], most: int | None
-    ) -> "Part":
-        scorer = TreeScorer(self.model, self.tree, head, additive=_attention(self.model) == "eager")
-        rows = plant_rows([prompts[i][len(head) :] for i in where], worth=WORTH, longest=LONGEST_ROW)
-        batches = self._row_batches(rows, scorer, most)
+    def _tree_part(self, planting: "Planting", most: int | None) -> "Part":
+        where, head, rows = planting
+        scorer = TreeScorer(self.model, self.tree, head, additive=attention_of(self.model) == "eager")
 
         def compute(batch: Sequence[Row]) -> Scores:
             prompt_N, scores_NC = scorer.scores(batch)
             return prompt_N.tolist(), scores_NC.double().numpy()
 
-        return where, batches, compute
+        return where, self._row_batches(rows, most), compute
 
-    def _row_batches(self, rows: Sequence[Row], scorer: TreeScorer, most: int | None) -> list[list[Row]]:
+    def _row_batches(self, rows: Sequence[Row], most: int | None) -> list[list[Row]]:
         """Rows with as many prompts and of like length together: every row has the logits of the fullest."""
         device = next(self.model.parameters()).device.type
         inner = self.tree.kept - 1
@@ -165,56 +176,56 @@ class AnswerScorer:
             batches += [[alike[i] for i in batch] for batch in by_length(lengths, budget, limit)]
         return sorted(batches, key=lambda batch: -len(batch) * len(batch[0].tokens))
 
-    def _trees_agree(self, prompts: Sequence[Sequence[int]]) -> bool:
-        """Whether the model takes trees: by what it says of itself, then by the scores of a few prompts."""
-        reason = _no_trees(self.model, self.room + self.longest_answer)
-        if reason is None:
-            few = sorted(prompts, key=list)[:CHECKED]
-            try:
-                difference = float(
-                    np.abs(self._all(self._tree_parts(few, None)) - self._all(self._plain_parts(few, None))).max()
-                )
-            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                tolerance = AGREE.get(_dtype(self.model), AGREE_HALF)
-                reason = None if difference <= tolerance else f"scores differ by {difference:.2g}"
+    def _trees_agree(self, prompts: Sequence[Sequence[int]], plantings: Sequence["Planting"]) -> bool:
+        """Whether the model takes trees: by what it says of itself, then by scores of the hardest rows there are.
+
+        Those are the widest and the fullest, for what is wrong with a mask shows where places in a row are far from
+        depths in the tree, and with one beside them that is padded. Later rows that are harder are compared too.
+        """
+        reason = no_trees(self.model, self.room + self.longest_answer) if self.trees is None else None
+        try:
+            for planting in plantings if reason is None else ():
+                reason = reason or self._compared(prompts, planting)
+        except Exception as error:  # a model that knows no such masks fails in its own way
+            reason = f"{type(error).__name__}: {error}"
         if reason is not None:
             logger.info("labels are scored one by one, for this model takes no trees of tokens (%s)", reason)
         return reason is None
 
-    def _all(self, parts: Sequence["Part"]) -> np.ndarray:
-        scores = np.empty((sum(len(where) for where, _, _ in parts), self.tree.labels))
-        for where, batches, compute in parts:
-            scores[where] = score_batches(batches, compute, len(where), self.tree.labels, everywhere=True)
-        return scores
+    def _compared(self, prompts: Sequence[Sequence[int]], planting: "Planting") -> str | None:
+        """How trees and plain passes differ on the hardest rows of a planting; None where they agree."""
+        where, head, rows = planting
+        widest, fullest = max(rows, key=self._width), max(rows, key=lambda row: len(row.prompts))
+        size = (len(head) + self._width(widest), len(fullest.prompts))
+        if size[0] <= self._proved[0] and size[1] <= self._proved[1]:
+            return None
+        least = min((row for row in rows if len(row.prompts) == len(widest.prompts)), key=self._width)
+        hard = list({id(row): row for row in (widest, fullest, least)}.values())
+        chosen = sorted({row.prompts[k] for row in hard for k in _spread(len(row.prompts))})
+        want = self._all(self._plain_part([prompts[where[i]] for i in chosen], None, unpadded=True))
+        _, _, compute = self._tree_part((where, head, hard), None)
+        got = {i: one_C for batch in self._row_batches(hard, None) for i, one_C in zip(*compute(batch), strict=True)}
+        difference = float(np.abs(np.stack([got[i] for i in chosen]) - want).max())
+        self._proved = (max(size[0], self._proved[0]), max(size[1], self._proved[1]))
+        allowed = tree_tolerance(self.model, float(np.abs(want).max()))
+        return None if difference <= allowed else f"scores differ by {difference:.2g}"
+
+    def _width(self, row: Row) -> int:
+        return len(row.tokens) + (self.tree.kept - 1) * len(row.prompts)
+
+    def _all(self, part: "Part") -> np.ndarray:
+        where, batches, compute = part
+        return score_batches(batches, compute, len(where), self.tree.labels, everywhere=True)
 
 
 Part = tuple[list[int], Sequence[Any], Callable[[Any], Scores]]
+Planting = tuple[list[int], Sequence[int], list[Row]]  # which prompts, the head they begin with, their rows below it
 
 
-def _attention(model: Any) -> str:
-    return str(getattr(model.config, "_attn_implementation", "") or "")
+def _plant(prompts: Sequence[Sequence[int]], where: list[int], head: Sequence[int]) -> Planting:
+    return where, head, plant_rows([prompts[i][len(head) :] for i in where], worth=WORTH, longest=LONGEST_ROW)
 
 
-def _dtype(model: Any) -> torch.dtype:
-    return next(p.dtype for p in model.parameters() if p.is_floating_point())
-
-
-def _no_trees(model: Any, longest: int) -> str | None:
-    """Why a model cannot take trees, as far as its configuration tells; None if it may."""
-    if _attention(model) not in ("sdpa", "eager"):
-        return f"attention is {_attention(model) or 'its own'}, not sdpa or eager"
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention",
-        "sliding_attention",
-        "chunked_attention",
-    }
-    if kinds:
-        return f"layers of the kind {', '.join(sorted(kinds))}"
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if any(window is not None and window < longest for window in windows):
-        return f"a window shorter than {longest} tokens"
-    active = getattr(model, "active_peft_config", None)
-    return "a learned prompt" if getattr(active, "is_prompt_learning", False) else None
+def _spread(number: int) -> list[int]:
+    """At most `CHECKED` places of `number`, the first and the last among them."""
+    return sorted({round(k * (number - 1) / (CHECKED - 1)) for k in range(CHECKED)})

@@ -41,7 +41,8 @@ class Given:
     """A model to judge that no run of ours made; `adapter` alone names its base itself.
 
     `prompt`: a run's settings or recipe, or a file of `template` and `verbalizers`. `labels`: the names of a
-    classifier's outputs, in order, where the model itself has none.
+    classifier's outputs, in order, where the model itself has none. `tokenizer`: another than the adapter's own, which
+    wins over the model's.
     """
 
     model: str | None = None
@@ -51,6 +52,7 @@ class Given:
     bf16: bool | None = None
     load_in_4bit: bool | None = None
     deepspeed: str | None = None
+    tokenizer: str | None = None
 
 
 def load_given(given: Given, scoring: Scoring | None = None) -> Predictor:
@@ -60,7 +62,8 @@ def load_given(given: Given, scoring: Scoring | None = None) -> Predictor:
     """
     config = given_config(given)
     source = resolve_model(config.model)
-    predictor = load(config, source, given.adapter, scoring or Scoring(), given.deepspeed, shorten=True)
+    told = (config, source, given.adapter, scoring or Scoring(), given.deepspeed)
+    predictor = load(*told, shorten=True, tokenizer=given.tokenizer)
     predictor.refuses_idle_adapter = True
     predictor.any_texts = config.head == "classification" and _source(given) is None
     return predictor

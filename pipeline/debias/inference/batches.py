@@ -32,15 +32,20 @@ def join() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def by_length(lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
+def by_length(
+    lengths: Sequence[int], budget: int, most: int | None = None, *, unpadded: bool = False
+) -> list[list[int]]:
     """Indices as batches, longest first: at most `budget` tokens with padding (but always one item), `most` items.
 
-    A batch that is too large for the memory fails at once, not after an hour.
+    A batch that is too large for the memory fails at once, not after an hour. `unpadded`: each of one length.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batches[-1][0]] if batches else 0
         full = batches and (
-            (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget or len(batches[-1]) == (most or len(lengths))
+            (len(batches[-1]) + 1) * longest > budget
+            or len(batches[-1]) == (most or len(lengths))
+            or (unpadded and lengths[index] != longest)
         )
         if not batches or full:
             batches.append([])

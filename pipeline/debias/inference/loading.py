@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from debias.adapters.loading import attach_adapter
+from debias.adapters.words import fit_embeddings, tokenizer_source
 from debias.building.model import base_model, check_length
-from debias.building.task import build_task
+from debias.building.task import build_task, padded_for
 from debias.config import deepspeed_file as zero_config
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
@@ -58,28 +60,45 @@ def load(
     deepspeed: str | None = None,
     *,
     shorten: bool = False,
+    tokenizer: str | None = None,
 ) -> Predictor:
     """The predictor of a model, with or without an adapter, loaded as `config` says.
 
-    `shorten`: a `max_length` above what the model reads becomes that, and is no error.
+    `shorten`: a `max_length` above what the model reads becomes that, and is no error. `tokenizer`: another than the
+    adapter's own, or the model's.
     """
     source = resolve_model(model)
+    loading = _Loading(source, adapter, _words(config, source, adapter, tokenizer), scoring, shorten)
     if deepspeed is not None:
-        return _load_sharded(config, source, adapter, scoring, deepspeed, shorten)
+        return _load_sharded(config, loading, deepspeed)
     join()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     float32 = device == "cpu" and config.bf16 and not has_bf16()
-    whole = _assembled(config, source, adapter, float32=float32)
+    whole = _assembled(config, loading, float32=float32)
     if float32:
         config = config.model_copy(update={"bf16": False})
     if not config.load_in_4bit:
         whole = whole.to(device)
-    return _predictor(config, source, whole, scoring, shorten)
+    return _predictor(config, loading, whole)
 
 
-def _load_sharded(
-    config: RunConfig, source: ModelSource, adapter: str | None, scoring: Scoring, name: str, shorten: bool
-) -> Predictor:
+@dataclass(frozen=True)
+class _Loading:
+    """What is loaded beside the settings: a model, an adapter on it, the tokenizer; and how it is to score."""
+
+    source: ModelSource
+    adapter: str | None
+    words: ModelSource
+    scoring: Scoring
+    shorten: bool
+
+
+def _words(config: RunConfig, source: ModelSource, adapter: str | None, tokenizer: str | None) -> ModelSource:
+    base = source if source.name == config.model else resolve_model(config.model)  # one trained whole has its base's
+    return base if config.head == "image_classification" else tokenizer_source(base, adapter, tokenizer)
+
+
+def _load_sharded(config: RunConfig, loading: _Loading, name: str) -> Predictor:
     try:
         zero_launch.open_group(timeout=LONGEST_WAIT)
     except ImportError:
@@ -87,24 +106,24 @@ def _load_sharded(
     config = config.model_copy(update={"deepspeed": name})
     settings = zero_inference.settings(_zero_block(name), bf16=config.bf16)
     with zero_inference.loading(settings):
-        model = _assembled(config, source, adapter)
-    return _predictor(config, source, zero_inference.shard(model, settings), scoring, shorten, sharded=True)
+        model = _assembled(config, loading)
+    return _predictor(config, loading, zero_inference.shard(model, settings), sharded=True)
 
 
-def _predictor(
-    config: RunConfig, source: ModelSource, model: Any, scoring: Scoring, shorten: bool, *, sharded: bool = False
-) -> Predictor:
+def _predictor(config: RunConfig, loading: _Loading, model: Any, *, sharded: bool = False) -> Predictor:
     limit = longest_input(model)
-    if shorten and limit is not None:
+    if loading.shorten and limit is not None:
         config = config.model_copy(update={"max_length": min(limit, config.max_length)})
     check_length(config, model)
-    words = source if source.name == config.model else config.model  # a model trained whole has its base's
-    task = build_task(config, load_tokenizer(words, config.head))
-    return Predictor(model, task, config, scoring, sharded=sharded)
+    task = build_task(config, load_tokenizer(loading.words, config.head))
+    return Predictor(model, padded_for(task, model), config, loading.scoring, sharded=sharded)
 
 
-def _assembled(config: RunConfig, source: ModelSource, adapter: str | None, *, float32: bool = False) -> Any:
+def _assembled(config: RunConfig, loading: _Loading, *, float32: bool = False) -> Any:
+    source, adapter = loading.source, loading.adapter
     base = base_model(config, source)
+    if loading.words.name not in (source.name, config.model):
+        fit_embeddings(base, load_tokenizer(loading.words, config.head), adapter)
     if float32:
         base = _in_float32(base)
     if adapter is None:

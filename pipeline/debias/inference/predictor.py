@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from debias.adapters.loading import adapter_change, merge
+from debias.adapters.loading import adapter_change, merge, unmerge
 from debias.building.task import Task
 from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
+from debias.inference.agreement import PaddingGuard
 from debias.inference.answers import AnswerScorer, Scoring
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
+from debias.models.rounding import tolerance
 from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,9 @@ class Predictor:
         self.refuses_idle_adapter = False
         self._answers: AnswerScorer | None = None
         if isinstance(task.readout, Answers) and task.prompt is not None:
-            self._answers = AnswerScorer(model, task.readout, task.prompt, task.max_length, self.scoring)
+            ask = (model, task.readout, task.prompt, task.collate, task.max_length)
+            self._answers = AnswerScorer(*ask, self.scoring)
+        self.padding = self._answers.padding if self._answers else PaddingGuard(model)
         self._known: dict[Hashable, np.ndarray] = {}
         self._change: float | None = None  # of the scores, by the adapter
         self._batch_size: int | None = None
@@ -120,7 +124,8 @@ class Predictor:
             return batch, self.task.readout.label_scores(self.model, there).double().cpu().numpy()
 
         lengths = [len(feature.get("input_ids", ())) or PICTURE_TOKENS for feature in encoded.features]
-        batches = by_length(lengths, budget_for(lengths, device.type, join()[1]), most)
+        unpadded = self.padding.forbids(lengths, compute)
+        batches = by_length(lengths, budget_for(lengths, device.type, join()[1]), most, unpadded=unpadded)
         return score_batches(batches, compute, len(encoded), len(self.labels), everywhere=everywhere)
 
     def _check_adapter(self, examples: Sequence[Example]) -> None:
@@ -135,7 +140,17 @@ class Predictor:
                 raise InputError(told)
             logger.warning("WARNING: %s", told)
         if not self.sharded and not self.config.bf16:
-            merge(self.model)
+            self._fold(few)
+
+    def _fold(self, few: list[Example]) -> None:
+        """Merge the adapter for speed, and take it out again where what the model says is no longer the same."""
+        before_NC = self._raw(few, everywhere=True)
+        if not merge(self.model):
+            return
+        difference = float(np.abs(self._raw(few, everywhere=True) - before_NC).max())
+        if not difference <= tolerance(self.model, float(np.abs(before_NC).max())):
+            unmerge(self.model)
+            logger.info("the adapter stays beside its base: folded into it, scores differ by %.2g", difference)
 
 
 def _key(example: Example) -> Hashable:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from debias.adapters import make_adapter
 from debias.adapters.families import is_sparse
-from debias.adapters.loading import adapter_change, attach_adapter, check_base
+from debias.adapters.loading import adapter_change, attach_adapter, check_base, part_shared
+from debias.adapters.words import fit_embeddings, tokenizer_source
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -70,14 +71,15 @@ def merge_run(
     dtype: str | None = None,
     scale: float = 1.0,
     overwrite: bool = False,
+    tokenizer: str | None = None,
 ) -> Merged:
     """Fold the adapter of a run into its base, in `out`, with the tokenizer; returns what was checked.
 
     `adapter`: another one than the last, a folder of the run (`checkpoint-40`) or any PEFT folder. `dtype`: of the
     dense model; by default that of the run's base, and bfloat16 for one in 4 bits, which is loaded in 16 bits. `scale`:
-    of the adapter's change to the weights (the edit `scale`); a head that was trained whole stays as it is. The model
-    is written beside `out`, loaded again, compared, and only then moved there. InputError says what is wrong, and
-    leaves what was in `out`.
+    of the adapter's change to the weights (the edit `scale`); a head that was trained whole stays as it is.
+    `tokenizer`: another than the adapter's own, or its base's. The model is written beside `out`, loaded again,
+    compared, and only then moved there. InputError says what is wrong, and leaves what was in `out`.
     """
     run, out = Path(run), Path(out).resolve()
     config = _config_of(run)
@@ -89,8 +91,7 @@ def merge_run(
     if config.load_in_4bit:
         logger.info("the run's base was in 4 bits; the adapter is merged into the %s weights it was made from", name)
     base = resolve_model(config.model)
-    own = (source / "tokenizer_config.json").is_file() and not base.trusted  # a copy's code is not named
-    words = load_tokenizer(str(source) if own else base, config.head)
+    words = load_tokenizer(tokenizer_source(base, str(source), tokenizer), config.head)
     folding = _fold(config, base, source, words, name, scale)
     told = {"run": run, "adapter": source, "base": config.model, "dtype": name, "scale": scale}
 
@@ -125,15 +126,18 @@ class _Folding:
 
 def _fold(config: RunConfig, named: ModelSource, source: Path, tokenizer: Any, dtype: str, scale: float) -> _Folding:
     base = load_model(named, config.head, config.data.labels, dtype=DTYPES[dtype], seed=config.seed)
+    fit_embeddings(base, tokenizer, str(source))
+    known = base.get_input_embeddings().num_embeddings  # an adapter may wrap them
     model = attach_adapter(base, str(source), base.fresh_modules).eval()
     _check_folds(model, source)
     scale_layers(model, scale, source)
-    ids = prompts(tokenizer, base.get_input_embeddings().num_embeddings)
+    ids = prompts(tokenizer, known)
     wanted = logits(model, ids)
     effect = adapter_change(model, lambda: logits(model, ids).numpy())
     if effect <= TOLERANCE[dtype] * float(wanted.abs().max()):
         what = "nothing: the merged model is its base" if effect == 0 else "no logit by more than rounding may"
         logger.warning("WARNING: the adapter changes %s", what)
+    part_shared(model)
     try:
         dense = model.merge_and_unload(safe_merge=True)  # fused experts too; refuses what is not finite
     except ValueError as error:

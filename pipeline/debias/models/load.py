@@ -2,11 +2,11 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from debias.errors import InputError
 from debias.models.load_errors import readable_errors
@@ -108,8 +108,8 @@ def load_model(
     loaded.fresh_modules = sorted({key.rpartition(".")[0] for key in missing})
     if head == "causal_lm":
         _check_causal(source.name, loaded)
-    if head != "image_classification" and loaded.config.pad_token_id is None:
-        loaded.config.pad_token_id = load_tokenizer(source, head).pad_token_id
+    if head != "image_classification":
+        _name_pad(loaded, source, head)
     if load_in_4bit:
         close_cpu_trap(loaded)
     return loaded
@@ -133,6 +133,25 @@ def _load_text_model(source: ModelSource, head: Head, options: Mapping[str, Any]
         source.path, output_loading_info=True, trust_remote_code=source.trusted, **given
     )
     return model, list(found["missing_keys"])
+
+
+def _name_pad(model: Any, source: ModelSource, head: Head) -> None:
+    """Give a model that names no padding, or none that it has a row for, its tokenizer's: classifiers pool by it."""
+    configs = [model.config, model.config.get_text_config()]
+    without = [config for config in configs if not has_row(model, getattr(config, "pad_token_id", None))]
+    if without:
+        pad = load_tokenizer(source, head).pad_token_id
+        for config in without:
+            config.pad_token_id = pad
+
+
+def has_row(model: Any, token: int | None) -> bool:
+    """Whether a model has an embedding of a token; taken for granted of one that embeds otherwise (CANINE hashes)."""
+    try:
+        rows = model.get_input_embeddings().num_embeddings
+    except (NotImplementedError, AttributeError):
+        return token is not None
+    return token is not None and 0 <= token < rows
 
 
 def _check_backbone(name: str, model: Any, missing: Sequence[str]) -> None:
@@ -174,9 +193,37 @@ def _check_causal(name: str, model: Any) -> None:
 
 
 def longest_input(model: nn.Module) -> int | None:
-    """The number of tokens that absolute position embeddings allow; None for a model without them."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in {"position_embeddings", "wpe"}:
-            # RoBERTa starts to count behind its padding index.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
+    """The number of tokens that a model's tables of positions allow; None for a model without such tables."""
+    limits = [limit for module in model.modules() for limit in _position_tables(module)]
+    config: Any = getattr(model, "config", None)
+    if any(hasattr(module, "build_mpt_alibi_tensor") for module in model.modules()):  # biases up to there alone
+        limits.append(config.max_seq_len)
+    if not limits:
+        return None
+    learned: Any = getattr(model, "active_peft_config", None)  # a learned prompt stands before the text
+    return min(limits) - (learned.num_virtual_tokens if getattr(learned, "is_prompt_learning", False) else 0)
+
+
+def _position_tables(module: nn.Module) -> Iterator[int]:
+    """How many tokens each table of absolute positions that a module itself holds has rows for."""
+    for name, table in module.named_children():
+        if "Embedding" in type(table).__name__ and hasattr(table, "weight") and _names_positions(name):
+            # OPT's and BART's kin skip rows, RoBERTa's start to count behind their padding index.
+            padding = getattr(table, "padding_idx", None)
+            skipped = 0 if padding is None else padding + 1
+            rows: Any = getattr(table, "num_embeddings", None)  # at stage 3 of DeepSpeed the weight is empty
+            yield int((rows or len(table.get_parameter("weight"))) - getattr(table, "offset", skipped))
+    for name, table in (*module.named_buffers(recurse=False), *vars(module).items()):
+        if not isinstance(table, Tensor) or table.ndim != 2 or not _names_positions(name):
+            continue
+        if table.is_floating_point():
+            yield len(table)
+        elif len(table) == 1:  # `position_ids`, from which forward takes the first
+            yield table.shape[1]
+
+
+def _names_positions(name: str) -> bool:
+    """Whether a table is one of places in the text, and none of distances or of places on a page."""
+    absolute = "position" in name or name in {"wpe", "pos_encoding"}
+    other = any(word in name for word in ("relative", "distance", "bias")) or name.startswith(("x_", "y_", "h_", "w_"))
+    return absolute and not other

@@ -113,7 +113,9 @@ def _padded(
     # A position is kept if it predicts an answer token in any row: with left padding these are the last few.
     keep_K = mask_BT[:, 1:].any(dim=0).nonzero().squeeze(1)
     given = without_cache(model, with_positions(inputs))
-    log_p_BKN = said_at(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], others, chunk)
+    # Counted from the end: a learned prompt stands before the tokens, and its places count too.
+    from_end_K = keep_K - mask_BT.shape[1]
+    log_p_BKN = said_at(model, given, from_end_K, inputs["input_ids"][:, keep_K + 1], others, chunk)
     return (log_p_BKN * mask_BT[:, keep_K + 1].unsqueeze(2)).sum(dim=1)
 
 

@@ -16,7 +16,8 @@ from debias.adapters.lora import add_lora
 from debias.config.run import RunConfig
 from debias.data import Example, generate
 from debias.errors import InputError
-from debias.inference.answers import Scoring, _no_trees
+from debias.inference.agreement import no_trees
+from debias.inference.answers import Scoring
 from debias.inference.any_model import Given, given_config, load_given
 from debias.inference.batches import by_length
 from debias.inference.loading import load
@@ -211,14 +212,14 @@ def test_a_model_that_takes_no_trees_is_scored_plainly(llama: Path, caplog: pyte
 
 def test_what_a_configuration_says_of_trees(llama: Path) -> None:
     model = load_model(str(llama), "causal_lm", NLI)
-    assert _no_trees(model, 100) is None
+    assert no_trees(model, 100) is None
     model.config.sliding_window = 50
-    assert _no_trees(model, 100) == "a window shorter than 100 tokens"
-    assert _no_trees(model, 50) is None
+    assert no_trees(model, 100) == "a window shorter than 100 tokens"
+    assert no_trees(model, 50) is None
     model.config.layer_types = ["full_attention", "linear_attention"]
-    assert _no_trees(model, 50) == "layers of the kind linear_attention"
+    assert no_trees(model, 50) == "layers of the kind linear_attention"
     model.config._attn_implementation = "flash_attention_2"
-    assert "not sdpa or eager" in str(_no_trees(model, 50))
+    assert "not sdpa or eager" in str(no_trees(model, 50))
 
 
 # Adapters.

@@ -113,6 +113,38 @@ def test_the_merged_model_is_the_adapter_on_its_base(runs: dict[str, Path], name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
 
 
+SHARED = {
+    "head": {"target_modules": ["v_proj", "lm_head"]},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "layers": {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]},
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_nothing_is_folded_into_a_tensor_that_another_module_has(name: str, tmp_path: Path) -> None:
+    """Tied embeddings of which one is adapted, and layers that are one layer twice."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_runs.save_llama(tmp_path / "base", tie_word_embeddings=True, initializer_range=0.2)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        dump_config(tiny_runs.config_for(base, run, head="causal_lm", prompt=tiny_runs.PROMPT))
+    )
+    torch.manual_seed(0)
+    config = LoraConfig(r=3, task_type="CAUSAL_LM", **SHARED[name])  # type: ignore[arg-type]
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    tiny_models.randomize_lora(model)
+    model.save_pretrained(run / "adapter")
+    wanted = says(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run / "adapter"))
+    merge_run(run, tmp_path / "dense", dtype="float32")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    assert torch.allclose(says(dense), wanted, atol=1e-4 * float(wanted.abs().max()))
+    assert dense.config.tie_word_embeddings is (name == "layers")
+    assert dense.config.num_hidden_layers == (3 if name == "layers" else 2)
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "llama4"])
 def test_fused_experts_are_folded_and_routers_left(runs: dict[str, Path], name: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM

@@ -238,6 +238,64 @@ def test_longest_input(bert: Path, llama: Path) -> None:
     assert longest_input(GPT2Model(gpt2)) == 16
 
 
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+TABLES: dict[str, dict[str, Any]] = {  # of positions, in the many ways that models keep them
+    "opt": {**SIZES, "ffn_dim": 8, "word_embed_proj_dim": 8, "max_position_embeddings": 19},
+    "biogpt": {**SIZES, "max_position_embeddings": 19},
+    "codegen": {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "n_positions": 19, "n_ctx": 19},
+    "gptj": {"n_embd": 8, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_positions": 19},
+    "ctrl": {"n_embd": 8, "n_layer": 1, "n_head": 2, "dff": 8, "n_positions": 19},
+    "openai-gpt": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 19},
+    "mpt": {"d_model": 8, "n_layers": 1, "n_heads": 2, "max_seq_len": 19},
+    "ibert": {**SIZES, "max_position_embeddings": 21},
+    "nystromformer": {**SIZES, "max_position_embeddings": 19, "num_landmarks": 19, "segment_means_seq_len": 19},
+    "xglm": {"d_model": 8, "num_layers": 1, "attention_heads": 2, "ffn_dim": 8, "max_position_embeddings": 19},
+    "gpt_neox": {**SIZES, "max_position_embeddings": 19},
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_limit_is_where_a_model_breaks(name: str) -> None:
+    """Of 19 positions a row of 19 tokens is read, one of 20 is not; tables that grow have no limit."""
+    from transformers import AutoConfig, AutoModel
+
+    special = {"vocab_size": 30, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    model = AutoModel.from_config(AutoConfig.for_model(name, **{**TABLES[name], **special})).eval()
+    limit = longest_input(model)
+    ids = torch.full((1, 40), 7)
+    with torch.no_grad():
+        if name in ("xglm", "gpt_neox"):
+            assert limit is None
+            model(input_ids=ids)
+            return
+        assert limit == 19
+        model(input_ids=ids[:, :19])
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids[:, :20])
+
+
+def test_a_learned_prompt_takes_its_part_of_the_positions() -> None:
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    gpt2 = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=16, bos_token_id=0, eos_token_id=0)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    assert longest_input(get_peft_model(GPT2LMHeadModel(gpt2), config)) == 11
+
+
+@pytest.mark.parametrize("named", [None, -1])
+def test_a_classifier_pools_by_an_id_that_it_can_read(tmp_path: Path, named: int | None) -> None:
+    """One that names no padding, or no row of its own, takes its tokenizer's."""
+    from transformers import AutoConfig
+
+    folder = tiny_runs.save_llama(tmp_path / "llama")
+    config = AutoConfig.from_pretrained(folder)
+    config.pad_token_id = named
+    config.save_pretrained(folder)
+    model = load_model(str(folder), "classification", LABELS)
+    assert model.config.pad_token_id == load_tokenizer(str(folder), "classification").pad_token_id == 5
+
+
 # 4 bit.
 
 

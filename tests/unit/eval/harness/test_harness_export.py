@@ -187,11 +187,12 @@ def test_the_command_line_can_be_pasted(write_suite: Callable[..., Path], tmp_pa
     settings = config(load_in_4bit=True, bf16=True)
     done = export([str(write_suite(ROWS))], settings, tmp_path / "out dir", compare_tokens=False)
     judge, back = (shlex.split(line) for line in command_line(done, settings, run).splitlines())
-    assert judge[judge.index("--model_args") + 1] == f"pretrained=m,dtype=bfloat16,load_in_4bit=True,peft={run}/adapter"
+    assert judge[judge.index("--model_args") + 1] == f"pretrained=m,dtype=bfloat16,peft={run}/adapter"
     assert judge[judge.index("--include_path") + 1] == str(tmp_path / "out dir")
     assert judge[judge.index("--tasks") + 1] == "debias_mine"
     assert "--log_samples" in judge
-    assert back == ["debias", "import-harness", str(tmp_path / "out dir" / "logged"), "-o", str(run)]
+    suite = ["--suite", str(tmp_path / "mine" / "suite.yaml")]
+    assert back == ["debias", "import-harness", str(tmp_path / "out dir" / "logged"), "-o", str(run), *suite]
 
 
 def test_what_cannot_be_exported_is_named(write_suite: Callable[..., Path], tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_commands_repeat_what_was_asked_for(make_run, put):
     put(run, "s", {"x": 70}, available=900, limit=100, limit_seed=3, judge={"normalize": "tokens", "calibrate": "none"})
     put(run, "t", {"x": 70}, overlap={"rows": 0, "excluded": True})
     train, *evals = commands(read_runs([run])[0])
-    assert shlex.split(train) == ["debias", "train", "a b'c/config.yaml"]
+    assert shlex.split(train) == ["debias", "train", "a b'c/config.yaml", 'output_dir="a b\'c-again"']
     asked = {tuple(shlex.split(line)) for line in evals}
     assert asked == {
         ("debias", "eval", "a b'c", "--suite", "s", "--limit", "100", "--seed", "3", "--normalize", "tokens"),
