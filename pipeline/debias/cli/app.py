@@ -5,20 +5,22 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from debias.cli import bench, doctor, edit, fetch, harness, judge, launch, merge, methods, plan, suites, sweep
 from debias.cli.printing import print_table
+from debias.config.expanding import expanded_words
 from debias.errors import InputError, Interrupted
 from debias.ranks import world
-from debias.ranks.failures import record
+from debias.ranks.failures import record, stopped
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every verb below
     help="Fine-tune language models that do not learn the data's shortcuts.",
 )
 app.add_typer(bench.app, name="bench")
@@ -33,6 +35,24 @@ fetch.add_to(app)
 edit.add_to(app)
 merge.add_to(app)
 harness.add_to(app)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        typer.echo(f"debias {metadata.version('debias')}")
+        raise typer.Exit
+
+
+@app.callback()
+def debias(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune language models that do not learn the data's shortcuts."""
+
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
@@ -93,21 +113,31 @@ def _run() -> None:
         raise
 
 
+def _refuse(line: str) -> NoReturn:
+    sys.stderr.write(f"error: {' '.join(line.splitlines())}\n")
+    raise SystemExit(2) from None
+
+
 def main() -> None:
     """Entry point: InputError becomes one line on stderr and exit code 2."""
     sys.argv[1:] = world.without_local_rank(sys.argv[1:], os.environ)
     world.adopt_slurm(os.environ)
     _quiet()
     try:
+        sys.argv[1:] = expanded_words(sys.argv[1:])
         _run()
     except SystemExit as end:
         if not end.code:
             world.leave()
         raise
     except Interrupted as error:
+        stopped()
         world.leave()
         sys.stderr.write(f"{error}\n")
         raise SystemExit(Interrupted.exit_code) from None
     except InputError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:  # of no file: not what a user can mend
+            raise
+        _refuse(f"{error.filename}: {error.strerror}")

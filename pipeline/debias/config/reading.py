@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from debias.config import blocks
 from debias.config.elsewhere import ALSO_CALLED, NOT_SETTINGS
+from debias.config.expanding import expanded
+from debias.config.regular import check_regular
 from debias.config.run import RunConfig
 from debias.errors import InputError
 
@@ -33,7 +35,7 @@ def _with_parents(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = values.pop("extends")
     if not isinstance(parent, str):
         raise InputError(f"{path}: extends is {parent!r}, expected the name of one file")
-    return _merged(_with_parents(path.parent / parent, (*below, path.resolve())), values)
+    return _merged(_with_parents(path.parent / expanded(parent), (*below, path.resolve())), values)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +48,18 @@ def _are_blocks(under: Any, over: Any) -> bool:
 
 
 class _KeysOnce(yaml.SafeLoader):
-    """Of a key that is written twice, plain YAML takes the last without a word."""
+    """Of a key that is written twice, plain YAML takes the last without a word.
+
+    A scalar that looks like a date or a number and is none (`2024-13-40`, `0x_`) is a YAML error of its line.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+            seen = node.value[:80] if isinstance(node.value, str) else node.tag
+            what = f"{seen!r} is no {node.tag.rpartition(':')[2]} ({error}); put quotes around a text"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -60,11 +73,12 @@ class _KeysOnce(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping."""
+    check_regular(path)
     try:
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_KeysOnce)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8
         raise InputError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -83,7 +97,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
         if not equals or not key.strip():
             raise InputError(f"{item!r}: expected key=value")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_KeysOnce)
         except (yaml.YAMLError, RecursionError):
             raise InputError(f"{item[:200]!r}: the value is not valid YAML; quote it") from None
         *blocks, last = key.strip().split(".")

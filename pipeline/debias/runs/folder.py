@@ -19,6 +19,7 @@ from debias.runs.names import (
     METRICS,
     MODEL,
     ORIGIN,
+    SEEN,
     SUMMARY,
     last_checkpoint,
     step_of,
@@ -151,7 +152,7 @@ def settings_beside(adapter: Path) -> Path | None:
 
 
 def _clear(folder: Path) -> None:
-    for name in (CONFIG, METRICS, SUMMARY):
+    for name in (CONFIG, METRICS, SUMMARY, SEEN):
         (folder / name).unlink(missing_ok=True)
     for path in [*(folder / name for name in (ADAPTER, MODEL, BIAS, EVAL)), *folder.glob(f"{CHECKPOINT}*")]:
         shutil.rmtree(path, ignore_errors=True)
