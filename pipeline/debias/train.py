@@ -97,9 +97,10 @@ def _first_stage(config: RunConfig, base: Path | None) -> Facts:
     """The facts of the run before this one, if there is one: trained where it has not been, and asked once."""
     if config.first_stage is None:
         return {}
-    look(config)  # a folder that this run could not have is found before anything is trained
+    folder = look(config)  # one that this run could not have is found before anything is trained
     stage = config.stage_before()
     examples = training_examples(config, base)
+    Seen(folder, writes=False).check("data.train", digests_of(examples), [example.id for example in examples])
     told = repr(stage.model_dump(exclude={"resume", "overwrite_output_dir", "output_dir"}))
     digest = digest_of(told, examples, len(config.data.labels), stage.seed)
     place = Path(stage.output_dir).with_name(SAID)
