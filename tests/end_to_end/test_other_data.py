@@ -83,7 +83,7 @@ def test_what_a_first_stage_said_and_the_same_data(bert: Path, begun: Path, tmp_
     run = config_for(bert, begun / "run", **settings(begun, max_steps=3, resume=True))
     elsewhere = run.model_copy(update={"output_dir": str(tmp_path / "run")})
     np.savez(tmp_path / "run" / "stages" / SAID, log_p=swapped, digest=digest)
-    with pytest.raises(InputError, match="resume: first_stage has changed: .* example 6 "):
+    with pytest.raises(InputError, match=r"resume: first_stage has changed: .* example 6 "):
         train(elsewhere)
     np.savez(tmp_path / "run" / "stages" / SAID, log_p=log_p, digest=digest)
     train(elsewhere)

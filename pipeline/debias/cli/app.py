@@ -16,6 +16,8 @@ from debias.errors import InputError, Interrupted
 from debias.ranks import world
 from debias.ranks.failures import record, stopped
 
+LONGEST_LINE = 4000  # characters of what is said about one fault, whatever a file holds
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -103,18 +105,36 @@ def _quiet() -> None:
     warnings.simplefilter("ignore", UserWarning)
 
 
-def _run() -> None:
+def _run() -> NoReturn:
     """The verb; under torchrun a rank leaves the reason of its failure for who looks after all ranks."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        raise SystemExit(1) from None
     except Exception as error:
+        _say_usage(error)
         if not isinstance(error, Interrupted):
             record(error)
         raise
+    raise SystemExit(code or 0)
+
+
+def _say_usage(error: Exception) -> None:
+    """What typer says in a box about an option or a verb, as our one line; nothing for any other error."""
+    if not hasattr(error, "format_message"):
+        return
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group of verbs without one: its help
+        error.show()  # type: ignore[attr-defined]
+        raise SystemExit(2)
+    told = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    raise InputError(f"{told}; {context.command_path if context else 'debias'} -h says what there is") from None
 
 
 def _refuse(line: str) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(line.splitlines())}\n")
+    line = " ".join("".join(c if c.isprintable() else " " for c in line).split(" "))
+    shown = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
+    sys.stderr.write(f"error: {shown}\n")
     raise SystemExit(2) from None
 
 

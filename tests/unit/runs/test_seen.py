@@ -80,7 +80,7 @@ def test_facts_are_kept_row_by_row(tmp_path: Path) -> None:
     changed[6, 2] = 1e-7
     again = Seen(folder(tmp_path), writes=True)
     check_facts(again, "bias_model", {"bias_log_p": log_p}, EXAMPLES)
-    with pytest.raises(InputError, match="bias_model has changed: 9 .* example 7 .'id6'"):
+    with pytest.raises(InputError, match=r"bias_model has changed: 9 .* example 7 .'id6'"):
         check_facts(again, "bias_model", {"bias_log_p": changed}, EXAMPLES)
 
 
