@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from debias.config.data import DataConfig, DataSource
-from debias.data.shards import matches
+from debias.data.shards import is_pattern, matches
 from debias.errors import InputError
 from debias_eval.reading.suite import Hub, Suite
 
@@ -22,7 +22,7 @@ def local_file(suite: Suite, name: str) -> Path | None:
         pattern = Path(glob.escape(str(root))) / name
         if os.path.exists(root / name):  # for which a name that is too long is no error
             return _inside(suite, root, root / name)
-        if [_inside(suite, root, file) for file in matches(pattern)]:
+        if is_pattern(name) and [_inside(suite, root, file) for file in matches(pattern)]:
             return pattern
     return None
 

@@ -11,6 +11,7 @@ from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.outputs import check_output
 
 if TYPE_CHECKING:
     from debias.launching.job import Job
@@ -90,6 +91,7 @@ def slurm(
     from debias.sweep.grid import parse_seeds
 
     settings, stem = _settings(config, overrides)
+    check_output(out or Path("jobs"))
     title = name or stem
     job = make_job(
         settings,
@@ -148,6 +150,7 @@ def k8s(
     from debias.launching.job import make_job
 
     settings, stem = _settings(config, overrides)
+    check_output(out or Path("jobs"))
     title = name or stem.replace("_", "-").lower()
     job = make_job(
         settings,

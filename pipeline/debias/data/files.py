@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from debias.config.regular import check_regular
 from debias.data.delimited import check_header, delimited_rows
 from debias.data.excel import excel_rows
 from debias.data.opening import PACKED, lines_of, open_bytes, open_text, unpacked_name
@@ -36,6 +37,7 @@ def read_rows(path: Path, layout: Layout | None = None) -> Iterator[NumberedRow]
     kind of file's.
     """
     kind, layout = kind_of(path.name), layout or Layout()
+    check_regular(path)
     _check_layout(path, kind, layout)
     with _clear_errors(path):
         if kind == ".parquet":

@@ -20,8 +20,11 @@ def resolve_files(source: str, base: Path | None = None) -> list[Path]:
     found = files_there(source, base)
     if not found:
         hint = "" if os.environ.get("DEBIAS_DATA") else "; DEBIAS_DATA, a folder of data, is not set"
-        looked = ", ".join(map(str, _places(source, base)))
+        places = _places(source, base)
+        looked = ", ".join(map(str, places))
         what = "no file of that pattern" if is_pattern(source) else "no such file"
+        if link := next((place for place in places if os.path.islink(place)), None):
+            what = f"{link} is a link to what is not here"
         raise InputError(f"{source}: {what}; looked for {looked}{hint}")
     return found
 
@@ -36,7 +39,7 @@ def files_there(source: str, base: Path | None = None) -> list[Path]:
     for place in _places(source, base):
         if os.path.exists(place):  # for which a name that is too long is no error
             return [place]
-        if found := matches(place):
+        if is_pattern(source) and (found := matches(place)):
             return found
     return []
 
@@ -47,7 +50,7 @@ def is_pattern(source: str) -> bool:
 
 
 def matches(pattern: Path) -> list[Path]:
-    """The files that a pattern names, in the order of their names; none for a name that is no pattern."""
+    """The files that a pattern names, in the order of their names."""
     return [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True)) if not os.path.isdir(name)]
 
 

@@ -213,6 +213,6 @@ def state_of(folder: Path) -> str:
         return "new"
     try:
         status = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("status")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         status = None
     return "finished" if status == "finished" and trained(folder) is not None else "begun"
