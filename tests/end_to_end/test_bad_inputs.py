@@ -67,6 +67,19 @@ def test_bad_input(case: Bad, debias: Command, tmp_path: Path, monkeypatch: pyte
     assert state(tmp_path) == before
 
 
+def test_a_folder_that_may_not_be_read(debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the system says of a file is one line."""
+    (tmp_path / "runs").mkdir()
+
+    def refused(path: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    for words in (("report", "-o", tmp_path / "page.html"), ("card",), ("eval", "--suite", "snli")):
+        said = debias(words[0], tmp_path / "runs", *words[1:])
+        assert said.error == f"error: {tmp_path / 'runs'}: Permission denied"
+
+
 @pytest.mark.parametrize("verb", [(), *EVERY_VERB], ids="-".join)
 def test_every_verb_has_its_help(verb: tuple[str, ...], debias: Command) -> None:
     said = debias(*verb, "-h")

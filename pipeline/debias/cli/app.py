@@ -4,8 +4,9 @@ import logging
 import os
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -105,10 +106,16 @@ def _quiet() -> None:
     warnings.simplefilter("ignore", UserWarning)
 
 
+@cache
+def _built() -> Any:
+    """The verbs, read from their signatures once."""
+    return typer.main.get_command(app)
+
+
 def _run() -> NoReturn:
     """The verb; under torchrun a rank leaves the reason of its failure for who looks after all ranks."""
     try:
-        code = app(standalone_mode=False)
+        code = _built()(standalone_mode=False)
     except typer.Abort:
         raise SystemExit(1) from None
     except Exception as error:
