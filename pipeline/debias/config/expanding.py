@@ -37,7 +37,7 @@ def expanded_words(words: list[str]) -> list[str]:
     found = []
     for word in words:
         option, equals, value = word.partition("=")
-        if option.startswith("--") and equals:
+        if option.startswith("--") and equals and "=" not in value:
             found.append(f"{option}={expanded(value)}")
         else:
             found.append(word if equals else expanded(word))

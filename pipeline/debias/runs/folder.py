@@ -1,5 +1,6 @@
 """A run's folder, asked once: `look` finds whose it is and all that is wrong with it, `Folder.open` writes."""
 
+import glob
 import logging
 import os
 import shutil
@@ -139,9 +140,10 @@ def _another(folder: Path) -> InputError:
 def _check_kept(config: RunConfig, folder: Path) -> None:
     """InputError where the run that is to be replaced holds what this one reads: it would be deleted."""
     sources = [source.source for source in (config.data.train, config.data.validation) if source is not None]
-    for name in (config.model, *sources, config.deepspeed or ""):
-        place = Path(name).expanduser()
-        if name and place.exists() and place.resolve().is_relative_to(folder.resolve()):
+    matched = [file for name in sources for file in glob.glob(name, recursive=True)]
+    for name in (config.model, *sources, *matched, config.deepspeed or ""):
+        place = Path(name)
+        if name and os.path.exists(place) and place.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"output_dir: {folder} holds {name}, which this run reads; choose another folder")
 
 
