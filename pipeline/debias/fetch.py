@@ -11,7 +11,7 @@ from typing import Any, Literal
 from debias.config.data import DataSource
 from debias.config.run import RunConfig
 from debias.data.files import kind_of
-from debias.data.sources import resolve_path
+from debias.data.shards import is_pattern, resolve_files
 from debias.errors import InputError
 from debias.hub import cache as hub
 from debias.hub.remote_code import trusted
@@ -134,12 +134,13 @@ def fetch_data(source: DataSource, base: Path | None = None) -> Item:
     if source.source == "generated":
         return Item("data", name, "made here")
     try:
-        place = resolve_path(source.source, base)
+        files = resolve_files(source.source, base)
     except InputError:
-        if kind_of(source.source):
+        if kind_of(source.source) or is_pattern(source.source):
             raise
         return _hub_data(source, name)
-    return Item("data", name, "on this machine", _size([place] if place.is_file() else place.rglob("*")), str(place))
+    place = files[0]
+    return Item("data", name, "on this machine", _size(place.rglob("*") if place.is_dir() else files), str(place))
 
 
 def _hub_data(source: DataSource, name: str) -> Item:

@@ -10,12 +10,14 @@ from torch import Tensor
 from debias.bias.base import digest_of
 from debias.building.arguments import forget_accelerate, training_arguments
 from debias.building.examples import training_examples, validation_examples
-from debias.building.facts import bias_log_p, check_groups, facts_of_stage, keep, kept
+from debias.building.facts import bias_log_p, check_facts, check_groups, facts_of_stage, keep, kept
 from debias.building.idle_settings import say_what_has_no_effect
 from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
+from debias.data.digests import digests_of
+from debias.data.examples import Example
 from debias.data.facts import facts_of
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import elements
@@ -27,9 +29,11 @@ from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
 from debias.ranks.world import is_first
 from debias.runs.folder import Folder, look, save_trained
+from debias.runs.seen import Seen
 from debias.runs.selection import selected
 from debias.runs.summary import Summary
 
+Facts = dict[str, Tensor]
 SAID = "said.npz"  # beside the runs before a run: what the first one said of the training examples
 
 
@@ -58,6 +62,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
     check_groups(loss, order, examples)
+    seen = _seen(folder, first, examples, validation, told)
     if folder.is_finished(order.size(facts_of(examples) | told), arguments.world_size):
         return folder.path
     built = build_run(config, arguments, examples, validation, stop)
@@ -69,9 +74,13 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             folder.open()
+            seen.write()
     if bias_model is not None:
         with arguments.main_process_first(local=False, desc="asking the bias model"):
-            built.trainer.train_dataset.facts["bias_log_p"] = bias_log_p(config, bias_model, examples)
+            log_p_NC = bias_log_p(config, bias_model, examples)
+            check_facts(seen, "bias_model", {"bias_log_p": log_p_NC}, examples)
+            seen.write()
+        built.trainer.train_dataset.facts["bias_log_p"] = log_p_NC
     summary.begin()
     with summary.failures((NonFiniteGradients, SamplesNotFirst)):
         outcome = _fit(built, folder)
@@ -84,13 +93,14 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     return folder.path
 
 
-def _first_stage(config: RunConfig, base: Path | None) -> dict[str, Tensor]:
+def _first_stage(config: RunConfig, base: Path | None) -> Facts:
     """The facts of the run before this one, if there is one: trained where it has not been, and asked once."""
     if config.first_stage is None:
         return {}
-    look(config)  # a folder that this run could not have is found before anything is trained
+    folder = look(config)  # one that this run could not have is found before anything is trained
     stage = config.stage_before()
     examples = training_examples(config, base)
+    Seen(folder, writes=False).check("data.train", digests_of(examples), [example.id for example in examples])
     told = repr(stage.model_dump(exclude={"resume", "overwrite_output_dir", "output_dir"}))
     digest = digest_of(told, examples, len(config.data.labels), stage.seed)
     place = Path(stage.output_dir).with_name(SAID)
@@ -101,6 +111,15 @@ def _first_stage(config: RunConfig, base: Path | None) -> dict[str, Tensor]:
             keep(place, log_p_NC, digest)
         forget_accelerate()
     return facts_of_stage(log_p_NC, examples, config.first_stage.keep)
+
+
+def _seen(folder: Folder, first: bool, examples: list[Example], validation: list[Example], told: Facts) -> Seen:
+    """What the run reads, as it was where the run goes on; InputError where it is not."""
+    seen = Seen(folder, writes=first)
+    seen.check("data.train", digests_of(examples), [example.id for example in examples])
+    seen.check("data.validation", digests_of(validation), [example.id for example in validation])
+    check_facts(seen, "first_stage", told, examples)
+    return seen
 
 
 def _look(config: RunConfig, arguments: Any) -> Folder:

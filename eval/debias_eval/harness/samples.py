@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from debias.config.regular import check_regular
 from debias.data import Example
 from debias.errors import InputError
 from debias_eval.harness.export import ORIGIN, Origin, column_names, sha256
@@ -116,6 +117,7 @@ def _files(samples: Sequence[Path]) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    check_regular(path)
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):

@@ -97,7 +97,7 @@ def _check_out(out: Path, told: dict[str, Any]) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8")).get(KIND)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         before = None
     if before != told:
         differs = [key for key in told if not isinstance(before, dict) or before.get(key) != told[key]]

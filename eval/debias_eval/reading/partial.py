@@ -9,6 +9,7 @@ from typing import Any
 
 from debias.config.data import DataSource
 from debias.data import Example, load_examples
+from debias.data.files import kind_of
 from debias.errors import InputError
 from debias_eval.reading.places import hub_config, local_config, local_file, not_found
 from debias_eval.reading.suite import PartialInputGroups, Suite
@@ -46,7 +47,7 @@ def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Example]:
     files = {name: local_file(suite, name) for name in rule.train}
     absent = [name for name, path in files.items() if path is None]
     if not absent:
-        sources = [DataSource.model_validate({"source": str(path)}) for path in files.values()]
+        sources = [_source(suite, str(path)) for path in files.values()]
         configs = [local_config(suite, source) for source in sources]
     elif rule.hub is not None:
         log.info("%s; fitting the classifier behind the groups on %s", not_found(suite, absent[0]), rule.hub.source)
@@ -58,6 +59,14 @@ def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Example]:
     for config in configs:
         examples += load_examples(config.train, config.model_copy(update={"group_field": None}))
     return examples
+
+
+def _source(suite: Suite, path: str) -> DataSource:
+    """The file, laid out as the suite's own where it is of that kind."""
+    own = suite.source
+    alike = own is not None and kind_of(own.source) == kind_of(path)
+    layout = own.model_dump(include={"delimiter", "quotes"}) if own is not None and alike else {}
+    return DataSource.model_validate({**layout, "source": path})
 
 
 def _seen(suite: Suite, rule: PartialInputGroups, example: Example) -> str:

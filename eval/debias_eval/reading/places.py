@@ -1,15 +1,17 @@
 """Where a suite's data lies: beside its YAML, in DEBIAS_DATA, or on the hub."""
 
+import glob
 import os
 from pathlib import Path
 
 from debias.config.data import DataConfig, DataSource
+from debias.data.shards import is_pattern, matches
 from debias.errors import InputError
 from debias_eval.reading.suite import Hub, Suite
 
 
 def local_file(suite: Suite, name: str) -> Path | None:
-    """The file or folder `name` beside the suite's YAML or in DEBIAS_DATA; None if there is none.
+    """The file or folder `name` (or pattern of files) beside the suite's YAML or in DEBIAS_DATA; None if there is none.
 
     InputError for a link that leads out of the folder in which it lies.
     """
@@ -17,12 +19,18 @@ def local_file(suite: Suite, name: str) -> Path | None:
         if folder is None:
             continue
         root = Path(folder).expanduser().resolve()
-        place = root / name
-        if place.exists():
-            if not place.resolve().is_relative_to(root):
-                raise InputError(f"suite {suite.name}: {place} is a link that leads out of {root}; put the file there")
-            return place
+        pattern = Path(glob.escape(str(root))) / name
+        if os.path.exists(root / name):  # for which a name that is too long is no error
+            return _inside(suite, root, root / name)
+        if is_pattern(name) and [_inside(suite, root, file) for file in matches(pattern)]:
+            return pattern
     return None
+
+
+def _inside(suite: Suite, root: Path, place: Path) -> Path:
+    if not place.resolve().is_relative_to(root):
+        raise InputError(f"suite {suite.name}: {place} is a link that leads out of {root}; put the file there")
+    return place
 
 
 def where_from(suite: Suite) -> str:

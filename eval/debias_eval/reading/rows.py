@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from debias.config.data import DataConfig
+from debias.data.rows import NumberedRow, is_missing
 from debias.errors import InputError
 from debias_eval.reading.suite import GroupColumns, Suite
 
 log = logging.getLogger(__name__)
-NumberedRow = tuple[int, dict[str, Any]]
 NONE, SEVERAL = "none", "several"
 
 
@@ -34,7 +34,7 @@ class Rows:
         for number, row in rows:
             if not self._kept(row, number):
                 continue
-            if self.suite.skip_empty and any(_blank(row.get(field)) for field in self.config.text_fields):
+            if self.suite.skip_empty and any(is_missing(row.get(field)) for field in self.config.text_fields):
                 empty += 1
                 continue
             changed = self._with_group(self._with_label(row, number), number, grouped)
@@ -82,7 +82,7 @@ class Rows:
         found = [
             name
             for name, value in values.items()
-            if not _blank(value) and self._number(value, name, number) >= rule.at_least
+            if not is_missing(value) and self._number(value, name, number) >= rule.at_least
         ]
         return found[0] if len(found) == 1 else SEVERAL if found else NONE
 
@@ -100,8 +100,3 @@ class Rows:
         if math.isnan(read):
             raise InputError(f"suite {self.suite.name}: row {number}: {name} is {value!r}, expected a number")
         return read
-
-
-def _blank(value: Any) -> bool:
-    """Whether a cell holds nothing: absent, empty or not a number."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()

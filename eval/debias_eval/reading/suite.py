@@ -9,8 +9,10 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from debias.config.data import DataConfig, DataSource, PlantedBias, PlantedColor, Strict, has_pictures
+from debias.config.expanding import VARIABLE
 from debias.config.reading import parse, read_yaml
 from debias.data.files import SUFFIXES, kind_of
+from debias.data.shards import is_pattern
 from debias.errors import InputError
 
 BUILT_IN = Path(__file__).parents[1] / "suites"
@@ -174,6 +176,9 @@ class Suite(Strict):
     @field_validator("source", mode="before")
     @classmethod
     def _short_source(cls, value: Any) -> Any:
+        named = value.get("source") if isinstance(value, dict) else value
+        if isinstance(named, str):
+            _inside(named)  # as it is written, before `~` is
         return {"source": value} if isinstance(value, str) else value
 
     @field_validator("source")
@@ -204,9 +209,13 @@ class Suite(Strict):
         named = None if self.source is None else self.source.source
         if self.task == "vision" and (named is None or not has_pictures(named) or self.hub):
             raise ValueError(f"task vision reads an IDX file of pictures (images-idx3-ubyte, .gz too), got {named!r}")
-        if named not in (None, "generated") and self.task != "vision" and not kind_of(str(named)):
+        if (
+            named not in (None, "generated")
+            and self.task != "vision"
+            and not (kind_of(str(named)) or is_pattern(str(named)))
+        ):
             raise ValueError(
-                f"source is {named!r}, expected a file ({', '.join(SUFFIXES)}, each also .gz) or generated; "
+                f"source is {named!r}, expected a file ({', '.join(SUFFIXES)}, each also .gz or .zst) or generated; "
                 "a hub id goes under hub: {source: ...}"
             )
         return self
@@ -294,10 +303,10 @@ def _inside(path: str) -> str:
     """The path itself; ValueError if it could name a file outside the folder it is looked up in."""
     windows = PureWindowsPath(path)
     outside = PurePosixPath(path).is_absolute() or windows.drive or windows.root or path.startswith("~")
-    if outside or ".." in windows.parts or "://" in path:
+    if outside or VARIABLE.search(path) or ".." in windows.parts or "://" in path:
         raise ValueError(
             f"{path!r} leads outside; expected a path below the suite's own folder or DEBIAS_DATA, "
-            "relative and without '..'"
+            "relative and without '..' and variables"
         )
     return path
 

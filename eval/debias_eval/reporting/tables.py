@@ -9,6 +9,7 @@ from rich.text import Text
 
 from debias_eval.comparing.compare import Comparison
 from debias_eval.reporting.figures import MEASURES, p_text, signed, stars
+from debias_eval.reporting.latex_text import latex_text
 from debias_eval.results.runs import Method, group_runs, read_runs
 from debias_eval.results.summary import Estimate, Row, floor_notes, floors, points, suite_notes, table
 
@@ -198,28 +199,6 @@ def markdown_text(text: str) -> str:
 def one_line(text: str) -> str:
     """Control characters and line ends as spaces."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "*": r"\textasteriskcentered{}",
-    "[": "{[}",  # after a line's end it would begin an argument
-    "]": "{]}",
-    "–": "--",
-    "−": "$-$",
-    "→": r"$\rightarrow$",
-} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
-
-
-def latex_text(text: str) -> str:
-    """Text on one line in which no character is a command."""
-    return "".join(_LATEX.get(c, c) for c in one_line(text.replace("\u00a0", " ")))
 
 
 def latex(grids: Sequence[Grid]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from debias.config.regular import check_regular
 from debias.data import Example
 from debias.errors import InputError
 from debias.runs.names import EVAL
@@ -241,9 +242,10 @@ def examples_sha256(examples: Sequence[Example]) -> str:
 
 def read_result(path: Path) -> Result:
     """A results file, validated; InputError in one line if it is damaged or belongs to another suite."""
+    check_regular(path)
     try:
         result = Result.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged results: {_why(error)}; run `debias eval` again") from None
     if result.suite != path.stem:
         raise InputError(f"{path}: holds results of the suite {result.suite!r}; run `debias eval` again")
@@ -268,7 +270,7 @@ def read_predictions(path: Path, result: Result | None = None) -> list[Predictio
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
                 predictions.append(Prediction.model_validate_json(line))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         row = len(predictions) + 1
         raise InputError(f"{path}, line {row}: damaged predictions: {_why(error)}; run `debias eval` again") from None
     if result is not None:

@@ -173,7 +173,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
 def _read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged: {' '.join(str(error).split())}") from None
     if not isinstance(info, dict):
         raise InputError(f"{path}: holds {type(info).__name__}, expected an object")
@@ -190,7 +190,7 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
     for line in filter(str.strip, text.splitlines()):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
             lines.append(record)

@@ -1,7 +1,7 @@
 """An adapter on its base: loaded whole or not at all, and shown to change what the model says."""
 
-import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +17,10 @@ from debias.errors import InputError
 from debias.hub.packages import model_path
 
 logger = logging.getLogger(__name__)
-# What PEFT raises for a file that is cut short or is something else, and for weights of other shapes.
-UNFIT = (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, SafetensorError)
+# What PEFT raises for a file that is cut short or is something else, for weights of other shapes, for JSON without end,
+# and for `target_modules` that is no regular expression.
+UNFIT: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError)
+UNFIT += (AttributeError, SafetensorError, re.error)
 
 
 def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
@@ -67,7 +69,7 @@ def adapter_settings(name: str) -> Any:
     _check_folder(Path(name))
     try:
         return PeftConfig.from_pretrained(name)
-    except (OSError, ValueError, json.JSONDecodeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"adapter: {name!r} cannot be read: {first}") from None
 

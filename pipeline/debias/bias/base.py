@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from debias.data.digests import digests_of
 from debias.data.examples import Example
 
 Floats = NDArray[np.float64]
@@ -55,6 +56,5 @@ def folds_of(examples: Sequence[Example], folds: int, seed: int) -> NDArray[np.i
 def digest_of(block: str, examples: Sequence[Example], labels: int, seed: int) -> str:
     """What a bias model's answers depend on, so that kept answers are known to be of this data and these settings."""
     told = hashlib.sha256(f"{block} {labels} {seed}".encode())
-    for example in examples:
-        told.update(repr((example.texts, example.label)).encode("utf-8", "surrogateescape"))
+    told.update(digests_of(examples).tobytes())
     return told.hexdigest()

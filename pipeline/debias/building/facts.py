@@ -1,7 +1,7 @@
 """What a run knows of its training examples beside their labels: groups, and what its bias model says of them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
@@ -13,11 +13,13 @@ from torch import Tensor
 from debias.bias.base import BiasModel, digest_of, floored
 from debias.config.run import RunConfig
 from debias.data import Example
+from debias.data.digests import digests_of_rows
 from debias.data.order import Order
 from debias.data.resampled import Resampled
 from debias.errors import InputError
 from debias.losses import Loss
 from debias.runs.names import BIAS
+from debias.runs.seen import Seen
 from debias.runs.whole import write_whole
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,12 @@ def keep(path: Path, log_p_NC: np.ndarray, digest: str) -> None:
     buffer = BytesIO()
     np.savez(buffer, log_p=log_p_NC, digest=np.array(digest))
     write_whole(path, buffer.getvalue())
+
+
+def check_facts(seen: Seen, name: str, facts: Mapping[str, Tensor], examples: Sequence[Example]) -> None:
+    """InputError where facts [N, ...] of the examples are not those that the run was begun with."""
+    if facts:
+        seen.check(name, digests_of_rows(*(fact.numpy() for fact in facts.values())), [one.id for one in examples])
 
 
 def _say_how_it_is(model: BiasModel, log_p_NC: np.ndarray, examples: Sequence[Example]) -> None:

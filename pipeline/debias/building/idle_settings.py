@@ -5,8 +5,8 @@ import logging
 from debias.adapters import make_adapter
 from debias.config.data import DataConfig
 from debias.config.run import RunConfig
+from debias.data.files import kind_of
 from debias.data.orders import make_order
-from debias.data.sources import kind_of
 from debias.losses import make_loss
 from debias.methods import make_rule
 

@@ -4,21 +4,26 @@ import logging
 import os
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from debias.cli import bench, doctor, edit, fetch, harness, judge, launch, merge, methods, plan, suites, sweep
 from debias.cli.printing import print_table
+from debias.config.expanding import expanded_words
 from debias.errors import InputError, Interrupted
 from debias.ranks import world
-from debias.ranks.failures import record
+from debias.ranks.failures import record, stopped
+
+LONGEST_LINE = 4000  # characters of what is said about one fault, whatever a file holds
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every verb below
     help="Fine-tune language models that do not learn the data's shortcuts.",
 )
 app.add_typer(bench.app, name="bench")
@@ -33,6 +38,24 @@ fetch.add_to(app)
 edit.add_to(app)
 merge.add_to(app)
 harness.add_to(app)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        typer.echo(f"debias {metadata.version('debias')}")
+        raise typer.Exit
+
+
+@app.callback()
+def debias(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune language models that do not learn the data's shortcuts."""
+
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
@@ -83,14 +106,43 @@ def _quiet() -> None:
     warnings.simplefilter("ignore", UserWarning)
 
 
-def _run() -> None:
+@cache
+def _built() -> Any:
+    """The verbs, read from their signatures once."""
+    return typer.main.get_command(app)
+
+
+def _run() -> NoReturn:
     """The verb; under torchrun a rank leaves the reason of its failure for who looks after all ranks."""
     try:
-        app()
+        code = _built()(standalone_mode=False)
+    except typer.Abort:
+        raise SystemExit(1) from None
     except Exception as error:
+        _say_usage(error)
         if not isinstance(error, Interrupted):
             record(error)
         raise
+    raise SystemExit(code or 0)
+
+
+def _say_usage(error: Exception) -> None:
+    """What typer says in a box about an option or a verb, as our one line; nothing for any other error."""
+    if not hasattr(error, "format_message"):
+        return
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group of verbs without one: its help
+        error.show()  # type: ignore[attr-defined]
+        raise SystemExit(2)
+    told = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    raise InputError(f"{told}; {context.command_path if context else 'debias'} -h says what there is") from None
+
+
+def _refuse(line: str) -> NoReturn:
+    line = " ".join("".join(c if c.isprintable() else " " for c in line).split(" "))
+    shown = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
+    sys.stderr.write(f"error: {shown}\n")
+    raise SystemExit(2) from None
 
 
 def main() -> None:
@@ -99,15 +151,20 @@ def main() -> None:
     world.adopt_slurm(os.environ)
     _quiet()
     try:
+        sys.argv[1:] = expanded_words(sys.argv[1:])
         _run()
     except SystemExit as end:
         if not end.code:
             world.leave()
         raise
     except Interrupted as error:
+        stopped()
         world.leave()
         sys.stderr.write(f"{error}\n")
         raise SystemExit(Interrupted.exit_code) from None
     except InputError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:  # of no file: not what a user can mend
+            raise
+        _refuse(f"{error.filename}: {error.strerror}")

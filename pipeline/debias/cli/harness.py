@@ -32,8 +32,10 @@ def export_harness(
     ] = True,
 ) -> None:
     """Write text suites as tasks of lm-evaluation-harness (0.4.13), with our examples and the run's prompt."""
+    from debias.runs.outputs import check_output
     from debias_eval.harness.export import command_line, export, read_prompt
 
+    check_output(out)
     config = read_prompt(prompt)
     adapter = prompt / ADAPTER if (prompt / ADAPTER).is_dir() else None
     done = export(suites, config, out, limit=limit, seed=seed, compare_tokens=compare_tokens, adapter=adapter)

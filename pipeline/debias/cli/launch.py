@@ -13,6 +13,7 @@ from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.outputs import check_output
 
 if TYPE_CHECKING:
     from debias.launching.job import Job
@@ -150,6 +151,7 @@ def _slurm_job(given: Mapping[str, Any]) -> "Job":
     from debias.sweep.grid import parse_seeds
 
     settings, stem = _settings(Path(given["config"]), given["overrides"])
+    check_output(Path(given["out"] or "jobs"))
     title = given["name"] or stem
     kind, gpus = gpus_of(given["gpus_per_node"])
     job = make_job(
@@ -204,6 +206,7 @@ def k8s(
     from debias.launching.job import cores_of, make_job
 
     settings, stem = _settings(config, overrides)
+    check_output(out or Path("jobs"))
     title = name or stem.replace("_", "-").lower()
     job = make_job(
         settings,

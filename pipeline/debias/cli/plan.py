@@ -24,8 +24,10 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
     ] = None,
-    gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, for example 24GB or 80GiB.")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Of one node.")] = 1,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Of one GPU (with --gpus 0 of the machine), for example 24GB.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="Of one node; 0: a process on its CPUs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     seq_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a row (the run's max_length).")] = None,
     as_json: AsJson = False,
@@ -33,15 +35,18 @@ def plan(
     """Say before a run what it will need: parameters, bytes of a GPU, communication, and whether it fits."""
     from debias.config.places import find_recipe, resolve_paths
     from debias.config.reading import load_config
-    from debias.plan.planner import gpu_memory_here, make_plan
+    from debias.plan.planner import gpu_memory_here, host_memory_here, make_plan
     from debias.plan.sheet import Machine
     from debias.plan.table import table_of, verdict_of
 
     logging.getLogger("debias.models.precision").setLevel(logging.ERROR)  # of this machine, not of what is planned
     path = find_recipe(config)
     run = resolve_paths(load_config(path, overrides or []), path.resolve().parent)
-    memory = parse_bytes(gpu_memory) if gpu_memory is not None else gpu_memory_here()
-    found = make_plan(run, Machine(gpu_memory=memory, gpus=gpus, nodes=nodes), length=seq_length)
+    memory = gpu_memory_here() if gpus else host_memory_here()
+    if gpu_memory is not None:
+        memory = parse_bytes(gpu_memory)
+    machine = Machine(gpu_memory=memory, gpus=max(gpus, 1), nodes=nodes, cuda=gpus > 0)
+    found = make_plan(run, machine, length=seq_length)
     if as_json:
         typer.echo(json.dumps(found.model_dump(), indent=2))
         return

@@ -45,10 +45,12 @@ def sweep(
 
     Exit code 1 if a run failed (the others go on), 75 if a signal stopped the sweep.
     """
+    from debias.runs.outputs import check_output
     from debias.sweep.grid import parse_grid, parse_seeds, plan_sweep
     from debias.sweep.runner import Sweep
     from debias_eval.judging.missing import Missing
 
+    check_output(out)
     if print_commands and only:
         raise InputError("--print-commands is for all runs; leave out --only")
     planned = plan_sweep(recipes, parse_seeds(seeds), parse_grid(set_ or []), out, new_data=new_data)

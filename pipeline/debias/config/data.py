@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from debias.config.expanding import expanded
+
 COLORS = 10  # of planted_color
 
 
@@ -50,7 +52,8 @@ class PlantedColor(Strict):
 
 
 class DataSource(Strict):
-    """Where examples come from: `generated`, a local file (.jsonl, .csv, .parquet, each also .gz), or a hub id.
+    """Where examples come from: `generated`, local files (.jsonl, .csv, .tsv, .parquet, .xlsx, each also packed: .gz or
+    .zst; `part-*.jsonl` names several), or a hub id.
 
     Pictures come from a local IDX file (`train-images-idx3-ubyte.gz`); their labels lie beside it, in a file whose name
     has `labels-idx1` in the place of `images-idx3`.
@@ -62,10 +65,24 @@ class DataSource(Strict):
 
     source: str = Field(min_length=1)
     split: str = "train"
-    name: str | None = None  # configuration of a hub dataset
+    name: str | None = None  # configuration of a hub dataset, sheet of a workbook
+    delimiter: str | None = None  # between the fields of a .csv or .tsv, if not a comma or a tab
+    quotes: bool | None = None  # whether quotes hold fields together there; null: as the file shows
     phenomena: tuple[str, ...] | None = Field(None, min_length=1)
     limit: int | None = Field(None, ge=1)
     seed: int = 0
+
+    @field_validator("source")
+    @classmethod
+    def _written_out(cls, value: str) -> str:
+        return expanded(value)
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or value in '"\r\n'):
+            raise ValueError(f"expected one character such as ';' and no quote or line end, got {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _only_generated_has_phenomena(self) -> "DataSource":

@@ -62,6 +62,8 @@ def read(path: Path, world: int, micro: int, accumulation: int) -> dict[str, Any
         raise InputError(f"deepspeed: {path} cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"deepspeed: {path.name} line {error.lineno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+        raise InputError(f"deepspeed: {path.name}: not valid JSON: {error}") from None
     if not isinstance(loaded, dict):
         raise InputError(f"deepspeed: {path.name} holds {type(loaded).__name__}, expected an object of settings")
     _check_keys(path.name, "", loaded, TOP_KEYS)

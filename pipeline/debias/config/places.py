@@ -1,6 +1,7 @@
 """Where a run's files lie: recipes by name, data and models as absolute paths."""
 
 import difflib
+import glob
 import os
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def find_recipe(path: Path) -> Path:
     return found or path
 
 
+def _absolute(folder: Path, name: str) -> str | None:
+    """The absolute name of what lies in the folder under that name or pattern, None where nothing does.
+
+    A link keeps its own name: what it leads to may lie in a store of files without suffixes.
+    """
+    place = folder / name
+    if os.path.exists(place):  # for which a name that is too long is no error
+        return str(place.parent.resolve() / place.name) if place.name else str(place.resolve())
+    whole = Path(glob.escape(str(folder.resolve()))) / name
+    return str(whole) if glob.has_magic(name) and glob.glob(str(whole), recursive=True) else None
+
+
 def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
     """The config with local files and folders as absolute paths, so that it means the same from anywhere.
 
@@ -29,10 +42,8 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
     """
     places = [folder for folder in (base, Path.cwd()) if folder is not None]
 
-    # os.path, for which a name that is too long for a file is no error.
     def absolute(name: str) -> str:
-        found = next((folder / name for folder in places if os.path.exists(folder / name)), None)
-        return str(found.resolve()) if found is not None else name
+        return next((found for folder in places if (found := _absolute(folder, name)) is not None), name)
 
     sources = {
         key: source.model_copy(update={"source": absolute(source.source)})

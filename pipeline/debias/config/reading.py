@@ -1,6 +1,8 @@
 """A run's YAML file: read, merged with what it extends and with `key=value`, validated; what is wrong in one line."""
 
+import copy
 import difflib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from debias.config import blocks
 from debias.config.elsewhere import ALSO_CALLED, NOT_SETTINGS
+from debias.config.expanding import expanded
+from debias.config.regular import check_regular
 from debias.config.run import RunConfig
 from debias.errors import InputError
 
@@ -33,7 +37,7 @@ def _with_parents(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = values.pop("extends")
     if not isinstance(parent, str):
         raise InputError(f"{path}: extends is {parent!r}, expected the name of one file")
-    return _merged(_with_parents(path.parent / parent, (*below, path.resolve())), values)
+    return _merged(_with_parents(path.parent / expanded(parent), (*below, path.resolve())), values)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -46,11 +50,22 @@ def _are_blocks(under: Any, over: Any) -> bool:
 
 
 class _KeysOnce(yaml.SafeLoader):
-    """Of a key that is written twice, plain YAML takes the last without a word."""
+    """Of a key that is written twice, plain YAML takes the last without a word.
+
+    A scalar that looks like a date or a number and is none (`2024-13-40`, `0x_`) is a YAML error of its line.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+            seen = node.value[:80] if isinstance(node.value, str) else node.tag
+            what = f"{seen!r} is no {node.tag.rpartition(':')[2]} ({error}); put quotes around a text"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 what = f"the key {key.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
@@ -58,13 +73,22 @@ class _KeysOnce(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def yaml_value(text: str) -> Any:
+    """The value of a YAML text; yaml.YAMLError for whatever is wrong with it."""
+    try:
+        return yaml.load(text, Loader=_KeysOnce)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping."""
+    check_regular(path)
     try:
         loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_KeysOnce)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8
         raise InputError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -77,14 +101,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`values` with each `a.b=VALUE` set; a block given as a short string (`method: edge`) becomes a mapping first."""
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    result = copy.deepcopy(values)
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
             raise InputError(f"{item!r}: expected key=value")
         try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError):
+            value = yaml_value(text)
+        except yaml.YAMLError:
             raise InputError(f"{item[:200]!r}: the value is not valid YAML; quote it") from None
         *blocks, last = key.strip().split(".")
         node = result
@@ -129,11 +153,27 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{name}: missing, and it has no default"
     if first["type"] == "model_type":
-        return f"{name}: expected a block of settings (key: value), got {first['input']!r}"
+        return f"{name}: expected a block of settings (key: value), got {shown(first['input'])}"
     message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     if first["type"] == "value_error":
         return message if not name or message.startswith(f"{name}.") else f"{name}: {message}"
-    return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    return f"{name}: {message[0].lower()}{message[1:]}, got {shown(first['input'])}"
+
+
+def shown(value: Any) -> str:
+    """A value for a message, with an end however large it is."""
+    return _SHORT.repr(value)
+
+
+def _short() -> reprlib.Repr:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 200
+    short.maxlist = short.maxtuple = short.maxset = short.maxdict = 20
+    short.maxlevel = 4
+    return short
+
+
+_SHORT = _short()
 
 
 def _unknown(name: str, place: Sequence[int | str], model: type[BaseModel]) -> str:

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from debias.config import blocks
 from debias.config.data import DataConfig, Strict, is_list
+from debias.config.expanding import expanded
 
 # Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
 SELECTIONS = {"validation": "eval_accuracy", "worst_class": "eval_worst_class_accuracy"}
@@ -141,6 +142,11 @@ class RunConfig(Strict):
     sigterm_grace_seconds: float = Field(120, gt=0)  # from SIGTERM to a saved checkpoint; then the process exits
     overwrite_output_dir: bool = False
     resume: bool | Literal["auto"] = False  # auto: if output_dir holds a run; for jobs that a scheduler starts again
+
+    @field_validator("model", "output_dir", "deepspeed")
+    @classmethod
+    def _written_out(cls, value: str | None) -> str | None:
+        return None if value is None else expanded(value)
 
     @field_validator("bias_weight", mode="before")
     @classmethod

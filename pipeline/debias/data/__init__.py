@@ -8,6 +8,7 @@ from debias.data.examples import Example
 from debias.data.generator import generate
 from debias.data.painted import paint
 from debias.data.planted import plant
-from debias.data.sources import load_examples, resolve_path
+from debias.data.shards import resolve_path
+from debias.data.sources import load_examples
 
 __all__ = ["Example", "generate", "load_examples", "paint", "plant", "resolve_path"]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from debias.config.data import COLORS
+from debias.config.regular import check_regular
 from debias.data.painted import PALETTE_C3
 from debias.errors import InputError
 
@@ -72,6 +73,7 @@ def _read_idx(path: Path, magic: int, what: str) -> Bytes:
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
+    check_regular(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield cast(BinaryIO, file)

@@ -6,19 +6,22 @@ Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted 
 
 import logging
 import math
-import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
 from debias.config.data import DataConfig, DataSource
 from debias.data.examples import Example
-from debias.data.files import NumberedRow, kind_of, parquet_classes, read_rows
+from debias.data.files import kind_of, parquet_classes
 from debias.data.generator import generate
 from debias.data.grammar import PHENOMENA
 from debias.data.images import image_rows
+from debias.data.rows import Layout, NumberedRow, is_missing
+from debias.data.shards import Origin, files_there, is_pattern, resolve_files, resolve_path
 from debias.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -60,9 +63,9 @@ def load_with_columns(
 
     The rows go `through` a function first, which may leave some out and change others.
     """
-    where, rows, classes = _open(source, data, base)
-    rows = through(rows)
-    reader = _Reader(where, source.split, data, classes, bias_column, pictures=data.pictures)
+    origin, rows, classes = _open(source, data, base)
+    where, rows = origin.name, through(rows)
+    reader = _Reader(origin, source.split, data, classes, bias_column, pictures=data.pictures)
     read = [(reader.example(number, row), reader.columns(number, row, columns)) for number, row in rows]
     gold = [(example, extra) for example, extra in read if example is not None]
     if len(gold) < len(read):
@@ -72,55 +75,60 @@ def load_with_columns(
     return _subset(gold, source, where)
 
 
-def resolve_path(source: str, base: Path | None = None) -> Path:
-    """The file or folder `source` names: beside `base`, in the working directory or in DEBIAS_DATA, unless absolute.
-
-    Raises InputError that lists where it was looked for.
-    """
-    places = _places(source, base)
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        hint = "" if os.environ.get("DEBIAS_DATA") else "; DEBIAS_DATA, a folder of data, is not set"
-        raise InputError(f"{source}: no such file; looked for {', '.join(map(str, places))}{hint}")
-    return found
-
-
-def _places(source: str, base: Path | None) -> list[Path]:
-    path = Path(source).expanduser()
-    if path.is_absolute():
-        return [path]
-    folders = [base, Path.cwd(), os.environ.get("DEBIAS_DATA") or None]
-    return list(dict.fromkeys(Path(folder).expanduser().absolute() / path for folder in folders if folder is not None))
-
-
 def _open(
     source: DataSource, data: DataConfig, base: Path | None
-) -> tuple[str, Iterable[NumberedRow], Sequence[str] | None]:
-    """What to call the source in messages, its rows, and the class names behind integer labels if it has any."""
+) -> tuple[Origin, Iterable[NumberedRow], Sequence[str] | None]:
+    """The source by its name, its rows, and the class names behind integer labels if it has any."""
     if source.source == "generated":
         _refuse_name(source)
         chosen = source.phenomena or tuple(PHENOMENA)
         made = generate(source.split, source.limit or GENERATED_SIZE, source.seed, chosen)
-        return f"generated[{source.split}]", enumerate(made, start=1), None
-    found = next((place for place in _places(source.source, base) if place.exists()), None)
-    if data.pictures or kind_of(source.source) or (found is not None and found.is_file()):
+        return Origin(f"generated[{source.split}]"), enumerate(made, start=1), None
+    found = files_there(source.source, base)
+    if data.pictures:
         _refuse_name(source)
         path = resolve_path(source.source, base)
-        if data.pictures:
-            return str(path), image_rows(path), None
-        classes = parquet_classes(path, data.label_field) if kind_of(path.name) == ".parquet" else None
-        return str(path), read_rows(path), classes
-    return _open_hub(source, data, found)
+        return Origin(str(path)), image_rows(path), None
+    if kind_of(source.source) or is_pattern(source.source) or (found and not found[0].is_dir()):
+        files = resolve_files(source.source, base)
+        name = str(files[0]) if len(files) == 1 else f"{source.source} ({len(files)} files)"
+        origin = Origin(name, files, _layout(source, data))
+        return origin, origin.rows(), _classes(files, data.label_field)
+    return _open_hub(source, data, found[0] if found else None)
+
+
+def _layout(source: DataSource, data: DataConfig) -> Layout:
+    return Layout(source.delimiter, source.quotes, source.name, (data.label_field, partial(_is_label, data)))
+
+
+def _is_label(data: DataConfig, text: str) -> bool:
+    """Whether a cell could be a label: one that is known, none, or a number."""
+    known = {*data.labels, *data.label_map, *NO_GOLD_LABEL}
+    return text in known or re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
+
+
+def _classes(files: Sequence[Path], column: str) -> list[str] | None:
+    """What the Parquet files say of the label's classes; InputError where two say otherwise."""
+    told = {file: parquet_classes(file, column) for file in files if kind_of(file.name) == ".parquet"}
+    if not told:
+        return None
+    first, known = next(iter(told.items()))
+    for file, classes in told.items():
+        if classes != known:
+            raise InputError(f"{file}: the classes of {column!r} are {classes}, in {first} they are {known}")
+    return known
 
 
 def _refuse_name(source: DataSource) -> None:
-    if source.name is not None:
-        raise InputError(f"{source.source}: name is {source.name!r}, but only a hub dataset has named configurations")
+    for key in ("name", "delimiter", "quotes"):
+        if (value := getattr(source, key)) is not None:
+            goes = "a hub dataset or a workbook" if key == "name" else "a .csv or .tsv file"
+            raise InputError(f"{source.source}: {key} is {value!r}, which goes with {goes}; remove it")
 
 
 def _open_hub(
     source: DataSource, data: DataConfig, folder: Path | None
-) -> tuple[str, Iterable[NumberedRow], Sequence[str] | None]:
+) -> tuple[Origin, Iterable[NumberedRow], Sequence[str] | None]:
     from datasets import load_dataset
 
     try:
@@ -133,14 +141,14 @@ def _open_hub(
             "Hugging Face cache"
         ) from None
     classes = getattr(dataset.features.get(data.label_field), "names", None)
-    return f"{source.source}[{source.split}]", enumerate(dataset, start=1), classes
+    return Origin(f"{source.source}[{source.split}]"), enumerate(dataset, start=1), classes
 
 
 @dataclass(frozen=True)
 class _Reader:
     """Turns rows into examples; `classes` are the names behind integer labels."""
 
-    where: str
+    origin: Origin
     split: str
     data: DataConfig
     classes: Sequence[str] | None
@@ -149,7 +157,7 @@ class _Reader:
 
     def example(self, number: int, row: Mapping[str, Any]) -> Example | None:
         """The row as an example; None if it has no gold label."""
-        data, where = self.data, f"{self.where}: row {number}"
+        data, where = self.data, self.origin.row(number)
         texts = tuple(_text(row, field, where) for field in data.text_fields)
         label = self._label(_column(row, data.label_field, "label_field", where), where)
         weight = None if self.bias_column is None else _weight(row, self.bias_column, where)
@@ -160,18 +168,20 @@ class _Reader:
             id=self._id(number, row),
             texts=texts,
             label=label,
-            group=None if group is None else str(group),
+            group=None if is_missing(group) else str(group),
             bias_weight=weight,
             image=row["image"] if self.pictures else None,
         )
 
     def columns(self, number: int, row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-        """What the row holds under these names; InputError for a column that it lacks."""
-        return {name: _column(row, name, "column", f"{self.where}: row {number}") for name in names}
+        """What the row holds under these names, None for an empty cell; InputError for a column that it lacks."""
+        where = self.origin.row(number)
+        values = {name: _column(row, name, "column", where) for name in names}
+        return {name: None if is_missing(value) else value for name, value in values.items()}
 
     def _id(self, number: int, row: Mapping[str, Any]) -> str:
         given = row.get(self.data.id_field) if self.data.id_field else None
-        return f"{self.split}-{number}" if given is None else str(given)
+        return f"{self.split}-{number}" if is_missing(given) else str(given)
 
     def _label(self, value: Any, where: str) -> int | None:
         labels, label_map = self.data.labels, self.data.label_map
@@ -184,6 +194,8 @@ class _Reader:
         if raw in NO_GOLD_LABEL:
             return None
         known = f"labels {list(labels)}" + (f" and label_map {dict(label_map)}" if label_map else "")
+        if is_missing(value) and value is not None:
+            raise InputError(f"{where}: label is missing ({value!r}); a row without a gold label has -1 or '-'")
         seen = repr(value) if name == raw else f"{value!r} ({name})"
         raise InputError(f"{where}: label {seen} is not in {known}; data.label_map says which label a value stands for")
 

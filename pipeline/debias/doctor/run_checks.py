@@ -245,7 +245,7 @@ class _First:
 
 def _may_be_on_hub(source: DataSource, patient: Patient) -> bool:
     from debias.data.files import kind_of
-    from debias.data.sources import resolve_path
+    from debias.data.shards import resolve_path
 
     if source.source == "generated" or kind_of(source.source) or patient.run.data.pictures:
         return False

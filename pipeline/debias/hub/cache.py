@@ -62,7 +62,7 @@ def _fault(path: Path) -> str | None:
             found = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(found, dict) or (path.name == TOKENIZERS[0] and "model" not in found):
                 return f"{path.name} is not what its name says"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"{path.name} cannot be read"
     return None
 
@@ -82,7 +82,7 @@ def shards(index: Path) -> list[str]:
     """The files that an index of weights names; InputError for a file that is no index."""
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise InputError(f"{index}: no index of weights; delete it and fetch it again") from None
 
 

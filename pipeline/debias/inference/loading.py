@@ -161,7 +161,7 @@ def _zero_block(name: str) -> dict[str, Any]:
     path = zero_config.find(name)
     try:
         block = json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {})
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"deepspeed: {path} cannot be read: {' '.join(str(error).split())}") from None
     return block if isinstance(block, dict) else {}
 

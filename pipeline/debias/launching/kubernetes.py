@@ -19,6 +19,7 @@ from debias.config import deepspeed_file as zero_config
 from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.data.files import kind_of
+from debias.data.shards import is_pattern
 from debias.errors import InputError
 from debias.launching.job import VARIABLE, Job, names_of
 
@@ -275,7 +276,8 @@ def _is_file(name: str, config: RunConfig) -> bool:
     if os.path.isabs(name) or name == "generated":
         return False
     here = os.environ.get("DEBIAS_DATA")
-    return config.data.pictures or kind_of(name) is not None or (here is not None and (Path(here) / name).exists())
+    known = config.data.pictures or kind_of(name) is not None or is_pattern(name)
+    return known or (here is not None and os.path.exists(Path(here) / name))
 
 
 class _Readable(yaml.SafeDumper):

@@ -122,7 +122,7 @@ def _is_ours(folder: Path) -> bool:
     try:
         files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
         return {path.name for path in folder.iterdir()} <= set(files)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

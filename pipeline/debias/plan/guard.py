@@ -1,11 +1,13 @@
-"""Before a run loads anything: stop it where the plan says that not even one sample fits the GPU."""
+"""Before a run loads anything: stop it where the plan says that not even one sample fits the GPU or the CPU."""
 
 import logging
 import os
+from pathlib import Path
 
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.plan.planner import Planner, gpu_memory_here
+from debias.hub.cache import in_cache
+from debias.plan.planner import Planner, gpu_memory_here, host_memory_here
 from debias.plan.sheet import Machine
 
 logger = logging.getLogger(__name__)
@@ -15,17 +17,34 @@ SKIP = "DEBIAS_SKIP_PLAN"
 def refuse_what_cannot_fit(run: RunConfig, world: int = 1) -> None:
     """InputError, in one line, if a micro-batch of 1 needs more than this process's GPU has; `world` ranks share.
 
-    Without CUDA, for models that cannot be planned, and with DEBIAS_SKIP_PLAN=1 in the environment nothing happens.
+    Without CUDA it is this machine's memory that counts, and only a model whose weights fill half of it is planned:
+    a plan takes longer than to see that others fit. For models that cannot be planned, and with DEBIAS_SKIP_PLAN=1 in
+    the environment nothing happens.
     """
-    memory = gpu_memory_here()
-    if memory is None or os.environ.get(SKIP, "") not in ("", "0") or run.head == "image_classification":
+    if os.environ.get(SKIP, "") not in ("", "0") or run.head == "image_classification":
         return
-    needed = _needed(run, Machine(gpu_memory=memory, gpus=world))
+    memory, cuda = gpu_memory_here(), True
+    if memory is None:
+        memory, cuda = host_memory_here(), False
+        if 2 * world * _bytes_of_weights(run.model) < memory:
+            return
+        memory //= world
+    needed = _needed(run, Machine(gpu_memory=memory, gpus=world, cuda=cuda))
     if needed is not None and needed > memory:
+        has = "this GPU has" if cuda else "this machine has for a process"
         raise InputError(
-            f"model: {run.model!r} needs {needed / 1e9:.1f} GB for a micro-batch of 1, and this GPU has"
+            f"model: {run.model!r} needs {needed / 1e9:.1f} GB for a micro-batch of 1, and {has}"
             f" {memory / 1e9:.1f} GB; `debias plan` with the same arguments shows why and what helps, {SKIP}=1 goes on"
         )
+
+
+def _bytes_of_weights(name: str) -> int:
+    """Of a model that is on this machine, 0 for one that is not."""
+    if os.path.isdir(name):  # for which a name that is too long is no error
+        folder = Path(name)
+        return sum(file.stat().st_size for kind in ("safetensors", "bin") for file in folder.glob(f"*.{kind}"))
+    found = None if ":" in name else in_cache(name)
+    return 0 if found is None else found.bytes
 
 
 def _needed(run: RunConfig, machine: Machine) -> int | None:

@@ -1,7 +1,9 @@
 """The plan of a run: counts, memory, communication, and whether it fits. Nothing is loaded and no GPU is touched."""
 
+import contextlib
 import functools
 import os
+from pathlib import Path
 
 import torch
 
@@ -146,7 +148,7 @@ class Planner:
             parameters=_parameters(counts),
             gradients=self.source,
             stage=self.spread.stage,
-            gpus=self.machine.gpus,
+            gpus=self.machine.gpus if self.machine.cuda else 0,
             nodes=self.machine.nodes,
             micro_batch=size,
             accumulation=run.gradient_accumulation_steps,
@@ -221,6 +223,15 @@ def _parameters(counts: Counts) -> Parameters:
         four_bit=four_bit,
         unquantized={kind: elements for kind, elements in left.items() if elements} if four_bit else {},
     )
+
+
+def host_memory_here() -> int:
+    """Bytes of this machine's memory, or of as much of it as this process's group may have."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": none
+            return min(whole, int(Path(limit).read_text(encoding="ascii")))
+    return whole
 
 
 def gpu_memory_here() -> int | None:

@@ -29,7 +29,7 @@ class Parameters(BaseModel):
 
 
 class Plan(BaseModel):
-    """What `debias plan --json` prints; all sizes in bytes, of one GPU."""
+    """What `debias plan --json` prints; all sizes in bytes, of one GPU; `gpus` is 0 for a process on CPUs."""
 
     model: str
     architecture: str

@@ -21,7 +21,7 @@ def table_of(plan: Plan) -> Any:
 
 def title_of(plan: Plan) -> str:
     """One line: what is planned."""
-    where = f"{plan.nodes} node(s) x {plan.gpus} GPU(s)"
+    where = f"{plan.nodes} node(s) x {plan.gpus} GPU(s)" if plan.gpus else f"{plan.nodes} process(es) on CPUs"
     stage = "" if plan.stage is None else f", ZeRO stage {plan.stage}"
     return f"{plan.model}: {plan.micro_batch} x {plan.length} tokens on each of {where}{stage}, {plan.gradients}"
 
@@ -62,13 +62,14 @@ def _parameters(plan: Plan) -> list[tuple[str, str]]:
 
 def _bytes(plan: Plan) -> list[tuple[str, str]]:
     rows = [(name, f"{size / GB:.3f} GB") for name, size in plan.parts.items()]
-    rows.append((f"a GPU at its peak ({plan.moment})", f"{plan.total / GB:.3f} GB"))
+    what = "a GPU" if plan.gpus else "a process"
+    rows.append((f"{what} at its peak ({plan.moment})", f"{plan.total / GB:.3f} GB"))
     if plan.before is not None:
-        rows.append((f"a GPU at the first stage's peak ({plan.before.moment})", f"{plan.before.total / GB:.3f} GB"))
+        rows.append((f"{what} at the first stage's peak ({plan.before.moment})", f"{plan.before.total / GB:.3f} GB"))
     if plan.host:
         rows.append(("host memory of a rank", f"{plan.host / GB:.3f} GB"))
     return rows
 
 
 def _communication(plan: Plan) -> list[tuple[str, str]]:
-    return [("sent by a rank in a step", f"{plan.sent / GB:.3f} GB")] if plan.gpus * plan.nodes > 1 else []
+    return [("sent by a rank in a step", f"{plan.sent / GB:.3f} GB")] if max(plan.gpus, 1) * plan.nodes > 1 else []

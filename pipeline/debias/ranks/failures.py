@@ -4,11 +4,14 @@ torchrun ends a failed run with its own traceback, under which the rank's reason
 thing on the terminal, with the rank, its host and its log.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from debias.errors import Interrupted
@@ -17,11 +20,15 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 EXIT_REQUEUE = Interrupted.exit_code
+STOPPED = "DEBIAS_STOPPED"  # in the ranks' environment: where each that was stopped and saved leaves a file
 NO_WORDS = "  it left no words; its log has what there is\n"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run torchrun's own main in this process; exit code 1 if a rank failed, 143 if a signal ended this node."""
+    """Run torchrun's own main in this process; exit code 1 if a rank failed, 75 if a signal stopped ranks that saved.
+
+    143 if SIGTERM ended this node and nothing was saved.
+    """
     _hush()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -31,7 +38,9 @@ def main(words: Sequence[str] | None = None) -> None:
     # An interactive command would be left with a hung rank; a cluster's job sets its own.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "150")
     try:
-        run(parse_args(list(sys.argv[1:] if words is None else words)))
+        with tempfile.TemporaryDirectory(prefix="debias-") as folder:
+            os.environ[STOPPED] = folder
+            _run_ranks(lambda: run(parse_args(list(sys.argv[1:] if words is None else words))), Path(folder))
     except ChildFailedError as error:
         if all_stopped_early([failure.exitcode for failure in error.failures.values()]):
             raise SystemExit(EXIT_REQUEUE) from None
@@ -40,6 +49,28 @@ def main(words: Sequence[str] | None = None) -> None:
     except SignalException as error:
         sys.stderr.write(f"{_node()}stopped by {error.sigval.name}\n")
         raise SystemExit(128 + error.sigval.value) from None
+
+
+def _run_ranks(run: Callable[[], None], folder: Path) -> None:
+    """Run them; exit code to requeue on where a signal ended this node and its ranks had saved by then.
+
+    Of a signal torchrun says nothing more: what the ranks ended with is lost, so each leaves a file.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    try:
+        run()
+    except SignalException as error:
+        if error.sigval == signal.SIGTERM and any(folder.iterdir()):
+            raise SystemExit(EXIT_REQUEUE) from None
+        raise
+
+
+def stopped() -> None:
+    """Leave word that this rank was stopped and has saved; nothing happens outside of `main`."""
+    if folder := os.environ.get(STOPPED):
+        with contextlib.suppress(OSError):
+            (Path(folder) / str(os.getpid())).touch()
 
 
 def all_stopped_early(codes: Sequence[int]) -> bool:

@@ -1,5 +1,6 @@
 """A run's folder, asked once: `look` finds whose it is and all that is wrong with it, `Folder.open` writes."""
 
+import glob
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from debias.runs.names import (
     METRICS,
     MODEL,
     ORIGIN,
+    SEEN,
     SUMMARY,
     last_checkpoint,
     step_of,
@@ -138,9 +140,10 @@ def _another(folder: Path) -> InputError:
 def _check_kept(config: RunConfig, folder: Path) -> None:
     """InputError where the run that is to be replaced holds what this one reads: it would be deleted."""
     sources = [source.source for source in (config.data.train, config.data.validation) if source is not None]
-    for name in (config.model, *sources, config.deepspeed or ""):
-        place = Path(name).expanduser()
-        if name and place.exists() and place.resolve().is_relative_to(folder.resolve()):
+    matched = [file for name in sources for file in glob.glob(name, recursive=True)]
+    for name in (config.model, *sources, *matched, config.deepspeed or ""):
+        place = Path(name)
+        if name and os.path.exists(place) and place.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"output_dir: {folder} holds {name}, which this run reads; choose another folder")
 
 
@@ -151,7 +154,7 @@ def settings_beside(adapter: Path) -> Path | None:
 
 
 def _clear(folder: Path) -> None:
-    for name in (CONFIG, METRICS, SUMMARY):
+    for name in (CONFIG, METRICS, SUMMARY, SEEN):
         (folder / name).unlink(missing_ok=True)
     for path in [*(folder / name for name in (ADAPTER, MODEL, BIAS, EVAL)), *folder.glob(f"{CHECKPOINT}*")]:
         shutil.rmtree(path, ignore_errors=True)

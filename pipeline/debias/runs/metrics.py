@@ -84,6 +84,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
     return lines

@@ -17,7 +17,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     try:
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: is not valid JSON; start anew with overwrite_output_dir=true") from None
     return held
 

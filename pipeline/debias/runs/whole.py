@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from debias.config.regular import check_regular
 from debias.errors import InputError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write beside `path` and rename, so a full disk or a kill never leaves half a file; its folders are made."""
+    check_regular(path)  # renaming would put a file in the place of a device
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:

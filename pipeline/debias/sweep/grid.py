@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from debias.config.places import find_recipe, resolve_paths
-from debias.config.reading import load_config
+from debias.config.reading import load_config, yaml_value
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.runs.names import CONFIG, SUMMARY, trained
@@ -81,7 +81,7 @@ def parse_grid(items: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _values(text: str, item: str) -> list[str]:
     try:
-        values = yaml.safe_load(f"[{text}]")
+        values = yaml_value(f"[{text}]")
     except yaml.YAMLError:
         raise InputError(f"--set {item!r}: the values are not valid YAML; put quotes around each") from None
     if not values:
@@ -91,8 +91,12 @@ def _values(text: str, item: str) -> list[str]:
 
 def _is_plain(value: Any) -> bool:
     """A text that YAML reads back as itself needs no quotes, and makes a readable folder name."""
-    words = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][\w.+/-]*", value)
-    return bool(words) and value == yaml.safe_load(value)
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+/-]*", value):
+        return False
+    try:
+        return bool(value == yaml_value(value))
+    except yaml.YAMLError:
+        return False
 
 
 def plan_sweep(
@@ -209,6 +213,6 @@ def state_of(folder: Path) -> str:
         return "new"
     try:
         status = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("status")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         status = None
     return "finished" if status == "finished" and trained(folder) is not None else "begun"

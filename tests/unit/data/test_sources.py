@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from debias.config.data import DataConfig, DataSource
 from debias.data.generator import generate
-from debias.data.sources import load_examples, resolve_path
+from debias.data.shards import resolve_path
+from debias.data.sources import load_examples
 from debias.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -377,8 +378,8 @@ def test_not_utf8(tmp_path, name):
 def test_a_folder_with_a_files_name_and_a_file_of_unknown_kind(tmp_path):
     (tmp_path / "data.jsonl").mkdir()
     assert "cannot be read" in refusal(tmp_path / "data.jsonl")
-    (tmp_path / "data.xlsx").write_text("x")
-    assert "unknown kind of file" in refusal(tmp_path / "data.xlsx")
+    (tmp_path / "data.ods").write_text("x")
+    assert "unknown kind of file" in refusal(tmp_path / "data.ods")
 
 
 # --- the room as a whole ----------------------------------------------------------------------------------------------

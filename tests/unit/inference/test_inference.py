@@ -287,6 +287,13 @@ def test_an_adapter_without_its_weights(llama: Path, bert: Path, tmp_path: Path)
         ("adapter_model.safetensors", None, r"holds no weights \(adapter_model\.safetensors\)"),
         ("adapter_config.json", b"[]", "cannot be read"),
         ("adapter_config.json", b"{", "cannot be read"),
+        ("adapter_config.json", b"[" * 100_000, "cannot be read"),
+        (
+            "adapter_config.json",
+            b'{"peft_type": "LORA", "target_modules": "*.q_proj"}',
+            "cannot be read: nothing to repeat",
+        ),
+        ("adapter_config.json", b'{"peft_type": "LORA", "target_modules": "("}', "cannot be read: missing"),
         ("adapter_config.json", None, r"holds no adapter_config\.json; give the folder of a PEFT adapter"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -144,6 +145,49 @@ def test_the_first_failure_is_said_by_itself(kind, code, said, tmp_path):
 )
 def test_only_ranks_that_saved_are_started_again(codes, early):
     assert ranks.all_stopped_early(codes) is early
+
+
+@pytest.mark.parametrize(("number", "saved", "code"), [(15, True, 75), (15, False, None), (2, True, None)])
+def test_a_signal_after_which_ranks_saved_is_a_stop(monkeypatch, tmp_path, number, saved, code):
+    """torchrun says of a signal to itself no more than that; the ranks' words say whether they had saved."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def run():
+        if saved:
+            monkeypatch.setenv(ranks.STOPPED, str(tmp_path))
+            ranks.stopped()
+        raise SignalException("stopped", sigval=signal.Signals(number))
+
+    with pytest.raises(SignalException if code is None else SystemExit) as caught:
+        ranks._run_ranks(run, tmp_path)
+    assert code is None or caught.value.code == code
+
+
+STOPS = """
+import signal, sys, time
+from debias.ranks.failures import stopped
+def stop(number, frame):
+    if sys.argv[1] == "saves":
+        stopped()
+        sys.exit(75)
+    sys.exit(3)
+signal.signal(signal.SIGTERM, stop)
+print("here", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "code"), [("saves", 75), ("fails", 143)])
+def test_sigterm_to_torchrun(tmp_path, kind, code):
+    script = tmp_path / "stops.py"
+    script.write_text(STOPS)
+    words = [sys.executable, "-m", "debias.ranks.failures", "--standalone", "--nproc-per-node", "2", str(script), kind]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert [process.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == code
 
 
 def test_outside_of_torchrun_nothing_is_recorded(monkeypatch, tmp_path):

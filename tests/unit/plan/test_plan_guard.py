@@ -1,12 +1,16 @@
 """A run that cannot fit is stopped before anything is loaded; with a GPU of a size made up for the test."""
 
+import json
+
 import pytest
 from planned_runs import run_of
 from tiny_models import family_config
 
 from debias import train as training
+from debias.cli import app as cli
+from debias.config.reading import dump_config
 from debias.errors import InputError
-from debias.plan import guard
+from debias.plan import guard, planner
 
 
 @pytest.fixture
@@ -46,10 +50,42 @@ def test_zero_is_no(run, monkeypatch):
         guard.refuse_what_cannot_fit(run)
 
 
-def test_without_a_gpu_nothing_is_planned(run, monkeypatch):
+def test_without_a_gpu_a_small_model_is_not_planned(run, monkeypatch):
     of_size(monkeypatch, None)
     monkeypatch.setattr(guard, "Planner", lambda *a: pytest.fail("planned"))
     guard.refuse_what_cannot_fit(run)
+    guard.refuse_what_cannot_fit(run.model_copy(update={"model": "nobody/nothing"}))
+
+
+@pytest.mark.parametrize(("memory", "world", "fits"), [(10**7, 1, False), (10**9, 1, True), (6 * 10**7, 8, False)])
+def test_without_a_gpu_the_machines_memory_counts(run, monkeypatch, memory, world, fits):
+    of_size(monkeypatch, None)
+    monkeypatch.setattr(guard, "host_memory_here", lambda: memory)
+    with open(f"{run.model}/model.safetensors", "wb") as weights:
+        weights.truncate(13 * 10**6)
+    if fits:
+        guard.refuse_what_cannot_fit(run, world)
+        return
+    with pytest.raises(
+        InputError, match=r"for a micro-batch of 1, and this machine has for a process 0\.0 GB; `debias"
+    ):
+        guard.refuse_what_cannot_fit(run, world)
+
+
+def test_a_plan_for_cpus(run, tmp_path, monkeypatch, capsys):
+    """Less than the same on a GPU, which takes some itself; and the verdict is of the machine's memory."""
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(run))
+    monkeypatch.setattr(planner, "host_memory_here", lambda: 10**9)
+    said = {}
+    for words in (["--gpus", "0"], ["--gpu-memory", "2GB"]):
+        monkeypatch.setattr("sys.argv", ["debias", "plan", str(config), "--json", *words])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        said[words[0]] = json.loads(capsys.readouterr().out)
+    cpu, gpu = said["--gpus"], said["--gpu-memory"]
+    assert (cpu["gpus"], cpu["gpu_memory"], cpu["fits"]) == (0, 10**9, True)
+    assert cpu["total"] < gpu["total"]
 
 
 def test_a_model_that_cannot_be_planned_is_left_to_the_run(run, monkeypatch):

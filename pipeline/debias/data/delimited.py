@@ -1,0 +1,123 @@
+"""Rows of .csv and .tsv: each record read as one row, and none lost in a field whose quote was never closed.
+
+A quote at the beginning of a field holds it together in one kind of file (RFC 4180: spreadsheets, pandas) and is a
+character as any other in another (GLUE, SNLI and HANS as .tsv). Read the wrong way, a lone quote takes the rows below
+into its field, and nothing looks broken.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from debias.data.opening import LONGEST, lines_of, open_text
+from debias.data.rows import Layout, NumberedRow
+from debias.errors import InputError
+
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+DELIMITERS = {"\t": r'"\t"', ";": '";"', "|": '"|"', ",": '","'}  # and how YAML writes them
+CHARACTERS = "if quotes are characters of the text, set quotes: false beside source"
+
+
+def delimited_rows(path: Path, layout: Layout) -> Iterator[NumberedRow]:
+    """The rows below the header, numbered from 1; InputError with the row for one that does not fit the header.
+
+    A row that would have taken others into one of its fields is an error, too.
+    """
+    assert layout.delimiter is not None
+    quotes = layout.quotes if layout.quotes is not None else _quotes_hold_fields(path, layout.delimiter)
+    with open_text(path) as text:
+        lines = lines_of(text, path)
+        records = _quoted(path, lines, layout.delimiter) if quotes else _plain(lines, layout.delimiter)
+        header = next(records, None)
+        if header is None:
+            return
+        check_header(path, header)
+        _check_delimiter(path, header)
+        for number, record in enumerate(records, start=1):
+            if len(record) != len(header):
+                held = f"{len(record)} fields, the header {len(header)}"
+                raise InputError(f"{path}: row {number}: number of fields differs from the header's: it has {held}")
+            if quotes:
+                _check_not_swallowed(path, number, header, record, layout)
+            yield number, dict(zip(header, record, strict=True))
+
+
+def check_header(path: Path, names: Sequence[str]) -> None:
+    """InputError where a column's name is there twice: one of the two would be read, without a word."""
+    twice = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    if twice is not None:
+        raise InputError(f"{path}: header: the column {twice!r} is there twice; rename one of them")
+
+
+def _check_delimiter(path: Path, header: Sequence[str]) -> None:
+    other = next((sign for sign in DELIMITERS if sign in header[0]), None)
+    if len(header) == 1 and other is not None:
+        told = f"if {DELIMITERS[other]} is between its fields, set delimiter: {DELIMITERS[other]} beside source"
+        raise InputError(f"{path}: header: one column, {header[0][:80]!r}; {told}")
+
+
+def _quotes_hold_fields(path: Path, delimiter: str) -> bool:
+    """Whether quotes hold fields together in this file; otherwise they are characters as any other.
+
+    They are where every line has the header's number of fields with quotes as characters, and some field begins with
+    a quote that it does not close.
+    """
+    columns, lone = None, False
+    with open_text(path) as text:
+        for line in lines_of(text, path):
+            fields = line.rstrip("\r\n").split(delimiter)
+            if fields == [""]:
+                continue
+            columns = columns or len(fields)
+            if len(fields) != columns:
+                return True
+            lone = lone or ('"' in line and any(field[:1] == '"' and not QUOTED.fullmatch(field) for field in fields))
+    return not lone
+
+
+def _plain(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
+    for line in lines:
+        if content := line.rstrip("\r\n"):
+            yield content.split(delimiter)
+
+
+def _quoted(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))  # of the whole process; 131,072 by default
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    number = 0  # the header's
+    try:
+        for record in reader:
+            if record:
+                yield record
+                number += 1
+    except csv.Error as error:
+        raise InputError(f"{path}: row {number}: broken CSV: {error}; {CHARACTERS}") from None
+
+
+def _check_not_swallowed(path: Path, number: int, header: Sequence[str], record: Sequence[str], layout: Layout) -> None:
+    for place, value in enumerate(record):
+        if "\n" in value and _holds_rows(value, place, header, layout):
+            lines = value.count("\n")
+            raise InputError(
+                f"{path}: row {number}: a quote opens in {header[place]!r} and closes {lines} line(s) below, so that"
+                f" {lines + 1} rows would be read as one; double the quotes of the text, or, {CHARACTERS}"
+            )
+
+
+def _holds_rows(value: str, place: int, header: Sequence[str], layout: Layout) -> bool:
+    """Whether the lines of a field are the end of one row, whole rows, and the beginning of another.
+
+    Each then has the fields of such a piece, and a label where its label would be: a text of several lines has not.
+    """
+    first, *middle, last = (line.split(layout.delimiter) for line in value.split("\n"))
+    width = len(header)
+    if (len(first), len(last)) != (width - place, place + 1) or any(len(one) != width for one in middle) or width == 1:
+        return False
+    if layout.label is None or layout.label[0] not in header:
+        return True
+    column, is_label = header.index(layout.label[0]), layout.label[1]
+    seen = [one[column] for one in middle]
+    seen += [first[column - place]] if column >= place else []
+    seen += [last[column]] if column <= place else []
+    return all(is_label(text.strip().strip('"')) for text in seen)
