@@ -23,7 +23,7 @@ from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import elements
 from debias.engines.step import NonFiniteGradients
 from debias.errors import Interrupted
-from debias.gradients import SamplesNotFirst
+from debias.gradients import NotExact
 from debias.inference.training_set import log_p_of
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
@@ -82,7 +82,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
             seen.write()
         built.trainer.train_dataset.facts["bias_log_p"] = log_p_NC
     summary.begin()
-    with summary.failures((NonFiniteGradients, SamplesNotFirst)):
+    with summary.failures((NonFiniteGradients, NotExact)):
         outcome = _fit(built, folder)
     trainer = built.trainer
     how = {"status": "interrupted" if trainer.interrupted else "finished", "seconds": round(time.time() - started, 1)}

@@ -31,6 +31,7 @@ from debias.data.encode import Collator
 from debias.engines.checkpoints import RULE_STATE
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.errors import InputError, Interrupted
+from debias.gradients import NotExact
 from debias.inference.loading import load_run
 from debias.losses import Classification
 from debias.methods import Edge, MainOnly, Rule
@@ -250,6 +251,25 @@ def trainer_for(config: RunConfig, *, rule: Any = None, plain: bool = False, **c
     if plain:
         return Trainer(**shared | {"data_collator": lambda rows: as_trainers_have_it(Collator(words)(rows))})
     return DebiasTrainer(**shared, eval_dataset=data, rule=rule or Edge(), readout=Classification())
+
+
+def test_a_model_that_mixes_samples_is_found_out(bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As an adapter that routes by the average of the batch would: the run goes another way, or ends in one line."""
+
+    def trained(way: str) -> Any:
+        trainer = trainer_for(config_for(bert, tmp_path / way, max_steps=3))
+        trainer.gradients = way
+        layer = trainer.model.get_submodule("base_model.model.bert.encoder.layer.0")
+        layer.register_forward_hook(lambda module, inputs, output: output + 0.5 * output.mean(dim=0, keepdim=True))
+        trainer.train()
+        return trainer.hook.gradients, {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+    (way, got), (_, want) = trained("auto"), trained("shared_forward")
+    assert way == "shared_forward"
+    assert "single_pass is not exact here: the bias gradient of base_model.model.bert.encoder.layer.0" in caplog.text
+    assert largest_difference(got, want) <= 1e-7
+    with pytest.raises(NotExact, match=r"encoder\.layer\.0.* is off by .*use auto or shared_forward$"):
+        trained("single_pass")
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -307,7 +307,8 @@ def test_detach_restores_ddps_own_averaging(way, rank):
         torch.testing.assert_close(got, p.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_a_silent_weight_on_one_rank_stops_both(rank):
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_silent_weight_on_one_rank_stops_both(rank, verify):
     """One rank reads a weight without calling its layer: both raise, neither waits for the other, nothing is masked."""
 
     class Silent(Mlp):
@@ -318,7 +319,7 @@ def test_a_silent_weight_on_one_rank_stops_both(rank):
 
     model = Silent(bias=False)
     ddp = DistributedDataParallel(model)
-    hook = attach(ddp, torch.optim.SGD(model.parameters(), lr=0.1), Edge(), "single_pass")
+    hook = attach(ddp, torch.optim.SGD(model.parameters(), lr=0.1), Edge(), "single_pass", verify=verify)
     feed(hook, ddp, mlp_loss, mlp_batch(0), weights_for(14), PARTS[rank])
     with pytest.raises(RuntimeError, match=r"second\.weight got a main gradient and no bias gradient"):
         hook.step()

@@ -60,9 +60,10 @@ def _of_strategy(config: RunConfig) -> dict[str, str]:
 
 def _of_method(config: RunConfig) -> dict[str, str]:
     if make_rule(config.method).uses_bias:
-        return {}
+        slow = config.gradients in ("shared_forward", "two_pass")
+        return {"verify": f"gradients is {config.gradients}; single_pass alone proves itself"} if slow else {}
     why = f"method {config.method['name']} does not look at the bias gradient"
-    return dict.fromkeys(("gradients", "bias_weight", "debias_head"), why)
+    return dict.fromkeys(("gradients", "verify", "bias_weight", "debias_head"), why)
 
 
 def _of_what_is_easy(config: RunConfig) -> dict[str, str]:

@@ -57,6 +57,7 @@ def build_trainer(
             gradients=config.gradients,
             select=selection(debias_head=config.debias_head),
             max_nonfinite_steps=config.max_nonfinite_steps,
+            verify=config.verify,
             stop=stop,
         )
     trainer.add_callback(PaddingCheck(task, encoded))

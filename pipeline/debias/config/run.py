@@ -93,6 +93,7 @@ class RunConfig(Strict):
 
     method: dict[str, Any] = Field({"name": "edge"}, validate_default=True)
     gradients: Literal["auto", "single_pass", "shared_forward", "two_pass"] = "auto"
+    verify: bool = True  # single_pass compares its bias gradient with an ordinary backward pass, twice in a run
     loss: dict[str, Any] = Field({"name": "cross_entropy"}, validate_default=True)
     bias_model: dict[str, Any] | None = None  # who says what is easy, before training; see bias_weight
     first_stage: FirstStage | None = None

@@ -24,6 +24,7 @@ def attach(
     select: Select = ...,
     max_grad_norm: float | None = ...,
     max_nonfinite_steps: int = ...,
+    verify: bool = ...,
 ) -> TorchHook: ...
 
 
@@ -36,6 +37,7 @@ def attach(
     gradients: str = ...,
     select: Select = ...,
     max_nonfinite_steps: int = ...,
+    verify: bool = ...,
 ) -> "ZeroHook": ...
 
 
@@ -48,6 +50,7 @@ def attach(
     select: Select = not_head,
     max_grad_norm: float | None = None,
     max_nonfinite_steps: int = 10,
+    verify: bool = True,
 ) -> Any:
     """Hook debiased gradients into a training loop of your own.
 
@@ -57,12 +60,15 @@ def attach(
 
     `gradients`: `auto`, `single_pass`, `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable
     tensors the rule acts on (default: all but a task head). `max_grad_norm` clips the update in `hook.step` (an engine
-    clips by its own `gradient_clipping`). Raises ValueError when the rule would act on nothing, when the optimizer
-    lacks a selected parameter, when `single_pass` is asked for where it is not exact, and for an engine with an option
-    that is not supported, with the reason. A rule that looks at how far the weights moved measures from here: to go on
-    with an earlier run load the weights, attach, and give the hook what its `state_dict()` was.
+    clips by its own `gradient_clipping`). `verify`: single_pass compares its bias gradient with an ordinary backward
+    pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
+    raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). Raises ValueError when the
+    rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it
+    is not exact, and for an engine with an option that is not supported, with the reason. A rule that looks at how far
+    the weights moved measures from here: to go on with an earlier run load the weights, attach, and give the hook what
+    its `state_dict()` was.
     """
-    options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps}
+    options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
     if not _is_engine(model):
         return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
     from debias.engines.zero.attach import attach_engine

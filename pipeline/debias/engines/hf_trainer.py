@@ -36,9 +36,10 @@ class DebiasTrainer(CheckpointingTrainer):
 
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
     `objective` is its older name); `loss`: one of `debias.losses`, cross-entropy by default; `bias_weight`: where the
-    weights come from; `gradients` and `select`: as in `debias.attach`. `facts`: of the whole training set, for a loss
-    that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both. Accumulation,
-    clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole or not at all.
+    weights come from; `gradients`, `select` and `verify`: as in `debias.attach`. `facts`: of the whole training set,
+    for a loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both.
+    Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole
+    or not at all.
     Raises ValueError for fp16 (its loss scaling hides overflow until after the rule; use bf16 or fp32).
     """
 
@@ -54,6 +55,7 @@ class DebiasTrainer(CheckpointingTrainer):
         gradients: str = "auto",
         select: Select = not_head,
         max_nonfinite_steps: int = 10,
+        verify: bool = True,
         stop: StopRequest | None = None,
         **kwargs: Any,
     ) -> None:
@@ -73,6 +75,7 @@ class DebiasTrainer(CheckpointingTrainer):
         self.gradients = gradients
         self.select = select
         self.max_nonfinite_steps = max_nonfinite_steps
+        self.verify = verify
         self._check_exact()
         self.stop = stop
         self.interrupted = False
@@ -206,6 +209,7 @@ class DebiasTrainer(CheckpointingTrainer):
         # Only now is the model wrapped (DDP, DeepSpeed) as it will be trained.
         if self.hook is None or self.hook.model is not model:
             options: Any = {"select": self.select, "max_nonfinite_steps": self.max_nonfinite_steps}
+            options["verify"] = self.verify
             if self.is_deepspeed_enabled:
                 self.hook = attach(model, self.rule, gradients=self.gradients, **options)
             else:

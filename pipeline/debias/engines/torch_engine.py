@@ -14,7 +14,7 @@ from debias.engines.parameters import Select, not_head, select_parameters
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.rule_state import RuleState, rescale
 from debias.engines.step import GramSums, StepReport, check_skipped, raise_empty, raise_silent, report
-from debias.gradients import GradientSource, make_source
+from debias.gradients import GradientSource, Verified, make_source
 from debias.methods import GRADIENTS, Rule, Vector, apply_coefficients, as_rows, gram_of_rows
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class TorchHook(Hook):
         self._select = select
         self._at_attach = {name for name, p in model.named_parameters() if p.requires_grad}
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
+        if isinstance(source, Verified):
+            source.waits = self._ddp is not None
         # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself. Said before every
         # forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
         self._ddp_guard = self._ddp.register_forward_pre_hook(_no_averaging) if self._ddp is not None else None
@@ -124,13 +126,22 @@ class TorchHook(Hook):
             return self._count
         group = self._ddp.process_group
         device = next(iter(trainable.values())).device
-        flags = [self._count, float(self.asks_to_stop), *map(float, used.values()), *map(float, silent.values())]
+        faults = self.source.faults if isinstance(self.source, Verified) else {}
+        wrong = [faults.get(name, 0.0) for name in trainable]
+        flags = [
+            self._count,
+            float(self.asks_to_stop),
+            *map(float, used.values()),
+            *map(float, silent.values()),
+            *wrong,
+        ]
         seen = torch.tensor(flags, dtype=torch.float64, device=device)
         dist.all_reduce(seen, group=group)
         count, asked, *counts = seen.tolist()
         self.stops = asked > 0
-        users, missing = counts[: len(used)], counts[len(used) :]
+        users, missing, wrong = (counts[start : start + len(used)] for start in range(0, len(counts), len(used)))
         # On every rank, or the others would wait for this one.
+        self._hear({name: share for name, share in zip(trainable, wrong, strict=True) if share})
         raise_silent(self.gradients, [name for name, n in zip(trainable, missing, strict=True) if n])
         ever_used = {name for name, n in zip(trainable, users, strict=True) if n}
         raise_empty(count, used=not ever_used.isdisjoint(self.selected))
@@ -147,6 +158,11 @@ class TorchHook(Hook):
         biases = [self.source.bias[name] for name in names if name in self.source.bias]
         all_reduce_sum([g for g in mains if g is not None] + biases, group)
         return float(count)
+
+    def _hear(self, faults: Mapping[str, float]) -> None:
+        """Some rank found that single_pass is not exact: all of them go another way from the next step on, or raise."""
+        if faults and isinstance(self.source, Verified):
+            self.source.complain(faults)
 
     def _needs_bias(self, name: str) -> bool:
         return self.rule.uses_bias and name in self.selected
@@ -295,13 +311,15 @@ def attach_model(
     select: Select = not_head,
     max_grad_norm: float | None = None,
     max_nonfinite_steps: int = 10,
+    verify: bool = True,
 ) -> TorchHook:
     """`debias.attach` for gradients in `p.grad`: one process, or a model in DistributedDataParallel.
 
     `model` may be wrapped in DistributedDataParallel. `gradients`: `auto`, `single_pass`, `shared_forward` or
     `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default: all but a task head).
-    `max_grad_norm` clips the update in `step`. Raises ValueError when the rule would act on nothing, when the optimizer
-    lacks a selected parameter, or when `single_pass` is asked for where it is not exact, with the reason.
+    `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. Raises ValueError when the rule
+    would act on nothing, when the optimizer lacks a selected parameter, or when `single_pass` is asked for where it is
+    not exact, with the reason.
     """
     selected = select_parameters(model, select)
     if spread := next((name for name, p in model.named_parameters() if hasattr(p, "placements")), None):
@@ -320,7 +338,7 @@ def attach_model(
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if lost := [name for name, p in selected.items() if id(p) not in held]:
             raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
-    source = make_source(gradients, model, selected, bias=rule.uses_bias)
+    source = make_source(gradients, model, selected, bias=rule.uses_bias, verify=verify)
     return TorchHook(
         model,
         optimizer,

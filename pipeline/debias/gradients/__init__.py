@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from torch import nn
 
 from debias.gradients.base import Again, GradientSource, MicroBatch, Plain, SharedForward, TwoPass, no_grad_weight
-from debias.gradients.choice import choose
+from debias.gradients.choice import choose, slower
+from debias.gradients.samples import NotExact
 from debias.gradients.single_pass import SinglePass, refusal
 from debias.gradients.taps import SamplesNotFirst
+from debias.gradients.trials import leaves_of, spared
+from debias.gradients.verified import Verified
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +26,14 @@ def make_source(
     bias: bool = True,
     stage: int = 0,
     elements: tuple[int, int] = (0, 0),
+    verify: bool = True,
 ) -> GradientSource:
     """The gradient source that `name` comes to for this model (`choice.choose`); the log says which `auto` took.
 
     `bias=False`: nobody looks at the bias gradient, and the ordinary backward pass is enough. `stage` is ZeRO's;
-    `elements` are those selected and those of the whole model. Raises ValueError as `choose` does.
+    `elements` are those selected and those of the whole model. `verify`: single_pass compares its bias gradient with an
+    ordinary backward pass (`Verified`), and leaves the field to a slower way where that was left to `auto`. Raises
+    ValueError as `choose` does.
     """
     chosen = choose(
         name,
@@ -41,6 +47,8 @@ def make_source(
         logger.warning("gradients: auto chose %s; %s", chosen.name, chosen.why)
     elif name == "auto" and bias:
         logger.info("gradients: auto chose %s", chosen.name)
+    if verify and chosen.name == SinglePass.name:
+        return Verified(model, selected, slower(stage) if name == "auto" else None)
     return SOURCES[chosen.name](model, selected)
 
 
@@ -48,11 +56,15 @@ __all__ = [
     "Again",
     "GradientSource",
     "MicroBatch",
+    "NotExact",
     "Plain",
     "SamplesNotFirst",
     "SharedForward",
     "SinglePass",
     "TwoPass",
+    "Verified",
+    "leaves_of",
     "make_source",
     "no_grad_weight",
+    "spared",
 ]

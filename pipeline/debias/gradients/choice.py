@@ -62,5 +62,10 @@ def _auto(refusal: Callable[[], str | None], stage: int, selected: int, whole: i
             f"single_pass would keep a float32 gradient of {100 * share:.0f} % of the model on every rank",
         )
     if reason := refusal():
-        return Choice("two_pass" if stage == 3 else "shared_forward", f"single_pass is not exact here: {reason}")
+        return Choice(slower(stage), f"single_pass is not exact here: {reason}")
     return Choice("single_pass")
+
+
+def slower(stage: int) -> str:
+    """What takes the place of single_pass: exact for any model, at any stage of ZeRO."""
+    return "two_pass" if stage == 3 else "shared_forward"

@@ -81,6 +81,7 @@ def linear_forward(layer: nn.Linear, tap: Tap) -> Forward:
 def _linear(layer: nn.Linear, tap: Tap, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return nn.functional.linear(x, layer.weight, layer.bias)
+    tap.see(x)
     dtype = _autocast_dtype(x)
     parts = [x, layer.weight, layer.bias]
     # Autocast does not reach into a custom Function: cast as it would, differentiably.
@@ -93,6 +94,20 @@ def is_replaced(module: nn.Module) -> bool:
     """Whether the forward of this instance is one of ours."""
     forward = vars(module).get("forward")
     return isinstance(forward, functools.partial) and forward.func in (_linear, _lora)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody but DeepSpeed, which watches every module, wants to know when this one is called."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if torch.nn.modules.module._has_any_global_hook():
+        return True
+    return any(is_foreign(hook) for kind in kinds for hook in getattr(module, kind).values())
+
+
+def is_foreign(hook: Any) -> bool:
+    """Whether a hook is neither DeepSpeed's nor ours."""
+    code = getattr(hook, "func", hook)
+    return not str(getattr(code, "__module__", "")).startswith(("deepspeed.", "debias."))
 
 
 def is_plain_lora(module: nn.Module) -> bool:
@@ -126,8 +141,11 @@ def _lora(
     layer: Any, usual: Forward, name: str, tap_a: Tap, tap_b: Tap, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     active = [other for other in layer.active_adapters if other in layer.lora_A]
-    if args or kwargs or layer.merged or layer.disable_adapters or active != [name]:
-        return usual(x, *args, **kwargs)
+    unusual = args or kwargs or layer.merged or layer.disable_adapters or active != [name]
+    if unusual or is_hooked(layer.lora_A[name]) or is_hooked(layer.lora_B[name]):
+        return usual(x, *args, **kwargs)  # calls lora_A and lora_B themselves, and so whatever is hooked to them
+    if torch.is_grad_enabled():
+        tap_a.see(x)
     # The same without grad: reentrant checkpointing recomputes what ran without it, and a dropout mask drawn in
     # another dtype (the usual path leaves the cast to autocast) would be another mask on CUDA.
     base = layer.base_layer(x)

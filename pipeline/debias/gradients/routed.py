@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from debias.gradients.taps import SamplesNotFirst, Tap
+from debias.gradients.taps import Tap
 
 
 class Routing(Protocol):
@@ -82,13 +82,11 @@ class _TwoGradientExperts(torch.autograd.Function):
 
 def _weight_of_rows(tap: Tap, routing: Routing, rows: tuple[int, int] | None) -> Tensor | None:
     weight_N = tap.of_tokens(rows)
-    if weight_N is None:
+    if weight_N is None or tap.source.weights is None:
         return None
     if len(weight_N) != routing.tokens:
-        raise SamplesNotFirst(
-            f"single_pass: {tap.weight_name} saw {routing.tokens} tokens in a batch of {len(weight_N)}; use"
-            " gradients='shared_forward'"
-        )
+        complaint = f"{tap.weight_name} saw {routing.tokens} tokens in a batch of {len(weight_N)}"
+        return tap.source.weights.unknown(tap.weight_name, complaint)
     return weight_N[routing.token_S]
 
 

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 FLATTENING = frozenset({"Llama4TextMoe", "Qwen3MoeSparseMoeBlock"})
 
 
-class SamplesNotFirst(RuntimeError):
-    """A layer saw a tensor of which it is not known what belongs to which sample: single_pass is not exact here."""
+class NotExact(ValueError, RuntimeError):
+    """single_pass was asked for by name and is not exact for this model and loss: a batch brought it to light."""
+
+
+class SamplesNotFirst(NotExact):
+    """A layer saw a tensor of which it is not known what belongs to which sample."""
 
 
 class Flattened:
@@ -44,25 +48,28 @@ class SampleWeights:
         self.weight_B = weight_B
         self.index_RT = index_RT
         self.weight_RT: Tensor | None = None
+        self.dtypes: set[torch.dtype] = set()  # of the signals that were weighted
         if index_RT is not None:
             _check_index(index_RT, len(weight_B))
             index_RT = index_RT.to(weight_B.device)
             self.weight_RT = torch.where(index_RT >= 0, weight_B[index_RT.clamp(min=0)], 0.0)
 
-    def of(self, leading: Sequence[int], flattened: tuple[int, int] | None, name: str | None) -> Tensor:
+    def of(self, leading: Sequence[int], flattened: tuple[int, int] | None, name: str | None) -> Tensor | None:
         """The weight of each row of a tensor [*leading, C], to be broadcast over what follows: [d], or [R, T].
 
         `flattened` is (R, T) where the layer sits in a block that flattens, else None; `name` is for the error.
-        Raises SamplesNotFirst where the rows are not known to be the samples' or their tokens'.
+        Where the rows are not known to be the samples' or their tokens' it is for `unknown` to say what follows.
         """
         leading = tuple(leading)
         if self.weight_RT is None:
             found = self._by_row(leading, flattened)
         else:
             found = self._by_index(self.weight_RT, leading, flattened)
-        if found is None:
-            raise SamplesNotFirst(self._complaint(leading, name))
-        return found
+        return found if found is not None else self.unknown(name, self._complaint(leading, name))
+
+    def unknown(self, name: str | None, complaint: str) -> Tensor | None:
+        """Raises SamplesNotFirst: it is not known which sample each row of `name`'s layer belongs to."""
+        raise SamplesNotFirst(f"single_pass: {complaint}; use gradients='shared_forward'")
 
     def _by_row(self, leading: tuple[int, ...], flattened: tuple[int, int] | None) -> Tensor | None:
         samples = len(self.weight_B)
@@ -85,10 +92,7 @@ class SampleWeights:
         saw = leading[0] if self.index_RT is None else list(leading)
         has = f"{len(self.weight_B)} samples"
         has += "" if self.index_RT is None else f" in rows and tokens {list(self.index_RT.shape)}"
-        return (
-            f"single_pass: {name} saw {saw} rows while the loss has {has}; samples are not its first dimension: use"
-            " gradients='shared_forward'"
-        )
+        return f"{name} saw {saw} rows while the loss has {has}; samples are not its first dimension"
 
 
 def _check_index(index_RT: Tensor, samples: int) -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from debias.gradients.base import GradientSource, MicroBatch
-from debias.gradients.layers import is_plain_lora, is_replaced, linear_forward, lora_forward
+from debias.gradients.layers import is_foreign, is_plain_lora, is_replaced, linear_forward, lora_forward
 from debias.gradients.routed import routed_loras, two_gradients
 from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
-from debias.gradients.taps import Tap
+from debias.gradients.taps import Rows, Tap
 from debias.readouts.router import router_loss_of
 
 # DeBERTa projects its position table with the layers that project tokens; OPT flattens samples and tokens; the others
@@ -62,11 +62,17 @@ class SinglePass(GradientSource):
                 "gradients 'single_pass' cannot keep a loss of the whole batch (batch_loss) out of the bias gradient;"
                 " use gradients='shared_forward'"
             )
-        self.weights = SampleWeights(batch.weight_B.detach(), batch.sample_index)
+        self._pass(batch, SampleWeights(batch.weight_B.detach(), batch.sample_index))
+
+    def _pass(self, batch: MicroBatch, weights: SampleWeights, *, retain_graph: bool = False) -> None:
+        self.weights = weights
         try:
-            self.passes.main(batch.main_loss())
+            self.passes.main(batch.main_loss(), retain_graph=retain_graph)
         finally:
             self.weights = None
+
+    def see(self, name: str, leading: tuple[int, ...], rows: Rows) -> None:
+        """See `debias.gradients.taps.Collector`; here nobody asks."""
 
     def accumulate(self, name: str, gradient: Tensor) -> None:
         """Add to the bias gradient of parameter `name`, in float32 or, where the layer is in float64, in that."""
@@ -103,6 +109,8 @@ class SinglePass(GradientSource):
                     inside_lora |= {id(a), id(b)}
                     taps = self._tap(a), self._tap(b)
                     self._replace(module, lora_forward(module, *taps), a.weight, b.weight)
+                    for layer, tap in ((a, taps[0]), (b, taps[1])):  # called where something is hooked to them
+                        self._replace(layer, linear_forward(layer, tap))
             elif isinstance(module, nn.Linear):
                 tap = self._tap(module)
                 if tap.weight_name or tap.bias_name:
@@ -146,6 +154,7 @@ def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | Non
         or _mixed_samples(model)
         or _not_linear(model, selected)
         or _not_called(model)
+        or hooked(selected)
     )
 
 
@@ -233,4 +242,14 @@ def _not_called(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) and any(p.requires_grad for p in module.parameters()):
             return f"{name} (MultiheadAttention) uses its projections without calling them"
+    return None
+
+
+def hooked(selected: Mapping[str, nn.Parameter]) -> str | None:
+    """A hook on a parameter is called once, with main: what it does to a gradient would be done to that alone."""
+    for name, parameter in selected.items():
+        held: Any = parameter
+        hooks = (*(held._backward_hooks or {}).values(), *(held._post_accumulate_grad_hooks or {}).values())
+        if any(is_foreign(hook) for hook in hooks):
+            return f"a hook on {name} (register_hook) would act on the main gradient alone"
     return None

@@ -21,6 +21,9 @@ class Collector(Protocol):
     def accumulate(self, name: str, gradient: Tensor) -> None:
         """Add to the bias gradient of parameter `name`."""
 
+    def see(self, name: str, leading: tuple[int, ...], rows: "Rows") -> None:
+        """In a forward pass: the layer of parameter `name` reads a tensor [*leading, C]."""
+
 
 class Tap:
     """Makes the main gradient of one linear layer and leaves its bias gradient with the source.
@@ -41,6 +44,12 @@ class Tap:
     def rows(self) -> Rows:
         """What the block around this layer sees in the forward pass that is running."""
         return None if self.block is None else self.block.rows_and_tokens
+
+    def see(self, x: Tensor) -> None:
+        """Tell the source what shape of input this layer has in the forward pass that is running."""
+        name = self.weight_name or self.bias_name
+        if name is not None:
+            self.source.see(name, tuple(x.shape[:-1]), self.rows())
 
     def weight_gradient(self, x: Tensor, delta: Tensor, rows: Rows = None) -> Tensor:
         """main_W [O, I] from input x [B, ..., I] and signal delta [B, ..., O]; adds bias_W to what is accumulated.
@@ -76,14 +85,15 @@ class Tap:
         if self.source.weights is None:
             return None
         if rows is None:
-            raise SamplesNotFirst(
-                f"single_pass: the block around {self.weight_name} is not one of those that are known"
+            return self.source.weights.unknown(
+                self.weight_name, f"the block around {self.weight_name} is not one of those that are known"
             )
         return self.source.weights.of([rows[0] * rows[1]], rows, self.weight_name)
 
     def _weights(self, tensor: Tensor, rows: Rows) -> Tensor | None:
         if self.source.weights is None:
             return None
+        self.source.weights.dtypes.add(tensor.dtype)
         return self.source.weights.of(tensor.shape[:-1], rows, self.weight_name or self.bias_name)
 
 

@@ -576,17 +576,21 @@ def test_zero_grad_between_micro_batches_is_noticed(gradients):
             feed(hook, model, batch, weight_B)
 
 
-def test_a_weight_used_without_calling_its_layer_is_noticed():
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_weight_used_without_calling_its_layer_is_noticed(verify):
+    """In the first backward pass; a weight that is used so later on, in the step."""
+
     class Silent(Mlp):
         def forward(self, x):
             hidden = nn.functional.linear(torch.tanh(self.first(x)), self.second.weight)
             return self.classifier(hidden)
 
     model = Silent(bias=False)
-    hook = attached(model, Edge(), "single_pass")
-    feed(hook, model, mlp_batch(), weights_for(14))
+    hook = attached(model, Edge(), "single_pass", verify=verify)
+    if not verify:
+        feed(hook, model, mlp_batch(), weights_for(14))
     with pytest.raises(RuntimeError, match=r"second\.weight got a main gradient and no bias gradient.*shared_forward"):
-        hook.step()
+        feed(hook, model, mlp_batch(), weights_for(14)) if verify else hook.step()
 
 
 @pytest.mark.parametrize("gradients", WAYS)

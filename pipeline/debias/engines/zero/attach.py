@@ -22,7 +22,13 @@ def is_engine(model: object) -> bool:
 
 
 def attach_engine(
-    engine: Any, rule: Rule, gradients: str = "auto", *, select: Select = not_head, max_nonfinite_steps: int = 10
+    engine: Any,
+    rule: Rule,
+    gradients: str = "auto",
+    *,
+    select: Select = not_head,
+    max_nonfinite_steps: int = 10,
+    verify: bool = True,
 ) -> ZeroHook:
     """`debias.attach` for a DeepSpeed engine; collective: every rank must call it with the same arguments.
 
@@ -36,8 +42,8 @@ def attach_engine(
         raise ValueError(f"the rule would act on nothing: {len(selected)} trainable tensors without an element")
     if lost := _not_optimized(engine, selected):
         raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
-    _check_agreement(engine, rule, gradients, selected)
-    source = _source(engine, rule, gradients, selected)
+    _check_agreement(engine, rule, f"{gradients}, verify={verify}", selected)
+    source = _source(engine, rule, gradients, selected, verify)
     trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     try:
         return ZeroHook(engine, rule, source, home_of(engine, trainable), max_nonfinite_steps=max_nonfinite_steps)
@@ -46,12 +52,13 @@ def attach_engine(
         raise
 
 
-def _source(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter]) -> GradientSource:
+def _source(
+    engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter], verify: bool
+) -> GradientSource:
     stage = int(engine.zero_optimization_stage())
     sizes = [sum(elements(p) for p in some) for some in (selected.values(), engine.module.parameters())]
-    return make_source(
-        gradients, engine.module, selected, bias=rule.uses_bias, stage=stage, elements=(sizes[0], sizes[1])
-    )
+    options: Any = {"bias": rule.uses_bias, "stage": stage, "elements": (sizes[0], sizes[1]), "verify": verify}
+    return make_source(gradients, engine.module, selected, **options)
 
 
 def _not_optimized(engine: Any, selected: Mapping[str, nn.Parameter]) -> list[str]:

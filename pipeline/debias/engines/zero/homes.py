@@ -288,6 +288,27 @@ def at_boundary(engine: Any) -> Iterator[None]:
             engine.optimizer.set_gradient_accumulation_boundary(engine.is_gradient_accumulation_boundary())
 
 
+def rewind(engine: Any) -> Callable[[], None]:
+    """What makes an engine ready to run a graph again, as if its forward pass had just ended.
+
+    Take it before a backward pass whose graph is kept, and call it before the next one. Stage 3 counts on each module
+    what a backward pass has still to fetch; stages 1 and 2 would take the next forward pass for that of another step.
+    """
+    names = ("applied_pre_backward_ref_cnt", "ds_grads_remaining")
+    modules = [vars(module) for module in engine.module.modules()]
+    counts = [{name: module[name] for name in names if name in module} for module in modules]
+
+    def again() -> None:
+        for module, before in zip(modules, counts, strict=True):
+            module.update(before)
+        if hasattr(engine.optimizer, "clear_backward_seen_flag"):
+            engine.optimizer.clear_backward_seen_flag()
+        if int(engine.zero_optimization_stage()) == 3:
+            forget_fetch_order(engine)
+
+    return again
+
+
 def forget_fetch_order(engine: Any) -> None:
     """Stage 3 fetches in the order that it recorded, and fails when a layer reads other parameters than before."""
     coordinator = engine.optimizer._get_param_coordinator()

@@ -23,7 +23,8 @@ from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, check_skipped, raise_empty, raise_silent, report
 from debias.engines.zero.homes import Home, at_boundary, forget_fetch_order
 from debias.engines.zero.state import gathered, local_weights, masters_of
-from debias.gradients import GradientSource, SinglePass
+from debias.engines.zero.trials import ZeroTrials
+from debias.gradients import GradientSource, SinglePass, Verified
 from debias.methods import Rule, Vector
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,6 @@ class ZeroHook(Hook):
         self.home = home
         self.trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
         self._taken: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-        self._takes = home.takes_each_pass or source.name in {"two_pass", "shared_forward"}
         # Which passes of this step gave a parameter a gradient on this rank, a bit for each.
         self._used: dict[str, int] = {}
         self._passes = 0
@@ -62,6 +62,13 @@ class ZeroHook(Hook):
         self._plan = make_plan(self._layout, self._combined, group, engine.device)
         self._undo = [*self._patch_engine(), *self._watch()]
         source.passes = self
+        if isinstance(source, Verified):
+            source.trials = ZeroTrials(self)
+
+    @property
+    def _takes(self) -> bool:
+        """Whether each pass is reduced by itself and taken at once; not the same for all of a run's steps."""
+        return self.home.takes_each_pass or self.source.name in {"two_pass", "shared_forward"}
 
     def _before_backward(self) -> None:
         if self._awaiting_step and self._must_step():
@@ -91,19 +98,20 @@ class ZeroHook(Hook):
 
     def main(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """See `debias.gradients.base.Passes`."""
-        self._pass(loss, retain_graph)
+        self.run(loss, alone=self._takes, retain_graph=retain_graph)
         if self._takes:
             self._take(self._taken[0])
 
     def bias(self, make_loss: Any) -> None:
         """See `debias.gradients.base.Passes`."""
-        self._pass(make_loss(), False)
+        self.run(make_loss(), alone=True)
         self._take(self._taken[1])
 
-    def _pass(self, loss: Tensor, retain_graph: bool) -> None:
+    def run(self, loss: Tensor, *, alone: bool, retain_graph: bool = False) -> None:
+        """The engine's backward pass; `alone`: reduced by itself, and not added to what the engine has accumulated."""
         self._running = True
         try:
-            if self._takes:
+            if alone:
                 self.home.clear()
                 self.home.prepare()
                 with at_boundary(self.engine):
@@ -114,6 +122,13 @@ class ZeroHook(Hook):
         finally:
             self._running = False
             self._passes += 1
+
+    def forget_passes(self) -> None:
+        """Drop what this step's passes gave; the bias gradient is the source's own."""
+        self._taken = ({}, {})
+        self._used.clear()
+        self._passes = 0
+        self.home.clear()
 
     def _take(self, into: dict[str, Tensor]) -> None:
         for name, gradient in self.home.local().items():
@@ -172,7 +187,7 @@ class ZeroHook(Hook):
         """This rank's pieces of the mean bias gradient, each where main's piece lies."""
         if not self.rule.uses_bias:
             return {}
-        if self._takes and not isinstance(self.source, SinglePass):
+        if self._takes and self.source.name != SinglePass.name:
             taken = self._taken[1]
             return {
                 name: taken[name] if name in taken else torch.zeros_like(main[name]) for name in self._layout.pieces
@@ -189,7 +204,7 @@ class ZeroHook(Hook):
 
     def _silent(self) -> dict[str, float]:
         """single_pass: parameters that got a main gradient on this rank, and no bias gradient."""
-        if not isinstance(self.source, SinglePass):
+        if self.source.name != SinglePass.name:
             return {}
         return {name: float(name in self._used and name not in self.source.bias) for name in self.selected}
 
@@ -295,13 +310,10 @@ class ZeroHook(Hook):
 
     def _forget(self) -> None:
         self.source.reset()
-        self._taken = ({}, {})
-        self._used.clear()
-        self._passes = 0
         self._count = 0.0
         self._ran = False
         self._awaiting_step = False
-        self.home.clear()
+        self.forget_passes()
 
 
 def _finds_nonfinite(optimizer: Any) -> bool:
