@@ -203,6 +203,72 @@ def test_leaving_no_sync_does_not_turn_averaging_on(rank):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["mlp", "bert lora"])
+def test_a_model_that_is_wrapped_after_attach(name, way, rank):
+    """Both gradients are summed over the ranks from the first step on; detach gives the wrapper back its averaging."""
+    build, forward, make_batch = MODELS[name]
+    alone, model = build(), build()
+    train(alone, forward, make_batch, ALL, way, "sgd", Edge())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    hook = attach(model, optimizer, Edge(), way, max_grad_norm=1.0)
+    ddp = DistributedDataParallel(model)
+    for step in range(STEPS):
+        with ddp.no_sync():
+            feed(hook, ddp, forward, make_batch(step), weights_for(14, seed=step), PARTS[rank][:1])
+        feed(hook, ddp, forward, make_batch(step), weights_for(14, seed=step), PARTS[rank][1:])
+        assert hook.step().samples == 14
+    error, tensor = largest_difference(model, alone)
+    assert error <= 1e-6, f"{tensor}: {error:.2e}"
+    assert same_on_both_ranks(model)
+    assert all(not saved.startswith("module.") for saved in map(hook._saved_name, hook.selected))
+    hook.detach()
+    forward(ddp, rows(make_batch(0), *PARTS[rank][0])).mean().backward()
+    averaged = next(p.grad for p in model.parameters() if p.requires_grad).clone()
+    other = averaged.clone()
+    dist.broadcast(other, src=0)
+    assert torch.equal(averaged, other)
+
+
+def test_a_wrapper_that_trains_more_than_the_hook_knows(rank):
+    """On every rank, before a gradient is lost."""
+    whole = nn.ModuleDict({"core": Mlp(), "beside": nn.Linear(3, 3)})
+    whole.forward = lambda x: whole["beside"](whole["core"](x))
+    hook = attach(whole["core"], None, Edge())
+    ddp = DistributedDataParallel(whole)
+    with pytest.raises(
+        ValueError, match=r"beside\.weight is trained by only one .* attach to the model that is wrapped"
+    ):
+        feed(hook, ddp, mlp_loss, mlp_batch(0), weights_for(14), PARTS[rank][:1])
+
+
+@pytest.mark.parametrize("first", ["attach", "prepare"])
+def test_accelerate_accumulates_over_two_ranks(first, rank):
+    """`hook.step()` in every micro-batch of `accumulate()` is one step of all of them."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    alone, model = Mlp(), Mlp()
+    train(alone, mlp_loss, mlp_batch, ALL, "single_pass", "sgd", Edge())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    options = {"gradients": "single_pass", "max_grad_norm": 1.0}
+    hook = attach(model, optimizer, Edge(), **options) if first == "attach" else None
+    wrapped = accelerator.prepare_model(model)
+    assert isinstance(wrapped, DistributedDataParallel)
+    hook = hook or attach(wrapped, optimizer, Edge(), **options)
+    for step in range(STEPS):
+        for part in PARTS[rank]:
+            with accelerator.accumulate(wrapped):
+                feed(hook, wrapped, mlp_loss, mlp_batch(step), weights_for(14, seed=step), [part])
+                hook.step()
+    assert largest_difference(model, alone)[0] <= 1e-6
+    assert same_on_both_ranks(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_branch_of_one_rank_in_another_dtype(dtype, way, rank):
     """The rank without the branch brings zeros of the same dtype as the other rank's gradients."""

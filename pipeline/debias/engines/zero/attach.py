@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from debias.engines.parameters import Select, elements, not_head, select_parameters, whole_shape
+from debias.engines.wrapping import refuse_sparse
 from debias.engines.zero.homes import home_of
 from debias.engines.zero.hook import ZeroHook
 from debias.engines.zero.refusal import refusal_of
@@ -31,6 +32,7 @@ def attach_engine(
     """
     if reason := refusal_of(engine):
         raise ValueError(f"debias.attach: {reason}")
+    refuse_sparse(engine.module)
     selected = select_parameters(engine.module, select)
     if not sum(elements(p) for p in selected.values()):
         raise ValueError(f"the rule would act on nothing: {len(selected)} trainable tensors without an element")
