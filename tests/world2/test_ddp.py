@@ -11,12 +11,13 @@ import torch.distributed as dist
 from gradient_checks import assert_same, by_samples, mlp_loss, selected_of, text_loss, weights_for
 from tables import FORMS
 from tiny_models import Mlp, bert, bert_lora, rows, text_batch
+from tiny_trainers import Counted, Ordered, Words, collate, examples, logged, trainer_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines import NonFiniteGradients, attach
 from debias.gradients import make_source
-from debias.losses import cross_entropy
+from debias.losses import Classification, cross_entropy, gce_weight
 from debias.methods import DiGraP, Edge
 
 pytestmark = pytest.mark.skipif(os.environ.get("WORLD_SIZE", "2") != "2", reason="its micro-batches are of two ranks")
@@ -264,6 +265,32 @@ def test_accelerate_accumulates_over_two_ranks(first, rank):
                 hook.step()
     assert largest_difference(model, alone)[0] <= 1e-6
     assert same_on_both_ranks(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("readout", [Classification(), Counted()], ids=["samples", "tokens"])
+@pytest.mark.parametrize("size", [6, 3])
+def test_the_trainers_figures_are_those_of_one_process(size, readout, tmp_path, rank):
+    """The logged loss among them: steps of 12 samples on two ranks, whole or in two micro-batches a rank."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    keys = ("loss", "grad_norm", "main_norm", "bias_norm", "cosine", "removed_share")
+    data, model, alone = examples(24), Words(), Words()
+    options = {"data": Ordered(data), "more": {"readout": readout}, "ddp_backend": "gloo"}
+    trainer = trainer_of(
+        tmp_path, model=model, per_device_train_batch_size=size, gradient_accumulation_steps=6 // size, **options
+    )
+    trainer.train()
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.05)
+    hook = attach(alone, optimizer, Edge())
+    for step, figures in enumerate(logged(trainer, *keys)):
+        said = readout.said(alone, collate(data[12 * step : 12 * step + 12]))
+        hook.backward(-said.log_p_B, gce_weight(said.log_p_B), count=said.count)
+        done = hook.step()
+        loss = -float(said.log_p_B.detach().sum()) / said.count
+        assert figures == pytest.approx([loss, *(getattr(done, key) for key in keys[1:])], rel=1e-4)
+    assert largest_difference(model, alone)[0] <= 1e-6
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
