@@ -1,6 +1,7 @@
 """Hook an engine of DeepSpeed: what it may be, which way to two gradients, whether the ranks agree."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from debias.engines.zero.hook import ZeroHook
 from debias.engines.zero.refusal import refusal_of
 from debias.gradients import GradientSource, make_source
 from debias.methods import Rule
+
+logger = logging.getLogger(__name__)
 
 
 def is_engine(model: object) -> bool:
@@ -39,6 +42,7 @@ def attach_engine(
     if lost := _not_optimized(engine, selected):
         raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
     _check_agreement(engine, rule, gradients, selected)
+    _say_clipping(engine)
     source = _source(engine, rule, gradients, selected)
     trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     try:
@@ -46,6 +50,17 @@ def attach_engine(
     except BaseException:
         source.detach()
         raise
+
+
+def _say_clipping(engine: Any) -> None:
+    """DeepSpeed's default has been 1.0 since 0.19.3: a loop that never asked for clipping has it."""
+    limit = engine.gradient_clipping()
+    if limit and "gradient_clipping" not in engine.config and dist.get_rank() == 0:
+        logger.warning(
+            "gradient_clipping is not in the DeepSpeed config: DeepSpeed clips the update at %s; write it down, 0.0 for"
+            " none",
+            limit,
+        )
 
 
 def _source(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter]) -> GradientSource:
