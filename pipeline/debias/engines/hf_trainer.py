@@ -221,6 +221,8 @@ class DebiasTrainer(CheckpointingTrainer):
         """As `Trainer.train`; the model is left without hooks."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # which the Trainer refuses
+        if isinstance(resume_from_checkpoint, str):
+            self.check_checkpoint(Path(resume_from_checkpoint))
         if isinstance(resume_from_checkpoint, str) and (done := self._done(Path(resume_from_checkpoint))):
             return done
         self.hook = None  # that of an earlier train() is detached
