@@ -1,7 +1,7 @@
 """Fine-tune language models that do not learn the data's shortcuts.
 
 For a training loop of your own: `hook = debias.attach(model, optimizer, rule)`. For the Hugging Face Trainer:
-`debias.DebiasTrainer`. For everything else: the `debias` command.
+`debias.DebiasTrainer`, both with a rule such as `debias.Edge()`. For everything else: the `debias` command.
 """
 
 from importlib import import_module
@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from debias.engines import attach
     from debias.engines.hf_trainer import DebiasTrainer
     from debias.errors import InputError
+    from debias.methods import Edge
 
-_HOMES = {"attach": "debias.engines", "DebiasTrainer": "debias.engines.hf_trainer", "InputError": "debias.errors"}
+_HOMES = {
+    "attach": "debias.engines",
+    "DebiasTrainer": "debias.engines.hf_trainer",
+    "Edge": "debias.methods",
+    "InputError": "debias.errors",
+}
 
-__all__ = ["DebiasTrainer", "InputError", "__version__", "attach"]
+__all__ = ["DebiasTrainer", "Edge", "InputError", "__version__", "attach"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from debias.building.facts import bias_log_p, check_facts, check_groups, facts_o
 from debias.building.idle_settings import say_what_has_no_effect
 from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
-from debias.config.places import resolve_paths
+from debias.config.places import find_recipe, resolve_paths
+from debias.config.reading import load_config, parse
 from debias.config.run import RunConfig
 from debias.data.digests import digests_of
 from debias.data.examples import Example
@@ -22,7 +24,7 @@ from debias.data.facts import facts_of
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import elements
 from debias.engines.step import NonFiniteGradients
-from debias.errors import Interrupted
+from debias.errors import InputError, Interrupted
 from debias.gradients import NotExact
 from debias.inference.training_set import log_p_of
 from debias.plan.guard import refuse_what_cannot_fit
@@ -37,15 +39,30 @@ Facts = dict[str, Tensor]
 SAID = "said.npz"  # beside the runs before a run: what the first one said of the training examples
 
 
-def train(config: RunConfig, base: Path | None = None) -> Path:
+def train(config: RunConfig | Mapping[str, Any] | str | Path, base: Path | None = None) -> Path:
     """Train what `config` says; returns the run's folder. `base` is the folder its data paths are relative to.
 
+    `config`: a `RunConfig`, settings as a YAML file would have them (`{"model": ..., "data": {"train": ...}, ...}`), or
+    such a file or a shipped recipe by its name, beside which its data lies if `base` is not given.
     The folder holds `adapter/` (plain PEFT; `model/` without LoRA), `config.yaml`, `metrics.jsonl` and `run.json`.
     Everything that can be wrong with the input is found before the folder is made, as InputError.
     """
+    config, base = _read(config, base)
     # From the start: a signal that comes while the model is loaded ends the run at its first step, with a checkpoint.
     with StopRequest(config.sigterm_grace_seconds) as stop:
         return _train(config, base, stop)
+
+
+def _read(given: RunConfig | Mapping[str, Any] | str | Path, base: Path | None) -> tuple[RunConfig, Path | None]:
+    """The settings of a run, however they were given, and the folder that its paths are relative to."""
+    if isinstance(given, RunConfig):
+        return given, base
+    if isinstance(given, Mapping):
+        return parse(RunConfig, given, where="config"), base
+    if not isinstance(given, str | Path):
+        raise InputError(f"config: expected a RunConfig, a mapping of settings or a file, got {type(given).__name__}")
+    file = find_recipe(Path(given))
+    return load_config(file), file.resolve().parent if base is None else base
 
 
 def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:

@@ -44,7 +44,7 @@ ALLOWED = {
     "building": (
         "errors readouts gradients ranks config models data methods runs adapters bias losses merging engines"
     ),
-    "debias": "errors engines",
+    "debias": "errors methods engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",
     "inference": "errors readouts ranks config models data runs adapters engines building",
     "plan": "errors readouts gradients hub config models data methods adapters losses engines building",

@@ -11,12 +11,13 @@ import torch.distributed as dist
 from gradient_checks import assert_same, by_samples, mlp_loss, selected_of, text_loss, weights_for
 from tables import FORMS
 from tiny_models import Mlp, bert, bert_lora, rows, text_batch
+from tiny_trainers import Counted, Ordered, Words, collate, examples, logged, trainer_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines import NonFiniteGradients, attach
 from debias.gradients import make_source
-from debias.losses import cross_entropy
+from debias.losses import Classification, cross_entropy, gce_weight
 from debias.methods import DiGraP, Edge
 
 pytestmark = pytest.mark.skipif(os.environ.get("WORLD_SIZE", "2") != "2", reason="its micro-batches are of two ranks")
@@ -200,6 +201,98 @@ def test_leaving_no_sync_does_not_turn_averaging_on(rank):
         feed(hook, ddp, mlp_loss, batch, weight_B, PARTS[rank][1:])
         hook.step()
     assert largest_difference(model, alone)[0] <= 1e-6
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["mlp", "bert lora"])
+def test_a_model_that_is_wrapped_after_attach(name, way, rank):
+    """Both gradients are summed over the ranks from the first step on; detach gives the wrapper back its averaging."""
+    build, forward, make_batch = MODELS[name]
+    alone, model = build(), build()
+    train(alone, forward, make_batch, ALL, way, "sgd", Edge())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    hook = attach(model, optimizer, Edge(), way, max_grad_norm=1.0)
+    ddp = DistributedDataParallel(model)
+    for step in range(STEPS):
+        with ddp.no_sync():
+            feed(hook, ddp, forward, make_batch(step), weights_for(14, seed=step), PARTS[rank][:1])
+        feed(hook, ddp, forward, make_batch(step), weights_for(14, seed=step), PARTS[rank][1:])
+        assert hook.step().samples == 14
+    error, tensor = largest_difference(model, alone)
+    assert error <= 1e-6, f"{tensor}: {error:.2e}"
+    assert same_on_both_ranks(model)
+    assert all(not saved.startswith("module.") for saved in map(hook._saved_name, hook.selected))
+    hook.detach()
+    forward(ddp, rows(make_batch(0), *PARTS[rank][0])).mean().backward()
+    averaged = next(p.grad for p in model.parameters() if p.requires_grad).clone()
+    other = averaged.clone()
+    dist.broadcast(other, src=0)
+    assert torch.equal(averaged, other)
+
+
+def test_a_wrapper_that_trains_more_than_the_hook_knows(rank):
+    """On every rank, before a gradient is lost."""
+    whole = nn.ModuleDict({"core": Mlp(), "beside": nn.Linear(3, 3)})
+    whole.forward = lambda x: whole["beside"](whole["core"](x))
+    hook = attach(whole["core"], None, Edge())
+    ddp = DistributedDataParallel(whole)
+    with pytest.raises(
+        ValueError, match=r"beside\.weight is trained by only one .* attach to the model that is wrapped"
+    ):
+        feed(hook, ddp, mlp_loss, mlp_batch(0), weights_for(14), PARTS[rank][:1])
+
+
+@pytest.mark.parametrize("first", ["attach", "prepare"])
+def test_accelerate_accumulates_over_two_ranks(first, rank):
+    """`hook.step()` in every micro-batch of `accumulate()` is one step of all of them."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    alone, model = Mlp(), Mlp()
+    train(alone, mlp_loss, mlp_batch, ALL, "single_pass", "sgd", Edge())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    options = {"gradients": "single_pass", "max_grad_norm": 1.0}
+    hook = attach(model, optimizer, Edge(), **options) if first == "attach" else None
+    wrapped = accelerator.prepare_model(model)
+    assert isinstance(wrapped, DistributedDataParallel)
+    hook = hook or attach(wrapped, optimizer, Edge(), **options)
+    for step in range(STEPS):
+        for part in PARTS[rank]:
+            with accelerator.accumulate(wrapped):
+                feed(hook, wrapped, mlp_loss, mlp_batch(step), weights_for(14, seed=step), [part])
+                hook.step()
+    assert largest_difference(model, alone)[0] <= 1e-6
+    assert same_on_both_ranks(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("readout", [Classification(), Counted()], ids=["samples", "tokens"])
+@pytest.mark.parametrize("size", [6, 3])
+def test_the_trainers_figures_are_those_of_one_process(size, readout, tmp_path, rank):
+    """The logged loss among them: steps of 12 samples on two ranks, whole or in two micro-batches a rank."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    keys = ("loss", "grad_norm", "main_norm", "bias_norm", "cosine", "removed_share")
+    data, model, alone = examples(24), Words(), Words()
+    options = {"data": Ordered(data), "more": {"readout": readout}, "ddp_backend": "gloo"}
+    trainer = trainer_of(
+        tmp_path, model=model, per_device_train_batch_size=size, gradient_accumulation_steps=6 // size, **options
+    )
+    trainer.train()
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.05)
+    hook = attach(alone, optimizer, Edge())
+    for step, figures in enumerate(logged(trainer, *keys)):
+        said = readout.said(alone, collate(data[12 * step : 12 * step + 12]))
+        hook.backward(-said.log_p_B, gce_weight(said.log_p_B), count=said.count)
+        done = hook.step()
+        loss = -float(said.log_p_B.detach().sum()) / said.count
+        assert figures == pytest.approx([loss, *(getattr(done, key) for key in keys[1:])], rel=1e-4)
+    assert largest_difference(model, alone)[0] <= 1e-6
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @pytest.mark.parametrize("way", WAYS)

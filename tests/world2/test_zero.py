@@ -683,6 +683,17 @@ def attach_odd(stage, gradients="single_pass", *, blocks=None, select=linear_onl
             dist.barrier()
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_clipping_that_nobody_asked_for_is_said(said, caplog, rank):
+    config = ds_config(2, clip=1.0)
+    if not said:
+        del config["gradient_clipping"]
+    with odd_engine(config) as engine:
+        assert engine.gradient_clipping() == 1.0
+        attach(engine, Edge(), gradients="single_pass", select=linear_only).detach()
+    assert ("DeepSpeed clips the update at 1.0" in caplog.text) == (not said and rank == 0)
+
+
 def test_shared_forward_at_stage_3():
     with pytest.raises(ValueError, match="'shared_forward' is not safe at stage 3"):
         attach_odd(3, "shared_forward")

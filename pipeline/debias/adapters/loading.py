@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,11 @@ def _left_over(base: Any) -> Iterator[list[str]]:
 def _fitting(name: str) -> Iterator[None]:
     try:
         yield
+    except UnpicklingError as error:
+        raise InputError(
+            f"adapter: {name!r}: adapter_model.bin is a pickle that holds more than tensors, which is not run; save its"
+            " tensors as adapter_model.safetensors"
+        ) from error
     except UNFIT as error:
         told = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise InputError(f"adapter: {name!r} does not fit or cannot be read: {told[-1][:200]}") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from debias.building.schedules import check_schedule
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import SELECTIONS, RunConfig
 from debias.engines.zero import launch as zero_launch
@@ -71,6 +72,7 @@ def check_names(config: RunConfig) -> None:
     from transformers.training_args import OptimizerNames
 
     _check_choice("lr_scheduler_type", config.lr_scheduler_type, [kind.value for kind in SchedulerType])
+    check_schedule(config)
     _check_choice("optim", config.optim, [kind.value for kind in OptimizerNames])
     if config.optim.endswith("layerwise") or config.optim in STEPS_IN_BACKWARD:
         raise InputError(

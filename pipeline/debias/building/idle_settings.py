@@ -3,6 +3,7 @@
 import logging
 
 from debias.adapters import make_adapter
+from debias.building.schedules import LOOKS_AT_VALIDATION
 from debias.config.data import DataConfig
 from debias.config.run import RunConfig
 from debias.data.files import kind_of
@@ -25,8 +26,8 @@ def without_effect(config: RunConfig) -> list[str]:
     }
     if config.max_steps > 0:
         reasons["num_train_epochs"] = f"max_steps is {config.max_steps}"
-    if config.lr_scheduler_type == "constant":
-        reasons["warmup_steps"] = "lr_scheduler_type is constant; constant_with_warmup has one"
+    if config.lr_scheduler_type in ("constant", *LOOKS_AT_VALIDATION):
+        reasons["warmup_steps"] = f"lr_scheduler_type is {config.lr_scheduler_type}; constant_with_warmup has one"
     defaults = RunConfig.model_fields
     given = {key: getattr(config, key) for key in reasons}
     found = [f"{key}={given[key]}: {why}" for key, why in reasons.items() if given[key] != defaults[key].default]

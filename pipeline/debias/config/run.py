@@ -117,6 +117,7 @@ class RunConfig(Strict):
 
     learning_rate: float = Field(3e-4, gt=0, le=1e38)
     lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: dict[str, Any] = Field({})  # the schedule's own settings, such as {num_cycles: 2}
     warmup_steps: float = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     num_train_epochs: float = Field(1.0, gt=0)

@@ -55,8 +55,9 @@ def attach(
     """Hook debiased gradients into a training loop of your own.
 
     `attach(model, optimizer, rule)`: `hook.backward(loss_B, weight_B)` for each micro-batch, then `hook.step()`; the
-    model may be wrapped in DistributedDataParallel. `attach(engine, rule)` for a DeepSpeed engine: `hook.backward(...)`
-    in the place of `engine.backward(loss)`, then `engine.step()` as ever.
+    model may be wrapped in DistributedDataParallel, before or after. In Accelerate's `accumulate()`, with the optimizer
+    that Accelerate prepared, `hook.step()` may stand in every micro-batch. `attach(engine, rule)` for a DeepSpeed
+    engine: `hook.backward(...)` in the place of `engine.backward(loss)`, then `engine.step()` as ever.
 
     `gradients`: `auto`, `single_pass`, `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable
     tensors the rule acts on (default: all but a task head). `max_grad_norm` clips the update in `hook.step` (an engine
@@ -64,9 +65,10 @@ def attach(
     pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
     raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). Raises ValueError when the
     rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it
-    is not exact, and for an engine with an option that is not supported, with the reason. A rule that looks at how far
-    the weights moved measures from here: to go on with an earlier run load the weights, attach, and give the hook what
-    its `state_dict()` was.
+    is not exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that is not supported,
+    with the reason. What is done to the model afterwards and would leave the rule without its parameters (FSDP, an
+    adapter) is a RuntimeError in the next step. A rule that looks at how far the weights moved measures from here: to
+    go on with an earlier run load the weights, attach, and give the hook what its `state_dict()` was.
     """
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
     if not _is_engine(model):

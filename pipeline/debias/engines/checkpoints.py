@@ -1,5 +1,6 @@
 """Checkpoints of the Trainer: there whole or not at all, and under DeepSpeed for any number of ranks to go on from."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -9,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from debias.engines.parameters import whole_shape
 from debias.losses import LearningLoss
 from debias.methods import Rule
+from debias.runs.damage import check_files, check_shapes, damaged, reading
 from debias.runs.names import checkpoint_at, checkpoints
 from debias.runs.whole import check_tensors, saving
 
@@ -35,12 +37,44 @@ class CheckpointingTrainer(Trainer):
     hook: "TorchHook | ZeroHook | None"
     interrupted: bool
 
+    def check_checkpoint(self, checkpoint: Path) -> None:
+        """InputError (a ValueError) in one line for a checkpoint that cannot be gone on from; no tensor is read."""
+        needed = [SCHEDULER_NAME] if self.is_deepspeed_enabled else [OPTIMIZER_NAME, SCHEDULER_NAME]
+        check_files(checkpoint, [] if self.args.save_only_model else needed)
+        shapes = {name: whole_shape(p) for name, p in self.model.named_parameters()}
+        if not hasattr(self.model, "peft_config"):
+            check_shapes(checkpoint, shapes)
+            return
+        from peft import get_peft_model_state_dict
+
+        state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        with contextlib.suppress(KeyError):  # a kind of adapter that keeps what is no parameter
+            saved = get_peft_model_state_dict(self.model, state_dict=state)
+            check_shapes(checkpoint, {name: tensor.shape for name, tensor in saved.items()}, whole=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with reading(Path(resume_from_checkpoint), "the model's file"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        with reading(Path(checkpoint), f"{OPTIMIZER_NAME} or {SCHEDULER_NAME}"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if odd := _moment_of_another_shape(self.optimizer):
+            raise damaged(Path(checkpoint), f"{OPTIMIZER_NAME} is of other parameters: {odd}")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or ""), "the state of random numbers (rng_state)"):
+            super()._load_rng_state(checkpoint)
+
     # Under DeepSpeed: weights and optimizer state whole, for any number of ranks to go on from.
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self._skipped_before = 0
         if resume_from_checkpoint is not None and self.loss.memory_S.numel():
-            self.loss.load_state_dict(torch.load(Path(resume_from_checkpoint) / LOSS_STATE))
+            with reading(Path(resume_from_checkpoint), LOSS_STATE):
+                self.loss.load_state_dict(torch.load(Path(resume_from_checkpoint) / LOSS_STATE))
         self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -175,7 +209,21 @@ def rule_state_in(checkpoint: Path, rule: Rule) -> dict[str, Tensor]:
         raise ValueError(
             f"{checkpoint}: there is no {RULE_STATE}, which {rule.name} goes on from: another rule saved it"
         )
-    return load_file(str(checkpoint / RULE_STATE))
+    with reading(checkpoint, RULE_STATE):
+        return load_file(str(checkpoint / RULE_STATE))
+
+
+def _moment_of_another_shape(optimizer: Any) -> str | None:
+    """What torch's own optimizers keep of a parameter has its shape; loading does not look."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return None
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for name, held in optimizer.state.get(p, {}).items():
+                if isinstance(held, Tensor) and held.ndim and held.shape != p.shape:
+                    return f"{name} has shape {list(held.shape)}, its parameter {list(p.shape)}"
+    return None
 
 
 def _forget_older(run: Path, keep: int | None, best: str | None) -> None:

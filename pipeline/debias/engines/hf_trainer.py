@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from debias.bias.own import SelfWeight
 from debias.bias.weights import BiasWeightSource
 from debias.engines.attaching import attach
 from debias.engines.checkpoints import CheckpointingTrainer, rule_state_in
 from debias.engines.parameters import Select, chosen_by, not_head
+from debias.engines.trainer_arguments import loss_of, refuse_arguments, refuse_losses
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
-from debias.losses import CrossEntropy, LearningLoss, Loss
+from debias.losses import LearningLoss, Loss
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
 from debias.readouts import Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
+from debias.readouts.said import KNOWN_FACTS
 from debias.runs.environment import peak_memory_mb
 
 if TYPE_CHECKING:
@@ -40,8 +43,10 @@ class DebiasTrainer(CheckpointingTrainer):
     for a loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both.
     Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole
     or not at all.
-    Raises ValueError for fp16 (its loss scaling hides overflow until after the rule; use bf16 or fp32).
+    Each of the TrainingArguments is honoured, or a ValueError here that names it (`trainer_arguments`).
     """
+
+    _signature_columns: list[str] | None
 
     def __init__(
         self,
@@ -60,15 +65,14 @@ class DebiasTrainer(CheckpointingTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.fp16:
-            raise ValueError("fp16 is not supported: use bf16=true or full precision")
-        if self.is_fsdp_enabled:
+        refuse_arguments(self.args, self.train_dataset)
+        if self.is_fsdp_enabled:  # by Accelerate's environment too
             raise ValueError("FSDP is not supported: use one process, DistributedDataParallel or DeepSpeed")
-        if self.args.n_gpu > 1:
-            raise ValueError(f"{self.args.n_gpu} GPUs in one process (DataParallel) are not supported: use torchrun")
+        refuse_losses(self)
         self.rule = rule
         self.readout = _one_of(readout, objective)
-        self.loss = LearningLoss(loss or CrossEntropy(), facts)
+        self._facts = facts
+        self.loss = LearningLoss(loss_of(self.args, loss, self.readout), facts)
         if self.loss.every_label:
             self.readout.check_every_label()
         self.bias_weight = bias_weight or SelfWeight()
@@ -82,6 +86,7 @@ class DebiasTrainer(CheckpointingTrainer):
         self.hook: TorchHook | ZeroHook | None = None
         self._router: RouterLoss | None = None
         self._since_log = (time.perf_counter(), 0.0)
+        self._losses = torch.zeros((), device=self.args.device)  # the sum of this step's, on this rank
         # The loss is already a mean over its micro-batch: the Trainer must not divide it by an item count.
         self.model_accepts_loss_kwargs = False
 
@@ -123,10 +128,26 @@ class DebiasTrainer(CheckpointingTrainer):
             batch_loss=balance,
         )
         self._count_samples(loss_B.numel())
-        if boundary:
-            self._combine(hook)
-        mean = loss_B.detach().sum() / count + (0.0 if balance is None else balance.detach())
-        return mean / self.current_gradient_accumulation_steps
+        self._losses = self._losses + loss_B.detach().sum() + (0.0 if balance is None else balance.detach() * count)
+        if not boundary:
+            return torch.zeros_like(self._losses)
+        self._combine(hook)
+        self._empty_cache()
+        return self._mean_loss(hook)
+
+    def _mean_loss(self, hook: Any) -> Tensor:
+        """The loss that is logged: the sum over the step's micro-batches and ranks, by the one count of its gradients.
+
+        The Trainer takes the mean over ranks of what each returns, so this is the rank's part of it times their number.
+        """
+        mean = self._losses * (self.args.world_size / hook.last.samples)
+        self._losses = torch.zeros_like(self._losses)
+        return mean
+
+    def _empty_cache(self) -> None:
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
 
     def _combine(self, hook: Any) -> None:
         hook.asks_to_stop = self.stop is not None and self.stop.asked
@@ -142,6 +163,28 @@ class DebiasTrainer(CheckpointingTrainer):
         whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
         return whole
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._forget_half_a_step()
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def _forget_half_a_step(self) -> None:
+        """After memory ran out (`auto_find_batch_size`) the Trainer begins anew, on the weights as they are."""
+        self._losses = torch.zeros_like(self._losses)
+        if self.hook is not None:
+            self._detach()
+            self.hook = None
+            self.loss = LearningLoss(self.loss.loss, self._facts)
+            self.model.zero_grad(set_to_none=True)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Facts are nothing that a model's forward takes, and are read all the same."""
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*(self._signature_columns or ()), *KNOWN_FACTS]
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        super()._track_num_input_tokens(inputs_and_facts(inputs)[0])
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the Trainer counts them, of what the model is given."""
         return int(super().floating_point_ops(inputs_and_facts(inputs)[0]))
@@ -153,11 +196,13 @@ class DebiasTrainer(CheckpointingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Label scores [B, C] and the mean negative log-likelihood of the right labels."""
+        """Label scores [B, C] and the mean negative log-likelihood of the right labels, where these are known."""
         batch = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             scores_BC = self.readout.label_scores(model, batch)
-        labels_B = inputs_and_facts(batch)[1]["labels"]
+        labels_B = inputs_and_facts(batch)[1].get("labels")
+        if labels_B is None:
+            return (None, None, None) if prediction_loss_only else (None, scores_BC, None)
         loss = -scores_BC.gather(1, labels_B.unsqueeze(1)).mean()
         return (loss, None, None) if prediction_loss_only else (loss, scores_BC, labels_B)
 
@@ -177,6 +222,10 @@ class DebiasTrainer(CheckpointingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; the model is left without hooks."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # which the Trainer refuses
+        if isinstance(resume_from_checkpoint, str):
+            self.check_checkpoint(Path(resume_from_checkpoint))
         if isinstance(resume_from_checkpoint, str) and (done := self._done(Path(resume_from_checkpoint))):
             return done
         self.hook = None  # that of an earlier train() is detached

@@ -1,7 +1,8 @@
 """Which trainable parameters a rule acts on."""
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -11,11 +12,18 @@ logger = logging.getLogger(__name__)
 # What Hugging Face calls a task head. It starts from random values, so its first gradients say little about shortcuts.
 HEAD_NAMES = frozenset({"classifier", "score", "qa_outputs", "classification_head", "modules_to_save"})
 
+# Hugging Face's classes whose own layers, outside the backbone, are a head: not those of language models, whose head
+# comes with the checkpoint.
+TASK_CLASS = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)$")
+
 Select = Callable[[str, nn.Parameter], bool]
 
 
 def not_head(name: str, parameter: nn.Parameter) -> bool:
-    """The default selection: every trainable tensor but those of a task head."""
+    """The default selection: every trainable tensor but those of a task head.
+
+    By its name alone; where the whole model is known, `for_model` adds layers of its head that are called otherwise.
+    """
     return HEAD_NAMES.isdisjoint(name.split("."))
 
 
@@ -24,8 +32,43 @@ def selection(*, debias_head: bool) -> Select:
     return (lambda name, parameter: True) if debias_head else not_head
 
 
+def for_model(select: Select, model: nn.Module) -> Select:
+    """`select` for the parameters of this model: the default also leaves out a head's layers that no name tells.
+
+    DistilBERT's `pre_classifier`, DeBERTa's `pooler`, XLNet's `sequence_summary`: what `load_model` found missing in
+    the checkpoint and drew at random (`fresh_modules`); of a model that came another way, and is of a class of Hugging
+    Face's with a task head, all that lies outside the backbone.
+    """
+    if select is not not_head:
+        return select
+    fresh = tuple(_fresh(model))
+    return lambda name, parameter: not_head(name, parameter) and not f"{name}.".startswith(fresh)
+
+
+def _fresh(model: nn.Module) -> Iterator[str]:
+    """The beginnings of names of parameters in freshly initialised layers."""
+    for path, module in model.named_modules():
+        # Asked of the class: PEFT's wrappers answer for what they wrap.
+        known, backbone = vars(module).get("fresh_modules"), getattr(type(module), "base_model_prefix", "")
+        before = f"{path}." if path else ""
+        if known is not None:
+            yield from (f"{before}{name}." for name in known)
+        elif TASK_CLASS.search(type(module).__name__) and backbone in module._modules:
+            yield from (f"{before}{name}." for name in _own_names(module) if name != backbone)
+        else:
+            continue
+        return  # the outermost that knows
+
+
+def _own_names(module: nn.Module) -> Iterator[str]:
+    """Of its children and of the parameters that are its own."""
+    yield from (name for name, _ in module.named_children())
+    yield from (name for name, _ in module.named_parameters(recurse=False))
+
+
 def chosen_by(select: Select, model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters that `select` accepts, in the model's order."""
+    select = for_model(select, model)
     return {name: p for name, p in model.named_parameters() if p.requires_grad and select(name, p)}
 
 

@@ -10,10 +10,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines.hook import Hook
-from debias.engines.parameters import Select, not_head, select_parameters
+from debias.engines.parameters import Select, for_model, not_head, select_parameters
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.rule_state import RuleState, rescale
 from debias.engines.step import GramSums, StepReport, check_skipped, raise_empty, raise_silent, report
+from debias.engines.wrapping import (
+    active_ddp,
+    check_whole,
+    ddp_in,
+    keep_buffers,
+    refuse,
+    step_goes_on,
+    why_lost,
+)
 from debias.gradients import GradientSource, Verified, make_source
 from debias.methods import GRADIENTS, Rule, Vector, apply_coefficients, as_rows, gram_of_rows
 
@@ -54,14 +63,30 @@ class TorchHook(Hook):
         # What trains, looked up once a step: a walk over thousands of modules takes 10 ms and more.
         self._trainable: dict[str, nn.Parameter] = {}
         self._frozen: dict[str, nn.Parameter] = {}
-        self._select = select
+        self._select = for_model(select, model)
         self._at_attach = {name for name, p in model.named_parameters() if p.requires_grad}
-        self._ddp = model if isinstance(model, DistributedDataParallel) else None
-        if isinstance(source, Verified):
-            source.waits = self._ddp is not None
-        # The sum over ranks is ours, once, for both gradients; DDP must not average main by itself. Said before every
-        # forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
-        self._ddp_guard = self._ddp.register_forward_pre_hook(_no_averaging) if self._ddp is not None else None
+        self._ddp: DistributedDataParallel | None = None
+        self._guards = [model.register_forward_pre_hook(self._meet_wrapper)]
+        if (ddp := ddp_in(model)) is not None:
+            self._join(ddp)
+
+    def _join(self, ddp: DistributedDataParallel) -> None:
+        """The sum over ranks is ours, once, for both gradients; DDP must not average main by itself."""
+        self._ddp = ddp
+        if isinstance(self.source, Verified):
+            self.source.waits = True
+        # Said before every forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
+        self._guards.append(ddp.register_forward_pre_hook(_no_averaging))
+
+    def _meet_wrapper(self, model: nn.Module, inputs: Any) -> None:
+        """A forward pre-hook for the model: DDP may be put around it after `attach`."""
+        if getattr(model, "_is_replica", False):
+            raise RuntimeError("the model was wrapped in DataParallel after the hook was attached; use torchrun")
+        ddp = active_ddp()
+        if self._ddp is None and ddp is not None:
+            check_whole(self.model, ddp)
+            self._join(ddp)
+            _no_averaging(ddp, inputs)  # it decides after this forward pass
 
     def _before_backward(self) -> None:
         self._check_untouched()
@@ -75,6 +100,11 @@ class TorchHook(Hook):
         For loops in which somebody else clips and steps. Raises RuntimeError without a `backward` before it, and
         NonFiniteGradients after too many skipped steps.
         """
+        if step_goes_on(self.optimizer):
+            raise RuntimeError(
+                "combine() inside Accelerate's accumulate(), before its last micro-batch; call it only where"
+                " accelerator.sync_gradients is true, or leave all to step()"
+            )
         if not self._ran and self._ddp is None:
             raise RuntimeError("step without a backward before it: there is no gradient to combine")
         self._check_untouched()  # in DDP a rank without samples takes part, or the others would wait for it
@@ -92,10 +122,16 @@ class TorchHook(Hook):
             self._skip()
         return self.last
 
-    def step(self) -> StepReport:
-        """Combine, clip to `max_grad_norm`, step the optimizer unless the update is not finite, clear the gradients."""
+    def step(self) -> StepReport | None:
+        """Combine, clip to `max_grad_norm`, step the optimizer unless the update is not finite, clear the gradients.
+
+        Inside Accelerate's `accumulate()` it may stand in every micro-batch, as `optimizer.step()` does: before the
+        last one of a step it does nothing and returns None.
+        """
         if self.optimizer is None:
             raise RuntimeError("step: this hook was attached without an optimizer; call combine() and step it yourself")
+        if step_goes_on(self.optimizer):
+            return None
         done = self.combine()
         if done.finite:
             if self.max_grad_norm:
@@ -111,8 +147,9 @@ class TorchHook(Hook):
     def detach(self) -> None:
         """Leave model and DDP wrapper as they were before `attach`."""
         self.source.detach()
-        if self._ddp is not None and self._ddp_guard is not None:
-            self._ddp_guard.remove()
+        for guard in self._guards:
+            guard.remove()
+        if self._ddp is not None:
             self._ddp.require_backward_grad_sync = True
 
     def _reduce(self, trainable: Mapping[str, nn.Parameter]) -> float:
@@ -192,6 +229,8 @@ class TorchHook(Hook):
         whole = dict(self.model.named_parameters())
         self._trainable = {name: p for name, p in whole.items() if p.requires_grad}
         self._frozen = {name: p for name, p in whole.items() if not p.requires_grad}
+        if lost := why_lost(self.selected, whole):
+            raise RuntimeError(lost)
         new = (name for name in self._trainable if name not in self._at_attach)
         thawed = next((name for name in new if self._select(name, self._trainable[name])), None)
         if thawed is not None:
@@ -261,7 +300,7 @@ class TorchHook(Hook):
         return {name: rates[id(p)] for name, p in self.selected.items()}
 
     def _saved_name(self, name: str) -> str:
-        return name.removeprefix("module.") if self._ddp is not None else name
+        return name.removeprefix("module.") if isinstance(self.model, DistributedDataParallel) else name
 
     def _whole(self, part: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor.to("cpu", copy=True) for name, tensor in part.items()}
@@ -315,21 +354,19 @@ def attach_model(
 ) -> TorchHook:
     """`debias.attach` for gradients in `p.grad`: one process, or a model in DistributedDataParallel.
 
-    `model` may be wrapped in DistributedDataParallel. `gradients`: `auto`, `single_pass`, `shared_forward` or
-    `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default: all but a task head).
+    `model` may be wrapped in DistributedDataParallel, before or after. `gradients`: `auto`, `single_pass`,
+    `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default: all but a task head).
     `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. Raises ValueError when the rule
-    would act on nothing, when the optimizer lacks a selected parameter, or when `single_pass` is asked for where it is
-    not exact, with the reason.
+    would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it is
+    not exact, and for what `wrapping.refuse` refuses, with the reason.
     """
+    refuse(model, optimizer)
     selected = select_parameters(model, select)
-    if spread := next((name for name, p in model.named_parameters() if hasattr(p, "placements")), None):
-        raise ValueError(
-            f"{spread} is a DTensor (FSDP2 or tensor parallelism), which is not supported; use"
-            " DistributedDataParallel, or a DeepSpeed engine to shard"
-        )
     alone = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if alone and not isinstance(model, DistributedDataParallel):
-        logger.warning("the model is not in DistributedDataParallel: gradients are not summed over ranks")
+    if alone and ddp_in(model) is None:
+        logger.warning(
+            "the model is not in DistributedDataParallel: gradients are not summed over ranks unless it will be"
+        )
     if optimizer is None and rule.memory:
         raise ValueError(
             f"attach: {rule.name} needs the learning rate of each step; give the optimizer (None was given)"
@@ -339,6 +376,8 @@ def attach_model(
         if lost := [name for name, p in selected.items() if id(p) not in held]:
             raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
     source = make_source(gradients, model, selected, bias=rule.uses_bias, verify=verify)
+    if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
+        keep_buffers()
     return TorchHook(
         model,
         optimizer,

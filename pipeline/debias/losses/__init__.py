@@ -14,6 +14,7 @@ from debias.losses.base import EVERY_LABEL, Loss
 from debias.losses.cross_entropy import CrossEntropy, cross_entropy
 from debias.losses.focal import Focal
 from debias.losses.group_dro import GroupDRO
+from debias.losses.label_smoothing import LabelSmoothing
 from debias.losses.learning import LearningLoss
 from debias.losses.logit_correction import LogitCorrection
 from debias.readouts.answers import Answers, answer_log_likelihood
@@ -21,7 +22,9 @@ from debias.readouts.classification import Classification
 from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
 from debias.readouts.said import Readout
 
-LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (CrossEntropy, Focal, GroupDRO, LogitCorrection)}
+LOSSES: dict[str, type[Loss]] = {
+    loss.name: loss for loss in (CrossEntropy, Focal, GroupDRO, LabelSmoothing, LogitCorrection)
+}
 
 
 def make_loss(block: str | Mapping[str, Any]) -> Loss:
@@ -42,6 +45,7 @@ __all__ = [
     "CrossEntropy",
     "Focal",
     "GroupDRO",
+    "LabelSmoothing",
     "LearningLoss",
     "LogitCorrection",
     "Loss",

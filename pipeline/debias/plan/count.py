@@ -10,7 +10,7 @@ from torch import nn
 
 from debias.adapters import is_beside_base
 from debias.config.run import RunConfig
-from debias.engines.parameters import Select, selection
+from debias.engines.parameters import Select, for_model, selection
 from debias.plan.skeleton import FourBitLinear, base_skeleton, layers_of, period_of, shallow, skeleton
 
 KINDS = ("experts", "embeddings", "head", "norms and biases", "other")
@@ -88,6 +88,7 @@ def _repeated(sizes: Iterable[Size], path: str, period: int, layers: int) -> Ite
 
 
 def _sizes(model: nn.Module, select: Select) -> Iterator[Size]:
+    select = for_model(select, model)
     owners: dict[int, nn.Module] = {}
     for module in model.modules():
         for held in module._parameters.values():

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,29 @@ def test_what_is_shipped_reads_and_is_explained(name):
     keys = {*found, *found["zero_optimization"]}
     assert [key for key in keys if f"`{key}`" not in readme] == []
     assert f"`{name}`" in readme
+
+
+PAGES = sorted(page for page in Path(__file__).parents[3].glob("*/**/*.md") if ".venv" not in page.parts)
+
+
+@pytest.mark.parametrize("name", sorted(zero_config.shipped()))
+def test_what_is_shipped_says_where_it_clips(name):
+    """DeepSpeed clips at 1.0 where a file does not say."""
+    assert json.loads(zero_config.find(name).read_text(encoding="utf-8"))["gradient_clipping"] == "auto"
+
+
+def test_configurations_on_the_pages_say_where_they_clip():
+    blocks = [(page, block) for page in PAGES for block in re.findall(r"```.*?```", page.read_text("utf-8"), re.DOTALL)]
+    shown = [(page, block) for page, block in blocks if "zero_optimization" in block]
+    assert shown
+    assert [page for page, block in shown if "gradient_clipping" not in block] == []
+
+
+@pytest.mark.parametrize(("given", "read"), [({}, "auto"), ({"gradient_clipping": 0.0}, 0.0)])
+def test_a_file_that_does_not_say_clips_as_the_run_does(given, read, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, **given}), encoding="utf-8")
+    assert zero_config.read(path, world=1, micro=4, accumulation=1)["gradient_clipping"] == read
 
 
 def test_there_are_the_six():

@@ -1,6 +1,7 @@
 """Hook an engine of DeepSpeed: what it may be, which way to two gradients, whether the ranks agree."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch.distributed as dist
 from torch import nn
 
 from debias.engines.parameters import Select, elements, not_head, select_parameters, whole_shape
+from debias.engines.wrapping import refuse_sparse
 from debias.engines.zero.homes import home_of
 from debias.engines.zero.hook import ZeroHook
 from debias.engines.zero.refusal import refusal_of
 from debias.gradients import GradientSource, make_source
 from debias.methods import Rule
+
+logger = logging.getLogger(__name__)
 
 
 def is_engine(model: object) -> bool:
@@ -37,12 +41,14 @@ def attach_engine(
     """
     if reason := refusal_of(engine):
         raise ValueError(f"debias.attach: {reason}")
+    refuse_sparse(engine.module)
     selected = select_parameters(engine.module, select)
     if not sum(elements(p) for p in selected.values()):
         raise ValueError(f"the rule would act on nothing: {len(selected)} trainable tensors without an element")
     if lost := _not_optimized(engine, selected):
         raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
     _check_agreement(engine, rule, f"{gradients}, verify={verify}", selected)
+    _say_clipping(engine)
     source = _source(engine, rule, gradients, selected, verify)
     trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     try:
@@ -50,6 +56,17 @@ def attach_engine(
     except BaseException:
         source.detach()
         raise
+
+
+def _say_clipping(engine: Any) -> None:
+    """DeepSpeed's default has been 1.0 since 0.19.3: a loop that never asked for clipping has it."""
+    limit = engine.gradient_clipping()
+    if limit and "gradient_clipping" not in engine.config and dist.get_rank() == 0:
+        logger.warning(
+            "gradient_clipping is not in the DeepSpeed config: DeepSpeed clips the update at %s; write it down, 0.0 for"
+            " none",
+            limit,
+        )
 
 
 def _source(

@@ -1,0 +1,129 @@
+"""What wraps a model around the hook, when the hook was attached and since: taken in where it can be, else named."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def ddp_in(model: nn.Module) -> DistributedDataParallel | None:
+    """The DistributedDataParallel that all of the model trains in, or None; ValueError where it holds only a part."""
+    if isinstance(model, DistributedDataParallel):
+        return model
+    found = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    if not found:
+        return None
+    check_whole(model, found[0])
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "attach: the model is compiled around DistributedDataParallel; compile the model first, wrap it in"
+            " DistributedDataParallel, then attach to that"
+        )
+    return found[0]
+
+
+def check_whole(model: nn.Module, ddp: DistributedDataParallel) -> None:
+    """ValueError where `model` and the wrapper do not train the same parameters: the sum over ranks is of both."""
+    inside = {id(p): name for name, p in ddp.module.named_parameters() if p.requires_grad}
+    ours = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if odd := [name for key, name in {**inside, **ours}.items() if (key in inside) != (key in ours)]:
+        raise ValueError(
+            f"{odd[0]} is trained by only one of the hook's model and DistributedDataParallel ({len(odd)} such"
+            " parameters); attach to the model that is wrapped"
+        )
+
+
+def refuse(model: nn.Module, optimizer: Any) -> None:
+    """ValueError for what wraps the model or the optimizer, or is in the model, and cannot be trained with."""
+    if spread := next((name for name, p in model.named_parameters() if hasattr(p, "placements")), None):
+        raise ValueError(
+            f"{spread} is a DTensor (FSDP2 or tensor parallelism), which is not supported; use"
+            " DistributedDataParallel, or a DeepSpeed engine to shard"
+        )
+    if isinstance(model, DataParallel):
+        raise ValueError(
+            "attach: DataParallel is not supported, its replicas share no hooks; use torchrun and"
+            " DistributedDataParallel"
+        )
+    if getattr(optimizer, "scaler", None) is not None:
+        raise ValueError(
+            "attach: the optimizer is Accelerate's with a loss scaler (fp16), which divides gradients by a scale that"
+            " the hook's losses never had; use bf16 or full precision"
+        )
+    refuse_sparse(model)
+
+
+def refuse_sparse(model: nn.Module) -> None:
+    """ValueError for an embedding that trains with sparse gradients: rules, sums and norms read dense ones."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
+            raise ValueError(
+                f"{name or 'the model'} is an {type(module).__name__} with sparse=True, whose gradients are not"
+                " supported; set sparse=False, or freeze it"
+            )
+
+
+def keep_buffers() -> None:
+    """Let two backward passes go through one compiled graph: its buffers must not be given away in the first.
+
+    Of the whole process, and read when a graph is compiled: there is no such option of one compilation, and nothing
+    tells what will be compiled after the hook was attached. What was compiled before is compiled anew when it is next
+    used, for PyTorch would no longer look whether its buffers are gone.
+    """
+    settings: Any = importlib.import_module("torch._functorch.config")
+    if settings.donated_buffer:
+        settings.donated_buffer = False
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+
+
+def active_ddp() -> DistributedDataParallel | None:
+    """The DistributedDataParallel whose forward pass is running."""
+    active: DistributedDataParallel | None = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    return active
+
+
+def why_lost(selected: Mapping[str, nn.Parameter], now: Mapping[str, nn.Parameter]) -> str | None:
+    """Why a parameter of the rule is not what and where it was when the hook was attached; None where all are."""
+    lost = next((name for name, p in selected.items() if now.get(name) is not p), None)
+    if lost is None:
+        return None
+    names = {id(p): name for name, p in now.items()}
+    new = names.get(id(selected[lost]))
+    how = f"is now {new}" if new is not None else "is no longer a parameter of the model"
+    return f"{lost} {how}: {_wrapper(now)} after the hook was attached; call detach() and attach to the finished model"
+
+
+def _wrapper(now: Mapping[str, nn.Parameter]) -> str:
+    """What was done to a model, by what its parameters have become."""
+    if any(
+        "_flat_param" in name or "_fsdp_wrapped_module" in name or hasattr(p, "placements") for name, p in now.items()
+    ):
+        return "the model was sharded (FSDP or tensor parallelism, which are not supported)"
+    if any(hasattr(p, "ds_id") for p in now.values()):
+        return "DeepSpeed took the model over"
+    if any(".base_layer." in name or "lora_" in name for name in now):
+        return "an adapter was added"
+    return "the model was wrapped, or its layers were replaced,"
+
+
+def step_goes_on(optimizer: Any) -> bool:
+    """Whether Accelerate's `accumulate()` says that more micro-batches of this step are to come.
+
+    An optimizer that it prepared leaves such a step out by itself; RuntimeError for one that it did not prepare, which
+    would step.
+    """
+    accelerate = sys.modules.get("accelerate.state")
+    if accelerate is None or accelerate.GradientState._shared_state.get("sync_gradients", True):
+        return False
+    if hasattr(optimizer, "gradient_state"):
+        return True
+    raise RuntimeError(
+        "a step inside Accelerate's accumulate(), before its last micro-batch, with an optimizer that Accelerate did"
+        " not prepare: it would step at each; give attach the prepared optimizer, or call the hook's step (or combine)"
+        " only where accelerator.sync_gradients is true"
+    )
