@@ -10,7 +10,7 @@ from torch import Tensor
 from debias.bias.base import digest_of
 from debias.building.arguments import forget_accelerate, training_arguments
 from debias.building.examples import training_examples, validation_examples
-from debias.building.facts import bias_log_p, check_groups, facts_of_stage, keep, kept
+from debias.building.facts import ask_bias_model, check_groups, facts_of_stage, keep, kept
 from debias.building.idle_settings import say_what_has_no_effect
 from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
@@ -57,9 +57,11 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
         say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
-    check_groups(loss, order, examples)
+    check_groups(loss, order, examples, bias_model)
     if folder.is_finished(order.size(facts_of(examples) | told), arguments.world_size):
         return folder.path
+    # Before the model is loaded and anything written: with some bias models there is nothing to train.
+    answers = ask_bias_model(config, bias_model, examples) if bias_model is not None and first else None
     built = build_run(config, arguments, examples, validation, stop)
     built.trainer.train_dataset.facts |= told
     rule = built.trainer.rule
@@ -69,9 +71,10 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             folder.open()
-    if bias_model is not None:
-        with arguments.main_process_first(local=False, desc="asking the bias model"):
-            built.trainer.train_dataset.facts["bias_log_p"] = bias_log_p(config, bias_model, examples)
+        if bias_model is not None:  # the other ranks read what the first one asked and writes down here
+            answers = answers or ask_bias_model(config, bias_model, examples)
+            answers.write()
+            built.trainer.train_dataset.facts["bias_log_p"] = answers.log_p
     summary.begin()
     with summary.failures((NonFiniteGradients, SamplesNotFirst)):
         outcome = _fit(built, folder)

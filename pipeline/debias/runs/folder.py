@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from debias.config.places import files_of
 from debias.config.reading import dump_config, load_config
 from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
@@ -138,7 +139,7 @@ def _another(folder: Path) -> InputError:
 def _check_kept(config: RunConfig, folder: Path) -> None:
     """InputError where the run that is to be replaced holds what this one reads: it would be deleted."""
     sources = [source.source for source in (config.data.train, config.data.validation) if source is not None]
-    for name in (config.model, *sources, config.deepspeed or ""):
+    for name in (config.model, *sources, config.deepspeed or "", *files_of(config.bias_model)):
         place = Path(name).expanduser()
         if name and place.exists() and place.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"output_dir: {folder} holds {name}, which this run reads; choose another folder")
