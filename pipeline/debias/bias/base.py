@@ -15,6 +15,7 @@ from debias.data.examples import Example
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 _LARGEST_SOURCE = 20  # examples on average that come of one text: a premise, a passage
 FLOOR = 1e-4  # no label is impossible: a bias model that is sure of the wrong one must not outvote every other evidence
 
@@ -121,8 +122,9 @@ def cross_fitted(fold_N: Ints, labels: int, judge: Callable[[Ints, Ints], Floats
     """Probabilities [N, C] of each fold by `judge(fitted_on, judged)`, indices [F] and [M], which gives [M, C]."""
     p_NC = np.full((len(fold_N), labels), 1.0 / labels)
     for fold in np.unique(fold_N):
-        judged = np.flatnonzero(fold_N == fold)
-        p_NC[judged] = judge(np.flatnonzero(fold_N != fold), judged)
+        judged, fitted_on = np.flatnonzero(fold_N == fold), np.flatnonzero(fold_N != fold)
+        if len(fitted_on):  # else all texts are one, and nobody is left to learn from
+            p_NC[judged] = judge(fitted_on, judged)
     return p_NC
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from debias.cli import bench, doctor, edit, fetch, harness, judge, launch, merge, methods, plan, suites, sweep
+from debias.cli import audit, bench, doctor, edit, fetch, harness, judge, launch, merge, methods, plan, suites, sweep
 from debias.cli.printing import print_table
 from debias.errors import InputError, Interrupted
 from debias.ranks import world
@@ -26,6 +26,7 @@ app.add_typer(launch.app, name="launch")
 judge.add_to(app)
 suites.add_to(app)
 methods.add_to(app)
+audit.add_to(app)
 sweep.add_to(app)
 plan.add_to(app)
 doctor.add_to(app)

@@ -76,6 +76,15 @@ def load_with_columns(
     return _subset(gold, source, where)
 
 
+def rows_of(source: DataSource, label_field: str) -> tuple[str, list[NumberedRow], Sequence[str] | None]:
+    """The rows of a source as they stand, what to call it, and the names behind integer labels if it has any.
+
+    `source.limit` is not heeded, but where rows are made. InputError as in `load_examples`.
+    """
+    where, rows, classes = _open(source, DataConfig.model_validate({"train": source, "label_field": label_field}), None)
+    return where, list(rows), classes
+
+
 def resolve_path(source: str, base: Path | None = None) -> Path:
     """The file or folder `source` names: beside `base`, in the working directory or in DEBIAS_DATA, unless absolute.
 
