@@ -14,13 +14,14 @@ from debias.bias.base import Floats
 
 Words = Sequence[Sequence[str]]  # the words [N] of each text
 
-# A run of letters or of punctuation ("!!" is one word); scripts that put no spaces between words, sign by sign.
+# A run of letters or of punctuation ("!!" is one word), n't apart from what it negates; scripts that put no spaces
+# between words, sign by sign.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]+")
-# Of English alone; the apostrophe parts n't, so that t alone stands for it.
-NEGATIONS = frozenset(
-    {"no", "not", "never", "nobody", "none", "nothing", "nowhere", "neither", "nor", "cannot", "without", "t"}
-    | {"dont", "doesnt", "didnt", "isnt", "arent", "wasnt", "wont", "cant"}
+_LETTER, _NOT = rf"[^\W{_UNSPACED}]", r"n['’]t\b"
+_WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}+?(?={_NOT})|{_NOT}|{_LETTER}+|[^\w\s]+")
+NEGATIONS = frozenset(  # of English alone
+    {"no", "not", "never", "nobody", "none", "nothing", "nowhere", "neither", "nor", "cannot", "without"}
+    | {"n't", "n’t", "dont", "doesnt", "didnt", "isnt", "arent", "wasnt", "wont", "cant"}
 )
 _LENGTHS_APART = 3.0  # logarithms of ratios beyond e^3 are one and the same
 

@@ -104,10 +104,9 @@ def test_nothing_is_found_where_nothing_is(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["hypothesis", "overlap"])
-def test_false_alarms_over_a_hundred_shuffles(kind: str) -> None:
+def test_false_alarms_over_a_hundred_shuffles() -> None:
     """Labels of data full of shortcuts, shuffled: at most five alarms in a hundred, of any of hundreds of tests."""
-    data, alarms = pairs(240, kind=kind), 0
+    data, alarms = pairs(240, kind="hypothesis"), 0
     labels = [example.label for example in data.examples]
     for seed in range(100):
         dealt = np.random.default_rng(seed).permutation(labels)
