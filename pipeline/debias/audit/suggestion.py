@@ -29,15 +29,18 @@ def verdict(fields: Sequence[str], alone: Sequence[Alone], words: Sequence[Word]
     found = [f"{one.field} alone is right on {_percent(one.accuracy)}" for one in alone if one.found]
     if words:
         shown = ", ".join(f"“{word.text}” ({word.label})" for word in words[:3])
-        found.append(f"{len(words)} words give a label away, first {shown}")
-    found += [f"{one.name} goes with the label" for one in relations if one.found][:2]
+        told = "1 word gives" if len(words) == 1 else f"{len(words)} words give"
+        found.append(f"{told} a label away, first {shown}")
+    if telling := [one.name for one in relations if one.found]:
+        count = f"{len(telling)} of {len(relations)} measures of overlap, length and negation"
+        found.append(f"{count} {'goes' if len(telling) == 1 else 'go'} with the label, first “{telling[0]}”")
     if not found:
         return "No shortcut was found: nothing is to be corrected."
-    told = "; ".join(found)
+    line = "; ".join(found)
     if len(fields) > 1:
-        return f"{told[0].upper()}{told[1:]}."
+        return f"{line[0].upper()}{line[1:]}."
     return (
-        f"{told[0].upper()}{told[1:]}. With one field of text, words may be the task itself: correct what a label "
+        f"{line[0].upper()}{line[1:]}. With one field of text, words may be the task itself: correct what a label "
         "should not hang on, and nothing else."
     )
 

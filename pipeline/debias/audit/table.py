@@ -1,5 +1,6 @@
 """An audit on a terminal."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from debias.audit.comparing import OnlyHere
 from debias.audit.sureness import Interval
 
 SHOWN = 15
+# Control characters, and what turns the reading direction.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def tables_of(audit: Audit) -> list[Any]:
@@ -43,12 +46,11 @@ def notes_of(audit: Audit) -> list[str]:
 
 def differences_table(differences: Sequence[OnlyHere]) -> Any:
     """A rich table of what holds in one data set and not in another."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("what", "holds in", "there", "not in", "there", title="Found in one and not in the other")
     for one in differences:
-        table.add_row(*map(escape, (one.what, one.found_in, one.here, one.not_in, one.there)))
+        _add(table, (one.what, one.found_in, one.here, one.not_in, one.there))
     return table
 
 
@@ -65,42 +67,50 @@ def p_value(p: float) -> str:
 def _plain(text: str) -> Any:
     from rich.text import Text
 
-    return Text(text)
+    return Text(_UNSEEN.sub("\ufffd", text))
 
 
 def _alone(audit: Audit) -> Any:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("field alone", "right, out of fold", "most frequent label", "p", "", title="What a field gives away")
     for one in audit.alone:
         told = (one.field, percent(one.accuracy, one.interval), f"{100 * one.most:.1f} %", p_value(one.p), _mark(one))
-        table.add_row(*map(escape, told))
+        _add(table, told)
     return table
 
 
 def _words(audit: Audit) -> Any:
-    from rich.markup import escape
     from rich.table import Table
 
     title = f"Words that give a label away: {len(audit.words):,} of {audit.looked_at:,} looked at, the surest first"
     table = Table("word", "field", "label", "texts", "of the label", "else", "log-odds", "p", title=title)
     for one in audit.words[:SHOWN]:
         shares = (f"{100 * one.share:.1f} %", f"{100 * one.base:.1f} %", f"{one.log_odds:.2f}")
-        table.add_row(*map(escape, (one.text, one.field, one.label, f"{one.count:,}", *shares, p_value(one.p))))
+        _add(table, (one.text, one.field, one.label, f"{one.count:,}", *shares, p_value(one.p)))
     return table
 
 
 def _relations(audit: Audit) -> Any:
-    from rich.markup import escape
     from rich.table import Table
 
     heads = [f"mean: {label}" for label in audit.labels][:6]
-    table = Table("what", "effect", "p", "", *map(escape, heads), title="Overlap, length and negation")
+    table = Table("what", "effect", "p", "", *map(_seen, heads), title="Overlap, length and negation")
     for one in audit.relations:
         means = [f"{mean:.2f}" for mean in one.means.values()][:6]
-        table.add_row(*map(escape, (one.name, f"{one.effect:.3f}", p_value(one.p), _mark(one), *means)))
+        _add(table, (one.name, f"{one.effect:.3f}", p_value(one.p), _mark(one), *means))
     return table
+
+
+def _add(table: Any, cells: Sequence[str]) -> None:
+    """A row of what comes from the data: no markup, and nothing that moves a cursor."""
+    table.add_row(*map(_seen, cells))
+
+
+def _seen(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(_UNSEEN.sub("\ufffd", text))
 
 
 def _mark(one: Any) -> str:

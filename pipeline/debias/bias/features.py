@@ -18,7 +18,7 @@ Words = Sequence[Sequence[str]]  # the words [N] of each text
 # between words, sign by sign.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _LETTER, _NOT = rf"[^\W{_UNSPACED}]", r"n['’]t\b"
-_WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}+?(?={_NOT})|{_NOT}|{_LETTER}+|[^\w\s]+")
+_WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}+?(?={_NOT})|{_NOT}|{_LETTER}+|[^\w\s\x00-\x1f\x7f-\x9f]+")
 NEGATIONS = frozenset(  # of English alone
     {"no", "not", "never", "nobody", "none", "nothing", "nowhere", "neither", "nor", "cannot", "without"}
     | {"n't", "n’t", "dont", "doesnt", "didnt", "isnt", "arent", "wasnt", "wont", "cant"}

@@ -84,6 +84,15 @@ def test_what_comes_from_the_data_is_escaped() -> None:
     assert "<i>x" not in page
 
 
+def test_nothing_in_the_data_moves_a_cursor(tmp_path: Path, debias: Command) -> None:
+    hostile = [{"text": f"[bold]\x1b[31m{('a', 'b')[i % 2]} n{i % 9}", "label": f"{i % 2}\x1b[2J"} for i in range(80)]
+    said = debias("audit", written(tmp_path / "x.csv", hostile))
+    assert said.code == 0, said.err
+    assert "\x1b[31m" not in said.out
+    assert "\x1b[2J" not in said.out
+    assert "0\ufffd[2J" in said.out
+
+
 def test_columns_that_were_named(tmp_path: Path) -> None:
     rows = [{"a": f"x {i}", "b": f"y {i}", "kind": i % 2, "id": i} for i in range(30)]
     file = str(written(tmp_path / "odd.csv", rows))
