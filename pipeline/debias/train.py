@@ -11,7 +11,7 @@ from torch import Tensor
 from debias.bias.base import digest_of
 from debias.building.arguments import forget_accelerate, training_arguments
 from debias.building.examples import training_examples, validation_examples
-from debias.building.facts import bias_log_p, check_facts, check_groups, facts_of_stage, keep, kept
+from debias.building.facts import ask_bias_model, check_facts, check_groups, facts_of_stage, keep, kept
 from debias.building.idle_settings import say_what_has_no_effect
 from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
@@ -78,10 +78,12 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
         say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
-    check_groups(loss, order, examples)
+    check_groups(loss, order, examples, bias_model)
     seen = _seen(folder, first, examples, validation, told)
     if folder.is_finished(order.size(facts_of(examples) | told), arguments.world_size):
         return folder.path
+    # Before the model is loaded and anything written: with some bias models there is nothing to train.
+    answers = ask_bias_model(config, bias_model, examples) if bias_model is not None and first else None
     built = build_run(config, arguments, examples, validation, stop)
     built.trainer.train_dataset.facts |= told
     rule = built.trainer.rule
@@ -92,12 +94,12 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
         if first:
             folder.open()
             seen.write()
-    if bias_model is not None:
-        with arguments.main_process_first(local=False, desc="asking the bias model"):
-            log_p_NC = bias_log_p(config, bias_model, examples)
-            check_facts(seen, "bias_model", {"bias_log_p": log_p_NC}, examples)
+        if bias_model is not None:  # the other ranks read what the first one asked and writes down here
+            answers = answers or ask_bias_model(config, bias_model, examples)
+            check_facts(seen, "bias_model", {"bias_log_p": answers.log_p}, examples)
+            answers.write()
             seen.write()
-        built.trainer.train_dataset.facts["bias_log_p"] = log_p_NC
+            built.trainer.train_dataset.facts["bias_log_p"] = answers.log_p
     summary.begin()
     with summary.failures((NonFiniteGradients, NotExact)):
         outcome = _fit(built, folder)

@@ -185,6 +185,19 @@ def test_ranks_read_what_the_first_one_fitted(place: Path) -> None:
     assert largest_difference(adapter_of(place / "bias_two"), adapter_of(alone)) < 1e-6
 
 
+def test_a_bias_model_that_knows_all_stops_a_run_before_it_begins(place: Path) -> None:
+    rows = [
+        {"premise": f"p{i}", "hypothesis": "h", "label": label, **{f"p{k}": float(k == at) for k in range(3)}}
+        for i in range(8)
+        for at, label in enumerate(("entailment", "neutral", "contradiction"))
+    ]
+    (place / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {"bias_model": {"name": "column", "columns": ["p0", "p1", "p2"]}, "loss": "logit_correction"}
+    with pytest.raises(InputError, match=r"bias_model column: is right on all 24 examples with p of 0\.99 or more"):
+        run(settings(place, "knowing", data={"train": str(place / "known.jsonl")}, **told))
+    assert not (place / "knowing").exists()
+
+
 # Refused before anything is written.
 
 

@@ -49,20 +49,21 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
     A piece that a run lacks is named on the page. InputError for a folder that is no run and for a damaged file.
     """
-    return _write(out, "an HTML file", lambda: render(read_runs(runs)))
+    return write_page(out, "an HTML file", lambda: render(read_runs(runs)))
 
 
 def write_markdown(runs: Sequence[Path], out: Path) -> Path:
     """The page's tables in GitHub's Markdown, written whole to `out`; returns `out`."""
-    return _write(out, "a Markdown file", lambda: markdown(grids(read_runs(runs))))
+    return write_page(out, "a Markdown file", lambda: markdown(grids(read_runs(runs))))
 
 
 def write_latex(runs: Sequence[Path], out: Path) -> Path:
     """The page's tables for LaTeX with booktabs, written whole to `out`; returns `out`."""
-    return _write(out, "a LaTeX file", lambda: latex(grids(read_runs(runs))))
+    return write_page(out, "a LaTeX file", lambda: latex(grids(read_runs(runs))))
 
 
-def _write(out: Path, kind: str, content: Callable[[], str]) -> Path:
+def write_page(out: Path, kind: str, content: Callable[[], str]) -> Path:
+    """Write what `content` makes, whole; returns `out`. InputError where it is a folder, or cannot be written."""
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of {kind}")
@@ -112,7 +113,12 @@ def _with(pair: Comparison, p_holm: Mapping[int, float]) -> Comparison:
 
 def render(runs: Sequence[Run]) -> str:
     """The page as text; everything that comes from a run is escaped."""
-    environment = Environment(
+    return environment().get_template("report.html.j2").render(**_page(runs))
+
+
+def environment() -> Environment:
+    """What pages are made with: templates that escape what comes from data, and the ways a number is written."""
+    found = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -120,8 +126,8 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
         finalize=_readable,
     )
-    environment.filters |= {"points": points, "pct": _percent, "signed": signed}
-    return environment.get_template("report.html.j2").render(**_page(runs))
+    found.filters |= {"points": points, "pct": _percent, "signed": signed}
+    return found
 
 
 # What turns the reading direction of all that follows, and control characters that HTML has no use for.

@@ -8,12 +8,18 @@ from typing import Any
 
 from debias.bias.base import BiasModel
 from debias.bias.column import ColumnWeight
+from debias.bias.given import Given
+from debias.bias.groups import Groups
+from debias.bias.lexical import Lexical
 from debias.bias.own import SelfWeight
 from debias.bias.partial_input import PartialInput
+from debias.bias.product import Product
 from debias.bias.weights import BiasWeightSource, ModelWeight, balanced_weight, confidence_weight, gce_weight
 from debias.config.blocks import make
 
-BIAS_MODELS: dict[str, type[BiasModel]] = {model.name: model for model in (PartialInput,)}
+BIAS_MODELS: dict[str, type[BiasModel]] = {
+    model.name: model for model in (PartialInput, Lexical, Groups, Given, Product)
+}
 
 
 def make_bias_model(block: str | Mapping[str, Any]) -> BiasModel:

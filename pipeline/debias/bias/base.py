@@ -4,7 +4,7 @@ Shapes: N examples, C labels.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,9 @@ from debias.data.digests import digests_of
 from debias.data.examples import Example
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+_LARGEST_SOURCE = 20  # examples on average that come of one text: a premise, a passage
 FLOOR = 1e-4  # no label is impossible: a bias model that is sure of the wrong one must not outvote every other evidence
 
 
@@ -26,6 +29,21 @@ class BiasModel:
     """
 
     name: ClassVar[str]
+    reads: ClassVar[frozenset[str]] = frozenset()  # what it needs of an example beside texts and label: group, bias_p
+
+    @property
+    def p_columns(self) -> tuple[str, ...]:
+        """Columns of the training data that hold its probabilities, one for each label; none of most."""
+        return ()
+
+    @property
+    def parts(self) -> "tuple[BiasModel, ...]":
+        """The bias models that it is made of; none of most."""
+        return ()
+
+    def needs(self, what: str) -> bool:
+        """Whether it, or a part of it, reads this of an example beside texts and label."""
+        return what in self.reads or any(part.needs(what) for part in self.parts)
 
     def check(self, text_fields: Sequence[str]) -> None:
         """ValueError for settings that do not fit the data, or a package that is not here; before anything is read."""
@@ -33,6 +51,32 @@ class BiasModel:
     def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
         """Log-probabilities [N, C] float64, each at least log(FLOOR / 2); the same for the same arguments."""
         raise NotImplementedError
+
+    def joined(self, said: Sequence[Floats], examples: Sequence[Example]) -> Floats:
+        """What `log_p` says, [N, C], of what the `parts` said, each [N, C]."""
+        raise NotImplementedError
+
+    def digest(self, examples: Sequence[Example], labels: int, seed: int) -> str:
+        """What its answers depend on, so that kept answers are known to be of this data and these settings."""
+        extra = [getattr(example, name) for name in sorted(self.reads) for example in examples]
+        return digest_of(repr((self, extra) if extra else self), examples, labels, seed)
+
+    def fold_N(self, examples: Sequence[Example], seed: int) -> Ints | None:
+        """The fold [N] in which it judges each example; None where it has no folds."""
+        folds = getattr(self, "folds", None)
+        return None if folds is None else folds_of(examples, folds, seed)
+
+    def unseen(self, examples: Sequence[Example], labels: int, seed: int) -> list[int]:
+        """Labels whose examples all lie in one fold: the model that judges them never saw one."""
+        fold_N, label_N = self.fold_N(examples, seed), labels_of(examples)
+        if fold_N is None:
+            return sorted({label for part in self.parts for label in part.unseen(examples, labels, seed)})
+        return [label for label in range(labels) if len(np.unique(fold_N[label_N == label])) == 1]
+
+
+def labels_of(examples: Sequence[Example]) -> Ints:
+    """The label [N] of each example."""
+    return np.array([example.label for example in examples], dtype=np.int64)
 
 
 def floored(p_NC: Floats) -> Floats:
@@ -42,19 +86,62 @@ def floored(p_NC: Floats) -> Floats:
     return logs
 
 
-def folds_of(examples: Sequence[Example], folds: int, seed: int) -> NDArray[np.int64]:
+def rows_digest(examples: Sequence[Example]) -> str:
+    """A digest of the rows alone, by which answers that were kept elsewhere are known to be of these."""
+    return digest_of("", examples, 0, 0)
+
+
+def folds_of(examples: Sequence[Example], folds: int, seed: int) -> Ints:
     """The fold [N] of each example: equal texts share one, or a model would judge what it was fitted on."""
+    return even_folds([example.texts or id_of_picture(example) for example in examples], folds, seed)
+
+
+def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
+    """As `folds_of`, but examples of one source share a fold: those with the same text in the field that repeats most.
+
+    A premise that has one hypothesis of each label says, once two are known, which the third must be: judged with the
+    others in the fit, it is judged by what they are not. A field with few texts (an instruction) is no source.
+    """
+    columns = [[example.texts[place] for example in examples] for place in range(len(examples[0].texts))]
+    distinct = {len(set(column)): column for column in reversed(columns)}
+    sources = [count for count in distinct if count >= len(examples) / _LARGEST_SOURCE]
+    return even_folds(distinct[min(sources)], folds, seed) if sources else folds_of(examples, folds, seed)
+
+
+def even_folds(contents: Sequence[Any], folds: int, seed: int) -> Ints:
+    """The fold [N] of each of these contents: equal ones share one, different ones are dealt out evenly."""
     texts: dict[Any, int] = {}
-    group_N = np.array([texts.setdefault(example.texts, len(texts)) for example in examples])
+    group_N = np.array([texts.setdefault(one, len(texts)) for one in contents], dtype=np.int64)
     order = np.random.default_rng(seed).permutation(len(texts))
     fold_of_group = np.empty(len(texts), dtype=np.int64)
     fold_of_group[order] = np.arange(len(texts)) % folds
-    found: NDArray[np.int64] = fold_of_group[group_N]
+    found: Ints = fold_of_group[group_N]
     return found
+
+
+def cross_fitted(fold_N: Ints, labels: int, judge: Callable[[Ints, Ints], Floats]) -> Floats:
+    """Probabilities [N, C] of each fold by `judge(fitted_on, judged)`, indices [F] and [M], which gives [M, C]."""
+    p_NC = np.full((len(fold_N), labels), 1.0 / labels)
+    for fold in np.unique(fold_N):
+        judged, fitted_on = np.flatnonzero(fold_N == fold), np.flatnonzero(fold_N != fold)
+        if len(fitted_on):  # else all texts are one, and nobody is left to learn from
+            p_NC[judged] = judge(fitted_on, judged)
+    return p_NC
+
+
+def check_folds(folds: int) -> None:
+    """ValueError for fewer than two."""
+    if folds < 2:
+        raise ValueError(f"folds is {folds}, expected 2 or more: an example is judged by another fold's model")
+
+
+def id_of_picture(example: Example) -> bytes | None:
+    """What equal pictures have in common, None of a text."""
+    return None if example.image is None else example.image.tobytes()
 
 
 def digest_of(block: str, examples: Sequence[Example], labels: int, seed: int) -> str:
     """What a bias model's answers depend on, so that kept answers are known to be of this data and these settings."""
-    told = hashlib.sha256(f"{block} {labels} {seed}".encode())
+    told = hashlib.sha256(f"{block} {labels} {seed}".encode("utf-8", "surrogateescape"))
     told.update(digests_of(examples).tobytes())
     return told.hexdigest()

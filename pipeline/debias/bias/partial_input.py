@@ -5,11 +5,13 @@ Shapes: N examples, C labels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from debias.bias.base import BiasModel, Floats, floored, folds_of
+from debias.bias.base import BiasModel, Floats, Ints, check_folds, cross_fitted, folds_of, labels_of
+from debias.bias.calibration import out_of_fold
 from debias.data.examples import Example
 
 
@@ -20,7 +22,7 @@ class PartialInput(BiasModel):
     For an input of several parts of which one should not give the label away (a hypothesis without its premise). Needs
     scikit-learn and no group labels. Costs seconds for 50,000 examples on one core, before training. Fails where the
     shortcut lies in how the parts relate (overlap), and where honest signal lies in the part alone (sentiment): that is
-    corrected away, too.
+    corrected away, too. `calibrated`: one temperature for what it said out of fold.
 
     Source: the hypothesis-only baselines of Gururangan et al., NAACL 2018, arXiv 1803.02324, and Poliak et al., *SEM
     2018, arXiv 1805.01042; the classifier is ours.
@@ -29,12 +31,12 @@ class PartialInput(BiasModel):
     name: ClassVar[str] = "partial_input"
     fields: tuple[str, ...]
     folds: int = 5
+    calibrated: bool = True
 
     def __post_init__(self) -> None:
         if not self.fields:
             raise ValueError("fields: none is given; name the text fields that the bias model may see")
-        if self.folds < 2:
-            raise ValueError(f"folds is {self.folds}, expected 2 or more: an example is judged by another fold's model")
+        check_folds(self.folds)
 
     def check(self, text_fields: Sequence[str]) -> None:
         unknown = [field for field in self.fields if field not in text_fields]
@@ -47,17 +49,13 @@ class PartialInput(BiasModel):
     def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
         places = [list(text_fields).index(field) for field in self.fields]
         texts = [" \n ".join(example.texts[place] for place in places) for example in examples]
-        label_N = np.array([example.label for example in examples])
+        label_N = labels_of(examples)
         fold_N = folds_of(examples, self.folds, seed)
-        p_NC = np.full((len(examples), labels), 1.0 / labels)
-        for fold in range(self.folds):
-            fitted_on, judged = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
-            if len(judged):
-                p_NC[judged] = _judged(texts, label_N, fitted_on, judged, labels)
-        return floored(p_NC)
+        p_NC = cross_fitted(fold_N, labels, partial(_judged, texts, label_N, labels))
+        return out_of_fold(p_NC, label_N, calibrated=self.calibrated)
 
 
-def _judged(texts: list[str], label_N: Any, fitted_on: Any, judged: Any, labels: int) -> Floats:
+def _judged(texts: list[str], label_N: Ints, labels: int, fitted_on: Ints, judged: Ints) -> Floats:
     seen = np.unique(label_N[fitted_on])
     p_MC = np.zeros((len(judged), labels))
     if len(seen) < 2:  # nothing to tell apart

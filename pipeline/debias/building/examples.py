@@ -2,7 +2,9 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
+from debias.bias import make_bias_model
 from debias.config.data import DataConfig, DataSource
 from debias.config.run import RunConfig
 from debias.data import Example, load_examples, paint, plant
@@ -12,8 +14,9 @@ logger = logging.getLogger(__name__)
 
 def training_examples(config: RunConfig, base: Path | None) -> list[Example]:
     """Training data with its planted bias, if any; every label must occur."""
-    column = config.bias_weight.column
-    examples = load_examples(config.data.train, config.data, base=base, bias_column=column, require_every_label=True)
+    columns = make_bias_model(config.bias_model).p_columns if config.bias_model is not None else ()
+    told: dict[str, Any] = {"bias_column": config.bias_weight.column, "p_columns": columns}
+    examples = load_examples(config.data.train, config.data, base=base, **told, require_every_label=True)
     return _planted(examples, config.data, later=0)
 
 

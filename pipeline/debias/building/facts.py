@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debias.bias.base import BiasModel, digest_of, floored
+from debias.bias.base import BiasModel, floored, labels_of, rows_digest
+from debias.bias.degenerate import faults
 from debias.config.run import RunConfig
 from debias.data import Example
 from debias.data.digests import digests_of_rows
@@ -25,34 +27,78 @@ from debias.runs.whole import write_whole
 logger = logging.getLogger(__name__)
 
 
-def check_groups(loss: Loss, order: Order, examples: Sequence[Example]) -> None:
-    """InputError where the loss or the order reads groups and a training example has none."""
+def check_groups(loss: Loss, order: Order, examples: Sequence[Example], bias_model: BiasModel | None = None) -> None:
+    """InputError where the loss, the order or the bias model reads groups and a training example has none."""
     readers = [f"loss {loss.name}"] if "group" in loss.reads else []
     if isinstance(order, Resampled) and order.by == "group":
         readers.append(f"order {order.name}")
+    if bias_model is not None and bias_model.needs("group"):
+        readers.append(f"bias_model {bias_model.name}")
     without = next((example for example in examples if example.group is None), None)
     if readers and without is not None:
         raise InputError(f"{readers[0]}: example {without.id!r} has no group, and it needs one of each")
 
 
-def bias_log_p(config: RunConfig, model: BiasModel, examples: Sequence[Example]) -> Tensor:
-    """The bias model's log-probabilities [N, C] float32 of the training examples, kept in the run's folder.
+@dataclass(frozen=True)
+class Answers:
+    """What a bias model said of the training examples: `log_p` [N, C] float32. `fresh`: what is not written down yet.
 
-    What is kept there of the same settings and examples is taken as it is. Only one process may call this at a time.
+    `fresh` maps a file to log-probabilities, the digest of what they depend on, and that of the rows alone.
     """
+
+    log_p: Tensor
+    fresh: Mapping[Path, tuple[np.ndarray, str, str]]
+
+    def write(self) -> None:
+        """Write down what is fresh, for this run gone on with and for the other ranks."""
+        for path, (log_p_NC, digest, rows) in self.fresh.items():
+            keep(path, log_p_NC, digest, rows)
+
+
+def ask_bias_model(config: RunConfig, model: BiasModel, examples: Sequence[Example]) -> Answers:
+    """The bias model's answers; nothing is written. What the run's folder holds of the same question is taken as it is.
+
+    InputError, in one line, where the bias model cannot be fitted, or where training with it would be meaningless; a
+    warning where that is a matter of judgement. Only one process may fit at a time.
+    """
+    fresh: dict[Path, tuple[np.ndarray, str, str]] = {}
+    folder, labels = Path(config.output_dir) / BIAS, config.data.labels
+    try:
+        if (unseen := model.unseen(examples, len(labels), config.seed)) and len(labels) > 1:
+            raise ValueError(
+                f"label {labels[unseen[0]]!r} lies in one fold alone: no model that saw one can judge its examples; "
+                "give more of them, or leave the label out"
+            )
+        log_p_NC = _asked(config, model, examples, folder / f"{model.name}.npz", fresh)
+    except ValueError as error:
+        told = str(error)
+        raise InputError(told if told.startswith("bias_model") else f"bias_model {model.name}: {told}") from None
+    return Answers(torch.from_numpy(log_p_NC).float(), fresh)
+
+
+def _asked(
+    config: RunConfig,
+    model: BiasModel,
+    examples: Sequence[Example],
+    path: Path,
+    fresh: dict[Path, tuple[np.ndarray, str, str]],
+) -> np.ndarray:
+    """What a bias model, or a part of one, says; parts are kept by their digest, each in a file of its own."""
     labels = len(config.data.labels)
-    digest = digest_of(repr(model), examples, labels, config.seed)
-    folder = Path(config.output_dir) / BIAS
-    held = kept(folder / f"{model.name}.npz", digest)
-    if held is None:
+    digest = model.digest(examples, labels, config.seed)
+    held = kept(path, digest)
+    if held is not None:
+        return held
+    digests = [part.digest(examples, labels, config.seed) for part in model.parts]
+    places = [path.with_name(f"{part.name}-{one[:8]}.npz") for part, one in zip(model.parts, digests, strict=True)]
+    said = [_asked(config, part, examples, at, fresh) for part, at in zip(model.parts, places, strict=True)]
+    if not said:
         logger.info("bias model %s: fitting on %d examples", model.name, len(examples))
-        try:
-            held = model.log_p(examples, labels, config.data.text_fields, config.seed)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        _say_how_it_is(model, held, examples)
-        keep(folder / f"{model.name}.npz", held, digest)
-    return torch.from_numpy(held).float()
+    text_fields, seed = config.data.text_fields, config.seed
+    found = model.joined(said, examples) if said else model.log_p(examples, labels, text_fields, seed)
+    _say_how_it_is(model, found, examples)
+    fresh[path] = (found, digest, rows_digest(examples))
+    return found
 
 
 def facts_of_stage(log_p_NC: np.ndarray, examples: Sequence[Example], keep: str) -> dict[str, Tensor]:
@@ -75,10 +121,10 @@ def kept(path: Path, digest: str) -> "np.ndarray | None":
         return None
 
 
-def keep(path: Path, log_p_NC: np.ndarray, digest: str) -> None:
-    """Write log-probabilities so that `kept` finds them, whole or not at all."""
+def keep(path: Path, log_p_NC: np.ndarray, digest: str, rows: str = "") -> None:
+    """Write log-probabilities so that `kept` finds them, whole or not at all; `rows`: the digest of the rows alone."""
     buffer = BytesIO()
-    np.savez(buffer, log_p=log_p_NC, digest=np.array(digest))
+    np.savez(buffer, log_p=log_p_NC, digest=np.array(digest), rows=np.array(rows))
     write_whole(path, buffer.getvalue())
 
 
@@ -89,9 +135,11 @@ def check_facts(seen: Seen, name: str, facts: Mapping[str, Tensor], examples: Se
 
 
 def _say_how_it_is(model: BiasModel, log_p_NC: np.ndarray, examples: Sequence[Example]) -> None:
-    label_N = np.array([example.label for example in examples])
+    label_N = labels_of(examples)
     right, most = (log_p_NC.argmax(axis=1) == label_N).mean(), np.bincount(label_N).max() / len(label_N)
     told = (model.name, 100 * right, 100 * most)
     logger.info("bias model %s: right on %.1f %% out of fold; the most frequent label is %.1f %%", *told)
-    if right <= most:
-        logger.warning("bias model %s knows no more than the most frequent label: there is nothing to correct", told[0])
+    for fault in faults(log_p_NC, label_N):
+        if fault.stops:
+            raise ValueError(fault.text)
+        logger.warning("bias model %s %s", model.name, fault.text)

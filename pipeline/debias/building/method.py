@@ -47,6 +47,15 @@ def build_bias_model(config: RunConfig) -> BiasModel | None:
         model.check(config.data.text_fields)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if model.needs("group") and not _has_groups(config):
+        raise InputError(
+            f"bias_model {model.name} needs a group of each row; set data.group_field to the column that has it"
+        )
+    columns, labels = model.p_columns, config.data.labels
+    if columns and len(columns) != len(labels):
+        raise InputError(
+            f"bias_model.columns: {list(columns)} are {len(columns)}, expected one for each of {list(labels)}"
+        )
     return model
 
 

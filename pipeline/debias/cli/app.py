@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from debias.cli import bench, doctor, edit, fetch, harness, judge, launch, merge, methods, plan, suites, sweep
+from debias.cli import audit, bench, doctor, edit, fetch, harness, judge, launch, merge, methods, plan, suites, sweep
 from debias.cli.printing import print_table
 from debias.config.expanding import expanded_words
 from debias.errors import InputError, Interrupted
@@ -31,6 +31,7 @@ app.add_typer(launch.app, name="launch")
 judge.add_to(app)
 suites.add_to(app)
 methods.add_to(app)
+audit.add_to(app)
 sweep.add_to(app)
 plan.add_to(app)
 doctor.add_to(app)

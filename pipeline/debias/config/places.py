@@ -3,7 +3,9 @@
 import difflib
 import glob
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
@@ -58,6 +60,26 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
         update={
             "deepspeed": engine,
             "data": config.data.model_copy(update=sources),
+            "bias_model": _with_files(config.bias_model, absolute),
             "model": str(model.resolve()) if os.path.isdir(model) else config.model,
         }
     )
+
+
+def files_of(block: Any) -> list[str]:
+    """The files that a bias model's block, or the blocks it is made of, reads."""
+    blocks = block if isinstance(block, list | tuple) else [block]
+    blocks = [one for one in blocks if isinstance(one, dict)]
+    return [name for one in blocks for name in [one.get("file"), *files_of(one.get("of"))] if name]
+
+
+def _with_files(block: Any, absolute: Callable[[str], str]) -> Any:
+    """A bias model's block, or the blocks it is made of, with the file that it reads as an absolute path."""
+    if isinstance(block, list | tuple):
+        return type(block)(_with_files(one, absolute) for one in block)
+    if not isinstance(block, dict):
+        return block
+    return {
+        key: absolute(value) if key == "file" and value else _with_files(value, absolute) if key == "of" else value
+        for key, value in block.items()
+    }

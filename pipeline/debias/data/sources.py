@@ -37,14 +37,17 @@ def load_examples(
     *,
     base: Path | None = None,
     bias_column: str | None = None,
+    p_columns: Sequence[str] = (),
     require_every_label: bool = False,
 ) -> list[Example]:
     """The examples of a source in its order, labels as indices into `data.labels`.
 
-    `base` is the folder relative paths are looked up in first; `bias_column` fills `Example.bias_weight`. Raises
+    `base` is the folder relative paths are looked up in first; `bias_column` fills `Example.bias_weight`, and
+    `p_columns`, one for each label, `Example.bias_p`. Raises
     InputError (file and row, value seen, what would be right); with `require_every_label` also for an absent class.
     """
-    kept = [example for example, _ in load_with_columns(source, data, (), base=base, bias_column=bias_column)]
+    read = load_with_columns(source, data, (), base=base, bias_column=bias_column, p_columns=p_columns)
+    kept = [example for example, _ in read]
     if require_every_label:
         _check_every_label(kept, data.labels, source.source)
     return kept
@@ -57,6 +60,7 @@ def load_with_columns(
     *,
     base: Path | None = None,
     bias_column: str | None = None,
+    p_columns: Sequence[str] = (),
     through: Callable[[Iterable[NumberedRow]], Iterable[NumberedRow]] = iter,
 ) -> list[tuple[Example, dict[str, Any]]]:
     """As `load_examples`, each example beside the values of these other columns of its row.
@@ -65,7 +69,7 @@ def load_with_columns(
     """
     origin, rows, classes = _open(source, data, base)
     where, rows = origin.name, through(rows)
-    reader = _Reader(origin, source.split, data, classes, bias_column, pictures=data.pictures)
+    reader = _Reader(origin, source.split, data, classes, bias_column, tuple(p_columns), data.pictures)
     read = [(reader.example(number, row), reader.columns(number, row, columns)) for number, row in rows]
     gold = [(example, extra) for example, extra in read if example is not None]
     if len(gold) < len(read):
@@ -73,6 +77,16 @@ def load_with_columns(
     if not gold:
         raise InputError(f"{where}: no examples" + (", all rows lack a gold label" if read else ", it is empty"))
     return _subset(gold, source, where)
+
+
+def rows_of(source: DataSource, label_field: str) -> tuple[str, list[NumberedRow], Sequence[str] | None]:
+    """The rows of a source as they stand, what to call it, and the names behind integer labels if it has any.
+
+    `source.limit` is not heeded, but where rows are made. InputError as in `load_examples`.
+    """
+    data = DataConfig.model_validate({"train": source, "label_field": label_field})
+    origin, rows, classes = _open(source, data, None)
+    return origin.name, list(rows), classes
 
 
 def _open(
@@ -153,6 +167,7 @@ class _Reader:
     data: DataConfig
     classes: Sequence[str] | None
     bias_column: str | None
+    p_columns: tuple[str, ...]
     pictures: bool  # not asked of `data` for each row, which reads a name
 
     def example(self, number: int, row: Mapping[str, Any]) -> Example | None:
@@ -170,6 +185,7 @@ class _Reader:
             label=label,
             group=None if is_missing(group) else str(group),
             bias_weight=weight,
+            bias_p=_distribution(row, self.p_columns, where) if self.p_columns else None,
             image=row["image"] if self.pictures else None,
         )
 
@@ -232,6 +248,25 @@ def _weight(row: Mapping[str, Any], column: str, where: str) -> float:
     if not math.isfinite(weight) or weight < 0:
         raise InputError(f"{where}: {column} is {value!r}, expected a finite number that is not negative")
     return weight
+
+
+def _distribution(row: Mapping[str, Any], columns: Sequence[str], where: str) -> tuple[float, ...]:
+    """The probabilities in these columns, which sum to 1 but for the rounding of who wrote them."""
+    found = tuple(_probability(row, column, where) for column in columns)
+    if abs(sum(found) - 1) > 1e-3:
+        raise InputError(f"{where}: {', '.join(columns)} are {list(found)}, which sum to {sum(found):.4g}, expected 1")
+    return found
+
+
+def _probability(row: Mapping[str, Any], column: str, where: str) -> float:
+    value = _column(row, column, "bias_model.columns", where)
+    try:
+        p = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        p = math.nan
+    if not 0 <= p <= 1:
+        raise InputError(f"{where}: {column} is {value!r}, expected a probability in [0, 1]")
+    return p
 
 
 def _subset(examples: list[Read], source: DataSource, where: str) -> list[Read]:

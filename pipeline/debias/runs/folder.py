@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from debias.config.places import files_of
 from debias.config.reading import dump_config, load_config
 from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
@@ -141,7 +142,7 @@ def _check_kept(config: RunConfig, folder: Path) -> None:
     """InputError where the run that is to be replaced holds what this one reads: it would be deleted."""
     sources = [source.source for source in (config.data.train, config.data.validation) if source is not None]
     matched = [file for name in sources for file in glob.glob(name, recursive=True)]
-    for name in (config.model, *sources, *matched, config.deepspeed or ""):
+    for name in (config.model, *sources, *matched, config.deepspeed or "", *files_of(config.bias_model)):
         place = Path(name)
         if name and os.path.exists(place) and place.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"output_dir: {folder} holds {name}, which this run reads; choose another folder")

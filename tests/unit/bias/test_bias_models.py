@@ -1,7 +1,10 @@
 """Bias models: out of fold, floored, the same again; and the weights that are made of what they say."""
 
 import math
+import re
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,24 +12,40 @@ import pytest
 import torch
 
 from debias.bias import BIAS_MODELS, ModelWeight, balanced_weight, confidence_weight, gce_weight, make_bias_model
-from debias.bias.base import FLOOR, digest_of, floored, folds_of
+from debias.bias.base import FLOOR, digest_of, floored, folds_by_source, folds_of
+from debias.bias.calibration import calibrate, log_softmax, temperature
+from debias.bias.degenerate import calibration_error, faults
+from debias.bias.features import relations, sequences, words_of
 from debias.data import Example
 from debias.readouts import Said
 
 FIELDS = ("premise", "hypothesis")
 # Settings of each row of the table on the data below.
-ROWS: dict[str, dict[str, Any]] = {"partial_input": {"fields": ["hypothesis"]}}
+PARTIAL = {"name": "partial_input", "fields": ["hypothesis"]}
+ROWS: dict[str, dict[str, Any]] = {
+    "partial_input": {"fields": ["hypothesis"]},
+    "lexical": {},
+    "groups": {},
+    "column": {"columns": ["p0", "p1", "p2"]},
+    "product": {"of": [PARTIAL, "groups"]},
+}
+FITTED = [name for name in BIAS_MODELS if name != "column"]
 
 
 def shortcut(count: int = 300, seed: int = 0) -> list[Example]:
-    """Hypotheses whose last word gives the label away nine times in ten; premises that say nothing."""
+    """Hypotheses whose last word gives the label away nine times in ten; premises that say nothing.
+
+    `group` is that word, and `bias_p` what somebody says who knows it.
+    """
     draw = np.random.default_rng(seed)
     words = ["plainly", "perhaps", "never"]
     examples = []
     for index in range(count):
         label = int(draw.integers(3))
         told = label if draw.random() < 0.9 else int(draw.integers(3))
-        examples.append(Example(str(index), (f"premise {draw.integers(50)}", f"thing {index} {words[told]}"), label))
+        texts = (f"premise {draw.integers(50)}", f"thing {index} {words[told]}")
+        p_C = tuple(0.92 if one == told else 0.04 for one in range(3))
+        examples.append(Example(str(index), texts, label, group=words[told], bias_p=p_C))
     return examples
 
 
@@ -49,7 +68,7 @@ def test_it_finds_the_shortcut_out_of_fold_and_the_same_again(name: str) -> None
     np.testing.assert_array_equal(log_p_NC, model.log_p(examples, 3, FIELDS, seed=3))
 
 
-@pytest.mark.parametrize("name", BIAS_MODELS)
+@pytest.mark.parametrize("name", FITTED)
 def test_it_does_not_judge_what_it_was_fitted_on(name: str) -> None:
     """Labels drawn at random, a word of its own in each text: who had seen an example would know its label."""
     pytest.importorskip("sklearn")
@@ -97,10 +116,20 @@ def test_the_digest_is_of_texts_labels_settings_and_seed() -> None:
         ({"name": "partial_input", "fields": []}, "bias_model.fields: none is given"),
         ({"name": "partial_input", "fields": ["hypothesis"], "folds": 1}, "bias_model.folds is 1, expected 2 or more"),
         ("partial_imput", "did you mean partial_input?"),
+        ({"name": "lexical", "longest": 0}, "bias_model.longest is 0, expected 1 or more words"),
+        ({"name": "groups", "smoothing": -1}, "bias_model.smoothing is -1.0, expected 0 or more"),
+        ({"name": "groups", "folds": 1}, "bias_model.folds is 1, expected 2 or more"),
+        ("column", "bias_model.columns: give them, one for each label, or a file"),
+        ({"name": "column", "columns": ["a"], "file": "b"}, "exactly one of the two"),
+        ({"name": "column", "columns": ["a", "a"]}, "has a column twice"),
+        ("product", "bias_model.of: missing, and product has no default for it"),
+        ({"name": "product", "of": ["groups"]}, "bias_model.of: 1 given, expected two or more"),
+        ({"name": "product", "of": ["groups", "lexicl"]}, "bias_model.of.name is 'lexicl', .*did you mean lexical?"),
+        ({"name": "product", "of": 3}, "expected a list of bias models"),
     ],
 )
 def test_wrong_settings(block: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?") if "*" not in message else message):
         make_bias_model(block)
 
 
@@ -118,6 +147,216 @@ def test_nothing_to_fit_on_is_said() -> None:
     examples = [Example(str(i), ("p", f"word{i}"), i % 2) for i in range(10)]
     with pytest.raises(ValueError, match="bias_model partial_input: nothing to fit on in 8 examples"):
         make_bias_model({"name": "partial_input", "fields": ["hypothesis"]}).log_p(examples, 2, FIELDS, seed=0)
+
+
+def test_a_word_counts_in_its_own_field_alone() -> None:
+    """The cue stands in both fields as often, and says something in one of them."""
+    pytest.importorskip("sklearn")
+    draw, examples = np.random.default_rng(4), []
+    for index in range(400):
+        label, noise = int(draw.integers(2)), int(draw.integers(2))
+        texts = (f"one {'cue' if noise else 'none'} {index}", f"two {'cue' if label else 'none'} {index}")
+        examples.append(Example(str(index), texts, label))
+    log_p_NC = make_bias_model("lexical").log_p(examples, 2, FIELDS, seed=0)
+    assert (log_p_NC.argmax(axis=1) == [example.label for example in examples]).mean() > 0.98
+    blind = make_bias_model({"name": "lexical", "fields": ["premise"]}).log_p(examples, 2, FIELDS, seed=0)
+    assert (blind.argmax(axis=1) == [example.label for example in examples]).mean() < 0.65
+
+
+@pytest.mark.parametrize("texts", [("overlap",), FIELDS], ids=["one field", "two fields"])
+def test_lexical_takes_any_number_of_fields(texts: tuple[str, ...]) -> None:
+    pytest.importorskip("sklearn")
+    examples = [Example(str(i), tuple(f"{'yes' if i % 2 else 'no'} {i}" for _ in texts), i % 2) for i in range(60)]
+    model = make_bias_model("lexical")
+    model.check(texts)
+    assert (model.log_p(examples, 2, texts, seed=0).argmax(axis=1) == [i % 2 for i in range(60)]).all()
+
+
+def test_overlap_is_seen_where_no_word_says_anything() -> None:
+    pytest.importorskip("sklearn")
+    draw, examples = np.random.default_rng(2), []
+    for index in range(300):
+        words = [f"w{n}" for n in draw.choice(400, size=8, replace=False)]
+        label = int(draw.integers(2))
+        examples.append(Example(str(index), (" ".join(words[:4]), " ".join(words[:4] if label else words[4:])), label))
+    right = [example.label for example in examples]
+    whole, words_alone = (
+        make_bias_model({"name": "lexical", "relations": seen}).log_p(examples, 2, FIELDS, seed=0)
+        for seen in (True, False)
+    )
+    assert (whole.argmax(axis=1) == right).mean() == 1.0
+    assert (words_alone.argmax(axis=1) == right).mean() < 0.65
+
+
+def test_examples_of_one_premise_are_judged_together() -> None:
+    """One hypothesis of each label a premise: who knows two of them knows the third, and it is no word that tells."""
+    pytest.importorskip("sklearn")
+    examples = [Example(f"{i}", (f"premise own{i // 3} own{i // 3}", f"said {i % 7}"), i % 3) for i in range(300)]
+    fold_N = folds_by_source(examples, 5, seed=0)
+    assert all(len({int(fold) for fold in fold_N[i : i + 3]}) == 1 for i in range(0, 300, 3))
+    log_p_NC = make_bias_model("lexical").log_p(examples, 3, FIELDS, seed=0)
+    assert 0.2 < (log_p_NC.argmax(axis=1) == [i % 3 for i in range(300)]).mean() < 0.47
+    instructed = [Example(str(i), ("Classify this.", f"text {i}"), i % 3) for i in range(60)]
+    assert set(Counter(folds_by_source(instructed, 5, seed=0).tolist()).values()) == {12}
+
+
+def test_groups_are_counted_in_the_other_folds() -> None:
+    examples = shortcut(90)
+    fold_N = folds_of(examples, 3, seed=5)
+    log_p_NC = make_bias_model({"name": "groups", "folds": 3, "smoothing": 2.0, "calibrated": False}).log_p(
+        examples, 3, FIELDS, seed=5
+    )
+    for at in (0, 17, 88):
+        others = [one for one, fold in zip(examples, fold_N, strict=True) if fold != fold_N[at]]
+        mine = [one for one in others if one.group == examples[at].group]
+        for label in range(3):
+            prior = sum(one.label == label for one in others) / len(others)
+            expected = (sum(one.label == label for one in mine) + 2.0 * prior) / (len(mine) + 2.0)
+            assert math.exp(log_p_NC[at, label]) == pytest.approx(max(expected, FLOOR), rel=1e-3)
+
+
+def test_a_group_that_the_other_folds_lack_has_the_labels_shares() -> None:
+    examples = [Example(str(i), (f"t{i}",), int(i % 4 == 0), group="a" if i else "alone") for i in range(40)]
+    fold_N = folds_of(examples, 5, seed=0)
+    others = [one.label for one, fold in zip(examples, fold_N, strict=True) if fold != fold_N[0]]
+    for smoothing in (0.0, 1.0):
+        model = make_bias_model({"name": "groups", "smoothing": smoothing, "calibrated": False})
+        assert math.exp(model.log_p(examples, 2, ("text",), seed=0)[0, 1]) == pytest.approx(sum(others) / len(others))
+
+
+def test_a_product_is_naive_bayes() -> None:
+    """Two cues, independent given the label: of their posteriors the product is the posterior of both."""
+    share, likely = [0.5, 0.3, 0.2], [[0.7, 0.2, 0.4], [0.1, 0.6, 0.5]]
+    examples = [Example(str(i), (f"t{i}",), label) for label, n in enumerate((50, 30, 20)) for i in range(n)]
+    posteriors = []
+    for cue in likely:
+        joint = [p * q for p, q in zip(share, cue, strict=True)]
+        posteriors.append(np.tile([one / math.fsum(joint) for one in joint], (100, 1)))
+    model = make_bias_model({"name": "product", "of": ["groups", PARTIAL], "calibrated": False})
+    joint = [p * q * r for p, q, r in zip(share, *likely, strict=True)]
+    expected = [one / math.fsum(joint) for one in joint]
+    found = np.exp(model.joined([np.log(one) for one in posteriors], examples))
+    np.testing.assert_allclose(found[3], expected, rtol=1e-9)
+
+
+def test_the_digest_is_of_what_a_model_reads_beside_the_texts() -> None:
+    examples, groups = shortcut(20), make_bias_model("groups")
+    moved = [replace(examples[0], group="elsewhere"), *examples[1:]]
+    assert groups.digest(examples, 3, 0) == groups.digest(list(examples), 3, 0)
+    for block in ("groups", {"name": "product", "of": ["groups", PARTIAL]}):
+        model = make_bias_model(block)
+        assert model.digest(examples, 3, 0) != model.digest(moved, 3, 0)
+    assert make_bias_model("lexical").digest(examples, 3, 0) == make_bias_model("lexical").digest(moved, 3, 0)
+    said = [replace(examples[0], bias_p=(0.2, 0.3, 0.5)), *examples[1:]]
+    column = make_bias_model({"name": "column", **ROWS["column"]})
+    assert column.digest(examples, 3, 0) != column.digest(said, 3, 0)
+
+
+def test_labels_that_no_other_fold_has() -> None:
+    examples = [*shortcut(60), *(Example(f"r{i}", ("p", "the one rare text"), 3) for i in range(4))]
+    for block in ("lexical", {"name": "product", "of": ["groups", PARTIAL]}):
+        assert make_bias_model(block).unseen(examples, 4, seed=0) == [3]
+    assert make_bias_model({"name": "column", **ROWS["column"]}).unseen(examples, 4, seed=0) == []
+    more = [*shortcut(60), *(Example(f"r{i}", (f"p{i}", f"rare text {i}"), 3) for i in range(20))]
+    assert make_bias_model("groups").unseen(more, 4, seed=0) == []
+
+
+# What it reads of texts.
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A man!! sleeps.", ["a", "man", "!!", "sleeps", "."]),
+        ("don't", ["do", "n't"]),
+        ("Isn’t it a man's", ["is", "n’t", "it", "a", "man", "'", "s"]),
+        ("n't n'tx", ["n't", "n", "'", "tx"]),
+        ("猫が好き ok", ["猫", "が", "好", "き", "ok"]),
+        ("  ", []),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+    assert list(sequences(words[:3], 2)) == [*words[:3], *(f"{a} {b}" for a, b in pairwise(words[:3]))]
+
+
+def test_relations_of_two_fields() -> None:
+    pairs = [("The cat sat.", "cat sat"), ("a b c d", "d a"), ("a b", "c isn't"), ("...", "x")]
+    words_FN = [[words_of(pair[place]) for pair in pairs] for place in (0, 1)]
+    values_NR, names = relations(words_FN, ("p", "h"))
+    found = {name: values_NR[:, place].tolist() for place, name in enumerate(names)}
+    assert found["share of h that is in p"] == [1.0, 1.0, 0.0, 0.0]
+    assert found["share of p that is in h"] == [pytest.approx(2 / 3), 0.5, 0.0, 0.0]
+    assert found["all words of h are in p"] == [1, 1, 0, 0]
+    assert found["h stands in p as it is"] == [1, 0, 0, 0]
+    assert found["negation in h"] == [0, 0, 1, 0]
+    assert found["p longer than h"] == pytest.approx([math.log(5 / 3), math.log(5 / 3), math.log(3 / 4), 0.0])
+    assert np.isfinite(values_NR).all()
+
+
+# Calibration, and what cannot be learned with.
+
+
+def loss_at(temperature: float, log_p: list[list[float]], labels: list[int]) -> float:
+    """Mean negative log-likelihood, in plain loops."""
+    total = 0.0
+    for row, label in zip(log_p, labels, strict=True):
+        total -= row[label] / temperature - math.log(math.fsum(math.exp(one / temperature) for one in row))
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("too_sure", [0.4, 1.0, 3.0])
+def test_the_temperature_has_the_least_loss(too_sure: float) -> None:
+    draw = np.random.default_rng(7)
+    logits_NC = draw.normal(size=(2000, 3))
+    p_NC = np.exp(log_softmax(logits_NC))
+    labels = [int(draw.choice(3, p=p)) for p in p_NC]
+    log_p_NC = log_softmax(too_sure * logits_NC)
+    found = temperature(log_p_NC, np.array(labels))
+    assert found == pytest.approx(too_sure, rel=0.15)
+    best = loss_at(found, log_p_NC.tolist(), labels)
+    assert all(best <= loss_at(found * factor, log_p_NC.tolist(), labels) for factor in (0.8, 0.97, 1.03, 1.25))
+    before, after = (
+        calibration_error(np.exp(one).max(axis=1), one.argmax(axis=1) == labels)
+        for one in (log_softmax(4 * log_p_NC), calibrate(4 * log_p_NC, np.array(labels)))
+    )
+    assert after < 0.02 < before
+
+
+def test_a_temperature_is_bounded() -> None:
+    sure, label_N = np.log(np.array([[0.9, 0.1]] * 20)), np.zeros(20, dtype=int)
+    assert temperature(sure, label_N) == pytest.approx(0.05)
+    assert temperature(sure, 1 - label_N) == pytest.approx(20)
+    assert temperature(sure[:0], label_N[:0]) == 1.0
+
+
+def said(own: list[float], label: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of two labels, `own` of the right one, which is `label` for half of the examples."""
+    label_N = np.array([label if i % 2 else 1 - label for i in range(len(own))])
+    p_NC = np.array([[p, 1 - p] if right == 0 else [1 - p, p] for p, right in zip(own, label_N, strict=True)])
+    return np.log(p_NC), label_N
+
+
+@pytest.mark.parametrize(
+    ("own", "stops", "message"),
+    [
+        ([0.999] * 40, True, "right on all 40 examples with p of 0.99 or more: nothing is left"),
+        ([0.5] * 40, True, r"says the same of every example, \[0.5, 0.5\]"),
+        ([0.5, 0.503, 0.499, 0.501] * 10, True, "says the same of every example"),
+        ([0.995] * 399 + [0.3], False, "is right with p > 0.99 on 99.8 % of the examples"),
+        ([0.4, 0.3] * 20, False, "knows no more than the most frequent label"),
+        ([0.9, 0.9, 0.1] * 200, False, "is not calibrated: confidence and accuracy are 2. points apart"),
+    ],
+)
+def test_degenerate_bias_models(own: list[float], stops: bool, message: str) -> None:
+    found = faults(*said(own))
+    assert [fault.stops for fault in found if re.search(message, fault.text)] == [stops]
+
+
+def test_a_good_bias_model_has_no_fault() -> None:
+    draw = np.random.default_rng(0)
+    p_N = draw.uniform(0.5, 0.97, size=600)
+    assert faults(*said([float(p if draw.random() < p else 1 - p) for p in p_N])) == []
 
 
 # Weights.

@@ -71,6 +71,7 @@ def test_settings_are_the_fields_with_their_defaults() -> None:
     assert [(one.name, one.type, one.default) for one in easy.settings] == [
         ("fields", "list of str", None),
         ("folds", "int", "5"),
+        ("calibrated", "bool", "true"),
     ]
     (soup,) = cards("soup")
     assert [(one.name, one.type, one.default) for one in soup.settings] == [

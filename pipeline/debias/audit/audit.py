@@ -1,0 +1,207 @@
+"""The audit of a data set: what its fields, words and their relations give away, and what would correct it.
+
+Shapes: N examples, C labels, F fields.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from debias.audit.fields import Alone, Relation, alone, related
+from debias.audit.reading import Dataset
+from debias.audit.suggestion import suggested, verdict
+from debias.audit.sureness import Interval, wilson
+from debias.audit.words import Word, WordTable, table_of, words_found
+from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of
+from debias.bias.calibration import out_of_fold
+from debias.bias.features import counted, relations, weighted, words_of
+from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
+from debias.data import Example
+from debias.errors import InputError
+
+FOLDS = 5
+SURE = 0.8
+FEWEST = 20  # examples; with fewer there is nothing to be sure of
+
+
+@dataclass(frozen=True)
+class Copies:
+    """`repeated`: examples whose texts an earlier one has. `disputed`: whose texts also have another label."""
+
+    repeated: int
+    disputed: int
+
+
+@dataclass(frozen=True)
+class Easy:
+    """What the bias model `lexical` gets right, out of fold: all in all, and with p > 0.8 of the right label."""
+
+    accuracy: float
+    interval: Interval
+    most: float
+    sure: float
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The same bias model, fitted on all of the data, on other data. `shared`: its examples whose texts are in both."""
+
+    name: str
+    examples: int
+    accuracy: float
+    interval: Interval
+    most: float
+    shared: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that was found in one data set. `looked_at`: words and pairs of words times labels, what p allows for."""
+
+    name: str
+    examples: int
+    fields: tuple[str, ...]
+    labels: dict[str, int]
+    verdict: str
+    bias_model: dict[str, Any] | None
+    alone: tuple[Alone, ...]
+    words: tuple[Word, ...]
+    looked_at: int
+    relations: tuple[Relation, ...]
+    easy: Easy
+    copies: Copies
+    test: Tested | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON and the page; each finding with whether it was found."""
+        told = {**asdict(self), "settings": block_as_yaml(self.bias_model)}
+        for kind in ("alone", "relations"):
+            for one, row in zip(getattr(self, kind), told[kind], strict=True):
+                row["found"] = one.found
+        return told
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The words of each field as they were counted, for who asks about one that was not found."""
+
+    tables: Sequence[WordTable]
+
+    def word(self, field: str, text: str, label: str) -> Word | None:
+        """The word as it is here, found or not (p is then not adjusted); None where it hardly occurs."""
+        table = next((one for one in self.tables if one.field == field), None)
+        if table is None or text not in table.texts or label not in table.labels:
+            return None
+        at, place = list(table.texts).index(text), list(table.labels).index(label)
+        return table.word(at, place, float(table.p_VC[at, place]))
+
+
+def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Audit, Counted]:
+    """Everything that is found in the data, and what it was found in. No model is trained; seconds to a minute.
+
+    InputError for fewer than FEWEST examples, and without scikit-learn.
+    """
+    if len(data.examples) < FEWEST:
+        raise InputError(f"{data.name}: {len(data.examples)} examples, expected {FEWEST} or more: too few to be sure")
+    label_N, names = labels_of(data.examples), data.fields
+    words_FN = [[words_of(example.texts[place]) for example in data.examples] for place in range(len(names))]
+    fold_FN = [_folds(data.examples, place, seed) for place in range(len(names))]
+    seen, tables = _counted(data, words_FN, fold_FN, label_N)
+    of_fields = alone(seen, label_N, len(data.labels))
+    words, looked_at = words_found(tables)
+    values_NR, relation_names = relations(words_FN, names)
+    of_relations = related(values_NR, relation_names, label_N, data.labels)
+    findings = (names, of_fields, words, of_relations)
+    p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)
+    return Audit(
+        name=data.name,
+        examples=len(data.examples),
+        fields=names,
+        labels={label: int((label_N == at).sum()) for at, label in enumerate(data.labels)},
+        verdict=verdict(*findings),
+        bias_model=suggested(*findings),
+        alone=tuple(of_fields),
+        words=tuple(words),
+        looked_at=looked_at,
+        relations=tuple(of_relations),
+        easy=_easy(p_NC, label_N),
+        copies=copies_in(data.examples),
+        test=None if test is None else tested(data, test),
+    ), Counted(tables)
+
+
+def _folds(examples: Sequence[Example], place: int, seed: int) -> Ints:
+    """Of one field alone: equal texts share a fold, or a premise would be judged by what its others are not."""
+    return even_folds([example.texts[place] for example in examples], FOLDS, seed)
+
+
+def _counted(
+    data: Dataset, words_FN: Sequence[Sequence[Sequence[str]]], fold_FN: Sequence[Ints], label_N: Ints
+) -> tuple[dict[str, tuple[Any, Ints]], list[WordTable]]:
+    """Of each field its TF-IDF with its folds, and the table of its words; fields without a word twice left out."""
+    seen, tables = {}, []
+    for field, words_N, fold_N in zip(data.fields, words_FN, fold_FN, strict=True):
+        try:
+            counts_NV, texts = counted(words_N, 2)
+        except ValueError as error:
+            if "scikit-learn" in str(error):
+                raise InputError(f"debias audit: {error}") from None
+            continue
+        tables.append(table_of(counts_NV, texts, label_N, fold_N, field, data.labels))
+        seen[field] = (weighted(counts_NV), fold_N)
+    return seen, tables
+
+
+def _bias_model(blocks: Sequence[Any], values_NR: Floats, data: Dataset, seed: int) -> Floats:
+    """What the bias model `lexical` says out of fold, of features that are there already."""
+    from scipy import sparse
+
+    label_N = labels_of(data.examples)
+    seen_NV = sparse.hstack([*blocks, sparse.csr_matrix(values_NR)], format="csr")
+    p_NC = judged_out_of_fold(seen_NV, label_N, len(data.labels), folds_by_source(data.examples, FOLDS, seed))
+    return np.exp(out_of_fold(p_NC, label_N, calibrated=True))
+
+
+def _easy(p_NC: Floats, label_N: Ints) -> Easy:
+    right, n = int((p_NC.argmax(axis=1) == label_N).sum()), len(label_N)
+    sure = float((p_NC[np.arange(n), label_N] > SURE).mean())
+    return Easy(right / n, wilson(right, n), float(np.bincount(label_N).max() / n), sure)
+
+
+def copies_in(examples: Sequence[Example]) -> Copies:
+    """How many examples are copies, and of how many another copy has another label."""
+    labels: dict[tuple[str, ...], set[int]] = {}
+    for example in examples:
+        labels.setdefault(example.texts, set()).add(example.label)
+    disputed = sum(len(labels[example.texts]) > 1 for example in examples)
+    return Copies(len(examples) - len(labels), disputed)
+
+
+def tested(data: Dataset, test: Dataset) -> Tested:
+    """What the bias model `lexical` of all the data gets right on other data with the same fields and labels."""
+    together = [*data.examples, *test.examples]  # which words there are is no secret of a label
+    seen_NV = Lexical().features(together, data.fields)
+    n, label_M = len(data.examples), labels_of(test.examples)
+    p_MC = probabilities(fitted(seen_NV[:n], labels_of(data.examples)), seen_NV[n:], len(data.labels))
+    right, m = int((p_MC.argmax(axis=1) == label_M).sum()), len(label_M)
+    known = {example.texts for example in data.examples}
+    most = Counter(label_M.tolist()).most_common(1)[0][1] / m
+    shared = sum(example.texts in known for example in test.examples)
+    return Tested(test.name, m, right / m, wilson(right, m), most, shared)
+
+
+def block_as_yaml(block: Mapping[str, Any] | None) -> str:
+    """The settings that correct what was found, as they stand in a run's file."""
+    if block is None:
+        return "# nothing is to be corrected"
+    inside = ", ".join(f"{key}: {_yaml(value)}" for key, value in block.items())
+    return f"bias_model: {{{inside}}}\nloss: logit_correction"
+
+
+def _yaml(value: Any) -> str:
+    import json
+
+    return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

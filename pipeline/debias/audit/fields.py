@@ -1,0 +1,99 @@
+"""What a field alone gives away, and what the relation of fields does. Shapes: N examples, C labels, R relations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import chi2, rankdata
+
+from debias.audit.sureness import ALPHA, Interval, adjusted, better_than, wilson
+from debias.bias.base import Floats, Ints
+from debias.bias.lexical import judged_out_of_fold
+
+POINTS = 0.02  # of accuracy above the most frequent label from which a field is worth telling
+SMALL = 0.01  # of rank variance: Cohen's small effect (Statistical Power Analysis, 1988)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """How often a classifier of one field's words is right, out of fold, beside the most frequent label's share."""
+
+    field: str
+    accuracy: float
+    interval: Interval
+    most: float
+    p: float
+
+    @property
+    def found(self) -> bool:
+        """Whether the field gives labels away: surely, and enough to matter."""
+        return self.p < ALPHA and self.accuracy - self.most >= POINTS
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Something that can be measured of the fields, and how it goes with the labels.
+
+    `effect`: the share of the variance of its ranks that the labels explain (epsilon squared); `means`: of each label.
+    """
+
+    name: str
+    effect: float
+    means: dict[str, float]
+    p: float
+
+    @property
+    def found(self) -> bool:
+        """Whether it gives labels away: surely, and enough to matter."""
+        return self.p < ALPHA and self.effect >= SMALL
+
+
+def alone(seen: dict[str, tuple[Any, Ints]], label_N: Ints, labels: int) -> list[Alone]:
+    """What each field gives away: of each its features [N, V], sparse, and the folds [N] in which equal texts meet."""
+    most = int(np.bincount(label_N).argmax())
+    judged = {
+        field: judged_out_of_fold(seen_NV, label_N, labels, fold_N).argmax(axis=1) == label_N
+        for field, (seen_NV, fold_N) in seen.items()
+    }
+    p_K = adjusted(np.array([better_than(right_N, label_N == most) for right_N in judged.values()]))
+    share, n = float((label_N == most).mean()), len(label_N)
+    return [
+        Alone(field, float(right_N.mean()), wilson(float(right_N.sum()), n), share, float(p))
+        for (field, right_N), p in zip(judged.items(), p_K, strict=True)
+    ]
+
+
+def related(values_NR: Floats, names: Sequence[str], label_N: Ints, labels: Sequence[str]) -> list[Relation]:
+    """How each relation goes with the labels (Kruskal & Wallis, JASA 47, 1952), the largest effect first."""
+    if not len(names):
+        return []
+    h_R = np.array([kruskal(values_NR[:, place], label_N, len(labels)) for place in range(len(names))])
+    p_R = adjusted(chi2.sf(h_R, len(np.unique(label_N)) - 1))
+    return sorted(
+        (
+            Relation(
+                name,
+                float(h / (len(label_N) - 1)),
+                _means(name, values_NR[:, place], label_N, labels),
+                float(p),
+            )
+            for place, (name, h, p) in enumerate(zip(names, h_R, p_R, strict=True))
+        ),
+        key=lambda one: -one.effect,
+    )
+
+
+def _means(name: str, value_N: Floats, label_N: Ints, labels: Sequence[str]) -> dict[str, float]:
+    """Of each label; a length, which is measured in logarithms, in words."""
+    means = {label: float(value_N[label_N == at].mean()) for at, label in enumerate(labels) if (label_N == at).any()}
+    return {label: float(np.expm1(mean)) for label, mean in means.items()} if name.startswith("length of") else means
+
+
+def kruskal(value_N: Floats, label_N: Ints, labels: int) -> float:
+    """The statistic H, corrected for ties; 0 where all values are one."""
+    rank_N = rankdata(value_N)
+    n, size_C = len(rank_N), np.bincount(label_N, minlength=labels)
+    mean_C = np.bincount(label_N, weights=rank_N, minlength=labels) / np.maximum(size_C, 1)
+    spread = float(rank_N.var())
+    return 0.0 if spread == 0 else float((size_C * (mean_C - (n + 1) / 2) ** 2).sum() / spread * (n - 1) / n)

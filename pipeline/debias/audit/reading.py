@@ -1,0 +1,129 @@
+"""A file of a person, or a source that configs accept, as examples: which columns are text and label, and what labels.
+
+What cannot be told from the header without a doubt is asked for.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from debias.config.data import DataConfig, DataSource, has_pictures
+from debias.data import Example, load_examples
+from debias.data.sources import NO_GOLD_LABEL, rows_of
+from debias.errors import InputError
+
+PAIRS = (
+    *(("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2")),
+    *(("claim", "evidence"), ("question", "sentence"), ("question", "passage"), ("text_a", "text_b")),
+)
+SINGLE = ("text", "sentence", "comment_text", "comment", "review", "content", "tweet", "document")
+LABEL = ("label", "gold_label", "labels", "class", "category", "target", "is_duplicate", "sentiment", "toxicity")
+MOST_LABELS = 100
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples with what their fields and labels are called; `name` is what a reader knows the data by."""
+
+    name: str
+    fields: tuple[str, ...]
+    label_field: str
+    labels: tuple[str, ...]
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a person said of the columns: nothing, where they are to be guessed."""
+
+    text_fields: tuple[str, ...] = ()
+    label_field: str | None = None
+
+
+def read_dataset(
+    name: str, columns: Columns, *, labels: Sequence[str] = (), limit: int | None = None, split: str = "train"
+) -> Dataset:
+    """The data of this name. `labels`: those that it may have, else all that occur; `limit`: a random part of it.
+
+    InputError, in one line, for a column that is not there (with the nearest), a column that has to be named, fewer
+    than two labels, labels that are no labels, an empty source, and all that is wrong with a row.
+    """
+    if has_pictures(name):
+        raise InputError(f"{name}: holds pictures, and an audit reads words")
+    source = DataSource.model_validate({"source": name, "limit": limit, "split": split})
+    where, rows, classes = rows_of(source, columns.label_field or "label")
+    if not rows:
+        raise InputError(f"{where}: it is empty, expected rows with a text and a label")
+    header = list(rows[0][1])
+    label_field = _label_field(where, header, columns)
+    if label_field != (columns.label_field or "label"):
+        where, rows, classes = rows_of(source, label_field)
+    fields = _text_fields(where, header, columns, label_field)
+    found = tuple(labels) or _labels(where, label_field, rows, classes)
+    data = DataConfig(train=source, text_fields=fields, label_field=label_field, labels=found)
+    return Dataset(name, fields, label_field, found, load_examples(source, data, base=Path.cwd()))
+
+
+def _label_field(where: str, header: Sequence[str], columns: Columns) -> str:
+    if columns.label_field is not None:
+        return _known(where, header, columns.label_field, "--label-field")
+    candidates = [name for name in header if name.lower() in LABEL]
+    if len(candidates) == 1:
+        return candidates[0]
+    told = f"{' and '.join(candidates)} may be it" if candidates else f"the columns are {', '.join(header)}"
+    raise InputError(f"{where}: which column is the label? {told}; name it with --label-field")
+
+
+def _text_fields(where: str, header: Sequence[str], columns: Columns, label_field: str) -> tuple[str, ...]:
+    if columns.text_fields:
+        return tuple(_known(where, header, field, "--text-field") for field in columns.text_fields)
+    lower = {name.lower(): name for name in header}
+    pairs = [pair for pair in PAIRS if set(pair) <= set(lower)]
+    single = [name for name in SINGLE if name in lower]
+    others = [name for name in header if name != label_field]
+    if len(pairs) + len(single) == 1:
+        return tuple(lower[name] for name in (pairs[0] if pairs else single))
+    if not pairs and not single and len(others) == 1:
+        return (others[0],)
+    raise InputError(
+        f"{where}: which columns are text? the columns are {', '.join(header)}; name each with --text-field"
+    )
+
+
+def _known(where: str, header: Sequence[str], name: str, flag: str) -> str:
+    if name in header:
+        return name
+    near = difflib.get_close_matches(name, header, n=1)
+    hint = f"did you mean {near[0]}? the columns are" if near else "the columns are"
+    raise InputError(f"{where}: no column {name!r} ({flag}); {hint} {', '.join(header)}")
+
+
+def _labels(where: str, field: str, rows: Sequence[tuple[int, Any]], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The labels that occur, in the order of their names; a row without a gold label has none."""
+    seen = Counter(_named(row.get(field), classes) for _, row in rows)
+    for value in (None, *NO_GOLD_LABEL):
+        seen.pop(value, None)
+    if len(seen) > MOST_LABELS:
+        some = ", ".join(repr(value) for value, _ in seen.most_common(3))
+        raise InputError(
+            f"{where}: {field} has {len(seen)} values ({some}, ...), expected at most {MOST_LABELS} labels; "
+            "name another with --label-field"
+        )
+    if len(seen) < 2:
+        told = f"is {next(iter(seen))!r} in every row" if seen else "is empty"
+        raise InputError(f"{where}: {field} {told}: with fewer than two labels nothing can give one away")
+    return tuple(sorted(str(value) for value in seen))
+
+
+def _named(value: Any, classes: Sequence[str] | None) -> str | None:
+    if classes and isinstance(value, int) and 0 <= value < len(classes):
+        return classes[value]
+    return None if value is None else str(value)
+
+
+def read_like(data: Dataset, name: str) -> Dataset:
+    """Other data with the fields and labels of this, such as a test set."""
+    return read_dataset(name, Columns(data.fields, data.label_field), labels=data.labels)

@@ -1,0 +1,39 @@
+"""How sure a finding is: intervals, and p-values adjusted for all that was looked at. Shapes: K tests."""
+
+from math import sqrt
+
+import numpy as np
+from scipy.stats import binom
+
+from debias.bias.base import Bools, Floats
+
+Interval = tuple[float, float]
+ALPHA = 0.05
+FAMILIES = 3  # fields alone, words, relations: each has a third of the one error rate
+_Z95 = 1.959963984540054
+
+
+def wilson(right: float, n: float) -> Interval:
+    """The 95 % score interval of a share (Wilson, JASA 22, 1927)."""
+    share, z2 = right / n, _Z95**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = _Z95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def adjusted(p_K: Floats, families: int = FAMILIES) -> Floats:
+    """Holm's adjusted p-values (Scand. J. Statist. 6, 1979) of one family of several that share an error rate.
+
+    With all families adjusted like this, the chance of any false alarm anywhere is at most ALPHA.
+    """
+    order = np.argsort(p_K, kind="stable")
+    stepped_K = np.maximum.accumulate(p_K[order] * np.arange(len(p_K), 0, -1))
+    found = np.empty_like(stepped_K)
+    found[order] = np.minimum(1.0, families * stepped_K)
+    return found
+
+
+def better_than(right_N: Bools, other_right_N: Bools) -> float:
+    """One-sided p that the first is right no oftener than the other, of the examples on which they differ (McNemar)."""
+    wins, losses = int((right_N & ~other_right_N).sum()), int((~right_N & other_right_N).sum())
+    return float(binom.sf(wins - 1, wins + losses, 0.5)) if wins + losses else 1.0

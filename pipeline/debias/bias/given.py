@@ -1,0 +1,89 @@
+"""A bias model whose probabilities came with the data, as columns of it or in a file. Shapes: N examples, C labels."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from zipfile import BadZipFile
+
+import numpy as np
+
+from debias.bias.base import BiasModel, Floats, labels_of, rows_digest
+from debias.bias.calibration import out_of_fold
+from debias.data.examples import Example
+
+OFF_BY = 1e-3  # what a row's sum may be off by: probabilities were rounded when they were written
+
+
+@dataclass(frozen=True)
+class Given(BiasModel):
+    """Probabilities that come with the data: a column for each label, or a file of another run.
+
+    `columns`: of the training data, one for each of `data.labels` in their order; each row in [0, 1], summing to 1.
+    `file`: what another run kept in `RUN/bias/NAME.npz`, of exactly these rows. Needs probabilities of examples that
+    who said them was not fitted on, which nobody can check here. Costs nothing. Fails where they are not calibrated,
+    which a warning says; `calibrated: true` fits one temperature to the training labels.
+
+    Source: the precomputed bias-only predictions of Clark et al., EMNLP 2019, arXiv 1909.03683.
+    """
+
+    name: ClassVar[str] = "column"
+    reads: ClassVar[frozenset[str]] = frozenset({"bias_p"})
+    columns: tuple[str, ...] = ()
+    file: str | None = None
+    calibrated: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.columns) == bool(self.file):
+            raise ValueError("columns: give them, one for each label, or a file; exactly one of the two")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"columns: {list(self.columns)} has a column twice")
+
+    @property
+    def p_columns(self) -> tuple[str, ...]:
+        return self.columns
+
+    def check(self, text_fields: Sequence[str]) -> None:
+        if self.file is not None and not Path(self.file).is_file():
+            raise ValueError(f"bias_model.file: {self.file}: no such file")
+
+    def digest(self, examples: Sequence[Example], labels: int, seed: int) -> str:
+        held = hashlib.sha256(Path(self.file).read_bytes()).hexdigest() if self.file else ""
+        return held + super().digest(examples, labels, seed)
+
+    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
+        p_NC = self._of_file(examples, labels) if self.file else np.array([one.bias_p for one in examples], dtype=float)
+        return out_of_fold(p_NC, labels_of(examples), calibrated=self.calibrated)
+
+    def _of_file(self, examples: Sequence[Example], labels: int) -> Floats:
+        try:
+            with np.load(str(self.file), allow_pickle=False) as held:
+                p_NC, rows = np.exp(np.asarray(held["log_p"], dtype=np.float64)), str(held["rows"])
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            told = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+            raise ValueError(f"bias_model.file: {self.file}: not what a run keeps in bias/NAME.npz: {told}") from None
+        if p_NC.shape != (len(examples), labels):
+            raise ValueError(
+                f"bias_model.file: {self.file} has probabilities of shape {list(p_NC.shape)}, and the training data "
+                f"{len(examples)} rows and {labels} labels"
+            )
+        if rows != rows_digest(examples):
+            raise ValueError(f"bias_model.file: {self.file} was said of other rows than the training data's")
+        if (wrong := first_wrong(p_NC)) is not None:
+            raise ValueError(f"bias_model.file: {self.file}: row {wrong + 1}: {what_is_wrong(p_NC[wrong])}")
+        return p_NC
+
+
+def first_wrong(p_NC: Floats) -> int | None:
+    """The first row that is no distribution, if any."""
+    fine_N = ((p_NC >= 0) & (p_NC <= 1)).all(axis=1) & (np.abs(p_NC.sum(axis=1) - 1) <= OFF_BY)
+    return None if fine_N.all() else int(np.argmin(fine_N))
+
+
+def what_is_wrong(p_C: Floats) -> str:
+    """Why a row is no distribution, in words."""
+    outside = [float(p) for p in p_C if not 0 <= p <= 1]
+    if outside:
+        return f"a probability is {outside[0]:g}, expected a number in [0, 1]"
+    return f"the probabilities {[round(float(p), 4) for p in p_C]} sum to {float(p_C.sum()):.4g}, expected 1"

@@ -1,0 +1,236 @@
+"""The audit finds what was put in, and nothing where labels are dealt out at random; its sums are plain loops'."""
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from debias.audit.audit import Audit, audit, block_as_yaml, copies_in
+from debias.audit.comparing import only_in_one
+from debias.audit.fields import kruskal, related
+from debias.audit.reading import Dataset
+from debias.audit.sureness import adjusted, better_than, wilson
+from debias.audit.words import log_odds_of, table_of, words_found
+from debias.config.data import DataConfig
+from debias.data import Example, generate, plant
+from debias.errors import InputError
+
+pytest.importorskip("sklearn")
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+def pairs(count: int = 600, seed: int = 0, kind: str = "none") -> Dataset:
+    """Pairs of made-up sentences with a shortcut of a kind: `hypothesis` words, `overlap`, `length`, or none."""
+    draw, examples = np.random.default_rng(seed), []
+    for index in range(count):
+        label = int(draw.integers(3))
+        premise, other = ([f"w{n}" for n in draw.integers(60, size=8)] for _ in range(2))
+        told = label if draw.random() < 0.8 else int(draw.integers(3))
+        hypothesis = premise[:6] if kind == "overlap" and told == 0 else other[:6]
+        if kind == "hypothesis":
+            hypothesis = [*hypothesis, ("surely", "maybe", "hardly")[told]]
+        if kind == "length" and told == 1:
+            hypothesis = hypothesis + other
+        examples.append(Example(str(index), (" ".join(premise), " ".join(hypothesis)), label))
+    return Dataset(kind, ("premise", "hypothesis"), "label", LABELS, examples)
+
+
+def found(one: Audit) -> dict[str, Any]:
+    return {
+        "alone": [row.field for row in one.alone if row.found],
+        "words": [(word.field, word.text, word.label) for word in one.words],
+        "relations": [row.name for row in one.relations if row.found],
+        "block": one.bias_model,
+    }
+
+
+NOTHING = {"alone": [], "words": [], "relations": [], "block": None}
+
+
+def test_words_of_one_field_are_found_and_their_correction_is_suggested() -> None:
+    one, _ = audit(pairs(kind="hypothesis"))
+    assert found(one) == {
+        "alone": ["hypothesis"],
+        "words": found(one)["words"],
+        "relations": [],
+        "block": {"name": "partial_input", "fields": ["hypothesis"]},
+    }
+    assert {word for word in found(one)["words"] if " " not in word[1]} == {
+        ("hypothesis", "surely", "entailment"),
+        ("hypothesis", "maybe", "neutral"),
+        ("hypothesis", "hardly", "contradiction"),
+    }
+    assert one.alone[1].accuracy > 0.8 > one.alone[0].accuracy
+    assert one.easy.sure > 0.6
+    assert "hypothesis alone is right on" in one.verdict or "Hypothesis alone is right on" in one.verdict
+
+
+def test_a_planted_cue_is_the_surest_word() -> None:
+    """The project's own planted bias, at its published prevalence and strength, on generated pairs."""
+    data = DataConfig.model_validate({"train": "generated", "labels": list(LABELS), "planted_bias": {}})
+    assert data.planted_bias is not None
+    rows = [row for row in generate("train", 900, 0)]
+    examples = [Example(r["id"], (r["premise"], r["hypothesis"]), LABELS.index(r["label"])) for r in rows]
+    planted = plant(examples, data.planted_bias, data)
+    one, _ = audit(Dataset("planted", data.text_fields, "label", LABELS, planted))
+    assert (one.words[0].field, one.words[0].text, one.words[0].label) == ("premise", "!!", "neutral")
+    assert one.words[0].count == round(0.33 * 900)
+    assert one.words[0].share == pytest.approx(0.9, abs=0.01)
+    assert one.bias_model is not None
+    assert "premise" in one.bias_model.get("fields", ["premise"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "relation"),
+    [("overlap", "share of hypothesis that is in premise"), ("length", "length of hypothesis")],
+)
+def test_relations_are_found(kind: str, relation: str) -> None:
+    one, _ = audit(pairs(kind=kind))
+    assert relation in found(one)["relations"]
+    assert one.bias_model == {"name": "lexical"}
+    assert next(row for row in one.relations if row.name == relation).effect > 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_found_where_nothing_is(seed: int) -> None:
+    one, _ = audit(pairs(300, seed))
+    assert found(one) == NOTHING
+    assert one.verdict == "No shortcut was found: nothing is to be corrected."
+    assert block_as_yaml(one.bias_model) == "# nothing is to be corrected"
+
+
+@pytest.mark.slow
+def test_false_alarms_over_a_hundred_shuffles() -> None:
+    """Labels of data full of shortcuts, shuffled: at most five alarms in a hundred, of any of hundreds of tests."""
+    data, alarms = pairs(240, kind="hypothesis"), 0
+    labels = [example.label for example in data.examples]
+    for seed in range(100):
+        dealt = np.random.default_rng(seed).permutation(labels)
+        mixed = [replace(one, label=int(label)) for one, label in zip(data.examples, dealt, strict=True)]
+        alarms += found(audit(replace(data, examples=mixed), seed=seed)[0]) != NOTHING
+    assert alarms <= 5
+
+
+def test_a_test_set_is_judged_by_what_the_data_offers() -> None:
+    data, same = pairs(kind="hypothesis"), pairs(200, seed=9, kind="hypothesis")
+    turned = replace(same, examples=[replace(one, label=(one.label + 1) % 3) for one in same.examples])
+    easy, hard = (audit(data, other)[0].test for other in (same, turned))
+    assert easy is not None
+    assert hard is not None
+    assert easy.accuracy > 0.8
+    assert hard.accuracy < 0.2
+    assert easy.interval[0] < easy.accuracy < easy.interval[1]
+    overlapping, _ = audit(data, replace(data, examples=data.examples[:50]))
+    assert overlapping.test is not None
+    assert overlapping.test.shared == 50
+
+
+def test_what_holds_in_one_and_not_in_the_other() -> None:
+    both = [audit(pairs(kind=kind)) for kind in ("hypothesis", "overlap")]
+    told = {(one.found_in, one.what) for one in only_in_one(both)}
+    assert ("hypothesis", "hypothesis alone") in told
+    assert ("hypothesis", "“maybe” in hypothesis: neutral") in told
+    assert ("overlap", "share of hypothesis that is in premise") in told
+    maybe = next(one for one in only_in_one(both) if "“maybe”" in one.what)
+    assert (maybe.not_in, maybe.there) == ("overlap", "hardly occurs")
+    assert only_in_one(both[:1]) == []
+
+
+def test_one_field_is_told_to_be_perhaps_the_task_itself() -> None:
+    examples = [Example(str(i), (f"{('good', 'bad')[i % 2]} film n{i % 30}",), i % 2) for i in range(200)]
+    one, _ = audit(Dataset("films", ("text",), "label", ("positive", "negative"), examples))
+    assert [(word.text, word.label) for word in one.words] == [("bad", "negative"), ("good", "positive")]
+    assert one.bias_model == {"name": "lexical"}
+    assert "may be the task itself" in one.verdict
+
+
+def test_copies() -> None:
+    texts = [("a", 0), ("a", 0), ("b", 1), ("b", 0), ("b", 1), ("c", 1)]
+    copies = copies_in([Example(str(i), (text,), label) for i, (text, label) in enumerate(texts)])
+    assert (copies.repeated, copies.disputed) == (3, 3)
+
+
+def test_too_few_examples() -> None:
+    with pytest.raises(InputError, match="19 examples, expected 20 or more"):
+        audit(pairs(19))
+
+
+def test_odd_data_ends_well() -> None:
+    """No word twice, an empty relation, more than one script, a label that is rare."""
+    odd = [Example(str(i), (f"\u732b{chr(0x4E00 + i)}", "..."), 0 if i else 1) for i in range(40)]
+    one, _ = audit(Dataset("odd", ("premise", "hypothesis"), "label", LABELS, odd))
+    assert one.labels == {"entailment": 39, "neutral": 1, "contradiction": 0}
+    assert found(one) == NOTHING
+
+
+# The sums, against plain loops.
+
+
+def test_the_exact_test_counts_all_deals() -> None:
+    """Fisher's one-sided p, as the share of all ways to deal the labels out that look as strange."""
+    label_N = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 0])
+    has_N = np.array([1, 1, 1, 0, 0, 0, 1, 0, 0, 1])
+    table = table_of(has_N[:, None], ["cue"], label_N, np.zeros(10, dtype=np.int64), "f", ["x", "y"])
+    with_word = [i for i in range(10) if has_N[i]]
+    seen = sum(label_N[i] == 0 for i in with_word)
+    deals = list(combinations(range(10), int((label_N == 0).sum())))
+    as_strange = sum(len(set(deal) & set(with_word)) >= seen for deal in deals)
+    assert table.p_VC[0, 0] == pytest.approx(float(Fraction(as_strange, len(deals))), rel=1e-12)
+    assert table.count_VC.tolist() == [[seen, len(with_word) - seen]]
+
+
+def test_a_word_of_one_fold_alone_is_not_stable() -> None:
+    label_N, fold_N = np.arange(400) % 2, np.arange(400) // 80
+    everywhere = label_N * (np.arange(400) % 4 == 1)
+    in_one = label_N * (fold_N == 2)
+    table = table_of(np.stack([everywhere, in_one], axis=1), ["all", "one"], label_N, fold_N, "f", ["x", "y"])
+    assert table.stable_VC.tolist() == [[False, True], [False, False]]
+    words, looked_at = words_found([table])
+    assert ([word.text for word in words], looked_at) == (["all"], 4)
+
+
+def test_log_odds_with_a_prior() -> None:
+    """Monroe et al., eq. 16 and 22, written out: the prior is a tenth of the data, in it the word is even."""
+    with_label, count, size, everything = 40.0, 50.0, 300.0, 900.0
+    a, a0 = 0.1 * count, 0.1 * everything
+    mine, rest = with_label + a, count - with_label + a
+    expected = math.log(mine / (size + a0 - mine)) - math.log(rest / (everything - size + a0 - rest))
+    found, z = log_odds_of(with_label, count, size, everything)
+    assert found == pytest.approx(expected)
+    assert z == pytest.approx(expected / math.sqrt(1 / mine + 1 / rest))
+    assert abs(log_odds_of(2, 6, 300, 900)[0]) < 0.02
+
+
+def test_kruskal_is_that_of_scipy() -> None:
+    from scipy.stats import kruskal as reference
+
+    draw = np.random.default_rng(1)
+    label_N = draw.integers(3, size=90)
+    for value_N in (draw.normal(size=90) + label_N, draw.integers(3, size=90).astype(float)):
+        expected = reference(*(value_N[label_N == c] for c in range(3)))
+        assert kruskal(value_N, label_N, 3) == pytest.approx(expected.statistic)
+        (row,) = related(value_N[:, None], ["x"], label_N, LABELS)
+        assert row.p == pytest.approx(min(1.0, 3 * expected.pvalue), rel=1e-6)
+    assert kruskal(np.ones(90), label_N, 3) == 0.0
+
+
+def test_holm_over_families() -> None:
+    p = [0.01, 0.001, 0.04, 0.2]
+    order, running, expected = sorted(range(4), key=lambda i: p[i]), 0.0, [0.0] * 4
+    for rank, i in enumerate(order):
+        running = max(running, p[i] * (4 - rank))
+        expected[i] = min(1.0, 3 * running)
+    assert adjusted(np.array(p)).tolist() == pytest.approx(expected)
+    assert adjusted(np.zeros(0)).shape == (0,)
+
+
+def test_intervals_and_paired_wins() -> None:
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(0, 10)[0] == 0.0
+    first, second = np.array([1, 1, 1, 1, 0, 1], dtype=bool), np.array([0, 0, 1, 0, 1, 1], dtype=bool)
+    assert better_than(first, second) == pytest.approx(sum(math.comb(4, k) for k in (3, 4)) / 2**4)
+    assert better_than(first, first) == 1.0

@@ -1,0 +1,179 @@
+"""A bias model is asked before anything is written; what it said is kept by what it depends on; faults in one line."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from debias.building.examples import training_examples
+from debias.building.facts import ask_bias_model, check_groups
+from debias.building.method import build_bias_model
+from debias.config.places import resolve_paths
+from debias.config.run import RunConfig
+from debias.data import Example
+from debias.data.orders import make_order
+from debias.errors import InputError
+from debias.losses import make_loss
+
+COLUMNS = {"name": "column", "columns": ["p_yes", "p_no"]}
+
+
+def rows(count: int = 60, **changes: Any) -> list[dict[str, Any]]:
+    """Sentences whose first word gives the label away four times in five, with probabilities that say so."""
+    draw, made = np.random.default_rng(3), []
+    for index in range(count):
+        label = int(draw.integers(2))
+        told = label if draw.random() < 0.8 else 1 - label
+        p = 0.8 if told == 0 else 0.2
+        made.append({"text": f"{['aye', 'nay'][told]} {index % 7} {index}", "label": ["yes", "no"][label]})
+        made[-1] |= {"p_yes": p, "p_no": 1 - p, "kind": f"k{told}", **changes}
+    return made
+
+
+def config(place: Path, model: Any, written: list[dict[str, Any]], **data: Any) -> RunConfig:
+    file = place / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in written))
+    block = {"train": str(file), "text_fields": ["text"], "labels": ["yes", "no"], **data}
+    return RunConfig.model_validate(
+        {"model": "m", "output_dir": str(place / "run"), "data": block, "bias_model": model, "loss": "logit_correction"}
+    )
+
+
+def ask(run: RunConfig) -> Any:
+    run = resolve_paths(run, None)
+    model = build_bias_model(run)
+    assert model is not None
+    examples = training_examples(run, None)
+    check_groups(make_loss(run.loss), make_order(run.order), examples, model)
+    return ask_bias_model(run, model, examples)
+
+
+def test_probabilities_of_columns_are_said_as_they_are(tmp_path: Path) -> None:
+    answers = ask(config(tmp_path, COLUMNS, rows()))
+    np.testing.assert_allclose(answers.log_p.exp(), [[row["p_yes"], row["p_no"]] for row in rows()], rtol=1e-5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_are_kept_and_taken_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("sklearn")
+    caplog.set_level(logging.INFO, "debias")
+    whole = {"name": "product", "of": ["lexical", COLUMNS]}
+    first = ask(config(tmp_path, whole, rows()))
+    first.write()
+    kept = sorted(path.name.partition("-")[0] for path in (tmp_path / "run" / "bias").iterdir())
+    assert kept == ["column", "lexical", "product.npz"]
+    caplog.clear()
+    again = ask(config(tmp_path, whole, rows()))
+    assert again.fresh == {}
+    np.testing.assert_array_equal(first.log_p, again.log_p)
+    other = ask(config(tmp_path, {**whole, "calibrated": False}, rows()))
+    assert [path.name for path in other.fresh] == ["product.npz"]
+    assert "fitting" not in caplog.text
+    changed = ask(config(tmp_path, whole, rows(61)))
+    assert len(changed.fresh) == 3
+    assert "bias model lexical: fitting on 61 examples" in caplog.text
+
+
+def test_what_another_run_kept_is_of_these_rows_or_refused(tmp_path: Path) -> None:
+    ask(config(tmp_path, COLUMNS, rows())).write()
+    file = {"name": "column", "file": str(tmp_path / "run" / "bias" / "column.npz")}
+    found = ask(config(tmp_path, file, rows()))
+    np.testing.assert_allclose(found.log_p.exp(), ask(config(tmp_path, COLUMNS, rows())).log_p.exp(), rtol=1e-5)
+    swapped = rows()
+    swapped[0], swapped[1] = swapped[1], swapped[0]
+    for written, message in ((rows(59), r"of shape \[60, 2\], .*59 rows and 2 labels"), (swapped, "of other rows")):
+        with pytest.raises(InputError, match=message):
+            ask(config(tmp_path, file, written))
+    bad = np.log(np.full((60, 2), 0.4))
+    with np.load(file["file"]) as held:
+        np.savez(file["file"], log_p=bad, rows=held["rows"])
+    with pytest.raises(InputError, match=r"row 1: the probabilities \[0.4, 0.4\] sum to 0.8, expected 1"):
+        ask(config(tmp_path, file, rows()))
+    Path(file["file"]).write_bytes(b"PK\x03\x04")
+    with pytest.raises(InputError, match=r"not what a run keeps in bias/NAME.npz"):
+        ask(config(tmp_path, file, rows()))
+
+
+@pytest.mark.parametrize(
+    ("model", "written", "data", "message"),
+    [
+        ("groups", rows(), {}, "bias_model groups needs a group of each row; set data.group_field"),
+        ({"name": "product", "of": ["groups", COLUMNS]}, rows(), {}, "bias_model product needs a group of each row"),
+        ("groups", rows(kind=None), {"group_field": "kind"}, "has no group, and it needs one of each"),
+        ({"name": "column", "columns": ["p_yes"]}, rows(), {}, r"\['p_yes'\] are 1, expected one for each of"),
+        ({"name": "column", "columns": ["p_yes", "nope"]}, rows(), {}, "row 1: no column 'nope' .bias_model.columns."),
+        (COLUMNS, rows(p_no=0.5), {}, "row 1: p_yes, p_no are .*, which sum to .*, expected 1"),
+        (COLUMNS, rows(p_no=-0.2), {}, r"row 1: p_no is -0.2, expected a probability in \[0, 1\]"),
+        (COLUMNS, rows(p_no="much"), {}, "row 1: p_no is 'much', expected a probability"),
+        (COLUMNS, rows(p_no=float("nan")), {}, "row 1: p_no is nan, expected a probability"),
+        ({"name": "column", "file": "no/such.npz"}, rows(), {}, "bias_model.file: .*no/such.npz: no such file"),
+        (COLUMNS, rows(p_yes=0.7, p_no=0.3), {}, "bias_model column: says the same of every example"),
+        ({"name": "lexical", "fields": ["txt"]}, rows(), {}, "'txt' is not one of data.text_fields"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    tmp_path: Path, model: Any, written: list[dict[str, Any]], data: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        ask(config(tmp_path, model, written, **data))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_who_knows_all_is_refused_and_one_too_sure_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    knowing = [{**row, "p_yes": float(row["label"] == "yes"), "p_no": float(row["label"] == "no")} for row in rows()]
+    with pytest.raises(InputError, match="bias_model column: is right on all 60 examples"):
+        ask(config(tmp_path, COLUMNS, knowing))
+    sure = [{**row, "p_yes": round(row["p_yes"]), "p_no": 1 - round(row["p_yes"])} for row in rows(400)]
+    ask(config(tmp_path, COLUMNS, sure))
+    assert "bias model column is not calibrated: confidence and accuracy are" in caplog.text
+
+
+def test_a_label_in_one_fold_alone_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    written = [*rows(), {"text": "perhaps", "label": "maybe"}]
+    with pytest.raises(InputError, match="bias_model lexical: label 'maybe' lies in one fold alone"):
+        ask(config(tmp_path, "lexical", written, labels=["yes", "no", "maybe"]))
+
+
+def test_without_scikit_learn_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
+    with pytest.raises(InputError, match=r"needs scikit-learn: pip install 'debias\[eval\]'"):
+        ask(config(tmp_path, "lexical", rows()))
+
+
+def test_pictures_have_no_words(tmp_path: Path) -> None:
+    block = {"train": "train-images-idx3-ubyte", "labels": ["0", "1"]}
+    run = {"model": "vision:mlp", "head": "image_classification", "output_dir": str(tmp_path / "run"), "data": block}
+    with pytest.raises(InputError, match="bias_model lexical reads words, and the data has no text field"):
+        build_bias_model(RunConfig.model_validate({**run, "bias_model": "lexical"}))
+
+
+def test_pictures_are_told_apart_by_folds_and_digests() -> None:
+    from debias.bias import make_bias_model
+    from debias.bias.base import folds_of
+
+    pictures = [np.full((1, 2, 2), i % 25, dtype=np.uint8) for i in range(50)]
+    examples = [Example(str(i), (), i % 2, group="g", image=pictures[i]) for i in range(50)]
+    fold_N = folds_of(examples, 5, seed=0)
+    assert sorted(np.bincount(fold_N)) == [10] * 5
+    assert all(fold_N[i] == fold_N[i + 25] for i in range(25))
+    changed = [replace(examples[0], image=pictures[1]), *examples[1:]]
+    model = make_bias_model("groups")
+    assert model.digest(examples, 2, 0) != model.digest(changed, 2, 0)
+
+
+def test_a_relative_file_is_looked_up_beside_the_config(tmp_path: Path) -> None:
+    (tmp_path / "said.npz").write_bytes(b"x")
+    for block in (
+        {"name": "column", "file": "said.npz"},
+        {"name": "product", "of": ["groups", {"name": "column", "file": "said.npz"}]},
+    ):
+        resolved = resolve_paths(config(tmp_path, block, rows()), tmp_path).bias_model
+        assert str(tmp_path.resolve() / "said.npz") in str(resolved)
