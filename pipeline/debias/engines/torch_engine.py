@@ -356,9 +356,9 @@ def attach_model(
 
     `model` may be wrapped in DistributedDataParallel, before or after. `gradients`: `auto`, `single_pass`,
     `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default:
-    all but a task head). `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. Raises ValueError when the rule
-    would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it is
-    not exact, and for what `wrapping.refuse` refuses, with the reason.
+    all but a task head). `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. Raises
+    ValueError when the rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is
+    asked for where it is not exact, and for what `wrapping.refuse` refuses, with the reason.
     """
     refuse(model, optimizer)
     selected = select_parameters(model, select)
