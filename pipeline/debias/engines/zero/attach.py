@@ -9,6 +9,7 @@ import deepspeed
 import torch.distributed as dist
 from torch import nn
 
+from debias.engines.adapter_kinds import way_for
 from debias.engines.parameters import Select, elements, not_head, select_parameters, whole_shape
 from debias.engines.wrapping import refuse_sparse
 from debias.engines.zero.homes import home_of
@@ -66,9 +67,8 @@ def _say_clipping(engine: Any) -> None:
 def _source(engine: Any, rule: Rule, gradients: str, selected: Mapping[str, nn.Parameter]) -> GradientSource:
     stage = int(engine.zero_optimization_stage())
     sizes = [sum(elements(p) for p in some) for some in (selected.values(), engine.module.parameters())]
-    return make_source(
-        gradients, engine.module, selected, bias=rule.uses_bias, stage=stage, elements=(sizes[0], sizes[1])
-    )
+    way = way_for(gradients, engine.module, selected, stage=stage) if rule.uses_bias else gradients
+    return make_source(way, engine.module, selected, bias=rule.uses_bias, stage=stage, elements=(sizes[0], sizes[1]))
 
 
 def _not_optimized(engine: Any, selected: Mapping[str, nn.Parameter]) -> list[str]:
