@@ -140,6 +140,13 @@ def test_what_holds_in_one_and_not_in_the_other() -> None:
     assert only_in_one(both[:1]) == []
 
 
+def test_less_of_the_same_data_lacks_nothing() -> None:
+    """In a twelfth of the data a word that is not sure any more is no word that does not hold."""
+    whole = pairs(960, kind="hypothesis")
+    both = [audit(whole), audit(replace(whole, name="part", examples=whole.examples[:80]))]
+    assert [one.what for one in only_in_one(both)] == []
+
+
 def test_one_field_is_told_to_be_perhaps_the_task_itself() -> None:
     examples = [Example(str(i), (f"{('good', 'bad')[i % 2]} film n{i % 30}",), i % 2) for i in range(200)]
     one, _ = audit(Dataset("films", ("text",), "label", ("positive", "negative"), examples))
