@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from debias.config import deepspeed_file as zero_config
+from debias.config.places import files_of
 from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.data.files import kind_of
@@ -226,10 +227,11 @@ def _check_files(config: RunConfig, volumes: Volumes, env: Mapping[str, str]) ->
 
 
 def _names(config: RunConfig) -> dict[str, str]:
-    """Names of models and data that may be files."""
+    """Names of models, data and what a bias model said that may be files."""
     named = {"model": config.model, "data.train": config.data.train.source}
     if config.data.validation is not None:
         named["data.validation"] = config.data.validation.source
+    named |= {"bias_model.file": name for name in files_of(config.bias_model)}
     return {key: os.path.expanduser(name) for key, name in named.items()}
 
 
