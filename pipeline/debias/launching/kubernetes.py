@@ -231,7 +231,8 @@ def _names(config: RunConfig) -> dict[str, str]:
     named = {"model": config.model, "data.train": config.data.train.source}
     if config.data.validation is not None:
         named["data.validation"] = config.data.validation.source
-    named |= {"bias_model.file": name for name in files_of(config.bias_model)}
+    for number, name in enumerate(files_of(config.bias_model), start=1):
+        named["bias_model.file" if number == 1 else f"bias_model.file {number}"] = name
     return {key: os.path.expanduser(name) for key, name in named.items()}
 
 
