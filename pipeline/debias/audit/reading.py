@@ -104,7 +104,7 @@ def _known(where: str, header: Sequence[str], name: str, flag: str) -> str:
 def _labels(where: str, field: str, rows: Sequence[tuple[int, Any]], classes: Sequence[str] | None) -> tuple[str, ...]:
     """The labels that occur, in the order of their names; a row without a gold label has none."""
     seen = Counter(_named(row.get(field), classes) for _, row in rows)
-    for value in (None, *NO_GOLD_LABEL):
+    for value in (None, "", *NO_GOLD_LABEL):
         seen.pop(value, None)
     if len(seen) > MOST_LABELS:
         some = ", ".join(repr(value) for value, _ in seen.most_common(3))

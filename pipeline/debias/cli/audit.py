@@ -35,8 +35,7 @@ def audit(
 
     columns = reading.Columns(tuple(text_field or ()), label_field)
     sets = [reading.read_dataset(name, columns, limit=limit) for name in data]
-    other = None if test is None else reading.read_like(sets[0], test)
-    audits = [look(one, other if place == 0 else None, seed) for place, one in enumerate(sets)]
+    audits = [look(one, None if test is None else reading.read_like(one, test), seed) for one in sets]
     differences = comparing.only_in_one(audits)
     records = {
         "audits": [one.as_dict() for one, _ in audits],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from debias.config import deepspeed_file as zero_config
+from debias.config.places import files_of
 from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -148,10 +149,12 @@ def cores_of(gpus: int, asked: int | None) -> int | None:
 
 
 def names_of(config: RunConfig) -> dict[str, str]:
-    """Names of models and data that may be files, by the setting that has them."""
+    """Names of models, data and what a bias model said that may be files, by the setting that has them."""
     named = {"model": config.model, "data.train": config.data.train.source}
     if config.data.validation is not None:
         named["data.validation"] = config.data.validation.source
+    for number, name in enumerate(files_of(config.bias_model), start=1):
+        named["bias_model.file" if number == 1 else f"bias_model.file {number}"] = name
     return {key: os.path.expanduser(name) for key, name in named.items()}
 
 

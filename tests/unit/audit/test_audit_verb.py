@@ -142,6 +142,11 @@ def test_sources_that_configs_accept() -> None:
         ([{"a": "x", "b": "y", "label": 1}], Columns(), "which columns are text? the columns are a, b, label; name"),
         ([{"text": f"{i}", "label": i / 7} for i in range(120)], Columns(), "label has 120 values ("),
         ([{"text": "", "label": "a"}, {"text": "x", "label": "b"}], Columns(), "row 1: text is empty"),
+        (
+            [{"text": "x", "label": one} for one in ("a", "", "b")],
+            Columns(),
+            "row 2: label '' is not in labels ['a', 'b']",
+        ),
     ],
 )
 def test_errors_for_people(tmp_path: Path, rows: Sequence[Row], columns: Columns, message: str) -> None:

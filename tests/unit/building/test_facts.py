@@ -13,11 +13,13 @@ from debias.building.examples import training_examples
 from debias.building.facts import ask_bias_model, check_groups, facts_of_stage
 from debias.building.method import build_bias_model
 from debias.config.places import resolve_paths
+from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.data import Example
 from debias.data.orders import make_order
 from debias.errors import InputError
 from debias.losses import make_loss
+from debias.runs.folder import Folder, look
 
 COLUMNS = {"name": "column", "columns": ["p_yes", "p_no"]}
 
@@ -174,6 +176,27 @@ def test_pictures_are_told_apart_by_folds_and_digests() -> None:
     changed = [replace(examples[0], image=pictures[1]), *examples[1:]]
     model = make_bias_model("groups")
     assert model.digest(examples, 2, 0) != model.digest(changed, 2, 0)
+
+
+def test_a_file_that_is_read_is_never_deleted(tmp_path: Path) -> None:
+    """What this run kept before and reads now lies in the folder that is to be replaced."""
+    run = config(tmp_path, COLUMNS, rows())
+    ask(run).write()
+    Folder(Path(run.output_dir), run, held=False).open()
+    file = {"name": "column", "file": str(tmp_path / "run" / "bias" / "column.npz")}
+    anew = config(tmp_path, file, rows()).model_copy(update={"overwrite_output_dir": True})
+    with pytest.raises(InputError, match=r"holds .*column.npz, which this run reads; choose another folder"):
+        look(anew)
+
+
+def test_a_product_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    """Else a run could not be gone on with, and parts would be asked again."""
+    run = config(tmp_path, {"name": "product", "of": ["lexical", COLUMNS]}, rows())
+    (tmp_path / "config.yaml").write_text(dump_config(run))
+    again = load_config(tmp_path / "config.yaml")
+    models = [build_bias_model(one) for one in (run, again)]
+    assert repr(models[0]) == repr(models[1])
+    assert again.bias_model == load_config(tmp_path / "config.yaml").bias_model
 
 
 def test_a_relative_file_is_looked_up_beside_the_config(tmp_path: Path) -> None:

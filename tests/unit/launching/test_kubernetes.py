@@ -228,6 +228,11 @@ def test_a_local_file_must_be_on_a_volume(tmp_path):
     job = job_for()
     train = job.config.data.train.model_copy(update={"source": "/home/me/train.jsonl"})
     config = job.config.model_copy(update={"data": job.config.data.model_copy(update={"train": train})})
+    said = {"name": "product", "of": ["lexical", {"name": "column", "file": "/home/me/said.npz"}]}
+    with pytest.raises(InputError, match=r"bias_model.file is /home/me/said.npz, below no --volume path"):
+        kubernetes.manifest(
+            dataclasses.replace(job, config=job.config.model_copy(update={"bias_model": said})), IMAGE, VOLUMES
+        )
     with pytest.raises(InputError, match=r"data.train is /home/me/train.jsonl, below no --volume path"):
         kubernetes.manifest(dataclasses.replace(job, config=config), IMAGE, VOLUMES)
 
