@@ -10,7 +10,6 @@ from debias.gradients.choice import choose, slower
 from debias.gradients.samples import NotExact
 from debias.gradients.single_pass import SinglePass, refusal
 from debias.gradients.taps import SamplesNotFirst
-from debias.gradients.trials import leaves_of, spared
 from debias.gradients.verified import Verified
 
 logger = logging.getLogger(__name__)
@@ -63,8 +62,6 @@ __all__ = [
     "SinglePass",
     "TwoPass",
     "Verified",
-    "leaves_of",
     "make_source",
     "no_grad_weight",
-    "spared",
 ]

@@ -2,7 +2,7 @@
 
 Sample i's loss is multiplied by a number v_i, and each layer is told that sample i's weight is 1 / v_i. Where no sample
 mixes with another on the way, what the layers then leave as the bias gradient is the sum of all samples' gradients:
-main, which the ordinary backward pass of the step makes a moment later. Whatever reaches a parameter on another way
+main, which an ordinary backward pass makes a moment later. Whatever reaches a parameter on another way
 (its weight read beside the layer's call, a penalty on the parameter in `loss_B`) is in main and not in what the layers
 left.
 

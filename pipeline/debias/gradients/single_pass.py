@@ -62,12 +62,9 @@ class SinglePass(GradientSource):
                 "gradients 'single_pass' cannot keep a loss of the whole batch (batch_loss) out of the bias gradient;"
                 " use gradients='shared_forward'"
             )
-        self._pass(batch, SampleWeights(batch.weight_B.detach(), batch.sample_index))
-
-    def _pass(self, batch: MicroBatch, weights: SampleWeights, *, retain_graph: bool = False) -> None:
-        self.weights = weights
+        self.weights = SampleWeights(batch.weight_B.detach(), batch.sample_index)
         try:
-            self.passes.main(batch.main_loss(), retain_graph=retain_graph)
+            self.passes.main(batch.main_loss())
         finally:
             self.weights = None
 

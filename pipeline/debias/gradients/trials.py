@@ -1,7 +1,7 @@
-"""Backward passes that are tried and taken back, of which single_pass makes its comparison."""
+"""Backward passes beside those of a step, of which single_pass makes its comparison."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,9 @@ from debias.gradients.base import GradientSource
 # Statistics that a layer keeps are small; the packed weights of a quantizer, which are buffers too, are not.
 LARGEST_BUFFER = 1 << 20
 
+Watch = AbstractContextManager[None]
+NOBODY: Watch = nullcontext()
+
 
 class Trials(Protocol):
     """What an engine can do with a backward pass beside those of a step."""
@@ -19,11 +22,8 @@ class Trials(Protocol):
     # All ranks run every pass together (DeepSpeed), so that they must decide together as well.
     lockstep: bool
 
-    def aside(self, loss: Tensor) -> None:
-        """Backpropagate `loss`, keep its graph, and leave every gradient as it was."""
-
-    def mark(self) -> Callable[[], None]:
-        """Before a pass: what takes back all that was accumulated since."""
+    def aside(self, loss: Tensor, watch: Watch = NOBODY) -> None:
+        """Backpropagate `loss`, keep its graph, and leave every gradient as it was; `watch` is entered meanwhile."""
 
     def agree(self, numbers: Tensor) -> Tensor:
         """The sum over all ranks that look at this moment."""
@@ -37,22 +37,10 @@ class LocalTrials:
     def __init__(self, source: GradientSource) -> None:
         self.source = source
 
-    def aside(self, loss: Tensor) -> None:
+    def aside(self, loss: Tensor, watch: Watch = NOBODY) -> None:
         trainable = trainable_of(self.source.model)
-        with spared(leaves_of(loss, trainable)), muted(trainable), dropping(trainable):
+        with spared(leaves_of(loss, trainable)), muted(trainable), dropping(trainable), watch:
             loss.backward(retain_graph=True)
-
-    def mark(self) -> Callable[[], None]:
-        source = self.source
-        grads = [(p, _copy(p.grad)) for p in trainable_of(source.model)]
-        bias = {name: gradient.clone() for name, gradient in source.bias.items()}
-
-        def take_back() -> None:
-            for p, grad in grads:
-                p.grad = grad
-            source.bias = bias
-
-        return take_back
 
     def agree(self, numbers: Tensor) -> Tensor:
         return numbers
@@ -62,10 +50,6 @@ def trainable_of(model: nn.Module) -> list[nn.Parameter]:
     """Every parameter that trains, once."""
     held = (p for module in model.modules() for p in module._parameters.values() if p is not None)
     return list({id(p): p for p in held if p.requires_grad}.values())
-
-
-def _copy(grad: Tensor | None) -> Tensor | None:
-    return None if grad is None else grad.clone()
 
 
 def leaves_of(loss: Tensor, known: Iterable[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 Its first micro-batch is looked at, the first of the eighth step (a fresh LoRA's B is zero, so that nothing reaches A
 before), and, where ranks need not wait for each other, one whose layers see shapes that were not seen yet or whose
-dimensions are equal by chance. A look costs one more backward pass; `proof` says what is compared.
+dimensions are equal by chance. A look costs two more backward passes; `proof` says what is compared.
 """
 
 import logging
@@ -23,8 +23,8 @@ from debias.gradients.trials import LocalTrials, Trials, unchanged
 logger = logging.getLogger(__name__)
 
 SLOWER: dict[str, type[GradientSource]] = {way.name: way for way in (SharedForward, TwoPass)}
-# The steps whose first micro-batch is looked at, and how many looks there are in a run at most: a look costs no more
-# than two thirds of a step.
+# The steps whose first micro-batch is looked at, and how many looks there are in a run at most: with LoRA a look costs
+# as much as a step, or less.
 STEPS, MOST_LOOKS = (1, 8), 3
 
 # How many dimensions a layer's input has, which of them equal B, whether B is more than one, whether samples are first.
@@ -144,21 +144,22 @@ class Verified(SinglePass):
     # How to look.
 
     def _look(self, batch: MicroBatch) -> None:
-        """The step's own backward pass with a trial before it; both are taken back where they do not agree."""
+        """Two trials, then the step's own backward pass, which frees the graph as it always does: to keep it would hold
+        this step's activations beside the next one's.
+        """
         self._looks += 1
         kinds = self._kinds(batch)
-        take_back = self.trials.mark()
         trial, left = self._try(batch)
         comparison = Comparison(left, trial.dtypes | {p.dtype for p in self.selected.values()})
-        with comparison.watch(self.selected):
-            self._pass(batch, Trial(batch.weight_B.detach(), batch.sample_index), retain_graph=True)
+        with unchanged(self.model):
+            self.trials.aside(batch.main_loss(), comparison.watch(self.selected))
         verdict = self._agree(comparison.verdict(list(self.selected)), trial.complaints)
         self._unsure = not verdict.sure
         if verdict.faults:
-            take_back()
             self._found(verdict.faults, next(iter(trial.complaints.values()), describe(verdict.faults)))
             self._otherwise(batch)
-        elif verdict.sure:
+            return
+        if verdict.sure:
             for kind, names in kinds.items():
                 self._proven.setdefault(kind, set()).update(names)
             logger.info(
@@ -166,6 +167,7 @@ class Verified(SinglePass):
                 *verdict.worst,
                 verdict.allowed,
             )
+        super().backward(batch)
 
     def _try(self, batch: MicroBatch) -> tuple[Trial, dict[str, Tensor]]:
         """What the layers leave as a bias gradient that should be main; nothing else has changed."""

@@ -378,13 +378,13 @@ def test_it_looks_twice_in_a_run_and_once_more_at_a_shape_of_a_new_kind():
             hook.backward(mlp_loss(model, numbers(seed=step + seed)), weights_for(B))
         hook.step()
         per_step.append(model.passes - before)
-    assert per_step == [3, *[2] * 6, 3, *[2] * 4]
+    assert per_step == [4, *[2] * 6, 4, *[2] * 4]
     for tokens in (T, B, T, B, 1):  # three dimensions, then as many tokens as samples: looks that are left, one
         before = model.passes
         hook.backward(cross_entropy(model(numbers(B, tokens)["x"]).mean(dim=1), numbers()["labels"]), weights_for(B))
         hook.step()
         per_step.append(model.passes - before)
-    assert per_step[12:] == [2, 1, 1, 1, 1]
+    assert per_step[12:] == [3, 1, 1, 1, 1]
 
 
 def test_a_single_sample_proves_little():

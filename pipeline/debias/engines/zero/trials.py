@@ -1,13 +1,13 @@
-"""Backward passes on a DeepSpeed engine that are tried and taken back, at the first micro-batch of a step."""
+"""Backward passes on a DeepSpeed engine beside those of a step, at the first micro-batch of a step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from debias.engines.zero.homes import rewind
-from debias.gradients import leaves_of, spared
+from debias.gradients.trials import NOBODY, Watch, leaves_of, spared
 
 
 class Runner(Protocol):
@@ -34,24 +34,16 @@ class ZeroTrials:
     def __init__(self, hook: Runner) -> None:
         self.hook = hook
 
-    def aside(self, loss: Tensor) -> None:
+    def aside(self, loss: Tensor, watch: Watch = NOBODY) -> None:
         own = {id(p) for p in self.hook.trainable.values()}
         outside = [leaf for leaf in leaves_of(loss, ()) if id(leaf) not in own]
-        take_back = self.mark()
+        again = rewind(self.hook.engine)
         try:
-            with spared(outside):
+            with spared(outside), watch:
                 self.hook.run(loss, alone=True, retain_graph=True)
         finally:
-            take_back()
-
-    def mark(self) -> Callable[[], None]:
-        again = rewind(self.hook.engine)
-
-        def take_back() -> None:
             self.hook.forget_passes()
             again()
-
-        return take_back
 
     def agree(self, numbers: Tensor) -> Tensor:
         everywhere = numbers.to(self.hook.engine.device)
