@@ -23,7 +23,7 @@ from debias.gradients.single_pass import refusal
 from debias.losses import CrossEntropy, LearningLoss, Loss
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
-from debias.readouts import Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
+from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
 from debias.runs.environment import peak_memory_mb
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class DebiasTrainer(CheckpointingTrainer):
             self.optimizer.train()
         hook = self._attached(model)
         batch = self._prepare_inputs(inputs)
-        _, facts = inputs_and_facts(batch)
+        facts = {**inputs_and_facts(batch)[1], DONE: self._done_share()}
 
         def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
             with self.compute_loss_context_manager():
@@ -124,6 +124,10 @@ class DebiasTrainer(CheckpointingTrainer):
             self._combine(hook)
         mean = loss_B.detach().sum() / count + (0.0 if balance is None else balance.detach())
         return mean / self.current_gradient_accumulation_steps
+
+    def _done_share(self) -> Tensor:
+        """Of the optimizer steps of the whole run, those before this one: the same for every micro-batch of a step."""
+        return torch.tensor(self.state.global_step / max(1, self.state.max_steps), dtype=torch.float64)
 
     def _combine(self, hook: Any) -> None:
         hook.asks_to_stop = self.stop is not None and self.stop.asked

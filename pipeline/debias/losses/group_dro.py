@@ -29,6 +29,7 @@ class GroupDRO(Loss):
 
     name: ClassVar[str] = "group_dro"
     reads: ClassVar[frozenset[str]] = frozenset({"group"})
+    learns: ClassVar[bool] = True
     step_size: float = 0.01
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
 from debias.readouts.answers import said_at
 from debias.readouts.classification import Classification
 from debias.readouts.router import router_loss_of
-from debias.readouts.said import Said
+from debias.readouts.said import DONE, Said
 
 WHOLE = 6  # models of so few layers are traced as they are
 
@@ -139,7 +139,9 @@ class Step:
 
     def __init__(self, run: RunConfig, model: nn.Module, load: Load, live: Live) -> None:
         self.run, self.model, self.load, self.live = run, model, load, live
-        self.loss = LearningLoss(make_loss(run.loss), {"group": torch.zeros(1, dtype=torch.long)})
+        zero_N = torch.zeros(1, dtype=torch.long)
+        known = {"group": zero_N, "labels": zero_N, "bias_log_p": torch.zeros(1, len(run.data.labels))}
+        self.loss = LearningLoss(make_loss(run.loss), known)
         self.router = router_loss_of(model)
         self.marks: list[int] = []  # where passes begin, among the events of `live`
         # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
@@ -186,7 +188,8 @@ class Step:
         """Those that the run's loss reads, of samples that do not matter."""
         samples, labels = self.load.micro_batch, len(self.run.data.labels)
         zeros_B = torch.zeros(samples, dtype=torch.long)
-        return {"labels": zeros_B, "group": zeros_B, "bias_log_p": torch.zeros(samples, labels)}
+        known = {"labels": zeros_B, "group": zeros_B, "bias_log_p": torch.zeros(samples, labels)}
+        return {**known, DONE: torch.zeros((), dtype=torch.float64)}
 
 
 class _Grouped(torch.autograd.Function):
