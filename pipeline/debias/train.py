@@ -5,15 +5,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from debias.bias.base import digest_of
+from debias.bias.base import BaseBiasModel, BiasModel, digest_of
 from debias.building.arguments import forget_accelerate, training_arguments
 from debias.building.examples import training_examples, validation_examples
-from debias.building.facts import bias_log_p, check_groups, facts_of_stage, keep, kept
-from debias.building.idle_settings import say_what_has_no_effect
+from debias.building.facts import asked_before, bias_log_p, check_groups, facts_of_stage, keep, kept, told_of
+from debias.building.idle_settings import asks_bias_model, say_what_has_no_effect
 from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
+from debias.building.task import check_answers
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
 from debias.data.facts import facts_of
@@ -22,6 +24,7 @@ from debias.engines.parameters import elements
 from debias.engines.step import NonFiniteGradients
 from debias.errors import Interrupted
 from debias.gradients import SamplesNotFirst
+from debias.inference.asking import AskedRun
 from debias.inference.training_set import log_p_of
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
@@ -48,7 +51,10 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     started = time.time()
     config = resolve_paths(config, base)
     loss, order, bias_model = build_loss(config), build_order(config), build_bias_model(config)
-    told = _first_stage(config, base)
+    if config.first_stage is not None or config.bias_stages():
+        look(config)  # what this run could not be is found before anything is trained
+        check_answers(config, loss)
+    told, said = _first_stage(config, base), _asked(config, base, bias_model)
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     folder = _look(config, arguments)
@@ -69,9 +75,9 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             folder.open()
-    if bias_model is not None:
+    if bias_model is not None and (said is not None or not isinstance(bias_model, BaseBiasModel)):
         with arguments.main_process_first(local=False, desc="asking the bias model"):
-            built.trainer.train_dataset.facts["bias_log_p"] = bias_log_p(config, bias_model, examples)
+            built.trainer.train_dataset.facts["bias_log_p"] = bias_log_p(config, bias_model, examples, said)
     summary.begin()
     with summary.failures((NonFiniteGradients, SamplesNotFirst)):
         outcome = _fit(built, folder)
@@ -88,11 +94,9 @@ def _first_stage(config: RunConfig, base: Path | None) -> dict[str, Tensor]:
     """The facts of the run before this one, if there is one: trained where it has not been, and asked once."""
     if config.first_stage is None:
         return {}
-    look(config)  # a folder that this run could not have is found before anything is trained
     stage = config.stage_before()
     examples = training_examples(config, base)
-    told = repr(stage.model_dump(exclude={"resume", "overwrite_output_dir", "output_dir"}))
-    digest = digest_of(told, examples, len(config.data.labels), stage.seed)
+    digest = digest_of(told_of(stage), examples, len(config.data.labels), stage.seed)
     place = Path(stage.output_dir).with_name(SAID)
     log_p_NC = kept(place, digest)
     if log_p_NC is None:
@@ -101,6 +105,14 @@ def _first_stage(config: RunConfig, base: Path | None) -> dict[str, Tensor]:
             keep(place, log_p_NC, digest)
         forget_accelerate()
     return facts_of_stage(log_p_NC, examples, config.first_stage.keep)
+
+
+def _asked(config: RunConfig, base: Path | None, model: BiasModel | None) -> "np.ndarray | None":
+    """What a bias model that asks this run's base says of the training examples, if there is one and someone hears."""
+    if not isinstance(model, BaseBiasModel) or not asks_bias_model(config):
+        return None
+    examples = training_examples(config, base)
+    return asked_before(config, model, examples, AskedRun(config, base, examples, train))
 
 
 def _look(config: RunConfig, arguments: Any) -> Folder:

@@ -8,12 +8,14 @@ from typing import Any
 
 from debias.bias.base import BiasModel
 from debias.bias.column import ColumnWeight
+from debias.bias.embedding import Embedding
+from debias.bias.first_learned import FirstLearned
 from debias.bias.own import SelfWeight
 from debias.bias.partial_input import PartialInput
 from debias.bias.weights import BiasWeightSource, ModelWeight, balanced_weight, confidence_weight, gce_weight
 from debias.config.blocks import make
 
-BIAS_MODELS: dict[str, type[BiasModel]] = {model.name: model for model in (PartialInput,)}
+BIAS_MODELS: dict[str, type[BiasModel]] = {model.name: model for model in (PartialInput, FirstLearned, Embedding)}
 
 
 def make_bias_model(block: str | Mapping[str, Any]) -> BiasModel:
@@ -26,6 +28,8 @@ __all__ = [
     "BiasModel",
     "BiasWeightSource",
     "ColumnWeight",
+    "Embedding",
+    "FirstLearned",
     "ModelWeight",
     "PartialInput",
     "SelfWeight",

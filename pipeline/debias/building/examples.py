@@ -3,18 +3,27 @@
 import logging
 from pathlib import Path
 
+from debias.bias.base import folds_of
 from debias.config.data import DataConfig, DataSource
 from debias.config.run import RunConfig
 from debias.data import Example, load_examples, paint, plant
+from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
 def training_examples(config: RunConfig, base: Path | None) -> list[Example]:
-    """Training data with its planted bias, if any; every label must occur."""
+    """Training data with its planted bias, if any, without the fold that is left out; every label must occur."""
     column = config.bias_weight.column
     examples = load_examples(config.data.train, config.data, base=base, bias_column=column, require_every_label=True)
-    return _planted(examples, config.data, later=0)
+    examples, out = _planted(examples, config.data, later=0), config.data.leave_out
+    if out is None:
+        return examples
+    fold_N = folds_of(examples, out.folds, out.seed)
+    left = [example for example, fold in zip(examples, fold_N, strict=True) if fold != out.fold]
+    if not left:
+        raise InputError(f"data.leave_out: nothing is left of {len(examples)} training examples, all of one text")
+    return left
 
 
 def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:

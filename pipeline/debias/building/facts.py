@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debias.bias.base import BiasModel, digest_of, floored
+from debias.bias.base import AskedBase, BaseBiasModel, BiasModel, digest_of, floored, folds_of
 from debias.config.run import RunConfig
 from debias.data import Example
 from debias.data.order import Order
 from debias.data.resampled import Resampled
 from debias.errors import InputError
 from debias.losses import Loss
+from debias.ranks.world import world_size
 from debias.runs.names import BIAS
 from debias.runs.whole import write_whole
 
@@ -33,24 +34,96 @@ def check_groups(loss: Loss, order: Order, examples: Sequence[Example]) -> None:
         raise InputError(f"{readers[0]}: example {without.id!r} has no group, and it needs one of each")
 
 
-def bias_log_p(config: RunConfig, model: BiasModel, examples: Sequence[Example]) -> Tensor:
+def asked_before(
+    config: RunConfig, model: BiasModel | None, examples: Sequence[Example], base: AskedBase
+) -> "np.ndarray | None":
+    """What a bias model that asks the run's base says of the training examples, [N, C] float64; None of any other.
+
+    What is kept of the same settings and examples is taken as it is: nothing is trained. On every rank.
+    """
+    if not isinstance(model, BaseBiasModel):
+        return None
+    held = kept(*_place_and_digest(config, model, examples))
+    if held is not None:
+        return held
+    _check_stages(config, examples)
+    logger.info("bias model %s: asking %s about %d examples", model.name, config.model, len(examples))
+    try:
+        found = model.asked(examples, len(config.data.labels), config.seed, base)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    _say_how_it_is(model, found, examples)
+    return found
+
+
+def bias_log_p(
+    config: RunConfig, model: BiasModel, examples: Sequence[Example], said: "np.ndarray | None" = None
+) -> Tensor:
     """The bias model's log-probabilities [N, C] float32 of the training examples, kept in the run's folder.
 
-    What is kept there of the same settings and examples is taken as it is. Only one process may call this at a time.
+    What is kept there of the same settings and examples is taken as it is; `said`: what it has said already. Only one
+    process may call this at a time.
     """
     labels = len(config.data.labels)
-    digest = digest_of(repr(model), examples, labels, config.seed)
-    folder = Path(config.output_dir) / BIAS
-    held = kept(folder / f"{model.name}.npz", digest)
+    place, digest = _place_and_digest(config, model, examples)
+    held = kept(place, digest)
     if held is None:
-        logger.info("bias model %s: fitting on %d examples", model.name, len(examples))
-        try:
-            held = model.log_p(examples, labels, config.data.text_fields, config.seed)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        _say_how_it_is(model, held, examples)
-        keep(folder / f"{model.name}.npz", held, digest)
+        held = said if said is not None else _fitted(config, model, examples, labels)
+        keep(place, held, digest)
     return torch.from_numpy(held).float()
+
+
+def _fitted(config: RunConfig, model: BiasModel, examples: Sequence[Example], labels: int) -> np.ndarray:
+    logger.info("bias model %s: fitting on %d examples", model.name, len(examples))
+    try:
+        found = model.log_p(examples, labels, config.data.text_fields, config.seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    _say_how_it_is(model, found, examples)
+    return found
+
+
+# What a bias model hears of the run whose base it asks.
+OF_THE_BASE = {"model", "head", "prompt", "max_length", "load_in_4bit", "bf16"}
+
+
+def _place_and_digest(config: RunConfig, model: BiasModel, examples: Sequence[Example]) -> tuple[Path, str]:
+    told = repr(model)
+    if isinstance(model, BaseBiasModel):
+        told += repr([config.model_dump(include=OF_THE_BASE), *map(told_of, config.bias_stages())])
+    digest = digest_of(told, examples, len(config.data.labels), config.seed)
+    return Path(config.output_dir) / BIAS / f"{model.name}.npz", digest
+
+
+# Of a run before the run: what changes nothing of what it says.
+NOT_TOLD = {"resume", "overwrite_output_dir", "output_dir", "sigterm_grace_seconds"}
+
+
+def told_of(stage: RunConfig) -> str:
+    """What a run before the run depends on, beside its examples."""
+    return repr(stage.model_dump(exclude=NOT_TOLD))
+
+
+EPOCHS = 5  # of Utama et al.: a model that sees the examples of its folds more often has learned them by heart
+
+
+def _check_stages(config: RunConfig, examples: Sequence[Example]) -> None:
+    """InputError for a fold without examples, and for steps that see those of the other folds too often."""
+    for stage in config.bias_stages():
+        out = stage.data.leave_out
+        if out is None:
+            continue
+        fold_N = folds_of(examples, out.folds, out.seed)
+        size, left = int((fold_N == out.fold).sum()), int((fold_N != out.fold).sum())
+        if not size or not left:
+            raise InputError(f"bias_model.folds is {out.folds}, but the training examples have fewer different texts")
+        step = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * world_size()
+        seen = f"bias_model.steps is {stage.max_steps}: with {step} a step its models see their {left} examples"
+        epochs = stage.max_steps / max(1, -(-left // step))
+        if epochs > EPOCHS:
+            raise InputError(f"{seen} {epochs:.0f} times, and learn them by heart; give {-(-left // step)} or fewer")
+        if epochs > 1 and out.fold == 0:
+            logger.warning("%s more than once; %d are an epoch", seen, -(-left // step))
 
 
 def facts_of_stage(log_p_NC: np.ndarray, examples: Sequence[Example], keep: str) -> dict[str, Tensor]:

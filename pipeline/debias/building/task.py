@@ -10,6 +10,10 @@ from debias.data.encode import Collator, EncodedExamples, encode_for_answers, en
 from debias.data.encode_images import ImageCollator, encode_images
 from debias.data.packing import PackingCollator, tokens_of_an_epoch
 from debias.data.prompt import Prompt
+from debias.errors import InputError
+from debias.losses import EVERY_LABEL, Loss
+from debias.models.load import load_tokenizer
+from debias.models.source import resolve_model
 from debias.readouts import Answers, Classification, Readout
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,16 @@ def build_task(config: RunConfig, tokenizer: Any) -> Task:
     prompt = Prompt(tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat)
     readout = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean, config.loss_chunk_size)
     return Task(readout, prompt, tokenizer, config.max_length, packing=config.packing)
+
+
+def check_answers(config: RunConfig, loss: Loss) -> None:
+    """InputError where the loss reads every label, and the answers of a causal model are longer than a token."""
+    if config.head != "causal_lm" or EVERY_LABEL not in loss.reads:
+        return
+    try:
+        build_task(config, load_tokenizer(resolve_model(config.model), config.head)).readout.check_every_label()
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: int) -> None:

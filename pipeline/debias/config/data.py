@@ -74,6 +74,23 @@ class DataSource(Strict):
         return self
 
 
+class LeftOut(Strict):
+    """Training data without one of its `folds` (equal texts share one; `seed` deals them out): cross-fitting.
+
+    The runs of a bias model are trained so. It comes last, after `limit` and a planted shortcut.
+    """
+
+    fold: int = Field(ge=0)
+    folds: int = Field(2, ge=2)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> "LeftOut":
+        if self.fold >= self.folds:
+            raise ValueError(f"fold is {self.fold}, expected less than folds, {self.folds}: the first is 0")
+        return self
+
+
 class DataConfig(Strict):
     """Training and in-distribution validation data, and how a row is read.
 
@@ -90,6 +107,7 @@ class DataConfig(Strict):
     label_map: dict[str, str] = {}
     planted_bias: PlantedBias | None = None
     planted_color: PlantedColor | None = None
+    leave_out: LeftOut | None = None
 
     @field_validator("labels", mode="before")
     @classmethod

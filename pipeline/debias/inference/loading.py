@@ -50,6 +50,15 @@ def load_run(
     return load(config, source, None if whole else str(saved), scoring or Scoring(), deepspeed)
 
 
+def load_untrained(config: RunConfig) -> Predictor:
+    """The base of a run before it trains, to look into; its head, if it has one, is as it was drawn.
+
+    The weights are sharded over several ranks where the run trains at stage 3.
+    """
+    sharded = world_size() > 1 and _stage(config.deepspeed) == 3
+    return load(config, config.model, None, Scoring(), config.deepspeed if sharded else None, untrained=True)
+
+
 def load(
     config: RunConfig,
     model: str | ModelSource,
@@ -58,18 +67,20 @@ def load(
     deepspeed: str | None = None,
     *,
     shorten: bool = False,
+    untrained: bool = False,
 ) -> Predictor:
     """The predictor of a model, with or without an adapter, loaded as `config` says.
 
-    `shorten`: a `max_length` above what the model reads becomes that, and is no error.
+    `shorten`: a `max_length` above what the model reads becomes that, and is no error. `untrained`: nor is a head that
+    no one has trained.
     """
     source = resolve_model(model)
     if deepspeed is not None:
-        return _load_sharded(config, source, adapter, scoring, deepspeed, shorten)
+        return _load_sharded(config, source, adapter, scoring, deepspeed, shorten, untrained)
     join()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     float32 = device == "cpu" and config.bf16 and not has_bf16()
-    whole = _assembled(config, source, adapter, float32=float32)
+    whole = _assembled(config, source, adapter, float32=float32, untrained=untrained)
     if float32:
         config = config.model_copy(update={"bf16": False})
     if not config.load_in_4bit:
@@ -78,7 +89,13 @@ def load(
 
 
 def _load_sharded(
-    config: RunConfig, source: ModelSource, adapter: str | None, scoring: Scoring, name: str, shorten: bool
+    config: RunConfig,
+    source: ModelSource,
+    adapter: str | None,
+    scoring: Scoring,
+    name: str,
+    shorten: bool,
+    untrained: bool,
 ) -> Predictor:
     try:
         zero_launch.open_group(timeout=LONGEST_WAIT)
@@ -87,7 +104,7 @@ def _load_sharded(
     config = config.model_copy(update={"deepspeed": name})
     settings = zero_inference.settings(_zero_block(name), bf16=config.bf16)
     with zero_inference.loading(settings):
-        model = _assembled(config, source, adapter)
+        model = _assembled(config, source, adapter, untrained=untrained)
     return _predictor(config, source, zero_inference.shard(model, settings), scoring, shorten, sharded=True)
 
 
@@ -103,12 +120,14 @@ def _predictor(
     return Predictor(model, task, config, scoring, sharded=sharded)
 
 
-def _assembled(config: RunConfig, source: ModelSource, adapter: str | None, *, float32: bool = False) -> Any:
+def _assembled(
+    config: RunConfig, source: ModelSource, adapter: str | None, *, float32: bool = False, untrained: bool = False
+) -> Any:
     base = base_model(config, source)
     if float32:
         base = _in_float32(base)
     if adapter is None:
-        if config.head != "causal_lm" and base.fresh_modules:
+        if config.head != "causal_lm" and base.fresh_modules and not untrained:
             raise InputError(
                 f"model: {source.name!r} has no trained {', '.join(base.fresh_modules)}; give an adapter that has"
             )

@@ -86,7 +86,7 @@ class LogitCorrection(Loss):
         log_p_NC, labels_N = facts["bias_log_p"].double(), facts["labels"]
         prior_C = torch.full((log_p_NC.shape[1],), 1 / log_p_NC.shape[1], dtype=torch.float64)
         if self.prior == "labels":  # a label that does not occur counts as if it did once
-            prior_C = torch.bincount(labels_N, minlength=len(prior_C)).double().clamp(min=1)
+            prior_C = (labels_N.unsqueeze(1) == torch.arange(len(prior_C))).sum(dim=0).double().clamp(min=1)
         log_prior_C = (prior_C / prior_C.sum()).log()
         own_N = (log_prior_C - log_p_NC).gather(1, labels_N.unsqueeze(1)).squeeze(1)
         mean = self._clipped(own_N).mean() if self.weights else torch.ones((), dtype=torch.float64)

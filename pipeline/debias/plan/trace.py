@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from debias.adapters import make_adapter
 from debias.config.run import RunConfig
@@ -139,9 +139,7 @@ class Step:
 
     def __init__(self, run: RunConfig, model: nn.Module, load: Load, live: Live) -> None:
         self.run, self.model, self.load, self.live = run, model, load, live
-        zero_N = torch.zeros(1, dtype=torch.long)
-        known = {"group": zero_N, "labels": zero_N, "bias_log_p": torch.zeros(1, len(run.data.labels))}
-        self.loss = LearningLoss(make_loss(run.loss), known)
+        self.loss = _loss_of(run)
         self.router = router_loss_of(model)
         self.marks: list[int] = []  # where passes begin, among the events of `live`
         # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
@@ -190,6 +188,16 @@ class Step:
         zeros_B = torch.zeros(samples, dtype=torch.long)
         known = {"labels": zeros_B, "group": zeros_B, "bias_log_p": torch.zeros(samples, labels)}
         return {**known, DONE: torch.zeros((), dtype=torch.float64)}
+
+
+def _loss_of(run: RunConfig) -> LearningLoss:
+    """The run's loss with a memory of real numbers: what it begins with depends on what the training set holds."""
+    with unset_fake_temporarily():
+        zero_N = torch.zeros(1, dtype=torch.long)
+        known = {"group": zero_N, "labels": zero_N, "bias_log_p": torch.zeros(1, len(run.data.labels))}
+        loss = LearningLoss(make_loss(run.loss), known)
+        loss.memory_S  # noqa: B018 (is made when it is asked for)
+        return loss
 
 
 class _Grouped(torch.autograd.Function):
