@@ -7,16 +7,21 @@ from debias.bias.base import folds_of
 from debias.config.data import DataConfig, DataSource
 from debias.config.run import RunConfig
 from debias.data import Example, load_examples, paint, plant
+from debias.data.swapped import swap
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
 def training_examples(config: RunConfig, base: Path | None) -> list[Example]:
-    """Training data with its planted bias, if any, without the fold that is left out; every label must occur."""
+    """Training data with its planted bias, cues swapped, without the fold that is left out, where these are asked for;
+    every label must occur.
+    """
     column = config.bias_weight.column
     examples = load_examples(config.data.train, config.data, base=base, bias_column=column, require_every_label=True)
     examples, out = _planted(examples, config.data, later=0), config.data.leave_out
+    if config.data.swap is not None:
+        examples = swap(examples, config.data)
     if out is None:
         return examples
     fold_N = folds_of(examples, out.folds, out.seed)

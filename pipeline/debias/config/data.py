@@ -74,6 +74,21 @@ class DataSource(Strict):
         return self
 
 
+class Swap(Strict):
+    """Tokens of training texts that give the label away, dealt out anew among the examples.
+
+    A token is flagged where its log-odds differ by more than `spread` between labels, whichever of `folds` is left out,
+    and at least `min_share` of the examples have it: a word that is rarer may well be honest (on SNLI "nobody" and
+    "sleeping" have such spreads). `probability`: the share of examples that take part.
+    """
+
+    spread: float = Field(2.0, gt=0)
+    min_share: float = Field(0.02, ge=0, le=1)
+    folds: int = Field(4, ge=2)
+    probability: float = Field(1.0, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+
+
 class LeftOut(Strict):
     """Training data without one of its `folds` (equal texts share one; `seed` deals them out): cross-fitting.
 
@@ -107,6 +122,7 @@ class DataConfig(Strict):
     label_map: dict[str, str] = {}
     planted_bias: PlantedBias | None = None
     planted_color: PlantedColor | None = None
+    swap: Swap | None = None
     leave_out: LeftOut | None = None
 
     @field_validator("labels", mode="before")

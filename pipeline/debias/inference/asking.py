@@ -1,6 +1,7 @@
 """What a bias model may ask of a run's own base model, before the run. Shapes: N examples, D hidden units, T tokens."""
 
 import gc
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from debias.inference.predictor import Predictor
 from debias.inference.training_set import log_p_of
 from debias.readouts.answers import with_positions
 
+logger = logging.getLogger(__name__)
 # Trains a run, relative to a folder; returns the run's folder.
 Train = Callable[[RunConfig, Path | None], Path]
 
@@ -44,7 +46,10 @@ class AskedRun:
 
     def after_stage(self, stage: int, examples: Sequence[Example]) -> np.ndarray:
         """Log-probabilities over the labels, [M, C] float64, by the run of that number; trained if it has not been."""
-        found = log_p_of(self.train(self.config.bias_stages()[stage], self.base), examples)
+        stages = self.config.bias_stages()
+        told = (stage + 1, len(stages), stages[stage].output_dir, len(examples))
+        logger.info("the bias model's run %d of %d, %s: it will judge %d examples", *told)
+        found = log_p_of(self.train(stages[stage], self.base), examples)
         _let_go()
         return found
 

@@ -25,8 +25,15 @@ class LearningLoss:
 
     @functools.cached_property
     def memory_S(self) -> Tensor:
-        """What the loss knows, float64: as it began, or as the steps have left it."""
-        return self.loss.begin(self._facts)
+        """What the loss knows, float64: as it began, or as the steps have left it.
+
+        Raises ValueError where a fact that it begins with was not given.
+        """
+        try:
+            return self.loss.begin(self._facts)
+        except KeyError as error:
+            told = f"loss {self.loss.name} begins with {error} of the whole training set, and has {sorted(self._facts)}"
+            raise ValueError(f"{told}; give it as facts") from None
 
     @property
     def learns(self) -> bool:
