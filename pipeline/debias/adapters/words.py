@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from debias.adapters.loading import adapter_tensors
-from debias.errors import InputError
 from debias.models.load_errors import readable_errors
 from debias.models.source import ModelSource, resolve_model
 
@@ -49,7 +48,8 @@ def _has_tokenizer(source: ModelSource) -> bool:
 def fit_embeddings(base: Any, tokenizer: Any, adapter: str | None) -> None:
     """Give `base` the rows of embeddings that the adapter holds, or that a tokenizer other than its own asks for.
 
-    Warns where there are tokens that neither the base nor the adapter has an embedding of: they get the mean of all.
+    Warns where there are tokens that neither the base nor the adapter has an embedding of: they get the mean of all
+    (not in shards of DeepSpeed's stage 3, where a text that has one fails).
     """
     have, words = base.get_input_embeddings().num_embeddings, len(tokenizer)
     saved = None if adapter is None else saved_rows(base, adapter_tensors(adapter))
@@ -57,7 +57,7 @@ def fit_embeddings(base: Any, tokenizer: Any, adapter: str | None) -> None:
         logger.info("embeddings: %d rows, as the adapter has them, in place of %d", saved, have)
         base.resize_token_embeddings(saved, mean_resizing=False)
     rows = have if saved is None else saved
-    if words > rows:
+    if words > rows and not any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
         logger.warning(
             "WARNING: the tokenizer has %d tokens and the model %d; no weights were saved for the others, which are"
             " read as the mean of all",
@@ -84,8 +84,6 @@ def saved_rows(base: Any, saved: Mapping[str, Tensor]) -> int | None:
 
 
 def _mean_below(base: Any, rows: int) -> None:
-    if any(hasattr(parameter, "ds_id") for parameter in base.parameters()):
-        raise InputError("tokenizer: it has tokens that the model lacks, which weights in shards cannot be given")
     with torch.no_grad():
         for module in (base.get_input_embeddings(), base.get_output_embeddings()):
             if module is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import chi2, rankdata
 
 from debias.audit.sureness import ALPHA, Interval, adjusted, better_than, wilson
+from debias.audit.words import exact
 from debias.bias.base import Floats, Ints
 from debias.bias.lexical import judged_out_of_fold
 
@@ -65,11 +66,11 @@ def alone(seen: dict[str, tuple[Any, Ints]], label_N: Ints, labels: int) -> list
 
 
 def related(values_NR: Floats, names: Sequence[str], label_N: Ints, labels: Sequence[str]) -> list[Relation]:
-    """How each relation goes with the labels (Kruskal & Wallis, JASA 47, 1952), the largest effect first."""
+    """How each relation goes with the labels (Kruskal & Wallis, JASA 47, 1952; flags: Fisher), largest effect first."""
     if not len(names):
         return []
     h_R = np.array([kruskal(values_NR[:, place], label_N, len(labels)) for place in range(len(names))])
-    p_R = adjusted(chi2.sf(h_R, len(np.unique(label_N)) - 1))
+    p_R = adjusted(np.array([_p(values_NR[:, place], h, label_N, len(labels)) for place, h in enumerate(h_R)]))
     return sorted(
         (
             Relation(
@@ -82,6 +83,17 @@ def related(values_NR: Floats, names: Sequence[str], label_N: Ints, labels: Sequ
         ),
         key=lambda one: -one.effect,
     )
+
+
+def _p(value_N: Floats, h: float, label_N: Ints, labels: int) -> float:
+    """The chance of such an H; of a flag exactly, for H says too little of one that few examples have."""
+    there = np.unique(value_N)
+    if len(there) != 2:
+        return float(chi2.sf(h, len(np.unique(label_N)) - 1))
+    has_C = np.bincount(label_N[value_N == there[1]], minlength=labels)
+    size_C = np.bincount(label_N, minlength=labels)
+    least = exact(np.stack([has_C, size_C - has_C]), size_C).min()  # of one label with the flag, or without it
+    return float(min(1.0, 2 * labels * least))
 
 
 def _means(name: str, value_N: Floats, label_N: Ints, labels: Sequence[str]) -> dict[str, float]:

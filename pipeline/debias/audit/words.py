@@ -112,7 +112,7 @@ def table_of(
         count_VC=count_VC,
         size_C=size_C,
         stable_VC=_stable(count_VKC, size_KC),
-        p_VC=_exact(count_VC, size_C),
+        p_VC=exact(count_VC, size_C),
     )
 
 
@@ -122,7 +122,7 @@ def _stable(count_VKC: Ints, size_KC: Ints) -> Any:
     return (count_VKC > base_KC * count_VKC.sum(axis=2, keepdims=True)).all(axis=1)
 
 
-def _exact(count_VC: Ints, size_C: Ints) -> Floats:
+def exact(count_VC: Ints, size_C: Ints) -> Floats:
     """The chance of so many texts with a label or more, were labels dealt out at random: Fisher's exact test."""
     total_VC = np.broadcast_to(count_VC.sum(axis=1, keepdims=True), count_VC.shape)
     p_VC = np.ones(count_VC.shape)

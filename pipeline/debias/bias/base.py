@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from debias.data.digests import digests_of
 from debias.data.examples import Example
 
 Floats = NDArray[np.float64]
@@ -173,7 +172,9 @@ def id_of_picture(example: Example) -> bytes | None:
 
 
 def digest_of(block: str, examples: Sequence[Example], labels: int, seed: int) -> str:
-    """What a bias model's answers depend on, so that kept answers are known to be of this data and these settings."""
+    """A digest of settings, labels, seed, and every example's texts or picture and label."""
     told = hashlib.sha256(f"{block} {labels} {seed}".encode("utf-8", "surrogateescape"))
-    told.update(digests_of(examples).tobytes())
+    for example in examples:
+        told.update(repr((example.texts, example.label)).encode("utf-8", "surrogateescape"))
+        told.update(id_of_picture(example) or b"")
     return told.hexdigest()

@@ -16,6 +16,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from debias.bias.own import SelfWeight
 from debias.bias.weights import BiasWeightSource
+from debias.engines.adapter_kinds import way_for
 from debias.engines.attaching import attach
 from debias.engines.checkpoints import CheckpointingTrainer, rule_state_in
 from debias.engines.parameters import Select, chosen_by, not_head
@@ -95,6 +96,8 @@ class DebiasTrainer(CheckpointingTrainer):
         selected = chosen_by(self.select, self.model)
         if self.gradients != "auto":  # what auto comes to is said when the model is wrapped
             choose(self.gradients, lambda: refusal(self.model, selected), uses_bias=self.rule.uses_bias)
+            if self.rule.uses_bias:
+                way_for(self.gradients, self.model, selected)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

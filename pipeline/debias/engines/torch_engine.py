@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from debias.engines.adapter_kinds import way_for
 from debias.engines.hook import Hook
 from debias.engines.parameters import Select, for_model, not_head, select_parameters
 from debias.engines.reduce import all_reduce_sum
@@ -375,7 +376,8 @@ def attach_model(
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if lost := [name for name, p in selected.items() if id(p) not in held]:
             raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
-    source = make_source(gradients, model, selected, bias=rule.uses_bias, verify=verify)
+    way = way_for(gradients, model, selected) if rule.uses_bias else gradients
+    source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
         keep_buffers()
     return TorchHook(

@@ -140,6 +140,13 @@ def test_what_holds_in_one_and_not_in_the_other() -> None:
     assert only_in_one(both[:1]) == []
 
 
+def test_less_of_the_same_data_lacks_nothing() -> None:
+    """In a twelfth of the data a word that is not sure any more is no word that does not hold."""
+    whole = pairs(960, kind="hypothesis")
+    both = [audit(whole), audit(replace(whole, name="part", examples=whole.examples[:80]))]
+    assert [one.what for one in only_in_one(both)] == []
+
+
 def test_one_field_is_told_to_be_perhaps_the_task_itself() -> None:
     examples = [Example(str(i), (f"{('good', 'bad')[i % 2]} film n{i % 30}",), i % 2) for i in range(200)]
     one, _ = audit(Dataset("films", ("text",), "label", ("positive", "negative"), examples))
@@ -210,12 +217,20 @@ def test_kruskal_is_that_of_scipy() -> None:
 
     draw = np.random.default_rng(1)
     label_N = draw.integers(3, size=90)
-    for value_N in (draw.normal(size=90) + label_N, draw.integers(3, size=90).astype(float)):
+    for value_N in (draw.normal(size=90) + label_N, draw.integers(4, size=90).astype(float)):
         expected = reference(*(value_N[label_N == c] for c in range(3)))
         assert kruskal(value_N, label_N, 3) == pytest.approx(expected.statistic)
         (row,) = related(value_N[:, None], ["x"], label_N, LABELS)
         assert row.p == pytest.approx(min(1.0, 3 * expected.pvalue), rel=1e-6)
     assert kruskal(np.ones(90), label_N, 3) == 0.0
+
+
+def test_a_flag_is_tested_exactly() -> None:
+    """Twice the number of labels times the least share of deals with so many of a label, with the flag or without."""
+    label_N, flag_N = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([1, 1, 1, 0, 0, 0, 0, 0], dtype=float)
+    least = Fraction(1, math.comb(8, 3))  # all three with the flag are of label 0
+    (row,) = related(flag_N[:, None], ["flag"], label_N, LABELS)
+    assert row.p == pytest.approx(float(3 * 2 * 3 * least))
 
 
 def test_holm_over_families() -> None:

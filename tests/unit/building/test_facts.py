@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from debias.building.examples import training_examples
-from debias.building.facts import ask_bias_model, check_groups
+from debias.building.facts import ask_bias_model, check_groups, facts_of_stage
 from debias.building.method import build_bias_model
 from debias.config.places import resolve_paths
 from debias.config.run import RunConfig
@@ -133,6 +133,13 @@ def test_one_who_knows_all_is_refused_and_one_too_sure_is_named(
     sure = [{**row, "p_yes": round(row["p_yes"]), "p_no": 1 - round(row["p_yes"])} for row in rows(400)]
     ask(config(tmp_path, COLUMNS, sure))
     assert "bias model column is not calibrated: confidence and accuracy are" in caplog.text
+
+
+def test_a_first_stage_that_knows_all_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    examples = [Example(str(i), (f"t{i}",), i % 2) for i in range(30)]
+    sure_NC = np.log(np.array([[0.999, 0.001], [0.001, 0.999]] * 15))
+    assert set(facts_of_stage(sure_NC, examples, "log_p")) == {"bias_log_p"}
+    assert "first stage is right on all 30 examples" in caplog.text
 
 
 class Base:

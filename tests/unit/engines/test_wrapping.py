@@ -161,6 +161,41 @@ def test_replicas_of_data_parallel_are_named():
         replica(batch_of()["x"])
 
 
+# --- adapters of other kinds
+
+
+def other_adapter(kind):
+    import peft
+
+    torch.manual_seed(1)
+    settings = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    model = peft.get_peft_model(bert(), getattr(peft, f"{kind}Config")(r=4, **settings)).train()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["Lily", "LoHa"])
+def test_an_adapter_of_a_kind_that_is_not_known_is_named_and_exact(kind, caplog):
+    """Against autograd of each sample's loss in the one batch: in Lily's layers samples mix."""
+    model, batch, weight_B = other_adapter(kind), text_batch(6), weights_for(6)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with pytest.raises(ValueError, match=rf"(?i)'single_pass' may not be exact here: .*{kind}"):
+        attach(model, optimizer, Edge(), "single_pass")
+    with caplog.at_level("WARNING"):
+        hook = attach(model, optimizer, Edge())
+    assert f"kind that is not known ({kind.lower()}" in caplog.text
+    hook.backward(text_loss(model, batch), weight_B)
+    got = {name: gradient.clone() for name, gradient in hook.source.bias.items()}
+    parameters = list(hook.selected.values())
+    loss_B = text_loss(model, batch)
+    rows_of = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in loss_B]
+    for i, name in enumerate(hook.selected):
+        want = sum(w * row[i] for w, row in zip(weight_B.tolist(), rows_of, strict=True))
+        torch.testing.assert_close(got[name], want, rtol=1e-4, atol=1e-5)
+
+
 # --- compiling
 
 

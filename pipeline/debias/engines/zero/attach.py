@@ -9,6 +9,7 @@ import deepspeed
 import torch.distributed as dist
 from torch import nn
 
+from debias.engines.adapter_kinds import way_for
 from debias.engines.parameters import Select, elements, not_head, select_parameters, whole_shape
 from debias.engines.wrapping import refuse_sparse
 from debias.engines.zero.homes import home_of
@@ -74,8 +75,9 @@ def _source(
 ) -> GradientSource:
     stage = int(engine.zero_optimization_stage())
     sizes = [sum(elements(p) for p in some) for some in (selected.values(), engine.module.parameters())]
+    way = way_for(gradients, engine.module, selected, stage=stage) if rule.uses_bias else gradients
     options: Any = {"bias": rule.uses_bias, "stage": stage, "elements": (sizes[0], sizes[1]), "verify": verify}
-    return make_source(gradients, engine.module, selected, **options)
+    return make_source(way, engine.module, selected, **options)
 
 
 def _not_optimized(engine: Any, selected: Mapping[str, nn.Parameter]) -> list[str]:
