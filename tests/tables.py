@@ -6,6 +6,9 @@ trained end to end: no other list names the rules.
 With MAIN = [[2, 1], [2, 0]] (norm 3) and BIAS = [[0, 4], [3, 0]] (norm 5) the row sums are mm = (5, 4), mb = (4, 6),
 bb = (16, 9), so published EDGE has s = (4/3 + 16/5, 6/3 + 9/5) = (68/15, 57/15), x = 1 + s/3 and y = s/5 - 1.
 
+NormBalance: main - bias is [[2, -3], [-1, 0]] of norm sqrt(14) with BIAS, and [[2, 5], [5, 0]] of norm sqrt(54) with
+AGAINST; the update is 3/2 of the sum of the two unit vectors.
+
 DiGraP's rows are three steps, see `history`. In the second <-MAIN, BIAS> = -10: the projection is -0.4 BIAS. In the
 third its cosine with MAIN is -10 / (3 * 5): a slope of -2/3 raises omega, and <MAIN, AGAINST> = -10, so 0.4 omega
 AGAINST is added to MAIN.
@@ -24,6 +27,7 @@ from debias.methods import (
     DiGraP,
     Edge,
     MainOnly,
+    NormBalance,
     Orthogonal,
     PCGrad,
     Rule,
@@ -59,6 +63,9 @@ GOLDEN: list[tuple[Rule, Matrix, Matrix]] = [
     # Row 2 of bias is parallel to row 2 of main: nothing there is exclusive, main stays.
     (Edge(projection="row"), BIAS, [[1458 / 389, -11 / 389], [2.0, 0.0]]),
     (Edge(projection="tensor"), BIAS, [[11 / 3, -1 / 6], [13 / 6, 0.0]]),
+    (NormBalance(), BIAS, [[3 / 14**0.5, 1.2 - 4.5 / 14**0.5], [0.9 - 1.5 / 14**0.5, 0.0]]),
+    (NormBalance(), AGAINST, [[3 / 54**0.5, -1.2 + 7.5 / 54**0.5], [-0.9 + 7.5 / 54**0.5, 0.0]]),
+    (NormBalance(), MAIN, MAIN),  # nothing is left of main: nothing to balance
     (Subtract(), BIAS, [[2.0, -3.0], [-1.0, 0.0]]),
     (Subtract(alpha=0.25), BIAS, [[2.0, 0.0], [1.25, 0.0]]),
     (Orthogonal(), BIAS, [[2.0, -0.6], [0.8, 0.0]]),

@@ -8,13 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
-from debias.bias.base import digest_of
+from debias.bias.base import BaseBiasModel, BiasModel, digest_of
 from debias.building.arguments import forget_accelerate, training_arguments
 from debias.building.examples import training_examples, validation_examples
-from debias.building.facts import ask_bias_model, check_facts, check_groups, facts_of_stage, keep, kept
-from debias.building.idle_settings import say_what_has_no_effect
+from debias.building.facts import (
+    Answers,
+    ask_bias_model,
+    check_facts,
+    check_groups,
+    facts_of_stage,
+    keep,
+    kept,
+    told_of,
+)
+from debias.building.idle_settings import asks_bias_model, say_what_has_no_effect
 from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
+from debias.building.task import check_answers
 from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config, parse
 from debias.config.run import RunConfig
@@ -26,6 +36,7 @@ from debias.engines.parameters import elements
 from debias.engines.step import NonFiniteGradients
 from debias.errors import InputError, Interrupted
 from debias.gradients import NotExact
+from debias.inference.asking import AskedRun
 from debias.inference.training_set import log_p_of
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
@@ -68,8 +79,8 @@ def _read(given: RunConfig | Mapping[str, Any] | str | Path, base: Path | None) 
 def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     started = time.time()
     config = resolve_paths(config, base)
-    loss, order, bias_model = build_loss(config), build_order(config), build_bias_model(config)
-    told = _first_stage(config, base)
+    loss, order, bias_model = build_loss(config), build_order(config), _bias_model(config)
+    told, answers = _before(config, base, bias_model)
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     folder = _look(config, arguments)
@@ -83,7 +94,8 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     if folder.is_finished(order.size(facts_of(examples) | told), arguments.world_size):
         return folder.path
     # Before the model is loaded and anything written: with some bias models there is nothing to train.
-    answers = ask_bias_model(config, bias_model, examples) if bias_model is not None and first else None
+    if bias_model is not None and first:
+        answers = answers or ask_bias_model(config, bias_model, examples)
     built = build_run(config, arguments, examples, validation, stop)
     built.trainer.train_dataset.facts |= told
     rule = built.trainer.rule
@@ -97,8 +109,9 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
         if bias_model is not None:  # the other ranks read what the first one asked and writes down here
             answers = answers or ask_bias_model(config, bias_model, examples)
             check_facts(seen, "bias_model", {"bias_log_p": answers.log_p}, examples)
-            answers.write()
-            seen.write()
+            if first:
+                answers.write()
+                seen.write()
             built.trainer.train_dataset.facts["bias_log_p"] = answers.log_p
     summary.begin()
     with summary.failures((NonFiniteGradients, NotExact)):
@@ -112,16 +125,36 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     return folder.path
 
 
-def _first_stage(config: RunConfig, base: Path | None) -> Facts:
+def _bias_model(config: RunConfig) -> BiasModel | None:
+    """The run's bias model; none where it would ask the run's base, for which runs may be trained, and nobody hears."""
+    model = build_bias_model(config)
+    return None if isinstance(model, BaseBiasModel) and not asks_bias_model(config) else model
+
+
+def _before(config: RunConfig, base: Path | None, model: BiasModel | None) -> tuple[Facts, Answers | None]:
+    """What is said before the run by runs of its own base: the facts of a first stage, and a bias model's answers.
+
+    On every rank: all train and judge together. What this run could not be is found before anything is trained.
+    """
+    asks_base = isinstance(model, BaseBiasModel)
+    if config.first_stage is None and not asks_base:
+        return {}, None
+    folder = look(config)
+    check_answers(config, build_loss(config))
+    examples = training_examples(config, base)
+    Seen(folder, writes=False).check("data.train", digests_of(examples), [example.id for example in examples])
+    told = _first_stage(config, base, examples)
+    if model is None or not asks_base:
+        return told, None
+    return told, ask_bias_model(config, model, examples, AskedRun(config, base, examples, train))
+
+
+def _first_stage(config: RunConfig, base: Path | None, examples: list[Example]) -> Facts:
     """The facts of the run before this one, if there is one: trained where it has not been, and asked once."""
     if config.first_stage is None:
         return {}
-    folder = look(config)  # one that this run could not have is found before anything is trained
     stage = config.stage_before()
-    examples = training_examples(config, base)
-    Seen(folder, writes=False).check("data.train", digests_of(examples), [example.id for example in examples])
-    told = repr(stage.model_dump(exclude={"resume", "overwrite_output_dir", "output_dir"}))
-    digest = digest_of(told, examples, len(config.data.labels), stage.seed)
+    digest = digest_of(told_of(stage), examples, len(config.data.labels), stage.seed)
     place = Path(stage.output_dir).with_name(SAID)
     log_p_NC = kept(place, digest)
     if log_p_NC is None:

@@ -205,6 +205,13 @@ def test_a_fact_that_is_missing_is_named() -> None:
         begun("group_dro")(said_of(torch.randn(1, 3), [0]), {"labels": torch.tensor([0])})
 
 
+@pytest.mark.parametrize("block", ["group_dro", {"name": "logit_correction", "tau": 0.5, "prior": "labels"}])
+def test_facts_of_the_training_set_that_are_missing_are_named(block: Any) -> None:
+    loss = LearningLoss(make_loss(block), {"labels": torch.tensor([0, 1])})
+    with pytest.raises(ValueError, match=r"begins with '\w+' of the whole training set, and has \['labels'\]; give it"):
+        loss(said_of(torch.zeros(2, 3), [0, 1]), facts([0, 1], [0, 0]))
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [

@@ -8,6 +8,8 @@ from typing import Any
 
 from debias.bias.base import BiasModel
 from debias.bias.column import ColumnWeight
+from debias.bias.embedding import Embedding
+from debias.bias.first_learned import FirstLearned
 from debias.bias.given import Given
 from debias.bias.groups import Groups
 from debias.bias.lexical import Lexical
@@ -18,7 +20,7 @@ from debias.bias.weights import BiasWeightSource, ModelWeight, balanced_weight, 
 from debias.config.blocks import make
 
 BIAS_MODELS: dict[str, type[BiasModel]] = {
-    model.name: model for model in (PartialInput, Lexical, Groups, Given, Product)
+    model.name: model for model in (PartialInput, Lexical, Groups, Given, Product, FirstLearned, Embedding)
 }
 
 
@@ -32,6 +34,8 @@ __all__ = [
     "BiasModel",
     "BiasWeightSource",
     "ColumnWeight",
+    "Embedding",
+    "FirstLearned",
     "ModelWeight",
     "PartialInput",
     "SelfWeight",

@@ -4,9 +4,9 @@ Shapes: N examples, C labels.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ class BiasModel:
     """
 
     name: ClassVar[str]
+    costs: ClassVar[str] = "is fitted on the CPU before the first step, and takes nothing of a GPU"  # a plan says it
     reads: ClassVar[frozenset[str]] = frozenset()  # what it needs of an example beside texts and label: group, bias_p
 
     @property
@@ -43,6 +44,13 @@ class BiasModel:
     def needs(self, what: str) -> bool:
         """Whether it, or a part of it, reads this of an example beside texts and label."""
         return what in self.reads or any(part.needs(what) for part in self.parts)
+
+    def stages(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+        """What runs that have to be trained before it can be asked do otherwise than `run`; ValueError if they cannot.
+
+        `run`: the settings of the run that the bias model is for. Most need none.
+        """
+        return ()
 
     def check(self, text_fields: Sequence[str]) -> None:
         """ValueError for settings that do not fit the data, or a package that is not here; before anything is read."""
@@ -71,6 +79,30 @@ class BiasModel:
         if fold_N is None:
             return sorted({label for part in self.parts for label in part.unseen(examples, labels, seed)})
         return [label for label in range(labels) if len(np.unique(fold_N[label_N == label])) == 1]
+
+
+class AskedBase(Protocol):
+    """What the run's own base model says of the training examples, before the run. Shapes: D hidden units."""
+
+    def hidden(self, layer: float) -> Floats:
+        """Hidden states of a layer, averaged over each example's tokens, [N, D]; ValueError for none of its layers."""
+
+    def after_stage(self, stage: int, examples: Sequence[Example]) -> Floats:
+        """Log-probabilities [M, C] of these examples by the model of that run of `stages`, which is trained first."""
+
+
+@dataclass(frozen=True)
+class BaseBiasModel(BiasModel):
+    """A bias model that asks the run's own base, as it is or trained for a while."""
+
+    costs: ClassVar[str] = "asks the run's own base before the first step: one forward pass over the training set"
+
+    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
+        raise ValueError(f"bias_model {self.name} asks the base model of a run, and here is none")
+
+    def asked(self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase) -> Floats:
+        """As `log_p`."""
+        raise NotImplementedError
 
 
 def labels_of(examples: Sequence[Example]) -> Ints:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from debias.bias.base import BiasModel, Floats, labels_of
+from debias.bias.base import BaseBiasModel, BiasModel, Floats, labels_of
 from debias.bias.calibration import log_softmax, out_of_fold
 from debias.config.blocks import EXPECTS, canonical, make, table_of
 from debias.data.examples import Example
@@ -18,8 +18,9 @@ class Product(BiasModel):
     """Several bias models at once: `p(y)` is in proportion to the product of theirs over the label's share, K-1 times.
 
     `log p = sum_k log p_k - (K - 1) log share(y)`, normalised: exact where what they look at is independent given the
-    label. Needs two or more blocks in `of`; what each said is kept beside. Costs what its parts cost. Fails where the
-    parts look at the same thing, which then counts twice; `calibrated`: one temperature makes up for that on average.
+    label. Needs two or more blocks in `of`, none that asks the run's own base; what each said is kept beside. Costs
+    what its parts cost. Fails where the parts look at the same thing, which then counts twice; `calibrated`: one
+    temperature makes up for that on average.
 
     Source: products of experts, Hinton, Neural Computation 2002; of bias models, Clark et al., EMNLP 2019, arXiv
     1909.03683; with the labels' shares taken out, as in naive Bayes.
@@ -34,6 +35,11 @@ class Product(BiasModel):
             raise ValueError(f"of: {len(self.of)} given, expected two or more bias models")
         blocks = tuple(canonical("of", table_of("bias_model"), block) for block in self.of)
         object.__setattr__(self, "of", blocks)  # with every default filled in: they are what a digest is made of
+        if asking := [part.name for part in self.parts if isinstance(part, BaseBiasModel)]:
+            raise ValueError(
+                f"of: {asking[0]} asks the run's own base and is no part of a product; give what a run with it alone "
+                f"keeps, {{name: column, file: RUN/bias/{asking[0]}.npz}}"
+            )
 
     @property
     def parts(self) -> tuple[BiasModel, ...]:

@@ -5,19 +5,36 @@ from pathlib import Path
 from typing import Any
 
 from debias.bias import make_bias_model
-from debias.config.data import DataConfig, DataSource
+from debias.bias.base import folds_of
+from debias.config.data import DataConfig, DataSource, LeftOut
 from debias.config.run import RunConfig
 from debias.data import Example, load_examples, paint, plant
+from debias.data.swapped import swap
+from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
 def training_examples(config: RunConfig, base: Path | None) -> list[Example]:
-    """Training data with its planted bias, if any; every label must occur."""
+    """Training data with its planted bias, cues swapped, without the fold that is left out, where these are asked for;
+    every label must occur.
+    """
     columns = make_bias_model(config.bias_model).p_columns if config.bias_model is not None else ()
     told: dict[str, Any] = {"bias_column": config.bias_weight.column, "p_columns": columns}
     examples = load_examples(config.data.train, config.data, base=base, **told, require_every_label=True)
-    return _planted(examples, config.data, later=0)
+    examples = _planted(examples, config.data, later=0)
+    if config.data.swap is not None:
+        examples = swap(examples, config.data)
+    return examples if config.data.leave_out is None else _without(examples, config.data.leave_out)
+
+
+def _without(examples: list[Example], out: LeftOut) -> list[Example]:
+    """Those that do not lie in the fold that is left out; InputError if there is none."""
+    fold_N = folds_of(examples, out.folds, out.seed)
+    left = [example for example, fold in zip(examples, fold_N, strict=True) if fold != out.fold]
+    if not left:
+        raise InputError(f"data.leave_out: nothing is left of {len(examples)} training examples, all of one text")
+    return left
 
 
 def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:

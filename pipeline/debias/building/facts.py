@@ -1,8 +1,9 @@
 """What a run knows of its training examples beside their labels: groups, and what its bias model says of them."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from debias.bias.base import BiasModel, floored, labels_of, rows_digest
+from debias.bias.base import AskedBase, BaseBiasModel, BiasModel, floored, folds_of, labels_of, rows_digest
 from debias.bias.degenerate import faults
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -20,11 +21,13 @@ from debias.data.order import Order
 from debias.data.resampled import Resampled
 from debias.errors import InputError
 from debias.losses import Loss
+from debias.ranks.world import world_size
 from debias.runs.names import BIAS
 from debias.runs.seen import Seen
 from debias.runs.whole import write_whole
 
 logger = logging.getLogger(__name__)
+Kept = tuple[np.ndarray, str, str]  # log-probabilities, the digest of what they depend on, and that of the rows alone
 
 
 def check_groups(loss: Loss, order: Order, examples: Sequence[Example], bias_model: BiasModel | None = None) -> None:
@@ -43,62 +46,121 @@ def check_groups(loss: Loss, order: Order, examples: Sequence[Example], bias_mod
 class Answers:
     """What a bias model said of the training examples: `log_p` [N, C] float32. `fresh`: what is not written down yet.
 
-    `fresh` maps a file to log-probabilities, the digest of what they depend on, and that of the rows alone.
+    `held`: what was read, which a run that starts anew in the same folder clears away. Both map files to what is in
+    them.
     """
 
     log_p: Tensor
-    fresh: Mapping[Path, tuple[np.ndarray, str, str]]
+    fresh: Mapping[Path, Kept]
+    held: Mapping[Path, Kept]
 
     def write(self) -> None:
-        """Write down what is fresh, for this run gone on with and for the other ranks."""
-        for path, (log_p_NC, digest, rows) in self.fresh.items():
+        """Write down what is not there, for this run gone on with and for the other ranks."""
+        gone = {path: said for path, said in self.held.items() if not path.exists()}
+        for path, (log_p_NC, digest, rows) in {**gone, **self.fresh}.items():
             keep(path, log_p_NC, digest, rows)
 
 
-def ask_bias_model(config: RunConfig, model: BiasModel, examples: Sequence[Example]) -> Answers:
+def ask_bias_model(
+    config: RunConfig, model: BiasModel, examples: Sequence[Example], base: AskedBase | None = None
+) -> Answers:
     """The bias model's answers; nothing is written. What the run's folder holds of the same question is taken as it is.
 
     InputError, in one line, where the bias model cannot be fitted, or where training with it would be meaningless; a
-    warning where that is a matter of judgement. Only one process may fit at a time.
+    warning where that is a matter of judgement. Only one process may fit at a time; a bias model that asks the run's
+    `base` is asked on every rank.
     """
-    fresh: dict[Path, tuple[np.ndarray, str, str]] = {}
-    folder, labels = Path(config.output_dir) / BIAS, config.data.labels
+    labels = config.data.labels
     try:
         if (unseen := model.unseen(examples, len(labels), config.seed)) and len(labels) > 1:
             raise ValueError(
                 f"label {labels[unseen[0]]!r} lies in one fold alone: no model that saw one can judge its examples; "
                 "give more of them, or leave the label out"
             )
-        log_p_NC = _asked(config, model, examples, folder / f"{model.name}.npz", fresh)
+        return _Asking(config, examples, base).of(model)
     except ValueError as error:
         told = str(error)
         raise InputError(told if told.startswith("bias_model") else f"bias_model {model.name}: {told}") from None
-    return Answers(torch.from_numpy(log_p_NC).float(), fresh)
 
 
-def _asked(
-    config: RunConfig,
-    model: BiasModel,
-    examples: Sequence[Example],
-    path: Path,
-    fresh: dict[Path, tuple[np.ndarray, str, str]],
-) -> np.ndarray:
-    """What a bias model, or a part of one, says; parts are kept by their digest, each in a file of its own."""
-    labels = len(config.data.labels)
-    digest = model.digest(examples, labels, config.seed)
-    held = kept(path, digest)
-    if held is not None:
-        return held
-    digests = [part.digest(examples, labels, config.seed) for part in model.parts]
-    places = [path.with_name(f"{part.name}-{one[:8]}.npz") for part, one in zip(model.parts, digests, strict=True)]
-    said = [_asked(config, part, examples, at, fresh) for part, at in zip(model.parts, places, strict=True)]
-    if not said:
-        logger.info("bias model %s: fitting on %d examples", model.name, len(examples))
-    text_fields, seed = config.data.text_fields, config.seed
-    found = model.joined(said, examples) if said else model.log_p(examples, labels, text_fields, seed)
-    _say_how_it_is(model, found, examples)
-    fresh[path] = (found, digest, rows_digest(examples))
-    return found
+@dataclass(frozen=True)
+class _Asking:
+    """One bias model asked with its parts, each of which is kept in a file of its own."""
+
+    config: RunConfig
+    examples: Sequence[Example]
+    base: AskedBase | None
+    fresh: dict[Path, Kept] = field(default_factory=dict)
+    held: dict[Path, Kept] = field(default_factory=dict)
+
+    def of(self, model: BiasModel) -> Answers:
+        log_p_NC = self._said(model, Path(self.config.output_dir) / BIAS / f"{model.name}.npz")
+        return Answers(torch.from_numpy(log_p_NC).float(), self.fresh, self.held)
+
+    def _said(self, model: BiasModel, path: Path) -> np.ndarray:
+        """What a bias model, or a part of one, says; parts are kept by their digest."""
+        digest, rows = self._digest(model), rows_digest(self.examples)
+        found = kept(path, digest)
+        if found is not None:
+            self.held[path] = (found, digest, rows)
+            return found
+        places = [path.with_name(f"{part.name}-{self._digest(part)[:8]}.npz") for part in model.parts]
+        said = [self._said(part, at) for part, at in zip(model.parts, places, strict=True)]
+        found = model.joined(said, self.examples) if said else self._fitted(model)
+        _say_how_it_is(model, found, self.examples)
+        self.fresh[path] = (found, digest, rows)
+        return found
+
+    def _fitted(self, model: BiasModel) -> np.ndarray:
+        labels, seed = len(self.config.data.labels), self.config.seed
+        if not isinstance(model, BaseBiasModel):
+            logger.info("bias model %s: fitting on %d examples", model.name, len(self.examples))
+            return model.log_p(self.examples, labels, self.config.data.text_fields, seed)
+        if self.base is None:
+            raise ValueError("asks the run's base model, and here is none")
+        _check_stages(self.config, self.examples)
+        logger.info("bias model %s: asking %s about %d examples", model.name, self.config.model, len(self.examples))
+        return model.asked(self.examples, labels, seed, self.base)
+
+    def _digest(self, model: BiasModel) -> str:
+        found = model.digest(self.examples, len(self.config.data.labels), self.config.seed)
+        if not isinstance(model, BaseBiasModel):
+            return found
+        told = [self.config.model_dump(include=OF_THE_BASE), *map(told_of, self.config.bias_stages()), found]
+        return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+# What a bias model hears of the run whose base it asks.
+OF_THE_BASE = {"model", "head", "prompt", "max_length", "load_in_4bit", "bf16"}
+# Of a run before the run: what changes nothing of what it says.
+NOT_TOLD = {"resume", "overwrite_output_dir", "output_dir", "sigterm_grace_seconds"}
+
+
+def told_of(stage: RunConfig) -> str:
+    """What a run before the run depends on, beside its examples."""
+    return repr(stage.model_dump(exclude=NOT_TOLD))
+
+
+EPOCHS = 5  # of Utama et al.: a model that sees the examples of its folds more often has learned them by heart
+
+
+def _check_stages(config: RunConfig, examples: Sequence[Example]) -> None:
+    """InputError for a fold without examples, and for steps that see those of the other folds too often."""
+    for stage in config.bias_stages():
+        out = stage.data.leave_out
+        if out is None:
+            continue
+        fold_N = folds_of(examples, out.folds, out.seed)
+        size, left = int((fold_N == out.fold).sum()), int((fold_N != out.fold).sum())
+        if not size or not left:
+            raise InputError(f"bias_model.folds is {out.folds}, but the training examples have fewer different texts")
+        step = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * world_size()
+        seen = f"bias_model.steps is {stage.max_steps}: with {step} a step its models see their {left} examples"
+        epochs = stage.max_steps / max(1, -(-left // step))
+        if epochs > EPOCHS:
+            raise InputError(f"{seen} {epochs:.0f} times, and learn them by heart; give {-(-left // step)} or fewer")
+        if epochs > 1 and out.fold == 0:
+            logger.warning("%s more than once; %d are an epoch", seen, -(-left // step))
 
 
 def facts_of_stage(log_p_NC: np.ndarray, examples: Sequence[Example], keep: str) -> dict[str, Tensor]:

@@ -69,14 +69,19 @@ def _of_method(config: RunConfig) -> dict[str, str]:
 
 def _of_what_is_easy(config: RunConfig) -> dict[str, str]:
     """A bias model that is fitted, or a first stage that is trained, and asked by nobody."""
-    weighted = make_rule(config.method).uses_bias and config.bias_weight.source == "bias_model"
     stage = config.first_stage
     if "error" in make_order(config.order).reads and stage is not None and stage.keep == "errors":
         return {}
-    if weighted or "bias_log_p" in make_loss(config.loss).reads:
+    if asks_bias_model(config):
         return {} if stage is None or stage.keep == "log_p" else {"first_stage": "no order reads its errors"}
     why = "neither the loss nor the bias weight reads it"
     return {"bias_model": why, "first_stage": "no order reads its errors, " + why}
+
+
+def asks_bias_model(config: RunConfig) -> bool:
+    """Whether the loss or the bias weight reads what a bias model says."""
+    weighted = make_rule(config.method).uses_bias and config.bias_weight.source == "bias_model"
+    return weighted or "bias_log_p" in make_loss(config.loss).reads
 
 
 def say_what_has_no_effect(config: RunConfig) -> None:

@@ -10,7 +10,10 @@ from debias.data.encode import Collator, EncodedExamples, encode_for_answers, en
 from debias.data.encode_images import ImageCollator, encode_images
 from debias.data.packing import PackingCollator, tokens_of_an_epoch
 from debias.data.prompt import Prompt
-from debias.models.load import has_row
+from debias.errors import InputError
+from debias.losses import EVERY_LABEL, Loss
+from debias.models.load import has_row, load_tokenizer
+from debias.models.source import resolve_model
 from debias.readouts import Answers, Classification, Readout
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,16 @@ def padded_for(task: Task, model: Any) -> Task:
     reads_end = task.prompt is not None or any(getattr(m, "summary_type", None) == "last" for m in model.modules())
     task.tokenizer.padding_side = "left" if reads_end else "right"
     return replace(task, pad_id=pad_id)
+
+
+def check_answers(config: RunConfig, loss: Loss) -> None:
+    """InputError where the loss reads every label, and the answers of a causal model are longer than a token."""
+    if config.head != "causal_lm" or EVERY_LABEL not in loss.reads:
+        return
+    try:
+        build_task(config, load_tokenizer(resolve_model(config.model), config.head)).readout.check_every_label()
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: int) -> None:

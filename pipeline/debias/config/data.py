@@ -91,6 +91,38 @@ class DataSource(Strict):
         return self
 
 
+class Swap(Strict):
+    """Tokens of training texts that give the label away, dealt out anew among the examples.
+
+    A token is flagged where its log-odds differ by more than `spread` between labels, whichever of `folds` is left out,
+    and at least `min_share` of the examples have it: a word that is rarer may well be honest (on SNLI "nobody" and
+    "sleeping" have such spreads). `probability`: the share of examples that take part.
+    """
+
+    spread: float = Field(2.0, gt=0)
+    min_share: float = Field(0.02, ge=0, le=1)
+    folds: int = Field(4, ge=2)
+    probability: float = Field(1.0, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+
+
+class LeftOut(Strict):
+    """Training data without one of its `folds` (equal texts share one; `seed` deals them out): cross-fitting.
+
+    The runs of a bias model are trained so. It comes last, after `limit` and a planted shortcut.
+    """
+
+    fold: int = Field(ge=0)
+    folds: int = Field(2, ge=2)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> "LeftOut":
+        if self.fold >= self.folds:
+            raise ValueError(f"fold is {self.fold}, expected less than folds, {self.folds}: the first is 0")
+        return self
+
+
 class DataConfig(Strict):
     """Training and in-distribution validation data, and how a row is read.
 
@@ -107,6 +139,8 @@ class DataConfig(Strict):
     label_map: dict[str, str] = {}
     planted_bias: PlantedBias | None = None
     planted_color: PlantedColor | None = None
+    swap: Swap | None = None
+    leave_out: LeftOut | None = None
 
     @field_validator("labels", mode="before")
     @classmethod

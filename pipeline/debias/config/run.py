@@ -207,12 +207,14 @@ class RunConfig(Strict):
         return self.bias_model is not None or (self.first_stage is not None and self.first_stage.keep == "log_p")
 
     @model_validator(mode="after")
-    def _first_stage_is_a_run(self) -> "RunConfig":
+    def _stages_are_runs(self, info: ValidationInfo) -> "RunConfig":
         if self.first_stage is not None:
             own = [key for key in ("output_dir", "first_stage", "resume") if key in self.first_stage.settings]
             if own:
                 raise ValueError(f"first_stage.settings: {own[0]} is not the first stage's to choose; remove it")
             self.stage_before()
+        if (info.context or {}).get("tables") is not False:
+            self.bias_stages()
         return self
 
     def stage_before(self) -> "RunConfig":
@@ -221,16 +223,29 @@ class RunConfig(Strict):
         plain = {
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
             **{"bias_weight": "self", "selection": "last", "eval_strategy": "no", "report_to": "none"},
+        }
+        return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
+
+    def bias_stages(self) -> "tuple[RunConfig, ...]":
+        """The runs that the bias model asks, if it does; ValueError where its settings make none of a run."""
+        if self.bias_model is None:
+            return ()
+        model = blocks.make("bias_model", blocks.table_of("bias_model"), self.bias_model)
+        changes = model.stages(self.model_dump())
+        return tuple(self._stage(f"bias_{i}", one, "bias_model") for i, one in enumerate(changes, 1))
+
+    def _stage(self, name: str, changes: dict[str, Any], of: str) -> "RunConfig":
+        place = {
             "resume": False if self.overwrite_output_dir else "auto",
-            "output_dir": f"{self.output_dir}/{STAGES}/1",
+            "output_dir": f"{self.output_dir}/{STAGES}/{name}",
         }
         try:
-            return RunConfig.model_validate({**self.model_dump(), **plain, **self.first_stage.settings})
+            return RunConfig.model_validate({**self.model_dump(), **changes, **place})
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"]))
             told = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"first_stage.settings: {place and f'{place}: '}{told}") from None
+            raise ValueError(f"{of}: {where and f'{where}: '}{told}") from None
 
     @model_validator(mode="after")
     def _pictures_fit(self) -> "RunConfig":

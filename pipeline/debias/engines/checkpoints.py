@@ -72,7 +72,7 @@ class CheckpointingTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self._skipped_before = 0
-        if resume_from_checkpoint is not None and self.loss.memory_S.numel():
+        if resume_from_checkpoint is not None and self.loss.learns:
             with reading(Path(resume_from_checkpoint), LOSS_STATE):
                 self.loss.load_state_dict(torch.load(Path(resume_from_checkpoint) / LOSS_STATE))
         self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
@@ -115,7 +115,7 @@ class CheckpointingTrainer(Trainer):
         load_state(self.deepspeed, Path(str(self.state.best_model_checkpoint)))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save and self.loss.memory_S.numel():
+        if self.args.should_save and self.loss.learns:
             torch.save(self.loss.state_dict(), Path(output_dir) / LOSS_STATE)
         if self.hook is not None and not self.rule.is_stateless:
             state = self.hook.state_dict()  # collective under DeepSpeed

@@ -26,7 +26,7 @@ from debias.gradients.single_pass import refusal
 from debias.losses import LearningLoss, Loss
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
-from debias.readouts import Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
+from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
 from debias.readouts.said import KNOWN_FACTS
 from debias.runs.environment import peak_memory_mb
 
@@ -108,7 +108,7 @@ class DebiasTrainer(CheckpointingTrainer):
             self.optimizer.train()
         hook = self._attached(model)
         batch = self._prepare_inputs(inputs)
-        _, facts = inputs_and_facts(batch)
+        facts = {**inputs_and_facts(batch)[1], DONE: self._done_share()}
 
         def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
             with self.compute_loss_context_manager():
@@ -151,6 +151,10 @@ class DebiasTrainer(CheckpointingTrainer):
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
+
+    def _done_share(self) -> Tensor:
+        """Of the optimizer steps of the whole run, those before this one: the same for every micro-batch of a step."""
+        return torch.tensor(self.state.global_step / max(1, self.state.max_steps), dtype=torch.float64)
 
     def _combine(self, hook: Any) -> None:
         hook.asks_to_stop = self.stop is not None and self.stop.asked

@@ -52,6 +52,15 @@ def load_run(
     return load(config, source, None if whole else str(saved), scoring or Scoring(), deepspeed)
 
 
+def load_untrained(config: RunConfig) -> Predictor:
+    """The base of a run before it trains, to look into; its head, if it has one, is as it was drawn.
+
+    The weights are sharded over several ranks where the run trains at stage 3.
+    """
+    sharded = world_size() > 1 and _stage(config.deepspeed) == 3
+    return load(config, config.model, None, Scoring(), config.deepspeed if sharded else None, untrained=True)
+
+
 def load(
     config: RunConfig,
     model: str | ModelSource,
@@ -61,14 +70,15 @@ def load(
     *,
     shorten: bool = False,
     tokenizer: str | None = None,
+    untrained: bool = False,
 ) -> Predictor:
     """The predictor of a model, with or without an adapter, loaded as `config` says.
 
     `shorten`: a `max_length` above what the model reads becomes that, and is no error. `tokenizer`: another than the
-    adapter's own, or the model's.
+    adapter's own, or the model's. `untrained`: a head that no one has trained is no error.
     """
     source = resolve_model(model)
-    loading = _Loading(source, adapter, _words(config, source, adapter, tokenizer), scoring, shorten)
+    loading = _Loading(source, adapter, _words(config, source, adapter, tokenizer), scoring, shorten, untrained)
     if deepspeed is not None:
         return _load_sharded(config, loading, deepspeed)
     join()
@@ -91,6 +101,7 @@ class _Loading:
     words: ModelSource
     scoring: Scoring
     shorten: bool
+    untrained: bool
 
 
 def _words(config: RunConfig, source: ModelSource, adapter: str | None, tokenizer: str | None) -> ModelSource:
@@ -127,7 +138,7 @@ def _assembled(config: RunConfig, loading: _Loading, *, float32: bool = False) -
     if float32:
         base = _in_float32(base)
     if adapter is None:
-        if config.head != "causal_lm" and base.fresh_modules:
+        if config.head != "causal_lm" and base.fresh_modules and not loading.untrained:
             raise InputError(
                 f"model: {source.name!r} has no trained {', '.join(base.fresh_modules)}; give an adapter that has"
             )

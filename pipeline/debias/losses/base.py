@@ -18,14 +18,16 @@ class Loss:
 
     Both gradients are weighted sums of the gradients of this loss: `main` of its mean, `bias` of its mean under the
     bias weights. So the loss of a sample may not depend on which samples share its micro-batch. `reads`: the facts it
-    needs beside `labels`, and EVERY_LABEL where it needs `said.log_p_BC`.
+    needs beside `labels`, and EVERY_LABEL where it needs `said.log_p_BC`. `learns`: its memory changes with the steps,
+    and belongs into checkpoints; else it is as `begin` makes it.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
+    learns: ClassVar[bool] = False
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        """`loss_B`, differentiable; `memory_S` is what the loss has learned so far."""
+        """`loss_B`, differentiable; `memory_S` is what the loss began with, and has learned since."""
         raise NotImplementedError
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:

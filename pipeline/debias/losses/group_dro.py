@@ -29,6 +29,7 @@ class GroupDRO(Loss):
 
     name: ClassVar[str] = "group_dro"
     reads: ClassVar[frozenset[str]] = frozenset({"group"})
+    learns: ClassVar[bool] = True
     step_size: float = 0.01
 
     def __post_init__(self) -> None:
@@ -49,8 +50,8 @@ class GroupDRO(Loss):
         """Each group's summed cross-entropy [G] and number of samples [G]."""
         groups = len(memory_S) // 2
         loss_B = -said.log_p_B.detach().double()
-        loss_G = loss_B.new_zeros(groups).index_add(0, facts["group"], loss_B)
-        return torch.cat([loss_G, torch.bincount(facts["group"], minlength=groups).double()])
+        both_2B = torch.stack([loss_B, torch.ones_like(loss_B)])
+        return loss_B.new_zeros(2, groups).index_add(1, facts["group"], both_2B).flatten()
 
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """The multiplicative update; a group without a sample in the step keeps its weight before normalisation."""

@@ -1,5 +1,6 @@
 """A loss that learns while a model trains: its memory, and what it has seen since the last step."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +14,31 @@ from debias.readouts.said import Said
 class LearningLoss:
     """A loss with its memory. Call it for each micro-batch, then `step` once a step, on every rank.
 
-    `facts`: of the whole training set, on which a loss with a memory begins.
+    `facts`: of the whole training set, on which a loss with a memory begins; they are read when the first batch comes,
+    or a checkpoint, and may be added to until then.
     """
 
     def __init__(self, loss: Loss, facts: Mapping[str, Tensor] | None = None) -> None:
         self.loss = loss
-        self.memory_S = loss.begin(facts or {})
+        self._facts = {} if facts is None else facts
         self._sums: Tensor | None = None
+
+    @functools.cached_property
+    def memory_S(self) -> Tensor:
+        """What the loss knows, float64: as it began, or as the steps have left it.
+
+        Raises ValueError where a fact that it begins with was not given.
+        """
+        try:
+            return self.loss.begin(self._facts)
+        except KeyError as error:
+            told = f"loss {self.loss.name} begins with {error} of the whole training set, and has {sorted(self._facts)}"
+            raise ValueError(f"{told}; give it as facts") from None
+
+    @property
+    def learns(self) -> bool:
+        """Whether a checkpoint must keep the memory."""
+        return self.loss.learns
 
     @property
     def every_label(self) -> bool:
@@ -34,14 +53,14 @@ class LearningLoss:
         if missing := sorted(self.loss.reads - {EVERY_LABEL} - set(facts)):
             raise ValueError(f"loss {self.loss.name} reads {missing[0]!r}, which this batch lacks: {sorted(facts)}")
         memory_S = self.memory_S.to(said.log_p_B.device)
-        if counts and memory_S.numel():
+        if counts and self.learns:
             sums = self.loss.sums(said, facts, memory_S).cpu()
             self._sums = sums if self._sums is None else self._sums + sums
         return self.loss(said, facts, memory_S)
 
     def step(self, over_ranks: Callable[[Tensor], Tensor], *, applied: bool = True) -> None:
         """The end of a step: `over_ranks` sums a tensor over the ranks; a step that was not applied teaches nothing."""
-        if not self.memory_S.numel():
+        if not self.learns:
             return
         sums = torch.zeros_like(self.memory_S) if self._sums is None else self._sums
         self._sums = None

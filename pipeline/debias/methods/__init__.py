@@ -11,9 +11,11 @@ from debias.methods.base import GRADIENTS, Rule, StepFacts, Vector, pairs_of
 from debias.methods.combine import apply_coefficients, as_rows, combine, gram_of_rows, row_gram, take_step
 from debias.methods.digrap import DiGraP
 from debias.methods.edge import Edge, MainOnly, Orthogonal, Subtract
+from debias.methods.norm_balance import NormBalance
 from debias.methods.pcgrad import PCGrad
 
-METHODS: dict[str, type[Rule]] = {rule.name: rule for rule in (Edge, Subtract, Orthogonal, PCGrad, DiGraP, MainOnly)}
+ROWS: tuple[type[Rule], ...] = (Edge, Subtract, Orthogonal, NormBalance, PCGrad, DiGraP, MainOnly)
+METHODS: dict[str, type[Rule]] = {rule.name: rule for rule in ROWS}
 
 
 def make_rule(block: str | Mapping[str, Any]) -> Rule:
@@ -27,6 +29,7 @@ __all__ = [
     "DiGraP",
     "Edge",
     "MainOnly",
+    "NormBalance",
     "Orthogonal",
     "PCGrad",
     "Rule",

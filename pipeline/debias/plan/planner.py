@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from debias.building.arguments import check_engine
+from debias.config import blocks
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
 from debias.engines.parameters import chosen_by, selection
@@ -38,9 +39,11 @@ def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) ->
     check_run(run.model_copy(update={"max_length": planner.length}), planner.config)
     with sizes_that_exist(run, planner.length):
         found = planner.plan()
-    if run.first_stage is None:
+    # Those of a bias model are of one size.
+    stages = [*([run.stage_before()] if run.first_stage else []), *run.bias_stages()[:1]]
+    if not stages:
         return found
-    before = make_plan(run.stage_before(), machine, length=length)
+    before = max((make_plan(stage, machine, length=length) for stage in stages), key=lambda plan: plan.total)
     fits = None if found.fits is None else found.fits and before.fits
     return found.model_copy(update={"before": before, "fits": fits})
 
@@ -203,8 +206,10 @@ class Planner:
         if self.run.prompt is not None:
             found.append(f"logits at {self.answer_tokens} positions of a row: no answer has more tokens than bytes")
         if self.run.bias_model is not None:
-            name = self.run.bias_model["name"]
-            found.append(f"bias model {name} is fitted on the CPU before the first step, and takes nothing of a GPU")
+            name, runs = self.run.bias_model["name"], len(self.run.bias_stages())
+            found.append(f"bias model {name} {blocks.table_of('bias_model')[name].costs}")
+            if runs:
+                found.append(f"bias model {name} trains {runs} runs before it, one after another, all of one size")
         if self.run.optim not in OPTIMIZERS:
             found.append(f"optim {self.run.optim} is taken to keep 8 bytes an element")
         return found

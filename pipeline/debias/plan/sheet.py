@@ -54,4 +54,4 @@ class Plan(BaseModel):
     largest_micro_batch: int | None
     advice: list[str]
     assumptions: list[str]
-    before: "Plan | None" = None  # of the run before this one (first_stage)
+    before: "Plan | None" = None  # of the largest run before this one (first_stage, bias_model)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from debias.adapters import make_adapter
 from debias.config.run import RunConfig
@@ -26,7 +26,7 @@ from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
 from debias.readouts.answers import said_at
 from debias.readouts.classification import Classification
 from debias.readouts.router import router_loss_of
-from debias.readouts.said import Said
+from debias.readouts.said import DONE, Said
 
 WHOLE = 6  # models of so few layers are traced as they are
 
@@ -139,7 +139,7 @@ class Step:
 
     def __init__(self, run: RunConfig, model: nn.Module, load: Load, live: Live) -> None:
         self.run, self.model, self.load, self.live = run, model, load, live
-        self.loss = LearningLoss(make_loss(run.loss), {"group": torch.zeros(1, dtype=torch.long)})
+        self.loss = _loss_of(run)
         self.router = router_loss_of(model)
         self.marks: list[int] = []  # where passes begin, among the events of `live`
         # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
@@ -186,7 +186,18 @@ class Step:
         """Those that the run's loss reads, of samples that do not matter."""
         samples, labels = self.load.micro_batch, len(self.run.data.labels)
         zeros_B = torch.zeros(samples, dtype=torch.long)
-        return {"labels": zeros_B, "group": zeros_B, "bias_log_p": torch.zeros(samples, labels)}
+        known = {"labels": zeros_B, "group": zeros_B, "bias_log_p": torch.zeros(samples, labels)}
+        return {**known, DONE: torch.zeros((), dtype=torch.float64)}
+
+
+def _loss_of(run: RunConfig) -> LearningLoss:
+    """The run's loss with a memory of real numbers: what it begins with depends on what the training set holds."""
+    with unset_fake_temporarily():
+        zero_N = torch.zeros(1, dtype=torch.long)
+        known = {"group": zero_N, "labels": zero_N, "bias_log_p": torch.zeros(1, len(run.data.labels))}
+        loss = LearningLoss(make_loss(run.loss), known)
+        loss.memory_S  # noqa: B018 (is made when it is asked for)
+        return loss
 
 
 class _Grouped(torch.autograd.Function):

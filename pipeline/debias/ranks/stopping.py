@@ -37,6 +37,9 @@ class StopRequest:
             signal.signal(signal.SIGTERM, self._before)
         if self._timer is not None:
             self._timer.cancel()
+        around = getattr(self._before, "__self__", None)
+        if kind is None and self.asked and isinstance(around, StopRequest):
+            around._ask(signal.SIGTERM, None)  # this run came to its end, that around it shall stop still
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

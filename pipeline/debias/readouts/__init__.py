@@ -5,9 +5,10 @@ another room's.
 from debias.readouts.answers import Answers, answer_log_likelihood
 from debias.readouts.classification import Classification
 from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
-from debias.readouts.said import Facts, Readout, Said, inputs_and_facts
+from debias.readouts.said import DONE, Facts, Readout, Said, inputs_and_facts
 
 __all__ = [
+    "DONE",
     "Answers",
     "Classification",
     "Facts",

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 Facts = Mapping[str, Tensor]
+# The share of training's steps that are done, a float64 scalar in [0, 1): a trainer says it of each batch.
+DONE = "done"
 # Facts by the names that losses, weights and readouts read them by. A batch of somebody else's collator is one mapping:
 # what has one of these names in it is a fact, all else is the model's.
-KNOWN_FACTS = ("labels", "index", "group", "bias_weight", "bias_log_p", "answer_mask", "sample_index")
+KNOWN_FACTS = ("labels", "index", "group", "bias_weight", "bias_log_p", "answer_mask", "sample_index", DONE)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def look(config: RunConfig) -> Folder:
     path = Path(config.output_dir)
     _check_place(path)
     held = holds_run(path)
-    if config.resume == "auto":
+    stopped_before = not held and (path / STAGES).is_dir()  # in a run before the run: nothing of its own is here yet
+    if config.resume == "auto" or (config.resume and stopped_before):
         config = config.model_copy(update={"resume": held})
     if config.resume:
         check_same(config, path)

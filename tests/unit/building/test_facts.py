@@ -144,6 +144,62 @@ def test_a_first_stage_that_knows_all_is_named(caplog: pytest.LogCaptureFixture)
     assert "first stage is right on all 30 examples" in caplog.text
 
 
+class Base:
+    """In the place of a run's base: after training it says these probabilities of `yes`, one for each label."""
+
+    def __init__(self, of_yes: float, of_no: float) -> None:
+        self.p, self.judged = np.array([of_yes, of_no]), 0
+
+    def hidden(self, layer: float) -> np.ndarray:
+        raise AssertionError("nobody asks for these")
+
+    def after_stage(self, stage: int, examples: Any) -> np.ndarray:
+        self.judged += len(examples)
+        draw = np.random.default_rng(stage)
+        sees = np.array([one.label if draw.random() < 0.8 else 1 - one.label for one in examples])
+        return np.log(np.stack([self.p[sees], 1 - self.p[sees]], axis=1))
+
+
+def ask_base(run: RunConfig, base: Base) -> Any:
+    model = build_bias_model(run)
+    assert model is not None
+    return ask_bias_model(run, model, training_examples(run, None), base)
+
+
+FIRST = {"name": "first_learned", "steps": 2}
+
+
+def test_the_runs_base_is_asked_once_and_again_of_another_run(tmp_path: Path) -> None:
+    base, run = Base(0.9, 0.2), config(tmp_path, FIRST, rows())
+    ask_base(run, base).write()
+    assert base.judged == 60
+    again = ask_base(run, base)
+    assert (base.judged, again.fresh) == (60, {})
+    (kept,) = (tmp_path / "run" / "bias").iterdir()
+    kept.unlink()  # as a run does that starts anew
+    again.write()
+    assert ask_base(run, base).fresh == {}
+    for number, change in enumerate(({"max_length": 64}, {"seed": 1}, {"model": "n"}), 2):
+        assert len(ask_base(run.model_copy(update=change), base).fresh) == 1
+        assert base.judged == 60 * number
+
+
+@pytest.mark.parametrize(
+    ("base", "block", "labels", "message"),
+    [
+        (Base(0.5, 0.5), FIRST, ["yes", "no"], "bias_model first_learned: says the same of every example"),
+        (Base(0.9, 0.2), FIRST, ["yes", "no", "maybe"], "first_learned: label 'maybe' lies in one fold alone"),
+        (None, FIRST, ["yes", "no"], "bias_model first_learned: asks the run's base model, and here is none"),
+    ],
+)
+def test_what_a_base_says_is_checked_as_well(
+    tmp_path: Path, base: Any, block: Any, labels: list[str], message: str
+) -> None:
+    written = [*rows(), {"text": "perhaps", "label": "maybe"}] if len(labels) > 2 else rows()
+    with pytest.raises(InputError, match=message):
+        ask_base(config(tmp_path, block, written, labels=labels), base)
+
+
 def test_a_label_in_one_fold_alone_is_named(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     written = [*rows(), {"text": "perhaps", "label": "maybe"}]

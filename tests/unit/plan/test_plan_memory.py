@@ -410,3 +410,30 @@ def test_the_run_before_a_run_is_planned_too(folder, monkeypatch, capsys):
     shown = command_line(monkeypatch, capsys)("plan", file, "--seq-length", "32", "--gpu-memory", limit)
     assert shown.code == 0
     assert "first stage: DOES NOT FIT" in shown.out
+
+
+def test_the_runs_of_a_bias_model_are_planned_too(folder):
+    """All of one size: that of the base with the bias model's own adapter, trained plainly, whatever the run trains."""
+    first = {"name": "first_learned", "lora_r": 32}
+    run = run_of(model=folder, adapter="dora", lora_r=2, loss="logit_correction", method="erm", bias_model=first)
+    found = make_plan(run, Machine(), length=32)
+    alone = make_plan(run_of(model=folder, lora_r=32, method="erm"), Machine(), length=32)
+    assert found.before is not None
+    assert (found.before.total, found.before.parameters) == (alone.total, alone.parameters)
+    assert found.parameters.trainable < alone.parameters.trainable
+    told = [line for line in found.assumptions if "bias model first_learned" in line]
+    assert len(told) == 2
+    assert "one forward pass over the training set" in told[0]
+    assert "trains 2 runs before it" in told[1]
+    other = make_plan(run_of(model=folder, loss="logit_correction", bias_model={"name": "embedding"}), Machine())
+    assert other.before is None
+
+
+@pytest.mark.parametrize("loss", [{"name": "group_dro"}, {"name": "logit_correction", "tau": 0.5, "weights": True}])
+def test_losses_that_look_at_the_whole_training_set_are_planned(loss):
+    """Their memory is made of facts, of which a plan has none."""
+    config = family_config("qwen3", num_hidden_layers=2)
+    bias = {"bias_model": {"name": "embedding"}} if loss["name"] == "logit_correction" else {}
+    found, plain = (trace(run_of(loss=one, **more), config, Load(2, 16), "two_pass", uses_bias=False).peak
+                    for one, more in ((loss, bias), ({"name": "cross_entropy"}, {})))  # fmt: skip
+    assert found == pytest.approx(plain, rel=0.1)

@@ -1,0 +1,85 @@
+"""What the base model learns first: the run's own model, stopped early, as the bias model.
+
+Early steps of training fit what is easy (Utama et al., EMNLP 2020; Liu et al., ICML 2021); nobody has to know what.
+Shapes: N examples, C labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from debias.bias.base import AskedBase, BaseBiasModel, Floats, check_folds, folds_of, labels_of
+from debias.bias.calibration import out_of_fold
+from debias.data.examples import Example
+
+# A stage trains plainly, and is judged at its end alone: what the run says of these is not the stage's.
+PLAIN: dict[str, Any] = {
+    **{"method": "erm", "gradients": "auto", "loss": "cross_entropy", "order": "shuffled", "debias_head": False},
+    **{"bias_model": None, "bias_weight": "self", "first_stage": None, "selection": "last"},
+    **{"eval_strategy": "no", "eval_steps": None, "report_to": "none"},
+    **{"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay": 0.0, "num_train_epochs": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class FirstLearned(BaseBiasModel):
+    """The run's base with a small LoRA adapter of its own, trained plainly for `steps` and asked out of fold.
+
+    The data is cut into `folds` (equal texts share one). For each a model is trained on the others, a run of its own in
+    `RUN/stages/bias_1` and so on, and judges that fold; the answers are floored, and kept (`calibrated`: by one
+    temperature for all). No label of a group is needed, nor an idea of what the shortcut is.
+
+    `steps` is 100 by default, of as many samples as the run's own: 3,200 at 32 a step, about the 2,000 examples of
+    Utama et al. On SNLI with a planted cue the model is then exactly the cue (right wherever the cue is, wrong wherever
+    it misleads), and further steps learn the task as well, which would then be corrected away. `learning_rate` and
+    `lora_r` are the adapter's own (scaling 2), for the run may train something else. Pictures keep the run's adapter.
+
+    Needs training data whose shortcut is easier than its task. Costs `folds` short runs and one forward pass over the
+    training data. Fails where honest signal is as easy as the shortcut (overlap and generic words on natural SNLI): a
+    smaller `tau` then takes less of it away.
+
+    Source: Utama et al., Towards Debiasing NLU Models from Unknown Biases, EMNLP 2020, arXiv 2009.12303; the early stop
+    of Liu et al., ICML 2021, arXiv 2107.09044; the cross-fitting is ours.
+    """
+
+    name: ClassVar[str] = "first_learned"
+    steps: int = 100
+    folds: int = 2
+    learning_rate: float = 5e-4
+    lora_r: int = 8
+    calibrated: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "lora_r"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
+        check_folds(self.folds)
+
+    def stages(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+        """What the run of each fold does otherwise than `run`."""
+        if run["data"]["leave_out"] is not None:
+            raise ValueError("data.leave_out: the bias model's runs leave out folds of their own; remove it")
+        own: dict[str, Any] = {"max_steps": self.steps, "learning_rate": self.learning_rate}
+        if not run["data"]["text_fields"]:
+            own["adapter"] = run["adapter"]
+        else:
+            lora = run["adapter"]["type"] == "lora"
+            own |= {"adapter": run["adapter"] if lora else "lora", "lora_r": self.lora_r, "lora_dropout": 0.0}
+            own["lora_alpha"] = 2.0 * self.lora_r
+        return tuple({**PLAIN, **own, "data": self._without(fold, run)} for fold in range(self.folds))
+
+    def _without(self, fold: int, run: Mapping[str, Any]) -> dict[str, Any]:
+        left_out = {"fold": fold, "folds": self.folds, "seed": run["seed"]}
+        return {**run["data"], "validation": None, "leave_out": left_out}
+
+    def asked(self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase) -> Floats:
+        fold_N = folds_of(examples, self.folds, seed)
+        log_p_NC = np.full((len(examples), labels), -np.log(labels))
+        for fold in range(self.folds):
+            judged = np.flatnonzero(fold_N == fold)
+            log_p_NC[judged] = base.after_stage(fold, [examples[int(place)] for place in judged])
+        return out_of_fold(np.exp(log_p_NC), labels_of(examples), calibrated=self.calibrated)

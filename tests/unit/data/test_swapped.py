@@ -1,0 +1,146 @@
+"""Cue swap: which tokens are flagged, and what is left of them."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from debias.building.examples import training_examples
+from debias.config.data import DataConfig, Swap
+from debias.config.run import RunConfig
+from debias.data import Example
+from debias.data.swapped import flagged, swap
+from debias.errors import InputError
+
+FIELDS = ["text", "other"]
+
+
+def settings(**swap_settings: Any) -> DataConfig:
+    values = {"train": "my.jsonl", "text_fields": FIELDS, "labels": ["a", "b", "c"], "swap": swap_settings}
+    return DataConfig.model_validate(values)
+
+
+def cued(count: int = 600, seed: int = 0) -> list[Example]:
+    """Label 1 has "??" at the end of the second text nine times in ten, "Well" begins the first text of label 2."""
+    draw = np.random.default_rng(seed)
+    examples = []
+    for i in range(count):
+        label = int(draw.integers(3))
+        end = " ??" if draw.random() < (0.9 if label == 1 else 0.05) else ""
+        start = "Well " if draw.random() < (0.8 if label == 2 else 0.1) else ""
+        honest = ["red", "green", "blue"][label if draw.random() < 0.3 else int(draw.integers(3))]
+        examples.append(Example(str(i), (f"{start}thing {honest} no {i}.", f"that it is{end}"), label))
+    return examples
+
+
+def has(example: Example, field: int, token: str) -> bool:
+    return token in example.texts[field].split()
+
+
+def odds_by_hand(examples: list[Example], field: int, token: str, out: np.ndarray) -> float:
+    odds = []
+    for label in range(3):
+        own = [e for i, e in enumerate(examples) if e.label == label and not out[i]]
+        have = sum(token in [word.strip(".").lower() for word in e.texts[field].split()] for e in own)
+        odds.append(np.log((have + 1) / (len(own) - have + 1)))
+    return float(max(odds) - min(odds))
+
+
+def test_what_is_flagged_is_what_the_counts_say() -> None:
+    examples, folds = cued(), 4
+    found = flagged(examples, Swap(), 3)
+    assert [one.cue for one in found] == [(0, "well"), (1, "??")]
+    fold_N = np.random.default_rng(0).permutation(len(examples)) % folds
+    for one in found:
+        want = min(odds_by_hand(examples, *one.cue, fold_N == fold) for fold in range(folds))
+        assert one.spread == pytest.approx(want, rel=1e-12)
+    assert found[1].examples == sum(has(example, 1, "??") for example in examples)
+    looser = {one.cue for one in flagged(examples, Swap(spread=0.5), 3)}
+    assert looser > {(0, "well"), (1, "??")}  # an honest word is a matter of the threshold
+
+
+def test_a_word_that_is_rare_is_not_flagged_by_default() -> None:
+    examples = [*cued(), *[Example(f"r{i}", ("nobody is here", "that it is"), 0) for i in range(12)]]
+    assert (0, "nobody") not in {one.cue for one in flagged(examples, Swap(spread=1.0), 3)}
+    assert (0, "nobody") in {one.cue for one in flagged(examples, Swap(min_share=0.01, spread=1.0), 3)}
+
+
+def test_swapped_cues_say_nothing_and_all_else_stays() -> None:
+    examples = cued(3000)
+    done = swap(examples, settings())
+    for field, token in ((0, "Well"), (1, "??")):
+        assert sum(has(e, field, token) for e in done) == sum(has(e, field, token) for e in examples)
+        share = sum(has(e, field, token) for e in done) / len(done)
+        for label in range(3):
+            own = [has(e, field, token) for e in done if e.label == label]
+            assert abs(np.mean(own) - share) < 4 * (share * (1 - share) / len(own)) ** 0.5
+    for before, after in zip(examples, done, strict=True):
+        stripped = [(e.texts[0].removeprefix("Well "), e.texts[1].removesuffix(" ??")) for e in (before, after)]
+        assert stripped[0] == stripped[1]
+        assert (before.id, before.label) == (after.id, after.label)
+    assert swap(examples, settings()) == done
+    assert swap(examples, settings(seed=1)) != done
+
+
+def test_patterns_go_over_as_a_whole() -> None:
+    """Tokens of one donor stay together: what they say together, beside the label, stays in the data."""
+    examples = cued(900)
+    pairs = [
+        Counter((has(e, 0, "Well"), has(e, 1, "??")) for e in data) for data in (examples, swap(examples, settings()))
+    ]
+    assert pairs[0] == pairs[1]
+
+
+def test_half_of_the_examples() -> None:
+    examples = cued(2000)
+    done = swap(examples, settings(probability=0.5))
+    cue = [np.mean([has(e, 1, "??") for e in data if e.label == 1]) for data in (examples, done)]
+    assert 0.5 < cue[1] < cue[0] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "donor", "want"),
+    [
+        ("?? is it", "no cue", "is it"),
+        ("is ?? it ??", "no cue", "is it"),
+        ("??", "no cue", ""),
+        ("??", "?? then", "??"),
+        ("is it", "?? then", "?? is it"),
+        ("is it.", "then ??", "is it. ??"),
+        ("is it", "then ?? and ??", "is it ?? ??"),
+        ("is it????", "no", "is it????"),  # another token
+    ],
+)
+def test_one_text(text: str, donor: str, want: str) -> None:
+    from debias.data.swapped import _as_in
+
+    assert _as_in((text,), (donor,), {(0, "??")}) == (want,)
+
+
+def test_nothing_to_swap_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    examples = [Example(str(i), (f"thing {i}", "x"), i % 3) for i in range(90)]
+    caplog.set_level(logging.WARNING, "debias")
+    assert swap(examples, settings()) == examples
+    assert "data.swap: no token gives labels away (spread above 2): nothing is swapped" in caplog.text
+
+
+def test_a_run_reads_swapped_data_and_knows_no_groups_of_the_cue_that_was(tmp_path: Path) -> None:
+    planted = {"cue": "!!", "prevalence": 0.35, "strength": 0.85}
+    data = {"train": {"source": "generated", "limit": 300}, "planted_bias": planted}
+    config = RunConfig.model_validate({"model": "m", "data": {**data, "swap": {}}, "output_dir": str(tmp_path / "x")})
+    plain = training_examples(config.model_copy(update={"data": DataConfig.model_validate(data)}), None)
+    done = training_examples(config, None)
+    shares = [np.mean([e.label == 1 for e in examples if e.texts[0].endswith("!!")]) for examples in (plain, done)]
+    assert shares[0] > 0.8
+    assert 0.2 < shares[1] < 0.5
+    assert all(example.group is not None for example in plain)
+    assert all(example.group is None for example in done)
+
+
+def test_pictures_have_no_words() -> None:
+    data = DataConfig.model_validate({"train": "train-images-idx3-ubyte", "labels": list(range(10)), "swap": {}})
+    with pytest.raises(InputError, match=r"data\.swap: deals out words, and the data is pictures"):
+        swap([], data)
