@@ -67,7 +67,7 @@ def _digest(text: str) -> str:
 
 def card(run: Run) -> tuple[str, str]:
     """Front matter and body for one run."""
-    method = Method(str(run.method.get("name") or run.name), (run,))
+    method = Method(run.called or run.name, (run,))
     rows = table([method])
     sections = (_opening(run), _training(run), _results(rows, method), _limits(run, rows), _use(run), _reproduce(run))
     return front_matter(run), "\n".join(section for section in sections if section)
@@ -76,7 +76,7 @@ def card(run: Run) -> tuple[str, str]:
 def front_matter(run: Run) -> str:
     """What the hub reads: base model, library, tags; between two lines of dashes."""
     adapted = (run.path / ADAPTER).is_dir()
-    tags = ["debias", str(run.method.get("name") or "unknown"), *(["lora"] if _adapter(run) == "lora" else [])]
+    tags = ["debias", run.called or "unknown", *(["lora"] if _adapter(run) == "lora" else [])]
     values: dict[str, Any] = {"library_name": "peft" if adapted else "transformers", "tags": tags}
     base = run.config.get("model")
     if base:
@@ -93,9 +93,9 @@ def _opening(run: Run) -> str:
     base = markdown_text(str(run.config.get("model", "an unrecorded base model")))
     name = markdown_text(run.name)
     settings = ", ".join(f"{key} {plain(value)}" for key, value in run.method.items() if key != "name")
-    method = markdown_text(str(run.method.get("name") or "unknown"))
+    method = markdown_text(run.called or "unknown")
     how = f" ({markdown_text(settings)})" if settings else ""
-    if str(run.method.get("name")).lower() in BASELINES:
+    if run.called.lower() in BASELINES:
         return f"# {name}\n\nPlain fine-tuning of {base}: a baseline that uses whatever its training data offers.\n"
     return (
         f"# {name}\n\nTrained on top of {base} with the method {method}{how}, "

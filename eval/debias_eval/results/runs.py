@@ -22,6 +22,8 @@ PIECES = (CONFIG, SUMMARY, METRICS)
 SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
 OLD_NAMES = ("main_only", "main-only", "mainonly", "main only")  # of erm, in runs of older versions
 BASELINES = ("erm", "plain", *OLD_NAMES)
+# Blocks of a run that make a method, and what they are in plain fine-tuning.
+PARTS = {"loss": "cross_entropy", "bias_model": "", "order": "shuffled"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,23 @@ class Run:
             if isinstance(block, Mapping) and block:
                 return {"name": "erm"} if str(block.get("name")).lower() in OLD_NAMES else block
         return {}
+
+    @property
+    def called(self) -> str:
+        """What people call it: the rule, and what else of a method's parts is not plain fine-tuning's; "" if unknown.
+
+        `erm` is plain fine-tuning alone: a run with that rule and another loss, order or bias model is no baseline.
+        """
+        rule = str(self.method.get("name") or "")
+        others = [name for key, usual in PARTS.items() if (name := _name_of(self.config.get(key))) not in ("", usual)]
+        if self.config.get("first_stage"):
+            others.append("first_stage")
+        if isinstance(data := self.config.get("data"), Mapping) and data.get("swap") is not None:
+            others.append("swap")
+        if rule.lower() not in BASELINES:
+            return " + ".join(name for name in (rule, *others) if name)
+        model = _name_of(self.config.get("bias_model"))
+        return rule if others in ([], [model]) else " + ".join(others)  # a bias model that nobody reads changes nothing
 
     @property
     def seed(self) -> Any:
@@ -86,10 +105,15 @@ class Method:
 
     @property
     def is_baseline(self) -> bool:
-        return str(self.runs[0].method.get("name", "")).lower() in BASELINES
+        return self.runs[0].called.lower() in BASELINES
 
     def results(self, suite: str) -> list[Result]:
         return [run.results[suite] for run in self.runs if suite in run.results]
+
+
+def _name_of(block: Any) -> str:
+    """Of a block as it may be written: a name, or a mapping with one."""
+    return str(block.get("name") or "") if isinstance(block, Mapping) else str(block or "")
 
 
 def _with_defaults(config: Mapping[str, Any], info: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -235,7 +259,7 @@ def group_runs(runs: Sequence[Run]) -> list[Method]:
 
 def method_names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """A name for each group: the method, with the settings that tell it from its namesakes, else its first folder."""
-    plain = [str(group[0].method.get("name") or group[0].name) for group in groups]
+    plain = [group[0].called or group[0].name for group in groups]
     names = []
     for name, group in zip(plain, groups, strict=True):
         twins = [other for twin, other in zip(plain, groups, strict=True) if twin == name]

@@ -227,7 +227,7 @@ def _candidates(folder: Path) -> dict[str, list[Configuration]]:
     methods: dict[str, list[Run]] = {}
     for run in runs:
         below = run.path.resolve().relative_to(folder).parts
-        name = below[0] if is_sweep and len(below) > 1 else str(run.method.get("name") or run.name)
+        name = below[0] if is_sweep and len(below) > 1 else run.called or run.name
         methods.setdefault(name, []).append(run)
     return {name: _configurations(members, folder) for name, members in methods.items()}
 

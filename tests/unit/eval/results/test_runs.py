@@ -35,6 +35,30 @@ def test_many_differing_settings_fall_back_to_the_folder():
     assert names(runs) == ["edge (f8)", "edge (f16)"]
 
 
+@pytest.mark.parametrize(
+    ("config", "called"),
+    [
+        ({"method": "main_only"}, "erm"),
+        ({"method": {"name": "erm"}, "loss": {"name": "cross_entropy"}, "order": {"name": "shuffled"}}, "erm"),
+        ({"method": "erm", "loss": "focal"}, "focal"),
+        (
+            {"method": "erm", "loss": {"name": "logit_correction"}, "bias_model": {"name": "first_learned"}},
+            "logit_correction + first_learned",
+        ),
+        ({"method": "erm", "bias_model": {"name": "lexical"}}, "erm"),
+        ({"method": "edge", "bias_model": "lexical"}, "edge + lexical"),
+        ({"method": "erm", "order": "upsampled", "first_stage": {"keep": "errors"}}, "upsampled + first_stage"),
+        ({"method": "erm", "data": {"swap": {}}}, "swap"),
+        ({}, ""),
+    ],
+)
+def test_a_method_is_more_than_its_rule(config, called):
+    """`erm` with another loss is no baseline: reports took it for plain fine-tuning."""
+    run = Run("a", None, config)
+    assert run.called == called
+    assert Method("a", (run,)).is_baseline is (called == "erm")
+
+
 def test_runs_without_a_config_stand_alone():
     runs = [Run("a", None, info={"method": {"name": "edge"}}), Run("b", None), Run("c", None, info={"method": "erm"})]
     assert names(runs) == ["erm", "edge", "b"]
