@@ -78,6 +78,8 @@ def ask_bias_model(
                 "give more of them, or leave the label out"
             )
         return _Asking(config, examples, base).of(model)
+    except InputError:  # of a run that it asks
+        raise
     except ValueError as error:
         told = str(error)
         raise InputError(told if told.startswith("bias_model") else f"bias_model {model.name}: {told}") from None
@@ -132,13 +134,21 @@ class _Asking:
 
 # What a bias model hears of the run whose base it asks.
 OF_THE_BASE = {"model", "head", "prompt", "max_length", "load_in_4bit", "bf16"}
-# Of a run before the run: what changes nothing of what it says.
-NOT_TOLD = {"resume", "overwrite_output_dir", "output_dir", "sigterm_grace_seconds"}
+# Of a run before the run: what changes nothing of what it says, or only how it is spread over ranks.
+NOT_TOLD = {
+    *{"resume", "overwrite_output_dir", "output_dir", "sigterm_grace_seconds", "ddp_timeout", "deepspeed"},
+    *{"per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"},
+    *{"logging_steps", "save_strategy", "save_steps", "save_total_limit"},
+}
 
 
 def told_of(stage: RunConfig) -> str:
-    """What a run before the run depends on, beside its examples."""
-    return repr(stage.model_dump(exclude=NOT_TOLD))
+    """What a run before the run depends on, beside its examples; the same on any number of ranks."""
+    return repr((stage.model_dump(exclude=NOT_TOLD), _samples_a_step(stage)))
+
+
+def _samples_a_step(run: RunConfig) -> int:
+    return run.per_device_train_batch_size * run.gradient_accumulation_steps * world_size()
 
 
 EPOCHS = 5  # of Utama et al.: a model that sees the examples of its folds more often has learned them by heart
@@ -154,13 +164,15 @@ def _check_stages(config: RunConfig, examples: Sequence[Example]) -> None:
         size, left = int((fold_N == out.fold).sum()), int((fold_N != out.fold).sum())
         if not size or not left:
             raise InputError(f"bias_model.folds is {out.folds}, but the training examples have fewer different texts")
-        step = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * world_size()
+        step = _samples_a_step(stage)
+        epoch = -(-left // step)
         seen = f"bias_model.steps is {stage.max_steps}: with {step} a step its models see their {left} examples"
-        epochs = stage.max_steps / max(1, -(-left // step))
-        if epochs > EPOCHS:
-            raise InputError(f"{seen} {epochs:.0f} times, and learn them by heart; give {-(-left // step)} or fewer")
-        if epochs > 1 and out.fold == 0:
-            logger.warning("%s more than once; %d are an epoch", seen, -(-left // step))
+        if stage.max_steps > EPOCHS * epoch:
+            raise InputError(
+                f"{seen} more than {EPOCHS} times, and learn them by heart; give {epoch} (once) or little more"
+            )
+        if stage.max_steps > epoch and out.fold == 0:
+            logger.warning("%s more than once; %d are an epoch", seen, epoch)
 
 
 def facts_of_stage(log_p_NC: np.ndarray, examples: Sequence[Example], keep: str) -> dict[str, Tensor]:

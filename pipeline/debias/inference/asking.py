@@ -104,10 +104,8 @@ def _inputs(predictor: Predictor, encoded: EncodedExamples, batch: Sequence[int]
 def _means(predictor: Predictor, inputs: dict[str, Tensor], place: int) -> np.ndarray:
     causal = predictor.config.head == "causal_lm"
     given: dict[str, Any] = with_positions(inputs) if causal else inputs
-    backbone = predictor.model if predictor.sharded else predictor.model.base_model
-    if predictor.sharded and causal:  # which answers as a whole: no logits that nobody reads
-        given = {**given, "logits_to_keep": 1}
-    hidden_BTD = backbone(**given, output_hidden_states=True).hidden_states[place]
+    # Without the head: of a causal model, no logits that nobody reads.
+    hidden_BTD = predictor.model.base_model(**given, output_hidden_states=True).hidden_states[place]
     mask_BT1 = inputs["attention_mask"].unsqueeze(2).to(torch.float64)
     means_BD = (hidden_BTD.double() * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
     return np.asarray(means_BD.cpu().numpy())
