@@ -89,11 +89,18 @@ def _text_span(echo: _Echo, prompt: str, answer: str) -> range | None:
     whole = prompt + answer
     if _true_offsets(echo, whole):
         inside = [i for i, at in enumerate(echo.offsets[: echo.prompt]) if len(prompt) <= at < len(whole)]
-        exact = bool(inside) and echo.offsets[inside[0]] == len(prompt)
-        return range(inside[0], inside[-1] + 1) if exact else None
+        return range(inside[0], inside[-1] + 1) if _begins(echo, inside, whole, len(prompt)) else None
     tokens = echo.tokens[: echo.prompt]
     spans = (_span_at_end(form, prompt, answer) for form in (tokens, [one.translate(RAW) for one in tokens]))
     return next((span for span in spans if span is not None), None)
+
+
+def _begins(echo: _Echo, inside: Sequence[int], whole: str, start: int) -> bool:
+    """Whether the first token inside the answer is where it begins; some offsets leave out a token's own space."""
+    if not inside or not inside[0]:
+        return False
+    space, before = whole[start : echo.offsets[inside[0]]], echo.tokens[inside[0] - 1].translate(RAW)
+    return not space or (space.isspace() and not before.endswith(space))
 
 
 def _true_offsets(echo: _Echo, whole: str) -> bool:
