@@ -11,3 +11,7 @@ class Interrupted(RuntimeError):
     """The run was asked to stop, has saved, and can be resumed: the command line exits with a code to requeue on."""
 
     exit_code = EXIT_REQUEUE
+
+
+class Unreachable(InputError):
+    """Another's server does not answer, or not as it must: no later question would fare better."""

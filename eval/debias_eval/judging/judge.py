@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from debias.errors import InputError
+from debias.errors import InputError, Unreachable
 from debias_eval.judging.evaluate import OverlapRule, evaluate_run
 from debias_eval.judging.overlap import TrainingRows
 from debias_eval.judging.predict import Predictor, check_fit
@@ -63,7 +63,7 @@ def judge(
         try:
             result = evaluate_run(folder, one.suite, predictor=predictor, trained_on=trained_on, **vars(chosen))
         except InputError as error:
-            if one.by_name:
+            if one.by_name or isinstance(error, Unreachable):
                 raise
             _skip(one, error, outcome)
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from debias.config.reading import load_config
+from debias.data.answer_scores import Scoring
 from debias.errors import InputError
 from debias.ranks.world import is_first
 from debias.runs.names import CONFIG, SUMMARY
@@ -35,7 +36,6 @@ def judge_run(
         raise InputError(f"normalize and calibrate go with answers in words; {run} has a head of its own")
 
     def load() -> Predictor:
-        from debias.inference.answers import Scoring
         from debias.inference.loading import load_run
 
         return load_run(run, Scoring(normalize, calibrate), deepspeed=deepspeed, config=config)  # type: ignore[arg-type]
@@ -59,7 +59,6 @@ def judge_given(
 
     InputError if `out` holds a run, or another model's results.
     """
-    from debias.inference.answers import Scoring
     from debias.inference.any_model import Given, given_config, load_given
 
     model = Given(**given)
@@ -77,18 +76,18 @@ def judge_given(
         "calibrate": calibrate,
         **({"tokenizer": model.tokenizer} if model.tokenizer else {}),
     }
-    _check_out(out, told)
+    check_out(out, told)
     fields = () if config.head == "classification" and model.prompt is None else config.data.text_fields
     scoring = Scoring(normalize, calibrate)  # type: ignore[arg-type]
 
     def load() -> Predictor:
-        _open(out, told, _options(given))
+        open_out(out, told, options(given))
         return load_given(model, scoring)
 
     return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging)
 
 
-def _check_out(out: Path, told: dict[str, Any]) -> None:
+def check_out(out: Path, told: dict[str, Any]) -> None:
     """InputError if the folder holds a run, or results that something else gave."""
     path = out / SUMMARY
     if (out / CONFIG).exists():
@@ -104,7 +103,7 @@ def _check_out(out: Path, told: dict[str, Any]) -> None:
         raise InputError(f"{out} holds results of another model or setting ({', '.join(differs)}); give another -o")
 
 
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+def options(given: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, as another folder's shell finds it: paths whole, labels as they are written."""
     options = {key: value for key, value in given.items() if value is not None}
     for key in ("model", "adapter", "prompt", "tokenizer"):
@@ -114,10 +113,10 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **({"labels": ",".join(given["labels"])} if given.get("labels") else {})}
 
 
-def _open(out: Path, told: dict[str, Any], asked: dict[str, Any]) -> None:
+def open_out(out: Path, told: dict[str, Any], asked: dict[str, Any]) -> None:
     """Make the folder and say in its run.json whose results it holds."""
     out.mkdir(parents=True, exist_ok=True)
     if is_first() and not (out / SUMMARY).exists():
-        name = Path(told["adapter"] or told["model"]).name
+        name = Path(told.get("adapter") or told["model"]).name
         info = {"status": "finished", "method": {"name": name}, KIND: told, ASKED: asked}
         write_or_say(out / SUMMARY, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

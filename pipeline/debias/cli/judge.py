@@ -47,35 +47,97 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Judge a random subset of this size of each suite.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the subset.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most examples of a batch; default: by tokens.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="A completions server that has --model (vLLM, SGLang); key: DEBIAS_API_KEY.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Questions at once to --endpoint; default: 8.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="Its longest silence in seconds; default: 120.")
+    ] = None,
     overlap: Annotated[str, typer.Option(help="Rows that are in the training data: count, exclude, ignore.")] = "count",
     as_json: AsJson = False,
 ) -> None:
     """Judge runs, or any model, on suites; writes eval/NAME.json into each folder and the predictions beside it."""
-    from debias_eval.judging.judge import Judging
-    from debias_eval.judging.models import judge_given, judge_run
-    from debias_eval.reporting.tables import terminal_table
-    from debias_eval.results.runs import run_folders
-
     _check_choices(normalize, calibrate, overlap)
     given = {"model": model, "adapter": adapter, "prompt": prompt, "labels": _names(labels), "bf16": bf16}
     given |= {"load_in_4bit": load_in_4bit, "tokenizer": tokenizer}
-    judging = Judging(limit, batch_size, seed, overlap)  # type: ignore[arg-type]
+    served = {"endpoint": endpoint, "concurrency": concurrency, "timeout": timeout}
     scoring = {"normalize": normalize, "calibrate": calibrate}
+    pace = (limit, batch_size, seed, overlap)
     if not suite:
         raise InputError("--suite is missing: name a suite or a collection such as nli")
-    found: dict[Path, Any] = {}
     if runs:
-        _refuse_with_run(given, out)
-        for folder in dict.fromkeys(one for path in runs for one in run_folders(path)):
-            found[folder] = judge_run(folder, suite, deepspeed=deepspeed, judging=judging, **scoring).results
+        _refuse_with_run({**given, **served}, out)
+        found = _judge_runs(runs, suite, deepspeed, scoring, pace)
+    elif endpoint is not None:
+        found = _judge_served(
+            {**given, "deepspeed": deepspeed, "batch_size": batch_size}, served, out, suite, scoring, pace
+        )
     else:
-        folder = _folder_of(given, out)
-        found[folder] = judge_given(
-            folder, suite, {**given, "deepspeed": deepspeed}, judging=judging, **scoring
-        ).results
+        _refuse_without_endpoint(served)
+        found = _judge_given({**given, "deepspeed": deepspeed}, out, suite, scoring, pace)
+    # By what was asked for, not by how many runs a folder happens to hold.
+    _show(found, as_json=as_json, of_one=not runs or list(found) == runs[:1])
+
+
+Found = dict[Path, list[dict[str, Any]]]
+
+
+def _judge_runs(runs: Sequence[Path], suite: list[str], deepspeed: str | None, scoring: Any, pace: Any) -> Found:
+    from debias_eval.judging.judge import Judging
+    from debias_eval.judging.models import judge_run
+    from debias_eval.results.runs import run_folders
+
+    folders = dict.fromkeys(one for path in runs for one in run_folders(path))
+    judging = Judging(*pace)
+    return {one: judge_run(one, suite, deepspeed=deepspeed, judging=judging, **scoring).results for one in folders}
+
+
+def _judge_given(given: dict[str, Any], out: Path | None, suite: list[str], scoring: Any, pace: Any) -> Found:
+    from debias_eval.judging.judge import Judging
+    from debias_eval.judging.models import judge_given
+
+    folder = _folder_of(given, out)
+    return {folder: judge_given(folder, suite, given, judging=Judging(*pace), **scoring).results}
+
+
+def _judge_served(
+    given: dict[str, Any], served: dict[str, Any], out: Path | None, suite: list[str], scoring: Any, pace: Any
+) -> Found:
+    from debias.served.predictor import Endpoint
+    from debias_eval.judging.endpoint import judge_served
+    from debias_eval.judging.judge import Judging
+
+    _check_served(given)
+    folder = _folder_of(given, out)
+    settings = {key: value for key, value in served.items() if value is not None and key != "endpoint"}
+    endpoint = Endpoint(served["endpoint"], given["tokenizer"], **settings)
+    about = (endpoint, given["model"], given["prompt"])
+    return {folder: judge_served(folder, suite, *about, judging=Judging(*pace), **scoring).results}
+
+
+def _check_served(given: dict[str, Any]) -> None:
+    if extra := _options_of({key: given[key] for key in given if key not in ("model", "prompt", "tokenizer")}):
+        raise InputError(f"{extra}: the server of --endpoint has loaded its model; leave it out")
+    if given["model"] is None:
+        raise InputError("--model is missing: the name that the server of --endpoint has for its model")
+    if given["prompt"] is None:
+        raise InputError("--prompt is missing: a file of template and verbalizers, or a recipe")
+
+
+def _refuse_without_endpoint(served: dict[str, Any]) -> None:
+    if extra := _options_of(served):
+        raise InputError(f"{extra}: of --endpoint alone; give it, or leave it out")
+
+
+def _options_of(given: dict[str, Any]) -> str:
+    return ", ".join(f"--{key.replace('_', '-')}" for key, value in given.items() if value is not None)
+
+
+def _show(found: Found, *, as_json: bool, of_one: bool) -> None:
+    from debias_eval.reporting.tables import terminal_table
+
     if is_first() and as_json:
-        # By what was asked for, not by how many runs a folder happens to hold.
-        of_one = not runs or list(found) == runs[:1]
         whole = {str(folder): results for folder, results in found.items()}
         typer.echo(json.dumps(next(iter(whole.values())) if of_one else whole, indent=2))
     elif is_first():
@@ -98,9 +160,8 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 
 def _refuse_with_run(given: dict[str, Any], out: Path | None) -> None:
-    extra = [f"--{key.replace('_', '-')}" for key, value in {**given, "out": out}.items() if value is not None]
-    if extra:
-        raise InputError(f"{', '.join(extra)}: a run has its own; leave it out, or give --model instead of the run")
+    if extra := _options_of({**given, "out": out}):
+        raise InputError(f"{extra}: a run has its own; leave it out, or give --model instead of the run")
 
 
 def _folder_of(given: dict[str, Any], out: Path | None) -> Path:

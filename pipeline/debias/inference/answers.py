@@ -2,45 +2,22 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from debias.data.examples import Example
+from debias.data.answer_scores import Scoring
 from debias.data.prompt import Prompt
-from debias.errors import InputError
 from debias.inference.agreement import PaddingGuard, attention_of, no_trees, tree_tolerance
 from debias.inference.batches import Scores, budget_for, by_length, join, score_batches
 from debias.inference.trees import Row, TreeScorer, answer_tree, common_prefix, plant_rows
 from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)
-Normalize = Literal["none", "tokens", "characters"]
-Calibrate = Literal["none", "contextual", "pmi"]
-CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al., ICML 2021
 # A shared beginning of fewer tokens is cheaper to compute again than to attend to; so is a longer row.
 WORTH, LONGEST_ROW, WORTH_HEAD = 4, 256, 8
 LOGITS = 2**27  # elements of one batch's kept logits: 512 MiB in float32
 CHECKED = 6  # prompts of a row that trees are compared on
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How answers become scores.
-
-    `normalize`: the sum over an answer's tokens as it is, per token, or per character. `calibrate`: minus the log of
-    the mean probability under content-free inputs (contextual calibration, Zhao et al., ICML 2021), or minus the
-    answer's log-likelihood after the prompt's last words alone (PMI-DC, Holtzman et al., EMNLP 2021).
-    """
-
-    normalize: Normalize = "none"
-    calibrate: Calibrate = "none"
-
-    def __post_init__(self) -> None:
-        for key, kind in (("normalize", Normalize), ("calibrate", Calibrate)):
-            if getattr(self, key) not in get_args(kind):
-                raise InputError(f"{key} is {getattr(self, key)!r}, not one of {', '.join(get_args(kind))}")
 
 
 class AnswerScorer:
@@ -97,27 +74,13 @@ class AnswerScorer:
         return scores_NC - self._prior_C
 
     def _lengths(self) -> np.ndarray:
-        if self.scoring.normalize == "tokens":
-            return np.array([len(ids) for ids in self.readout.verbalizer_ids], dtype=float)
-        if self.scoring.normalize == "characters":
-            return np.array([max(1, len(answer.strip())) for answer in self.prompt.answers], dtype=float)
-        return np.ones(self.tree.labels)
+        return self.scoring.lengths(self.prompt.answers, np.array([len(ids) for ids in self.readout.verbalizer_ids]))
 
     def _prior(self) -> np.ndarray:
         """What is subtracted from each label's score, [C]."""
-        if self.scoring.calibrate == "pmi":
-            tail = self.prompt.template.rpartition("}")[2]
-            if not tail.strip():
-                raise InputError("calibrate: pmi needs words after the last field of prompt.template; there are none")
-            prompts = [self.prompt.ids_of_text(tail.replace("}}", "}").replace("{{", "{"))]
-        else:
-            fields = len(self.prompt.text_fields)
-            prompts = [self.prompt.ids(Example("", (word,) * fields, 0)) for word in CONTENT_FREE]
-        scores_KC = self.raw([ids[-self.room :] for ids in prompts], None, everywhere=True) / self._lengths()
-        if self.scoring.calibrate == "pmi":
-            return scores_KC[0]
-        log_p_KC = scores_KC - np.logaddexp.reduce(scores_KC, axis=1, keepdims=True)
-        return np.logaddexp.reduce(log_p_KC, axis=0) - np.log(len(prompts))
+        texts = self.scoring.prior_texts(self.prompt.template, self.prompt.text_fields)
+        prompts = [self.prompt.ids_of_text(text)[-self.room :] for text in texts]
+        return self.scoring.prior(self.raw(prompts, None, everywhere=True) / self._lengths())
 
     def _plain_part(self, prompts: Sequence[Sequence[int]], most: int | None, *, unpadded: bool = False) -> "Part":
         """A forward pass for each label (one for all, if each answer is one token)."""

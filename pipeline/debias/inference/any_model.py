@@ -1,39 +1,26 @@
 """Models that no run of ours made: from a hub id or folder, an adapter, a prompt, the names of labels."""
 
 import logging
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
 
 from debias.adapters.loading import adapter_base, check_base
 from debias.config import blocks
-from debias.config.data import Strict
 from debias.config.places import find_recipe
-from debias.config.reading import load_config, parse, read_yaml
+from debias.config.prompt_file import LONGEST, asked_as, is_short
+from debias.config.reading import load_config, parse
 from debias.config.run import RunConfig
+from debias.data.answer_scores import Scoring
 from debias.errors import InputError
-from debias.inference.answers import Scoring
 from debias.inference.loading import hub_config, load, own_labels
 from debias.inference.predictor import Predictor
 from debias.models.source import resolve_model
 from debias.runs.folder import settings_beside
 
 logger = logging.getLogger(__name__)
-
-LONGEST = 512  # tokens, where neither prompt file nor model says
-
-
-class PromptFile(Strict):
-    """A short `--prompt` file: the text fields are those of the template, the labels those that have an answer."""
-
-    template: str = Field(min_length=1)
-    verbalizers: dict[str, str] = Field(min_length=2)
-    chat: bool = False
-    max_length: int | None = Field(None, ge=4)
 
 
 @dataclass(frozen=True)
@@ -74,8 +61,8 @@ def given_config(given: Given) -> RunConfig:
     source = _source(given)
     if source is None:
         config = _classifier(_model(given), given.adapter, given.labels)
-    elif {"template", "verbalizers"} & set(read_yaml(source)):
-        config = _asked(source, _model(given))
+    elif is_short(source):
+        config = asked_as(source, _model(given))
     else:
         config = load_config(source)
         lora = blocks.read("adapter", "lora")  # whatever is judged, its base may be in 4 bits
@@ -118,15 +105,6 @@ def _ordered(config: RunConfig, given: Given) -> RunConfig:
     if given.labels is not None and given.labels != config.data.labels:
         raise InputError(f"labels: {list(given.labels)}, but {_source(given)} has {list(config.data.labels)}")
     return config
-
-
-def _asked(path: Path, model: str) -> RunConfig:
-    file = parse(PromptFile, read_yaml(path), str(path))
-    fields = [name for _, name, _, _ in string.Formatter().parse(file.template) if name]
-    data = {"train": "generated", "text_fields": list(dict.fromkeys(fields)), "labels": list(file.verbalizers)}
-    prompt = file.model_dump(include={"template", "verbalizers", "chat"})
-    values = {"model": model, "head": "causal_lm", "prompt": prompt, "data": data, "output_dir": "none"}
-    return parse(RunConfig, {**values, "max_length": file.max_length or LONGEST}, str(path))
 
 
 def _classifier(model: str, adapter: str | None, labels: Sequence[str] | None) -> RunConfig:

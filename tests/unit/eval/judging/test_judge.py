@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from debias.errors import InputError
+from debias.errors import InputError, Unreachable
 from debias_eval.judging.judge import Judging, judge
 from debias_eval.judging.models import judge_given
 
@@ -45,6 +45,22 @@ def test_a_collection_leaves_out_what_does_not_fit(
     assert caplog.text.rstrip().endswith("not judged: generated")
     assert (run / "eval" / "mine.json").exists()
     assert not (run / "eval" / "generated.json").exists()
+
+
+@pytest.mark.parametrize("fault", [Unreachable, InputError])
+def test_a_server_that_is_gone_is_no_suite_left_out(
+    collection: str, run: Path, fake: Any, monkeypatch: pytest.MonkeyPatch, fault: type[InputError]
+) -> None:
+    """What is wrong with one suite leaves it out; what is wrong with the server ends the command."""
+
+    def broken(*_: Any) -> Any:
+        raise fault("endpoint: it is gone")
+
+    predictor = fake(("yes", "no"))
+    monkeypatch.setattr(predictor, "label_scores", broken)
+    with pytest.raises(InputError) as raised:
+        judge(run, ["both"], lambda: predictor)
+    assert (type(raised.value), str(raised.value).startswith("endpoint:")) == (fault, fault is Unreachable)
 
 
 def test_a_suite_that_is_named_must_fit(collection: str, run: Path, fake: Any) -> None:
