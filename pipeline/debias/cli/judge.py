@@ -57,7 +57,7 @@ def evaluate(
     from debias_eval.results.runs import run_folders
 
     _check_choices(normalize, calibrate, overlap)
-    given = {"model": model, "adapter": adapter, "prompt": prompt, "labels": _names(labels), "bf16": bf16}
+    given = {"model": model, "adapter": adapter, "prompt": prompt, "labels": names_of(labels), "bf16": bf16}
     given |= {"load_in_4bit": load_in_4bit, "tokenizer": tokenizer}
     judging = Judging(limit, batch_size, seed, overlap)  # type: ignore[arg-type]
     scoring = {"normalize": normalize, "calibrate": calibrate}
@@ -65,7 +65,7 @@ def evaluate(
         raise InputError("--suite is missing: name a suite or a collection such as nli")
     found: dict[Path, Any] = {}
     if runs:
-        _refuse_with_run(given, out)
+        refuse_with_run(given, out)
         for folder in dict.fromkeys(one for path in runs for one in run_folders(path)):
             found[folder] = judge_run(folder, suite, deepspeed=deepspeed, judging=judging, **scoring).results
     else:
@@ -93,11 +93,13 @@ def _one_of(option: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{option}: {value!r} is not one of {', '.join(known)}")
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    """Names with commas between them."""
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _refuse_with_run(given: dict[str, Any], out: Path | None) -> None:
+def refuse_with_run(given: dict[str, Any], out: Path | None = None) -> None:
+    """InputError for options that say what a run has said itself."""
     extra = [f"--{key.replace('_', '-')}" for key, value in {**given, "out": out}.items() if value is not None]
     if extra:
         raise InputError(f"{', '.join(extra)}: a run has its own; leave it out, or give --model instead of the run")
