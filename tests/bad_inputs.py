@@ -536,11 +536,19 @@ OF_PLANS = [
     bad("bench judge --suite snil", "snli"),
     bad("bench judge --suite ./suite.yaml --prompt gone.yaml", "no such file"),
     bad("doctor --gpu-memory x", "--gpu-memory"),
+    bad("predict done other --data rows.jsonl", "2 runs were given"),
+    bad("predict done --data rows.jsonl -o done/eval/mine.csv", "a run's own record"),
+    bad("predict done --data rows.jsonl -o pipe.csv", "a pipe", pipe_dot_csv=PIPE),
+    bad("predict done --data gone.csv", "no such file"),
+    bad("predict done --data rows.jsonl --delimiter ;", "goes with .csv and .tsv"),
+    bad("predict done --data short.jsonl", "row 1: no column 'hypothesis'", short_dot_jsonl=row(hypothesis=...)),
+    bad("predict done --data odd.jsonl", "row 1: premise is 3, expected text", odd_dot_jsonl=row(premise=3)),
+    bad("predict --model ./gone --data rows.jsonl", "gone"),
     bad("demo -o rows.jsonl", "rows.jsonl"),
 ]  # fmt: skip
 
 VERBS = ["train", "eval", "report", "card", "compare", "suites", "methods", "sweep", "select", "plan", "doctor"]
-VERBS += ["fetch", "edit", "merge", "export-harness", "import-harness", "demo"]
+VERBS += ["predict", "fetch", "edit", "merge", "export-harness", "import-harness", "demo"]
 GROUPS = {"bench": "step zero combine cost plan gpu judge", "launch": "local slurm k8s"}
 EVERY_VERB = [*((verb,) for verb in VERBS), *((group, one) for group, all_ in GROUPS.items() for one in all_.split())]
 OF_USAGE = [

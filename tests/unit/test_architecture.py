@@ -59,7 +59,7 @@ ALLOWED = {
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",
     "cli": (
         "errors ranks config served runs audit eval.results fetch sweep eval.reading merging eval.comparing building "
-        "eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
+        "inference eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
     ),
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}

@@ -10,7 +10,22 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from debias.cli import audit, bench, doctor, edit, fetch, harness, judge, launch, merge, methods, plan, suites, sweep
+from debias.cli import (
+    audit,
+    bench,
+    doctor,
+    edit,
+    fetch,
+    harness,
+    judge,
+    launch,
+    merge,
+    methods,
+    plan,
+    predict,
+    suites,
+    sweep,
+)
 from debias.cli.printing import print_table
 from debias.config.expanding import expanded_words
 from debias.errors import InputError, Interrupted
@@ -29,6 +44,7 @@ app = typer.Typer(
 app.add_typer(bench.app, name="bench")
 app.add_typer(launch.app, name="launch")
 judge.add_to(app)
+predict.add_to(app)
 suites.add_to(app)
 methods.add_to(app)
 audit.add_to(app)

@@ -59,7 +59,7 @@ def evaluate(
 ) -> None:
     """Judge runs, or any model, on suites; writes eval/NAME.json into each folder and the predictions beside it."""
     _check_choices(normalize, calibrate, overlap)
-    given = {"model": model, "adapter": adapter, "prompt": prompt, "labels": _names(labels), "bf16": bf16}
+    given = {"model": model, "adapter": adapter, "prompt": prompt, "labels": names_of(labels), "bf16": bf16}
     given |= {"load_in_4bit": load_in_4bit, "tokenizer": tokenizer}
     served = {"endpoint": endpoint, "concurrency": concurrency, "timeout": timeout}
     scoring = {"normalize": normalize, "calibrate": calibrate}
@@ -67,7 +67,7 @@ def evaluate(
     if not suite:
         raise InputError("--suite is missing: name a suite or a collection such as nli")
     if runs:
-        _refuse_with_run({**given, **served}, out)
+        refuse_with_run({**given, **served}, out)
         found = _judge_runs(runs, suite, deepspeed, scoring, pace)
     elif endpoint is not None:
         found = _judge_served(
@@ -155,11 +155,13 @@ def _one_of(option: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{option}: {value!r} is not one of {', '.join(known)}")
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    """Names with commas between them."""
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _refuse_with_run(given: dict[str, Any], out: Path | None) -> None:
+def refuse_with_run(given: dict[str, Any], out: Path | None = None) -> None:
+    """InputError for options that say what a run has said itself."""
     if extra := _options_of({**given, "out": out}):
         raise InputError(f"{extra}: a run has its own; leave it out, or give --model instead of the run")
 

@@ -115,7 +115,7 @@ def _holds_rows(value: str, place: int, header: Sequence[str], layout: Layout) -
     if (len(first), len(last)) != (width - place, place + 1) or any(len(one) != width for one in middle) or width == 1:
         return False
     if layout.label is None or layout.label[0] not in header:
-        return True
+        return not layout.quotes  # no label shows what is a row: who says that quotes hold fields is believed
     column, is_label = header.index(layout.label[0]), layout.label[1]
     seen = [one[column] for one in middle]
     seen += [first[column - place]] if column >= place else []

@@ -7,7 +7,7 @@ Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted 
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from debias.config.data import DataConfig, DataSource
-from debias.data.examples import Example
+from debias.data.examples import NO_LABEL, Example
 from debias.data.files import kind_of, parquet_classes
 from debias.data.generator import generate
 from debias.data.grammar import PHENOMENA
@@ -87,6 +87,21 @@ def rows_of(source: DataSource, label_field: str) -> tuple[str, list[NumberedRow
     data = DataConfig.model_validate({"train": source, "label_field": label_field})
     origin, rows, classes = _open(source, data, None)
     return origin.name, list(rows), classes
+
+
+def unlabelled(source: DataSource, data: DataConfig, *, id_field: str | None = None) -> Iterator[tuple[int, Example]]:
+    """The rows of a source with their numbers, one after another and none held: texts and an id, no label asked for.
+
+    `id_field`: a column that must be there; else that of `data`, where there is one. InputError as in `load_examples`.
+    """
+    if id_field is not None:
+        data = data.model_copy(update={"id_field": id_field})
+    origin, rows, _ = _open(source, data, None)
+    reader = _Reader(origin, source.split, data, None, None, (), pictures=False)
+    for number, row in rows:
+        if id_field is not None:
+            reader.columns(number, row, (id_field,))
+        yield number, reader.unlabelled(number, row)
 
 
 def _open(
@@ -173,7 +188,7 @@ class _Reader:
     def example(self, number: int, row: Mapping[str, Any]) -> Example | None:
         """The row as an example; None if it has no gold label."""
         data, where = self.data, self.origin.row(number)
-        texts = tuple(_text(row, field, where) for field in data.text_fields)
+        texts = self._texts(row, where)
         label = self._label(_column(row, data.label_field, "label_field", where), where)
         weight = None if self.bias_column is None else _weight(row, self.bias_column, where)
         if label is None:
@@ -188,6 +203,13 @@ class _Reader:
             bias_p=_distribution(row, self.p_columns, where) if self.p_columns else None,
             image=row["image"] if self.pictures else None,
         )
+
+    def unlabelled(self, number: int, row: Mapping[str, Any]) -> Example:
+        """The row as an example, whatever it says of labels, groups and weights."""
+        return Example(self._id(number, row), self._texts(row, self.origin.row(number)), NO_LABEL)
+
+    def _texts(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+        return tuple(_text(row, field, where) for field in self.data.text_fields)
 
     def columns(self, number: int, row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """What the row holds under these names, None for an empty cell; InputError for a column that it lacks."""

@@ -52,8 +52,13 @@ def load_given(given: Given, scoring: Scoring | None = None) -> Predictor:
     told = (config, source, given.adapter, scoring or Scoring(), given.deepspeed)
     predictor = load(*told, shorten=True, tokenizer=given.tokenizer)
     predictor.refuses_idle_adapter = True
-    predictor.any_texts = config.head == "classification" and _source(given) is None
+    predictor.any_texts = reads_any_texts(given, config)
     return predictor
+
+
+def reads_any_texts(given: Given, config: RunConfig) -> bool:
+    """Whether it is a classifier of which nobody said what it reads: neither a run nor a prompt file."""
+    return config.head == "classification" and _source(given) is None
 
 
 def given_config(given: Given) -> RunConfig:

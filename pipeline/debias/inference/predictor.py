@@ -104,6 +104,10 @@ class Predictor:
             except RuntimeError as error:
                 raise out_of_memory(error) from error
 
+    def forget(self) -> None:
+        """Let go of what was scored, where rows come as a stream without end."""
+        self._known.clear()
+
     def _scores(self, examples: Sequence[Example], batch_size: int | None) -> np.ndarray:
         keys = [_key(example) for example in examples]
         new = {key: example for key, example in zip(keys, examples, strict=True) if key not in self._known}

@@ -15,11 +15,18 @@ from debias.errors import InputError
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write beside `path` and rename, so a full disk or a kill never leaves half a file; its folders are made."""
+    with filling(path) as part:
+        part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+@contextmanager
+def filling(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, renamed at the end: `path` is there whole, or as it was before."""
     check_regular(path)  # renaming would put a file in the place of a device
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
