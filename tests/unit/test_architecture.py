@@ -29,7 +29,6 @@ ALLOWED = {
     "config": "errors gradients",
     "models": "errors hub",
     "data": "errors config",
-    "served": "errors config models data",
     "methods": "config",
     "runs": "errors hub ranks config",
     "adapters": "errors hub config models runs",
@@ -49,16 +48,17 @@ ALLOWED = {
     "debias": "errors methods engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",
     "inference": "errors readouts ranks config models data runs adapters engines building",
+    "served": "errors config models data inference",
     "plan": "errors readouts gradients hub config models data methods adapters losses engines building",
     "doctor": "errors readouts hub ranks config models data methods engines building plan",
-    "eval.judging": "errors eval.scores ranks config data served runs eval.results eval.reading inference",
+    "eval.judging": "errors eval.scores ranks config data runs eval.results eval.reading inference served",
     "launching": "errors config data runs plan",
     "train": "errors gradients ranks config data runs bias engines building inference plan",
     "bench": "errors readouts gradients config models methods adapters bias losses engines building plan train",
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",
     "cli": (
-        "errors ranks config served runs audit eval.results fetch sweep eval.reading merging eval.comparing building "
+        "errors ranks config runs audit eval.results fetch sweep eval.reading merging eval.comparing building served "
         "eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
     ),
 }
