@@ -15,8 +15,8 @@ from debias_eval.judging.judge import Judging
 from debias_eval.judging.models import judge_run
 
 # Returns to a room that was left, in the first 400 calls between modules. Steps and rows are among these calls: what
-# a loop calls in two rooms by turns counts each time.
-MOST_OF_TRAINING, MOST_OF_JUDGING = 48, 42
+# a loop calls in two rooms by turns counts each time. Judging looks at the adapter's own tokenizer first (5 returns).
+MOST_OF_TRAINING, MOST_OF_JUDGING = 30, 43
 
 
 def a_run(folder: Path) -> Any:
@@ -77,5 +77,10 @@ def test_what_a_walk_sees(tmp_path: Path) -> None:
     assert opened.calls == [
         ("debias.runs.folder", "debias.config.reading", "dump_config"),
         ("debias.runs.folder", "debias.runs.whole", "write_whole"),
+        ("debias.runs.whole", "debias.config.regular", "check_regular"),
     ]
-    assert climbs(opened) == ["debias.runs.folder -> debias.runs.whole.write_whole"]
+    written = [
+        "debias.runs.folder -> debias.runs.whole.write_whole",
+        "debias.runs.whole -> debias.config.regular.check_regular",
+    ]
+    assert climbs(opened) == written

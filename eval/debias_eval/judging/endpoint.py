@@ -7,7 +7,6 @@ from typing import Any
 from debias.config.places import find_recipe
 from debias.config.prompt_file import how_asked
 from debias.config.run import RunConfig
-from debias.data.answer_scores import Scoring
 from debias.errors import InputError
 from debias.ranks.world import world_size
 from debias.served.client import base_url
@@ -33,12 +32,14 @@ def judge_served(
     Answers are kept in `out` as they come, and are gone once all is judged: the same call goes on after a kill.
     InputError if `out` holds a run or another model's results, and in one line for what the server cannot do.
     """
+    from debias.inference.answer_scores import Scoring
+
     if world_size() > 1:
         raise InputError("--endpoint asks from one process; start it without torchrun, and with --concurrency")
     chosen = Scoring(normalize, calibrate)  # type: ignore[arg-type]
     config = how_asked(find_recipe(prompt), model)
     check_asked(config, endpoint)
-    told = _told(config, endpoint, chosen)
+    told = _told(config, endpoint, normalize, calibrate)
     check_out(out, told)
     loaded: list[ServedPredictor] = []
 
@@ -55,14 +56,15 @@ def judge_served(
     return outcome
 
 
-def _told(config: RunConfig, endpoint: Endpoint, scoring: Scoring) -> dict[str, Any]:
+def _told(config: RunConfig, endpoint: Endpoint, normalize: str, calibrate: str) -> dict[str, Any]:
     """What results depend on. The address is none of it: the next job's server may have another."""
     how = {"served": "text"} if endpoint.tokenizer is None else {"served": "tokens", "max_length": config.max_length}
     return {
         "model": config.model,
         "labels": list(config.data.labels),
         "prompt": config.prompt.model_dump() if config.prompt else None,
-        **vars(scoring),
+        "normalize": normalize,
+        "calibrate": calibrate,
         **how,
     }
 

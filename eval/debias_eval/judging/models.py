@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from debias.config.reading import load_config
-from debias.data.answer_scores import Scoring
 from debias.errors import InputError
 from debias.ranks.world import is_first
 from debias.runs.names import CONFIG, SUMMARY
@@ -36,6 +35,7 @@ def judge_run(
         raise InputError(f"normalize and calibrate go with answers in words; {run} has a head of its own")
 
     def load() -> Predictor:
+        from debias.inference.answer_scores import Scoring
         from debias.inference.loading import load_run
 
         return load_run(run, Scoring(normalize, calibrate), deepspeed=deepspeed, config=config)  # type: ignore[arg-type]
@@ -59,6 +59,7 @@ def judge_given(
 
     InputError if `out` holds a run, or another model's results.
     """
+    from debias.inference.answer_scores import Scoring
     from debias.inference.any_model import Given, given_config, load_given
 
     model = Given(**given)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from debias.data.answer_scores import Scoring
 from debias.data.prompt import Prompt
 from debias.inference.agreement import PaddingGuard, attention_of, no_trees, tree_tolerance
+from debias.inference.answer_scores import Scoring
 from debias.inference.batches import Scores, budget_for, by_length, join, score_batches
 from debias.inference.trees import Row, TreeScorer, answer_tree, common_prefix, plant_rows
 from debias.readouts import Answers

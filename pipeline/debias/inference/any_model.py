@@ -13,8 +13,8 @@ from debias.config.places import find_recipe
 from debias.config.prompt_file import LONGEST, asked_as, is_short
 from debias.config.reading import load_config, parse
 from debias.config.run import RunConfig
-from debias.data.answer_scores import Scoring
 from debias.errors import InputError
+from debias.inference.answer_scores import Scoring
 from debias.inference.loading import hub_config, load, own_labels
 from debias.inference.predictor import Predictor
 from debias.models.source import resolve_model

@@ -15,10 +15,10 @@ from debias.building.task import build_task, padded_for
 from debias.config import deepspeed_file as zero_config
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
-from debias.data.answer_scores import Scoring
 from debias.engines.zero import inference as zero_inference
 from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
+from debias.inference.answer_scores import Scoring
 from debias.inference.batches import LONGEST_WAIT, join
 from debias.inference.predictor import Predictor
 from debias.models.load import load_tokenizer, longest_input

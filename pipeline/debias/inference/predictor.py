@@ -14,10 +14,10 @@ import torch
 from debias.adapters.loading import adapter_change, merge, unmerge
 from debias.building.task import Task
 from debias.config.run import RunConfig
-from debias.data.answer_scores import Scoring
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias.inference.agreement import PaddingGuard
+from debias.inference.answer_scores import Scoring
 from debias.inference.answers import AnswerScorer
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
 from debias.models.rounding import tolerance

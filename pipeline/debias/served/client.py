@@ -24,6 +24,7 @@ from debias.errors import InputError, Unreachable
 KEYS = ("DEBIAS_API_KEY", "OPENAI_API_KEY")  # the first that is set
 TRIES = 8  # with the pauses between them a minute, as long as a proxy takes to find its server again
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_ASKED_FOR = 0.5, 32.0, 120.0  # seconds
+LONGEST_TIMEOUT = 7 * 86400.0  # seconds
 PASSING = (408, 425, 429)  # and those from 500 on, but for:
 LASTING = (501, 505)
 SHOWN = 300  # characters of what a server says
@@ -63,6 +64,8 @@ class Client:
     """
 
     def __init__(self, url: str, *, timeout: float = 120.0, first_pause: float = FIRST_PAUSE) -> None:
+        if not 0 < timeout < LONGEST_TIMEOUT:
+            raise InputError(f"timeout is {timeout:g}, expected seconds, more than 0 and less than a week")
         self.url = base_url(url)
         self.timeout = timeout
         self._first_pause = first_pause
@@ -182,14 +185,14 @@ def _network_words(reason: Any) -> str:
 
 def base_url(url: str) -> str:
     """`http://host:8000` of that, of `http://host:8000/v1` and of the address of its completions."""
-    parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+    if any(mark in url for mark in "@?#"):  # not repeated: what is beside the address may be a secret
+        raise InputError(f"endpoint: give the address alone, and a key in {KEYS[0]} or {KEYS[1]}, not in the address")
     try:
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         right = False
-    if "@" in parts.netloc or parts.query or parts.fragment:  # not repeated: it may hold a secret
-        raise InputError(f"endpoint: give the address alone, and a key in {KEYS[0]} or {KEYS[1]}, not in the address")
-    if not right or any(not c.isprintable() or c.isspace() for c in url):
+    if not right or not url.isascii() or any(not c.isprintable() or c.isspace() for c in url):
         raise InputError(f"endpoint: {url!r} is no address of a server, such as http://localhost:8000")
     path = parts.path.rstrip("/").removesuffix("/completions").removesuffix("/v1").rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}"

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from debias.config.run import RunConfig
-from debias.data.answer_scores import Scoring
 from debias.data.examples import Example
 from debias.data.prompt import Prompt
 from debias.errors import InputError
@@ -16,6 +15,9 @@ from debias.served.asking import Asking
 from debias.served.client import Client
 from debias.served.kept import FILE, Kept
 from debias.served.questions import Questions, Texts, Tokens
+
+if TYPE_CHECKING:  # the room of models here loads torch, and asking a server needs none
+    from debias.inference.answer_scores import Scoring
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Endpoint:
 class ServedPredictor:
     """Scores labels with a model that another process serves, as `debias.inference.predictor` does with one here."""
 
-    def __init__(self, config: RunConfig, asking: Asking, questions: Questions, scoring: Scoring) -> None:
+    def __init__(self, config: RunConfig, asking: Asking, questions: Questions, scoring: "Scoring") -> None:
         assert config.prompt is not None
         self.config = config
         self.asking = asking
@@ -87,7 +89,7 @@ class ServedPredictor:
         return log_p_NC / self.scoring.lengths(self.questions.answers, tokens_NC)
 
 
-def load_served(config: RunConfig, endpoint: Endpoint, folder: Path, scoring: Scoring) -> ServedPredictor:
+def load_served(config: RunConfig, endpoint: Endpoint, folder: Path, scoring: "Scoring") -> ServedPredictor:
     """The predictor of a served model; `folder` keeps its answers. InputError for what does not fit together."""
     check_asked(config, endpoint)
     client = Client(endpoint.url, timeout=endpoint.timeout)

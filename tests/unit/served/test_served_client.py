@@ -163,7 +163,9 @@ def test_addresses(given: str) -> None:
     assert base_url("https://h/some/path/v1") == "https://h/some/path"
 
 
-@pytest.mark.parametrize("given", ["", "ftp://h", "http://", "http://h:x", "http://h:99999", "http://h/a b"])
+@pytest.mark.parametrize(
+    "given", ["", "ftp://h", "http://", "http://h:x", "http://h:99999", "http://h/a b", "http://[::1", "http://h\u00f6"]
+)
 def test_addresses_that_are_none(given: str) -> None:
     with pytest.raises(InputError, match="is no address of a server, such as http://localhost:8000"):
         base_url(given)
@@ -174,6 +176,12 @@ def test_a_secret_in_an_address(given: str) -> None:
     with pytest.raises(InputError, match="a key in DEBIAS_API_KEY or OPENAI_API_KEY, not in the address") as raised:
         base_url(given)
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("given", [float("nan"), float("inf"), 0.0, -1.0, 1e300])
+def test_silence_of_no_length(given: float) -> None:
+    with pytest.raises(InputError, match=r"timeout is .*, expected seconds"):
+        Client("http://h", timeout=given)
 
 
 def test_what_bodies_of_errors_say() -> None:

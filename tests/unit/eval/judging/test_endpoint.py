@@ -18,8 +18,8 @@ from completions_server import ANSWERS, NAME, TEMPLATE, Server, breaks_off, drop
 
 from debias.config.prompt_file import how_asked
 from debias.data import Example, generate
-from debias.data.answer_scores import Scoring
 from debias.errors import InputError, Unreachable
+from debias.inference.answer_scores import Scoring
 from debias.inference.any_model import Given, load_given
 from debias.served.asking import Asking
 from debias.served.client import Client
