@@ -536,6 +536,13 @@ OF_PLANS = [
     bad("bench judge --suite snil", "snli"),
     bad("bench judge --suite ./suite.yaml --prompt gone.yaml", "no such file"),
     bad("doctor --gpu-memory x", "--gpu-memory"),
+    bad("init --data rows.jsonl -o new.yaml", "--model is missing"),
+    bad("init --data gone.csv --model m -o new.yaml", "no such file"),
+    bad("init --data rows.jsonl --model m -o run.yaml", "is there already"),
+    bad("init --data rows.jsonl --model m -o done/eval/run.yaml", "a run's own record"),
+    bad("init --data rows.jsonl --model m --head none -o new.yaml", "--head is 'none'"),
+    bad("init --data rows.jsonl --model m -o rows.jsonl/new.yaml", "rows.jsonl"),
+    bad("init --data rows.jsonl --model m --text-field gone -o new.yaml", "no column 'gone'"),
     bad("predict done other --data rows.jsonl", "2 runs were given"),
     bad("predict done --data rows.jsonl -o done/eval/mine.csv", "a run's own record"),
     bad("predict done --data rows.jsonl -o pipe.csv", "a pipe", pipe_dot_csv=PIPE),
@@ -548,7 +555,7 @@ OF_PLANS = [
 ]  # fmt: skip
 
 VERBS = ["train", "eval", "report", "card", "compare", "suites", "methods", "sweep", "select", "plan", "doctor"]
-VERBS += ["predict", "fetch", "edit", "merge", "export-harness", "import-harness", "demo"]
+VERBS += ["predict", "init", "fetch", "edit", "merge", "export-harness", "import-harness", "demo"]
 GROUPS = {"bench": "step zero combine cost plan gpu judge", "launch": "local slurm k8s"}
 EVERY_VERB = [*((verb,) for verb in VERBS), *((group, one) for group, all_ in GROUPS.items() for one in all_.split())]
 OF_USAGE = [

@@ -72,8 +72,8 @@ def test_the_folder_of_a_run(bert: Path, tmp_path: Path) -> None:
     config = config_for(bert, tmp_path / "run", data=WITH_VALIDATION, eval_strategy="steps", eval_steps=2)
     run = train(config)
     assert run == tmp_path / "run"
-    assert {path.name for path in run.iterdir()} == {"adapter", "config.yaml", "metrics.jsonl", "run.json"}
-    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= {
+    assert {path.name for path in run.iterdir()} == {"adapter", "config.yaml", "metrics.jsonl", "run.json", "seen.npz"}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "labels.json"} <= {
         path.name for path in (run / "adapter").iterdir()
     }
     assert load_config(run / "config.yaml") == config
@@ -702,7 +702,7 @@ def test_a_run_is_not_overwritten_unless_asked(bert: Path, tmp_path: Path) -> No
     assert (run / "model").is_dir()
     train(config_for(bert, run, max_steps=1, overwrite_output_dir=True))
     # Nothing of the old run is left to be taken for the new one's.
-    assert {path.name for path in run.iterdir()} == {"adapter", "config.yaml", "metrics.jsonl", "run.json"}
+    assert {path.name for path in run.iterdir()} == {"adapter", "config.yaml", "metrics.jsonl", "run.json", "seen.npz"}
     assert len(losses(run)) == 1
 
 

@@ -34,6 +34,7 @@ ALLOWED = {
     "adapters": "errors hub config models runs",
     "bias": "readouts config data",
     "audit": "errors config data bias",
+    "init": "errors config data runs audit",
     "eval.results": "errors eval.scores config data runs",
     "fetch": "errors hub config data",
     "sweep": "errors config runs",
@@ -58,7 +59,7 @@ ALLOWED = {
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",
     "cli": (
-        "errors ranks config served runs audit eval.results fetch sweep eval.reading merging eval.comparing building "
+        "errors ranks config served runs audit init eval.results fetch sweep eval.reading merging eval.comparing building "
         "inference eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
     ),
 }

@@ -12,7 +12,8 @@ from debias.errors import InputError
 from debias.runs.names import ADAPTER, trained
 from debias.runs.whole import write_or_say
 from debias_eval.reporting.reproduce import RULES, commands, config_text, count, duration, judgings, plain, version_text
-from debias_eval.reporting.tables import markdown, markdown_text, one_line, result_grid
+from debias_eval.reporting.tables import markdown, markdown_text, result_grid
+from debias_eval.reporting.using import fenced, use
 from debias_eval.results.runs import BASELINES, Method, Run, read_runs
 from debias_eval.results.summary import Row, suite_notes, table
 
@@ -69,7 +70,7 @@ def card(run: Run) -> tuple[str, str]:
     """Front matter and body for one run."""
     method = Method(run.called or run.name, (run,))
     rows = table([method])
-    sections = (_opening(run), _training(run), _results(rows, method), _limits(run, rows), _use(run), _reproduce(run))
+    sections = (_opening(run), _training(run), _results(rows, method), _limits(run, rows), use(run), _reproduce(run))
     return front_matter(run), "\n".join(section for section in sections if section)
 
 
@@ -151,32 +152,6 @@ def _floors(row: Row) -> list[float | None]:
     return [row.majority, row.partial.accuracy if row.partial else None]
 
 
-def _use(run: Run) -> str:
-    if not (run.path / ADAPTER).is_dir():
-        return ""
-    base = str(run.config.get("model", "BASE"))
-    data = run.config.get("data")
-    labels = data.get("labels") if isinstance(data, Mapping) else None
-    labels = [str(label) for label in labels] if isinstance(labels, list) else []
-    causal = run.config.get("head") == "causal"
-    load = _load_packaged if base.startswith("package:") else _load_transformers
-    code = f"{load(base, causal, labels)}\nmodel = PeftModel.from_pretrained(base, 'adapter')"
-    return f"## Use\n\n{fenced(code, 'python')}\n"
-
-
-def _load_packaged(base: str, causal: bool, labels: Sequence[str]) -> str:
-    head = "causal" if causal else "classification"
-    imports = "from peft import PeftModel\n\nfrom debias.models.load import load_model\n\n"
-    return f"{imports}base = load_model({base!r}, {head!r}, {list(labels)!r})"
-
-
-def _load_transformers(base: str, causal: bool, labels: Sequence[str]) -> str:
-    kind = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
-    heads = f", num_labels={len(labels)}" if labels and not causal else ""
-    imports = f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
-    return f"{imports}base = {kind}.from_pretrained({base!r}{heads})"
-
-
 def _reproduce(run: Run) -> str:
     parts = ["## Reproduce\n", fenced("\n".join(commands(run)) or "# no config was kept", "bash")]
     versions = version_text(run.info.get("versions"))
@@ -187,11 +162,3 @@ def _reproduce(run: Run) -> str:
     if run.config:
         parts += ["\nconfig.yaml:\n", fenced(config_text(run), "yaml")]
     return "\n".join(parts) + "\n"
-
-
-def fenced(text: str, language: str) -> str:
-    """A code block whose fence is longer than any run of backticks inside it."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    safe = "\n".join(one_line(line) if not line.isprintable() else line for line in text.rstrip("\n").split("\n"))
-    return f"{fence}{language}\n{safe}\n{fence}"

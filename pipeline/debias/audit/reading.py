@@ -58,16 +58,17 @@ def read_dataset(
     if not rows:
         raise InputError(f"{where}: it is empty, expected rows with a text and a label")
     header = list(rows[0][1])
-    label_field = _label_field(where, header, columns)
+    label_field = label_column(where, header, columns)
     if label_field != (columns.label_field or "label"):
         where, rows, classes = rows_of(source, label_field)
-    fields = _text_fields(where, header, columns, label_field)
-    found = tuple(labels) or _labels(where, label_field, rows, classes)
+    fields = text_columns(where, header, columns, label_field)
+    found = tuple(labels) or labels_of(where, label_field, rows, classes)
     data = DataConfig(train=source, text_fields=fields, label_field=label_field, labels=found)
     return Dataset(name, fields, label_field, found, load_examples(source, data, base=Path.cwd()))
 
 
-def _label_field(where: str, header: Sequence[str], columns: Columns) -> str:
+def label_column(where: str, header: Sequence[str], columns: Columns) -> str:
+    """The column of the label, as said or by its name; InputError where that leaves a doubt."""
     if columns.label_field is not None:
         return _known(where, header, columns.label_field, "--label-field")
     candidates = [name for name in header if name.lower() in LABEL]
@@ -77,7 +78,8 @@ def _label_field(where: str, header: Sequence[str], columns: Columns) -> str:
     raise InputError(f"{where}: which column is the label? {told}; name it with --label-field")
 
 
-def _text_fields(where: str, header: Sequence[str], columns: Columns, label_field: str) -> tuple[str, ...]:
+def text_columns(where: str, header: Sequence[str], columns: Columns, label_field: str) -> tuple[str, ...]:
+    """The columns of text, as said or by their names; InputError where these leave a doubt."""
     if columns.text_fields:
         return tuple(_known(where, header, field, "--text-field") for field in columns.text_fields)
     lower = {name.lower(): name for name in header}
@@ -101,7 +103,9 @@ def _known(where: str, header: Sequence[str], name: str, flag: str) -> str:
     raise InputError(f"{where}: no column {name!r} ({flag}); {hint} {', '.join(header)}")
 
 
-def _labels(where: str, field: str, rows: Sequence[tuple[int, Any]], classes: Sequence[str] | None) -> tuple[str, ...]:
+def labels_of(
+    where: str, field: str, rows: Sequence[tuple[int, Any]], classes: Sequence[str] | None
+) -> tuple[str, ...]:
     """The labels that occur, in the order of their names; a row without a gold label has none."""
     seen = Counter(_named(row.get(field), classes) for _, row in rows)
     for value in (None, "", *NO_GOLD_LABEL):

@@ -17,6 +17,7 @@ from debias.cli import (
     edit,
     fetch,
     harness,
+    init,
     judge,
     launch,
     merge,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(bench.app, name="bench")
 app.add_typer(launch.app, name="launch")
+init.add_to(app)
 judge.add_to(app)
 predict.add_to(app)
 suites.add_to(app)

@@ -114,6 +114,8 @@ def check_template(template: str, text_fields: Sequence[str]) -> None:
     for field in text_fields:
         if field not in names:
             raise InputError(f"prompt.template does not use {{{field}}}, one of data.text_fields")
+    if spelled := next((name for name in names if name and {".", "["} & set(name)), None):
+        raise InputError(f"prompt.template: {{{spelled}}} would look inside of a text; name the column without . and [")
     if any(spec or conversion for _, _, spec, conversion in parts):
         raise InputError("prompt.template: a field is its name in braces, without ':' or '!'")
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -79,14 +80,17 @@ def load_with_columns(
     return _subset(gold, source, where)
 
 
-def rows_of(source: DataSource, label_field: str) -> tuple[str, list[NumberedRow], Sequence[str] | None]:
+def rows_of(
+    source: DataSource, label_field: str, *, most: int | None = None
+) -> tuple[str, list[NumberedRow], Sequence[str] | None]:
     """The rows of a source as they stand, what to call it, and the names behind integer labels if it has any.
 
-    `source.limit` is not heeded, but where rows are made. InputError as in `load_examples`.
+    `most`: only so many, from the first on. `source.limit` is not heeded, but where rows are made. InputError as in
+    `load_examples`.
     """
     data = DataConfig.model_validate({"train": source, "label_field": label_field})
     origin, rows, classes = _open(source, data, None)
-    return origin.name, list(rows), classes
+    return origin.name, list(islice(rows, most)), classes
 
 
 def unlabelled(source: DataSource, data: DataConfig, *, id_field: str | None = None) -> Iterator[tuple[int, Example]]:

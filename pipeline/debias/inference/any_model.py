@@ -1,5 +1,6 @@
 """Models that no run of ours made: from a hub id or folder, an adapter, a prompt, the names of labels."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from debias.inference.loading import hub_config, load, own_labels
 from debias.inference.predictor import Predictor
 from debias.models.source import resolve_model
 from debias.runs.folder import settings_beside
+from debias.runs.names import LABELS
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +117,7 @@ def _ordered(config: RunConfig, given: Given) -> RunConfig:
 def _classifier(model: str, adapter: str | None, labels: Sequence[str] | None) -> RunConfig:
     source = resolve_model(model)
     kinds = getattr(hub_config(source), "architectures", None) or []
+    labels = labels or (labels_beside(Path(adapter)) if adapter else None)
     if labels is None and any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
         raise InputError(
             f"model: {model!r} is a causal language model; give --prompt, a file of template and verbalizers"
@@ -126,6 +129,18 @@ def _classifier(model: str, adapter: str | None, labels: Sequence[str] | None) -
         raise InputError(f"model: {model!r} does not name its labels; give them in order with --labels")
     data = {"train": "generated", "labels": list(names)}
     return parse(RunConfig, {"model": model, "data": data, "output_dir": "none", "max_length": LONGEST}, "labels")
+
+
+def labels_beside(adapter: Path) -> tuple[str, ...] | None:
+    """The names of a classifier's outputs that lie in an adapter's folder; InputError where they cannot be read."""
+    path = adapter / LABELS
+    if not path.is_file():
+        return None
+    try:
+        names = {int(index): str(name) for index, name in json.loads(path.read_text("utf-8"))["id2label"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    return tuple(names[index] for index in sorted(names))
 
 
 def _in_models_order(model: str, labels: Sequence[str]) -> tuple[str, ...]:

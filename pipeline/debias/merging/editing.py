@@ -20,13 +20,14 @@ from debias.merging.changes import Adapter, read_adapter, write_adapter
 from debias.merging.edits import LowRank
 from debias.merging.folders import check_place, find_adapter, run_around
 from debias.runs.folder import settings_beside
-from debias.runs.names import ORIGIN
+from debias.runs.names import LABELS, ORIGIN
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)
 RECORD = "edits.json"
-# What a tokenizer or an image processor is written as; a checkpoint's folder holds an optimizer's state too.
-WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "*processor_config.json")
+# What a tokenizer or an image processor is written as, and the names of labels; a checkpoint's folder holds an
+# optimizer's state too.
+WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "*processor_config.json", LABELS)
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 
 

@@ -1,6 +1,7 @@
 """A run's folder, asked once: `look` finds whose it is and all that is wrong with it, `Folder.open` writes."""
 
 import glob
+import json
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from debias.runs.names import (
     CHECKPOINT,
     CONFIG,
     EVAL,
+    LABELS,
     METRICS,
     MODEL,
     ORIGIN,
@@ -162,17 +164,28 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def names_of_labels(model: Any) -> dict[int, str]:
+    """What a classifier calls its outputs; nothing where they are LABEL_0 and so on, as those of causal models are."""
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return {} if all(str(name).startswith("LABEL_") for name in names.values()) else dict(names)
+
+
 def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] | None = None) -> Path:
     """Save what was trained: `adapter/` (plain PEFT) of a frozen base, else `model/` (plain transformers).
 
-    Returns the folder. `state`: the tensors to save where the model itself holds only a part of them. Raises
-    RuntimeError if what landed on the disk is empty or all zero.
+    Returns the folder. Beside an adapter lie its tokenizer and the names of a classifier's labels. `state`: the tensors
+    to save where the model itself holds only a part of them. Raises RuntimeError if what landed on the disk is empty or
+    all zero.
     """
     target = folder / (ADAPTER if hasattr(model, "peft_config") else MODEL)
 
     def save(part: Path) -> None:
         model.save_pretrained(part, **({} if state is None else {"state_dict": state}))
         tokenizer.save_pretrained(part)
+        if target.name == ADAPTER and (names := names_of_labels(model)):
+            ids = {name: index for index, name in names.items()}
+            told = json.dumps({"id2label": names, "label2id": ids}, indent=2, ensure_ascii=False)
+            (part / LABELS).write_text(told + "\n", encoding="utf-8")
         check_tensors(part, (getattr(p, "ds_shape", p.shape) for p in model.parameters() if p.requires_grad))
 
     save_whole(target, save)

@@ -114,3 +114,12 @@ def test_a_tokenizer_that_reads_words_otherwise_between_its_special_tokens() -> 
 
     with pytest.raises(InputError, match="reads 'premise so:' as other tokens between its special ones"):
         Prompt(Odd(), "{premise} so:", [" yes", " no"], ("premise",))
+
+
+@pytest.mark.parametrize("field", ["a.b", "a[0]"])
+def test_a_field_that_would_look_inside_of_a_text(field: str) -> None:
+    """Python would take them for an attribute and an element of a field `a`."""
+    from debias.data.prompt import check_template
+
+    with pytest.raises(InputError, match="would look inside of a text"):
+        check_template(f"say {{{field}}}", [field])

@@ -301,7 +301,7 @@ def test_the_record(adapters: dict[str, list[Path]], tmp_path: Path) -> None:
 def test_words_come_along_and_an_optimizer_does_not(adapters: dict[str, list[Path]], tmp_path: Path) -> None:
     source = _copy(adapters["plain"][0], tmp_path / "run" / "adapter")
     words = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "tokenizer.model"}
-    words |= {"chat_template.jinja", "merges.txt", "preprocessor_config.json"}
+    words |= {"chat_template.jinja", "merges.txt", "preprocessor_config.json", "labels.json"}
     for name in (*words, "optimizer.pt", "trainer_state.json", "rng_state.pth", "README.md"):
         (source / name).write_text(name)
     (source / "additional_chat_templates").mkdir()

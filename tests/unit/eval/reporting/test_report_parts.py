@@ -17,12 +17,13 @@ from debias.errors import InputError
 from debias_eval.comparing.compare import Comparison, Difference, headline
 from debias_eval.comparing.flips import SHOWN, flip_page
 from debias_eval.reading.collection import Pairing
-from debias_eval.reporting.card import fenced, write_cards
+from debias_eval.reporting.card import write_cards
 from debias_eval.reporting.figures import forest, pooled, reliability, scatter, stars
 from debias_eval.reporting.heatmaps import blocks_of, group_map, layer_maps
 from debias_eval.reporting.report import comparisons_of, grids, render, write_latex, write_markdown
 from debias_eval.reporting.reproduce import commands, what_was_run
 from debias_eval.reporting.tables import Cell, Grid, latex, latex_text, markdown, markdown_text
+from debias_eval.reporting.using import fenced
 from debias_eval.reporting.verdict import verdict
 from debias_eval.results.files import Bin
 from debias_eval.results.runs import group_runs, read_runs

@@ -1,0 +1,40 @@
+"""The verb that writes a first run's YAML file."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the command line the verb of this file."""
+    app.command()(init)
+
+
+def init(
+    data: Annotated[
+        str | None, typer.Option(help="Training data: .csv, .tsv, .jsonl, .parquet, .xlsx, a hub id.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id, a folder, package:minilm or package:smollm2.")] = None,
+    head: Annotated[str | None, typer.Option(help="classification (the default) or causal_lm.")] = None,
+    text_field: Annotated[
+        list[str] | None, typer.Option(help="A column of text; several times for several. Guessed where clear.")
+    ] = None,
+    label_field: Annotated[str | None, typer.Option(help="The column of the label. Guessed where clear.")] = None,
+    group_field: Annotated[str | None, typer.Option(help="The column of groups. Guessed where clear.")] = None,
+    method: Annotated[str, typer.Option(help="A rule: edge, subtract, erm, ...")] = "edge",
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write; never over one that is there.")] = Path(
+        "run.yaml"
+    ),
+) -> None:
+    """Write a run's YAML file for data of your own: reads its first rows, guesses the columns, asks what is unclear."""
+    from debias.init.writing import Wanted, write_first
+
+    wanted = Wanted(data, model, head, tuple(text_field or ()), label_field, group_field, method)
+    asks = sys.stdin.isatty() and sys.stdout.isatty()
+    typer.echo(write_first(wanted, out, _ask if asks else None))
+
+
+def _ask(question: str, otherwise: str) -> str:
+    return str(typer.prompt(question, default=otherwise or None))

@@ -1,0 +1,184 @@
+"""The YAML file of a first run: asked for where it must be, commented, checked as `train` checks it, never over one."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from debias.config.reading import parse, yaml_value
+from debias.config.run import RunConfig
+from debias.data.prompt import check_template
+from debias.errors import InputError
+from debias.init.guessing import Table, guess_group, guess_label, guess_texts, labels_in, max_length, others, read_table
+from debias.runs.outputs import check_files
+
+Ask = Callable[[str, str], str]  # what is asked, and what an empty answer means
+HEADS = tuple(head for head in get_args(RunConfig.model_fields["head"].annotation) if head != "image_classification")
+MODEL = "package:minilm"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was said of the run; None or nothing: to be guessed, or asked for."""
+
+    data: str | None = None
+    model: str | None = None
+    head: str | None = None
+    text_fields: tuple[str, ...] = ()
+    label_field: str | None = None
+    group_field: str | None = None
+    method: str = "edge"
+
+
+def write_first(wanted: Wanted, out: Path, ask: Ask | None = None) -> Path:
+    """Write the YAML file of a run on somebody's data, with a comment for each choice; returns `out`.
+
+    `ask` is called for what neither is given nor can be told from the rows; without it that is an InputError in one
+    line, which names the flag. Nothing that is there is written over.
+    """
+    check_files({"--out": out})
+    if os.path.lexists(out):
+        raise InputError(f"--out: {out} is there already and is left as it is; give another file")
+    wanted = _asked(wanted, ask)
+    assert wanted.data is not None
+    table = read_table(wanted.data, wanted.label_field)
+    wanted = _with_columns(wanted, table, ask)
+    text = _text(wanted, table, out)
+    parse(RunConfig, yaml_value(text), str(out))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written: {error.strerror or error}") from None
+    return out
+
+
+def _asked(wanted: Wanted, ask: Ask | None) -> Wanted:
+    if ask is None:
+        for flag in ("data", "model"):
+            if getattr(wanted, flag) is None:
+                raise InputError(f"--{flag} is missing")
+        head = wanted.head or HEADS[0]
+    else:
+        data = wanted.data or ask("Training data (a .csv, .tsv, .jsonl, .parquet, .xlsx, or a hub id)", "")
+        model = wanted.model or ask("Model (a hub id, a folder, package:minilm)", MODEL)
+        head = wanted.head or ask(f"Head ({' or '.join(HEADS)})", HEADS[0])
+        wanted = replace(wanted, data=data, model=model)
+    if head not in HEADS:
+        raise InputError(f"--head is {head!r}, not one of {', '.join(HEADS)}")
+    return replace(wanted, head=head)
+
+
+def _with_columns(wanted: Wanted, table: Table, ask: Ask | None) -> Wanted:
+    """The columns, as given, else as guessed, else as asked for; InputError for one that is not there."""
+    label = wanted.label_field or _guessed(lambda: guess_label(table), "Column of the label", ask)
+    texts = wanted.text_fields or _guessed(
+        lambda: ",".join(guess_texts(table, label)), "Columns of text, with a comma between two", ask
+    )
+    if isinstance(texts, str):
+        texts = tuple(name.strip() for name in texts.split(",") if name.strip())
+    group = wanted.group_field or guess_group(table, (label, *texts))
+    for flag, names in (
+        ("--label-field", [label]),
+        ("--text-field", texts),
+        ("--group-field", [group] if group else []),
+    ):
+        if missing := [name for name in names if name not in table.header]:
+            raise InputError(f"{flag}: no column {missing[0]!r}; the columns are {', '.join(table.header)}")
+    if label in texts:
+        raise InputError(f"--text-field: {label!r} is the label; a model that reads it learns nothing")
+    if wanted.head == HEADS[0] and len(texts) > 2:
+        raise InputError(f"--text-field: a classification head takes one or two texts, got {len(texts)}")
+    return replace(wanted, label_field=label, text_fields=texts, group_field=group)
+
+
+def _guessed(guess: Callable[[], str], question: str, ask: Ask | None) -> str:
+    try:
+        return guess()
+    except InputError as error:
+        if ask is None:
+            raise
+        return ask(f"{error}\n{question}", "")
+
+
+def _text(wanted: Wanted, table: Table, out: Path) -> str:
+    assert wanted.data is not None
+    assert wanted.label_field is not None
+    labels = labels_in(table, wanted.label_field)
+    seen = f"all {len(table.rows):,} rows" if table.whole else f"the first {len(table.rows):,} rows"
+    used = (*wanted.text_fields, wanted.label_field, *([wanted.group_field] if wanted.group_field else []))
+    unused = others(table, used)
+    lines = [
+        _comment(f"# A first run. debias train {out} begins it; add max_steps=2 to try it."),
+        "# Every setting: launch/SETTINGS.md. A setting that is not here has its default.",
+        f"model: {_yaml(wanted.model)}",
+        f"head: {wanted.head}",
+        f"output_dir: {_yaml(f'runs/{out.stem}')}",
+        f"method: {_yaml(wanted.method)}  # debias methods lists them; erm is plain fine-tuning, the baseline",
+        "",
+        "data:",
+        f"  train: {_yaml(_place(wanted.data, out))}",
+        "  # validation: dev.csv  # rows like these that are not trained on; then eval_strategy: epoch below",
+        f"  text_fields: {_yaml(list(wanted.text_fields))}  # columns that the model reads, in this order",
+        f"  label_field: {_yaml(wanted.label_field)}",
+        f"  labels: {_yaml(list(labels))}  # what occurs in {seen}",
+        f"  id_field: {_yaml('id' if 'id' in table.header else None)}",
+        _group_line(wanted, unused),
+        "",
+        *(_prompt_lines(wanted.text_fields, labels) if wanted.head == "causal_lm" else []),
+        f"max_length: {max_length(table, wanted.text_fields)}  # tokens; by its words it holds 95 of 100 rows",
+        "lora_r: 8",
+        "learning_rate: 3e-4",
+        "num_train_epochs: 1",
+        "per_device_train_batch_size: 32",
+        "seed: 0  # a claim needs five: debias sweep",
+        "# eval_strategy: epoch",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _group_line(wanted: Wanted, unused: Sequence[str]) -> str:
+    if wanted.group_field:
+        return (
+            f"  group_field: {_yaml(wanted.group_field)}  # subpopulations: for group_dro, resampled, bias model groups"
+        )
+    some = f"; not used: {', '.join(unused)}" if unused else ""
+    return _comment(f"  # group_field: a column of subpopulations, if there is one{some}")
+
+
+def _prompt_lines(fields: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """The question put to a causal model, to be put better by who knows the data."""
+    asked = "\n".join(f"{field.replace('{', '{{').replace('}', '}}')}: {{{field}}}" for field in fields)
+    check_template(asked, fields)
+    answers = {label: f" {label}" for label in labels}
+    return [
+        "prompt:  # how the model is asked: put this in words that fit the data",
+        f"  template: {_yaml(f'{asked}{chr(10)}Label:')}",
+        f"  verbalizers: {_yaml(answers)}",
+        "",
+    ]
+
+
+def _place(data: str, out: Path) -> str:
+    """The name of the data as the YAML file finds it: beside it by a short name, elsewhere by the whole one."""
+    place = Path(data).expanduser()
+    if not os.path.exists(place):  # a pattern, a hub id, or below DEBIAS_DATA
+        return data
+    whole, folder = Path(os.path.abspath(place)), Path(os.path.abspath(out.parent))
+    return str(whole.relative_to(folder) if whole.is_relative_to(folder) else whole)
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line, quoted where YAML would read something else."""
+    lines = isinstance(value, str) and "\n" in value  # which in double quotes alone stay on one
+    style: dict[str, Any] = {"default_style": '"' if lines else None, "default_flow_style": True, "sort_keys": False}
+    dumped = yaml.safe_dump([value], allow_unicode=True, width=10**9, **style)
+    return dumped.strip()[1:-1]
+
+
+def _comment(line: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in line)

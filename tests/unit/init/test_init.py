@@ -1,0 +1,161 @@
+"""`debias init`: a YAML file that trains, from the first rows of somebody's data; what is in doubt is asked for."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import Command, command_line
+from tiny_runs import save_bert, save_llama
+
+from debias.config.reading import load_config
+from debias.data import generate
+from debias.errors import InputError
+from debias.init.writing import Wanted, write_first
+
+MODEL = ("--model", "package:minilm")
+
+
+@pytest.fixture
+def debias(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return command_line(monkeypatch, capsys)
+
+
+def table(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def pairs(number: int = 24, **names: str) -> list[dict[str, Any]]:
+    """Generated pairs; `names`: what the columns are called otherwise."""
+    keys = ("premise", "hypothesis", "label")
+    return [{names.get(key, key): row[key] for key in keys} for row in generate("train", number, 2)]
+
+
+REVIEWS = [
+    {
+        "nr": i,
+        "what they wrote": f"number {i} of these was, all in all, as I like it",
+        "stars": i % 3,
+        "shop": "ab"[i % 2],
+    }
+    for i in range(30)
+]
+
+
+def test_a_file_whose_header_leaves_no_doubt(debias: Command, tmp_path: Path) -> None:
+    table(tmp_path / "my.csv", [{**row, "genre": "ab"[i % 2], "id": i} for i, row in enumerate(pairs())])
+    said = debias("init", "--data", "my.csv", *MODEL, "--out", "mine.yaml")
+    assert (said.code, said.out) == (0, "mine.yaml\n")
+    data = load_config(tmp_path / "mine.yaml").data
+    assert (data.train.source, data.text_fields, data.label_field) == ("my.csv", ("premise", "hypothesis"), "label")
+    assert (data.labels, data.id_field) == (("contradiction", "entailment", "neutral"), "id")
+    assert data.group_field == "genre"
+    text = (tmp_path / "mine.yaml").read_text()
+    assert text.count("  # ") >= 6
+    assert "what occurs in all 24 rows" in text
+
+
+def test_columns_are_told_by_what_is_in_them(debias: Command, tmp_path: Path) -> None:
+    """No name says anything: two columns have a few short values, and one is named as the label."""
+    table(tmp_path / "r.csv", REVIEWS)
+    assert "which column is the label?" in debias("init", "--data", "r.csv", *MODEL).error
+    table(tmp_path / "s.csv", [{k: v for k, v in row.items() if k != "shop"} for row in REVIEWS])
+    for words in (("r.csv", "--label-field", "stars"), ("s.csv",)):
+        out = tmp_path / "of" / f"{words[0]}.yaml"
+        assert debias("init", "--data", *words, *MODEL, "--out", out).code == 0
+        config = load_config(out)
+        assert config.data.text_fields == ("what they wrote",)
+        assert (config.data.label_field, config.data.labels) == ("stars", ("0", "1", "2"))
+        assert (config.data.id_field, config.data.group_field) == (None, None)
+        assert config.data.train.source == str(tmp_path / words[0])  # the YAML lies elsewhere
+
+
+def test_names_that_yaml_would_read_otherwise(debias: Command, tmp_path: Path) -> None:
+    rows = [
+        {"no": f"it is # not: so {i} of them, {{or}} 'so'", "label": ["yes", "no", "1.0", "a: b", "ü"][i % 5]}
+        for i in range(20)
+    ]
+    table(tmp_path / "odd: #1.csv", rows)
+    for head in ("classification", "causal_lm"):
+        assert debias("init", "--data", "odd: #1.csv", *MODEL, "--head", head, "--out", f"{head}.yaml").code == 0
+        config = load_config(tmp_path / f"{head}.yaml")
+        assert (config.data.train.source, config.data.text_fields) == ("odd: #1.csv", ("no",))
+        assert config.data.labels == ("1.0", "a: b", "no", "yes", "ü")
+    assert config.prompt is not None
+    assert config.prompt.template == "no: {no}\nLabel:"
+    assert config.prompt.verbalizers["a: b"] == " a: b"
+    assert '  template: "no: {no}\\nLabel:"\n' in (tmp_path / "causal_lm.yaml").read_text()
+
+
+def test_what_is_refused_in_one_line(debias: Command, tmp_path: Path) -> None:
+    table(tmp_path / "my.csv", pairs())
+    (tmp_path / "there.yaml").write_text("mine")
+    (tmp_path / "dangling.yaml").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "empty.csv").write_text("premise,hypothesis,label\n")
+    table(tmp_path / "one.csv", [{"text": f"word {i}", "label": "same"} for i in range(5)])
+    table(tmp_path / "dotted.csv", [{"a.b": "some text", "label": i % 2} for i in range(5)])
+    given = ("--data", "my.csv", *MODEL)
+    wanted = {
+        MODEL: "--data is missing",
+        ("--data", "my.csv"): "--model is missing",
+        ("--data", "gone.csv", *MODEL): "no such file",
+        ("--data", "empty.csv", *MODEL): "no rows",
+        ("--data", "one.csv", *MODEL): "is 'same' in every row",
+        ("--data", "dotted.csv", *MODEL, "--head", "causal_lm"): "{a.b} would look inside of a text",
+        ("--data", "t10k-images-idx3-ubyte", *MODEL): "holds pictures",
+        (*given, "--head", "causal"): "--head is 'causal'",
+        (*given, "--text-field", "premis"): "no column 'premis'",
+        (*given, "--group-field", "g"): "--group-field: no column 'g'",
+        (*given, "--text-field", "label"): "'label' is the label",
+        (*given, "--method", "egde"): "edge",
+        (*given, "--out", "there.yaml"): "is there already",
+        (*given, "--out", "dangling.yaml"): "is there already",
+    }
+    before = sorted(tmp_path.iterdir())
+    for words, line in wanted.items():
+        assert line in debias("init", *words).error, words
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "there.yaml").read_text() == "mine"
+
+
+def test_only_what_is_missing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "r.tsv", REVIEWS, "\t")
+    answers = {"Training data": "r.tsv", "Model": "m", "Head": "classification", "Column of the label": "stars"}
+    asked = []
+
+    def ask(question: str, otherwise: str) -> str:
+        asked.append(next(name for name in answers if name in question))
+        return answers[asked[-1]]
+
+    config = load_config(write_first(Wanted(), tmp_path / "a.yaml", ask))
+    assert asked == list(answers)
+    assert (config.model, config.data.label_field) == ("m", "stars")
+    told = Wanted("r.tsv", "m", "classification", ("what they wrote",), "stars", "shop")
+    config = load_config(write_first(told, tmp_path / "b.yaml", ask))
+    assert asked == list(answers)  # nothing was asked again
+    assert config.data.group_field == "shop"
+    with pytest.raises(InputError, match="which column is the label"):
+        write_first(Wanted("r.tsv", "m"), tmp_path / "c.yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["classification", "causal_lm"])
+def test_what_was_written_trains(head: str, debias: Command, tmp_path: Path) -> None:
+    """As it stands, for two steps, from a file whose columns have other names and whose labels are words."""
+    base = (save_bert if head == "classification" else save_llama)(tmp_path / "base")
+    said_as = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
+    rows = [{**row, "gold_label": said_as[row["gold_label"]]} for row in pairs(40, label="gold_label")]
+    table(tmp_path / "my.csv", rows)
+    assert debias("init", "--data", "my.csv", "--model", base, "--head", head).code == 0
+    said = debias("train", "run.yaml", "max_steps=2")
+    assert (said.code, said.out) == (0, "runs/run\n"), said.err
+    assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["steps"] == 2
+    assert yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())["head"] == head
