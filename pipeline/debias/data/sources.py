@@ -101,7 +101,7 @@ def unlabelled(source: DataSource, data: DataConfig, *, id_field: str | None = N
     if id_field is not None:
         data = data.model_copy(update={"id_field": id_field})
     origin, rows, _ = _open(source, data, None)
-    reader = _Reader(origin, source.split, data, None, None, (), pictures=False)
+    reader = _Reader(origin, "row", data, None, None, (), pictures=False)
     for number, row in rows:
         if id_field is not None:
             reader.columns(number, row, (id_field,))

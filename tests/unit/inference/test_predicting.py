@@ -140,7 +140,7 @@ def test_other_columns_another_delimiter_and_a_pattern(runs: dict[str, Path], de
 
 
 def test_an_adapter_of_nobodys_run_is_asked_by_prompt(runs: dict[str, Path], debias: Command, tmp_path: Path) -> None:
-    """As `--model --adapter --prompt` in eval; ids that are not there are row numbers of the split."""
+    """As `--model --adapter --prompt` in eval; ids that are not there are row numbers."""
     run = runs["causal_lm"]
     data = unlabelled(tmp_path / "rows.jsonl", [{k: v for k, v in row.items() if k != "id"} for row in ROWS[:3]])
     (tmp_path / "prompt.yaml").write_text(yaml.safe_dump({**PROMPT, "max_length": 48}, sort_keys=False))
@@ -154,7 +154,7 @@ def test_an_adapter_of_nobodys_run_is_asked_by_prompt(runs: dict[str, Path], deb
     )
     said = debias("predict", *given, "--data", data, "--float32")
     own = debias("predict", run, "--data", data)
-    assert [json.loads(line)["id"] for line in own.out.splitlines()] == ["train-1", "train-2", "train-3"]
+    assert [json.loads(line)["id"] for line in own.out.splitlines()] == ["row-1", "row-2", "row-3"]
     assert said.out == own.out != ""
 
 
