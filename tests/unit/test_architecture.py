@@ -59,8 +59,8 @@ ALLOWED = {
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",
     "cli": (
-        "errors ranks config served runs audit init eval.results fetch sweep eval.reading merging eval.comparing building "
-        "inference eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
+        "errors ranks config served runs audit init eval.results fetch sweep eval.reading merging eval.comparing "
+        "building inference eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
     ),
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}
