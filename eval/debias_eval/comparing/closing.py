@@ -64,8 +64,12 @@ def closings_in(folders: Sequence[Path], floor: str, ceiling: str, group: str | 
         for method in others:
             apart, also = about_suite(suite, low, high, method)
             objections += [*([apart] if apart else []), *also]
-            row = None if apart or not method.results(suite) else _row(suite, low, high, method, group)
-            rows += [row] if row else []
+            if apart or not method.results(suite):
+                continue
+            if row := _row(suite, low, high, method, group):
+                rows.append(row)
+            else:
+                objections.append(f"suite {suite}: left out, not every run has the group {group!r} there")
     if group is not None and not rows:
         _refuse_group(group, suites, low, high, others)
     costs = costs_of([low, high, *others])

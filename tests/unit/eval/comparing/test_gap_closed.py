@@ -141,6 +141,12 @@ def test_other_examples_give_no_number(sweep: Path) -> None:
     assert any("suite hard: not the same examples" in one for one in found.objections)
 
 
+def test_a_suite_without_the_group_is_left_out_with_a_word(sweep: Path) -> None:
+    found = closings_in([sweep], "erm", "pcgrad", "odd")
+    assert [row.suite for row in found.rows] == ["plain"]
+    assert "suite hard: left out, not every run has the group 'odd' there" in found.objections
+
+
 def test_no_gap_is_said_in_place_of_a_number(sweep: Path) -> None:
     found = closings_in([sweep], "pcgrad", "erm")
     assert only(found).closed.closed is None
