@@ -44,7 +44,7 @@ from debias.ranks.world import is_first
 from debias.runs.folder import Folder, look, save_trained
 from debias.runs.seen import Seen
 from debias.runs.selection import selected
-from debias.runs.summary import Summary
+from debias.runs.summary import Summary, seconds_before
 
 Facts = dict[str, Tensor]
 SAID = "said.npz"  # beside the runs before a run: what the first one said of the training examples
@@ -79,6 +79,8 @@ def _read(given: RunConfig | Mapping[str, Any] | str | Path, base: Path | None) 
 def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     started = time.time()
     config = resolve_paths(config, base)
+    if config.resume or not config.overwrite_output_dir:  # else what lies there is another run
+        started -= seconds_before(Path(config.output_dir))
     loss, order, bias_model = build_loss(config), build_order(config), _bias_model(config)
     told, answers = _before(config, base, bias_model)
     arguments = training_arguments(config)
@@ -101,7 +103,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     rule = built.trainer.rule
     method = {"name": rule.name, **dataclasses.asdict(rule)}
     known = {"seed": config.seed, "method": method, "train_examples": len(examples), **built.sizes}
-    summary = Summary(folder.path, known, writes=first)
+    summary = Summary(folder.path, known, writes=first, started=started)
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
             folder.open()
@@ -117,7 +119,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     with summary.failures((NonFiniteGradients, NotExact)):
         outcome = _fit(built, folder)
     trainer = built.trainer
-    how = {"status": "interrupted" if trainer.interrupted else "finished", "seconds": round(time.time() - started, 1)}
+    how = {"status": "interrupted" if trainer.interrupted else "finished"}
     ended = {**how, **selected(config, trainer), **_outcome(trainer, outcome, resumed=folder.checkpoint is not None)}
     summary.end(ended)
     if trainer.interrupted:

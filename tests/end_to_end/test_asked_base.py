@@ -133,6 +133,9 @@ def test_a_run_that_was_stopped_in_its_second_stage_goes_on_there(
     finished = run(settings(place, name, resume=resume, **saving, **ASKED))
     assert (finished / "stages" / "bias_1" / "run.json").stat().st_mtime_ns == first
     assert largest_difference(adapter_of(finished), adapter_of(done)) == 0.0
+    took = [json.loads((run / "run.json").read_text())["seconds"] for run in (finished, *finished.glob("stages/*"))]
+    assert len(took) == 3
+    assert took[0] > sum(took[1:]) > 0  # those of the first attempt, too
 
 
 def test_causal_models_of_one_and_of_several_tokens(place: Path) -> None:

@@ -56,6 +56,7 @@ def test_jtt_sees_the_first_stages_errors_more_often(place: Path, caplog: pytest
     told = json.loads((stage / "run.json").read_text())
     assert told["method"] == {"name": "erm"}
     assert told["steps"] == 3
+    assert json.loads((done / "run.json").read_text())["seconds"] > told["seconds"] > 0
 
 
 def test_a_stage_is_trained_once_and_a_run_goes_on(place: Path, caplog: pytest.LogCaptureFixture) -> None:

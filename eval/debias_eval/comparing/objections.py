@@ -70,11 +70,11 @@ def _selection(first: Method, second: Method) -> list[str]:
     return found
 
 
-def about_suite(suite: str, first: Method, second: Method) -> tuple[str | None, list[str]]:
+def about_suite(suite: str, *methods: Method) -> tuple[str | None, list[str]]:
     """(why the answers cannot be laid side by side at all, or None; what else keeps them from being a claim)."""
-    results = [*first.results(suite), *second.results(suite)]
+    results = [result for method in methods for result in method.results(suite)]
     others = []
-    for method in (first, second):
+    for method in methods:
         judged = len(method.results(suite))
         if judged < method.seeds:
             others.append(f"suite {suite}: only {judged} of {method.seeds} runs of {method.name} were judged on it")

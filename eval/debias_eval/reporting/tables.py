@@ -144,7 +144,7 @@ def terminal_table(runs: Sequence[Path]) -> Table:
         for row in mine:
             result.add_row(*(_safe(cell) for cell in _terminal_cells(row)))
         for floor in floors(mine):
-            result.add_row(_safe(suite), Text(_printable(floor.name), style="dim"), "", floor.text())
+            result.add_row(_safe(suite), Text(printable(floor.name), style="dim"), "", floor.text())
         result.add_section()
     return result
 
@@ -155,13 +155,14 @@ def _terminal_cells(row: Row) -> list[str]:
     return [row.suite, row.method.name, row.examples, *(one.text() if one else FLAT for one in estimates), worst]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Without escape sequences."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _safe(text: str) -> Text:
     """Text for a terminal: no markup, no escape sequences from a folder's name."""
-    return Text(_printable(text))
+    return Text(printable(text))
 
 
 def markdown(grids: Sequence[Grid]) -> str:

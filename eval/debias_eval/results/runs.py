@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from debias.config.reading import read_yaml
-from debias.config.run import RunConfig
+from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
 from debias.runs.names import CONFIG, EVAL, METRICS, SUMMARY
 from debias_eval.results.chosen import oracle_choice
@@ -232,6 +232,12 @@ def _missing(present: Sequence[str], results: Mapping[str, Result], info: Mappin
     if info.get("status") not in (None, "finished", "done", "complete", "completed", "ok"):
         notes.append(f"has the status {info['status']!r}: its numbers are not those of a finished run")
     return notes
+
+
+def stages_of(run: Run) -> list[Run]:
+    """The runs before a run that lie in its folder: its first stage, and those that its bias model asked."""
+    places = sorted((run.path / STAGES).glob("*"))
+    return [read_run(place, f"{run.name}/{STAGES}/{place.name}") for place in places if _is_run(place)]
 
 
 def group_runs(runs: Sequence[Run]) -> list[Method]:

@@ -225,15 +225,31 @@ def compare(
     folders: Annotated[
         list[str], typer.Argument(metavar="A [A2 ...] [--against] B [B2 ...]", help="Runs, or folders of runs.")
     ],
+    floor: Annotated[
+        str | None, typer.Option(help="With --ceiling: a method, recipe or run where the gap begins, such as erm.")
+    ] = None,
+    ceiling: Annotated[
+        str | None, typer.Option(help="And where it ends: how much of it does each method close?")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Of each suite; default: conflicting, else worst_group; also aligned, all.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Of --floor and --ceiling: as tables.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which of two methods is better, where, by how much, with intervals and the number of seeds.
 
     Two folders (`A B`) give B minus A; `A A2 --against B B2` gives the A's minus the B's. A folder of the runs of
-    exactly two methods does as well. The runs of one side must differ in their seed alone.
+    exactly two methods does as well. The runs of one side must differ in their seed alone. With --floor and --ceiling:
+    how much of the gap between these two each other method closes.
     """
     import dataclasses
 
+    if floor is not None or ceiling is not None:
+        _closings(folders, floor, ceiling, group, markdown, as_json)
+        return
+    if extra := _options_of({"group": group, "markdown": markdown}):
+        raise InputError(f"{extra}: of --floor and --ceiling alone; give both, or leave it out")
     from debias_eval.comparing.compare import compare_folders, comparison_table
 
     mine, against = folders, []
@@ -248,3 +264,28 @@ def compare(
     else:
         print_table(comparison_table(comparison))
         typer.echo(comparison.verdict)
+
+
+def _closings(
+    folders: list[str], floor: str | None, ceiling: str | None, group: str | None, out: Path | None, as_json: bool
+) -> None:
+    """How much of the gap from floor to ceiling every other method closes."""
+    from debias.runs.outputs import check_files
+    from debias.runs.whole import write_or_say
+    from debias_eval.comparing.closing import closings_in
+    from debias_eval.reporting.closing import closing_lines, closing_markdown, closing_tables
+
+    if floor is None or ceiling is None:
+        raise InputError(f"--{'floor' if floor is None else 'ceiling'} is missing: the gap lies between both")
+    if "--against" in folders:
+        raise InputError("--against: not with --floor and --ceiling, which name the methods; leave it out")
+    check_files({"--markdown": out} if out else {})
+    found = closings_in([Path(one) for one in folders], floor, ceiling, group)
+    if out:
+        write_or_say(out, closing_markdown(found).encode())
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+        return
+    for table in closing_tables(found):
+        print_table(table)
+    typer.echo("\n".join(closing_lines(found)))

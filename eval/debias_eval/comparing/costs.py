@@ -1,0 +1,83 @@
+"""What the methods cost beside the floor: seconds of everything, and the examples seen in training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from debias_eval.comparing.objections import examples_seen
+from debias_eval.results.runs import Method, Run, stages_of
+
+CLOSE = 1.1  # seconds of one machine vary by so much from run to run
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Means over a method's runs; None where a run did not record it.
+
+    `seconds`: of run.json, which holds the runs before the run, its bias model and earlier attempts. `examples`: seen
+    in training, and `before` in the runs before the run. `over_floor`: seconds over the floor's. `machines`: on which.
+    """
+
+    method: str
+    seconds: float | None
+    over_floor: float | None
+    examples: float | None
+    before: float | None
+    machines: tuple[str, ...]
+
+
+def costs_of(methods: Sequence[Method]) -> list[Cost]:
+    """The cost of each method; the first is the floor."""
+    seconds = [_mean([_seconds(run) for run in method.runs]) for method in methods]
+    floor = seconds[0]
+    return [
+        Cost(
+            method.name,
+            spent,
+            spent / floor if spent is not None and floor else None,
+            _mean([examples_seen(run) for run in method.runs]),
+            _mean([_before(run) for run in method.runs]),
+            tuple(sorted({_machine(run) for run in method.runs})),
+        )
+        for method, spent in zip(methods, seconds, strict=True)
+    ]
+
+
+def cost_notes(costs: Sequence[Cost]) -> list[str]:
+    """What keeps costs from being equal, or from being known."""
+    notes = []
+    for one in costs:
+        if one.before:
+            notes.append(f"unequal compute: {one.method} saw {one.before:,.0f} examples more in runs before the run")
+        if one.seconds is None:
+            notes.append(f"unknown cost: a run of {one.method} has no seconds in its run.json")
+        elif one.over_floor is not None and not 1 / CLOSE <= one.over_floor <= CLOSE:
+            notes.append(f"unequal cost: {one.method} took {one.over_floor:.2f} times the floor's seconds")
+    if len({one.machines for one in costs}) > 1:
+        words = "; ".join(f"{one.method}: {', '.join(one.machines)}" for one in costs)
+        notes.append(f"seconds of different machines are not to be compared: {words}")
+    return notes
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _seconds(run: Run) -> float | None:
+    seconds: Any = run.info.get("seconds")
+    real = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf")
+    return float(seconds) if real else None
+
+
+def _before(run: Run) -> float | None:
+    stages = [examples_seen(stage) for stage in stages_of(run)]
+    known = [seen for seen in stages if seen is not None]
+    return sum(known) if len(known) == len(stages) else None
+
+
+def _machine(run: Run) -> str:
+    machine = run.info.get("machine")
+    if not isinstance(machine, dict):
+        return "unknown"
+    return f"{machine.get('world_size', 1)} x {machine.get('device', 'unknown')}"

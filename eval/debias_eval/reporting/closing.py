@@ -1,0 +1,85 @@
+"""Gaps closed as tables, for a terminal and in Markdown."""
+
+from rich.table import Table
+from rich.text import Text
+
+from debias_eval.comparing.closing import Closing, Closings
+from debias_eval.comparing.costs import Cost
+from debias_eval.reporting.tables import FLAT, Cell, Grid, markdown, printable
+from debias_eval.results.summary import points
+from debias_eval.scores.intervals import Interval
+
+HEADER = ("suite", "method", "group", "n", "floor %", "ceiling %", "method %", "gap", "closed", "bootstrap", "seeds")
+COSTS = ("method", "seconds", "of the floor's", "examples seen", "before the run")
+CAPTION = (
+    "closed = (method - floor) / (ceiling - floor), 1 is all of it. Brackets: 95 % interval over seeds, on these test "
+    "examples: of the gap in points (Student's t), of what is closed Fieller's; bootstrap: the same by drawing seeds."
+)
+
+
+def closing_grids(found: Closings) -> list[Grid]:
+    """What is closed, suite by suite, with every objection under it; then what it cost."""
+    suites = list(dict.fromkeys(row.suite for row in found.rows))
+    blocks = tuple(tuple(_line(row) for row in found.rows if row.suite == suite) for suite in suites)
+    title = f"Gap closed, from {found.floor} to {found.ceiling}"
+    notes = (CAPTION, *_notes(found), *found.objections)
+    costs = tuple(_cost(one) for one in found.costs)
+    told = "Seconds of everything: the bias model, runs before the run and earlier attempts. Means over runs."
+    return [Grid(title, HEADER, blocks, notes), Grid("Cost of a run", COSTS, (costs,), (told,))]
+
+
+def closing_markdown(found: Closings) -> str:
+    """Both tables in GitHub's Markdown."""
+    return markdown(closing_grids(found))
+
+
+def closing_tables(found: Closings) -> list[Table]:
+    """Both as rich tables; names are plain text, no markup."""
+    tables = []
+    for grid in closing_grids(found):
+        table = Table(title=Text(printable(grid.title)), title_justify="left")
+        for i, name in enumerate(grid.header):
+            table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
+        for block in grid.blocks:
+            for line in block:
+                table.add_row(*(Text(printable(cell.text)) for cell in line))
+            table.add_section()
+        tables.append(table)
+    return tables
+
+
+def closing_lines(found: Closings) -> list[str]:
+    """What is said under the tables of a terminal: what the numbers are, and what a reader may object."""
+    return [line for grid in closing_grids(found) for line in grid.notes]
+
+
+def _line(row: Closing) -> tuple[Cell, ...]:
+    closed = row.closed
+    gap = f"{points(closed.gap)}{_range(closed.gap_interval, 100, 1)}"
+    seeds = str(closed.seeds[0]) if len(set(closed.seeds)) == 1 else ", ".join(map(str, closed.seeds))
+    share = "no gap to close" if closed.closed is None else f"{closed.closed:.2f}{_range(closed.interval, 1, 2)}"
+    names = [Cell(name, name=True) for name in (row.suite, row.method, row.group)]
+    rates = [Cell(points(value)) for value in (row.floor, row.ceiling, row.value)]
+    bootstrap = _range(closed.bootstrap, 1, 2).strip() or FLAT
+    return (*names, Cell(f"{row.n:,}"), *rates, Cell(gap), Cell(share), Cell(bootstrap), Cell(seeds))
+
+
+def _range(interval: Interval | None, times: float, digits: int) -> str:
+    return "" if interval is None else f" [{times * interval[0]:.{digits}f}, {times * interval[1]:.{digits}f}]"
+
+
+def _notes(found: Closings) -> list[str]:
+    """Why there is no number or no interval, and how seeds were paired where not all were."""
+    notes: dict[str, list[str]] = {}
+    for row in found.rows:
+        pairing = "" if row.closed.pairing.endswith("paired seeds") else row.closed.pairing
+        for text in filter(None, (row.closed.why, pairing)):
+            notes.setdefault(text, []).append(f"{row.method} on {row.suite}")
+    return [f"{', '.join(where)}: {text}" for text, where in notes.items()]
+
+
+def _cost(one: Cost) -> tuple[Cell, ...]:
+    seconds = FLAT if one.seconds is None else f"{one.seconds:,.1f}"
+    over = FLAT if one.over_floor is None else f"{one.over_floor:.2f}"
+    examples, before = (FLAT if n is None else f"{n:,.0f}" for n in (one.examples, one.before))
+    return (Cell(one.method, name=True), Cell(seconds), Cell(over), Cell(examples), Cell(before))

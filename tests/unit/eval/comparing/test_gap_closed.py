@@ -1,0 +1,177 @@
+"""How much of a gap methods close: which runs are meant, on which group, at what cost, and what is said where."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from debias.cli.app import app
+from debias.errors import InputError
+from debias_eval.comparing.closing import closings_in
+from debias_eval.reporting.closing import closing_lines, closing_markdown
+
+WRONG = {"erm": (50, 52, 51, 49, 48), "edge": (62, 63, 61, 60, 64), "pcgrad": (71, 74, 72, 70, 73)}
+
+
+@pytest.fixture
+def sweep(make_run: Callable[..., Path], tmp_path: Path) -> Path:
+    """Runs of three methods, `hard` and `plain` judged; pcgrad is the ceiling."""
+    for method, wrong in WRONG.items():
+        for seed, right in enumerate(wrong):
+            suites = {"hard": {"bias-aligned": 95, "bias-conflicting": right}, "plain": {"all": right, "odd": 90}}
+            make_run(f"sweep/recipe_{method}/default/seed{seed}", method, seed, suites)
+    return tmp_path / "sweep"
+
+
+def change(run: Path, **info: object) -> None:
+    known = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(known | info))
+
+
+def only(found, suite="hard"):
+    (row,) = [row for row in found.rows if row.suite == suite]
+    return row
+
+
+def test_edge_closes_half_of_the_gap(sweep: Path) -> None:
+    found = closings_in([sweep], "erm", "pcgrad")
+    row = only(found)
+    assert (found.floor, found.ceiling, row.method, row.group, row.n) == ("erm", "pcgrad", "edge", "conflicting", 100)
+    assert (row.floor, row.ceiling, row.value) == pytest.approx((0.5, 0.72, 0.62))
+    assert row.closed.closed == pytest.approx(12 / 22)
+    assert row.closed.interval[0] > 0.4
+    assert (row.closed.seeds, row.closed.pairing) == ((5, 5, 5), "5 paired seeds")
+    assert only(found, "plain").group == "worst_group"  # it has no conflicting one
+
+
+@pytest.mark.parametrize(
+    ("group", "suite", "floor", "n"),
+    [
+        ("bias-aligned", "hard", 0.95, 100),
+        ("aligned", "hard", 0.95, 100),
+        ("worst_group", "hard", 0.5, 100),
+        ("all", "hard", 0.725, 200),
+        ("all", "plain", 0.5, 100),  # a group that is called so comes first
+    ],
+)
+def test_a_group_by_its_name(sweep: Path, group: str, suite: str, floor: float, n: int) -> None:
+    row = only(closings_in([sweep], "erm", "pcgrad", group), suite)
+    assert (row.group, row.floor, row.n) == (group, pytest.approx(floor), n)
+    assert (row.closed.closed is None) == (floor == 0.95)
+
+
+@pytest.mark.parametrize("word", ["edge", "EDGE", "recipe_edge", "{}/recipe_edge/default/seed3", "{}/recipe_edge"])
+def test_a_method_a_recipe_or_a_run_names_it(sweep: Path, word: str) -> None:
+    found = closings_in([sweep], word.format(sweep), "pcgrad")
+    assert (found.floor, only(found).method) == ("edge", "erm")
+
+
+def test_a_floor_from_elsewhere_is_no_method_to_judge(sweep: Path, tmp_path: Path) -> None:
+    (sweep / "recipe_erm").rename(tmp_path / "other")
+    found = closings_in([sweep], str(tmp_path / "other"), "recipe_pcgrad")
+    assert (found.floor, [row.method for row in found.rows]) == ("erm", ["edge", "edge"])
+
+
+@pytest.mark.parametrize(
+    ("floor", "ceiling", "group", "message"),
+    [
+        ("emr", "pcgrad", None, "--floor 'emr' is no method, recipe or run of these; did you mean 'erm'"),
+        ("erm", "recipe_pgrad", None, "--ceiling 'recipe_pgrad' is no .* did you mean 'recipe_pcgrad'"),
+        ("erm", "zzz", None, "there are 'erm', 'edge', 'pcgrad'"),
+        ("erm", "recipe_erm", None, "--ceiling 'recipe_erm' is erm, which --floor is as well"),
+        ("erm", "pcgrad", "bias-conflict", "--group 'bias-conflict' is no group of hard, plain; .*'bias-conflicting'"),
+    ],
+)
+def test_unknown_words_name_the_nearest(sweep: Path, floor: str, ceiling: str, group: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        closings_in([sweep], floor, ceiling, group)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_in_common_is_one_line(sweep: Path) -> None:
+    for run in (sweep / "recipe_erm").glob("*/seed*"):
+        for file in (run / "eval").glob("*"):
+            file.rename(file.with_name(file.name.replace("hard", "soft").replace("plain", "mild")))
+        for file in (run / "eval").glob("*.json"):
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"suite": file.stem}))
+    with pytest.raises(
+        InputError, match="no gap to measure: the floor erm was judged on mild, soft, the ceiling pcgrad"
+    ):
+        closings_in([sweep], "erm", "pcgrad")
+    with pytest.raises(InputError, match="floor and ceiling were judged on hard, plain, erm was not"):
+        closings_in([sweep], "edge", "pcgrad")
+    shutil.rmtree(sweep / "recipe_edge")
+    with pytest.raises(InputError, match=r"no method beside the floor \(erm\) and the ceiling \(pcgrad\)"):
+        closings_in([sweep], "erm", "pcgrad")
+
+
+def test_what_a_reader_may_object(sweep: Path) -> None:
+    """Few seeds, more steps, more seconds, stages before the run, another machine."""
+    assert not [one for one in closings_in([sweep], "erm", "pcgrad").objections if "compute" in one or "cost" in one]
+    shutil.rmtree(sweep / "recipe_edge" / "default" / "seed4")
+    for seed in range(4):
+        run = sweep / f"recipe_edge/default/seed{seed}"
+        stage = run / "stages" / "1"
+        stage.mkdir(parents=True)
+        for name in ("config.yaml", "run.json"):
+            shutil.copy(run / name, stage / name)
+        change(stage, steps=10, seconds=50.0)
+        change(run, seconds=150.8, steps=80, machine={"device": "H100", "world_size": 1})
+    found = closings_in([sweep], "erm", "pcgrad")
+    said = "\n".join(found.objections)
+    assert "edge has 4 seeds, fewer than 5" in said
+    assert "unequal compute: erm saw 1,280 examples in training, edge 2,560" in said
+    assert "unequal compute: edge saw 320 examples more in runs before the run" in said
+    assert "unequal cost: edge took 2.00 times the floor's seconds" in said  # stages are in them: not counted twice
+    assert "seconds of different machines are not to be compared: erm: unknown" in said
+    assert only(found).closed.pairing == "4 paired seeds, 2 runs without a pair left out"
+    assert only(found).floor == pytest.approx(0.505)  # of the seeds that count
+    change(sweep / "recipe_erm/default/seed0", seconds="long")
+    assert "unknown cost: a run of erm has no seconds" in "\n".join(closings_in([sweep], "erm", "pcgrad").objections)
+
+
+def test_other_examples_give_no_number(sweep: Path) -> None:
+    file = sweep / "recipe_pcgrad/default/seed2/eval/hard.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"examples_sha256": "others"}))
+    found = closings_in([sweep], "erm", "pcgrad")
+    assert [row.suite for row in found.rows] == ["plain"]
+    assert any("suite hard: not the same examples" in one for one in found.objections)
+
+
+def test_a_suite_without_the_group_is_left_out_with_a_word(sweep: Path) -> None:
+    found = closings_in([sweep], "erm", "pcgrad", "odd")
+    assert [row.suite for row in found.rows] == ["plain"]
+    assert "suite hard: left out, not every run has the group 'odd' there" in found.objections
+
+
+def test_no_gap_is_said_in_place_of_a_number(sweep: Path) -> None:
+    found = closings_in([sweep], "pcgrad", "erm")
+    assert only(found).closed.closed is None
+    assert "| no gap to close |" in closing_markdown(found)
+    assert any(
+        "edge on hard, edge on plain: no gap to close: the ceiling is below" in one for one in closing_lines(found)
+    )
+
+
+def test_the_verb(sweep: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, ["compare", *words])
+        return done.stdout if done.exception is None else str(done.exception)
+
+    roles = ("--floor", "erm", "--ceiling", "pcgrad")
+    table = run(str(sweep), *roles, "--markdown", str(tmp_path / "gap.md"))
+    assert "0.55 [" in table
+    assert "Fieller" in table
+    assert "| hard | edge | conflicting | 100 | 50.0 | 72.0 | 62.0 |" in (tmp_path / "gap.md").read_text()
+    told = json.loads(run(str(sweep), *roles, "--json"))
+    assert told["rows"][0]["closed"] == pytest.approx(12 / 22)
+    assert told["costs"][0] == {
+        **{"method": "erm", "seconds": pytest.approx(75.4), "over_floor": pytest.approx(1)},
+        **{"examples": 1280, "before": 0, "machines": ["unknown"]},
+    }
+    assert run(str(sweep), "--floor", "erm").startswith("--ceiling is missing")
+    assert run(str(sweep), "--group", "all").startswith("--group: of --floor and --ceiling alone")
+    assert run(str(sweep), "--against", str(sweep), *roles).startswith("--against: not with --floor")
