@@ -67,7 +67,7 @@ def test_from_files_to_a_table(digits: Path, tmp_path: Path, debias: Command) ->
     code, _, err = debias("train", path)
     assert code == 0, err
     run = tmp_path / "run"
-    assert {one.name for one in run.iterdir()} == {"model", "config.yaml", "metrics.jsonl", "run.json"}
+    assert {one.name for one in run.iterdir()} == {"model", "config.yaml", "metrics.jsonl", "run.json", "seen.npz"}
     told = json.loads((run / "run.json").read_text())
     assert (told["status"], told["gradients"], told["train_examples"]) == ("finished", "single_pass", 400)
     assert told["acts_on"]["tensors"] == 6

@@ -145,7 +145,7 @@ def test_sources_that_configs_accept() -> None:
         (
             [{"text": "x", "label": one} for one in ("a", "", "b")],
             Columns(),
-            "row 2: label '' is not in labels ['a', 'b']",
+            "row 2: label is missing",
         ),
     ],
 )
