@@ -81,6 +81,7 @@ def test_against_one_backward_pass_for_each_sample(name):
 
 
 # What checkpointing recomputes runs in the backward pass, where no mode reaches: in float32.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "checkpointing"),
     [(torch.float64, None), (torch.float32, None), (torch.float32, True), (torch.float32, False)],

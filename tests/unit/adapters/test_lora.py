@@ -185,6 +185,7 @@ def encoders() -> list[Any]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [False, True], ids=["", "nf4"])
 @pytest.mark.parametrize(("kind", "settings", "sizes", "fresh"), encoders())
 def test_layers_drawn_at_random_train_whole_and_are_saved(

@@ -81,6 +81,7 @@ def test_a_slow_network_is_a_warning():
     assert all_reduce.judge(100.0, "x").ok
 
 
+@pytest.mark.slow
 def test_nobody_at_the_meeting_place(monkeypatch):
     monkeypatch.setattr(ranks, "MEETING", ranks.timedelta(seconds=1))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():

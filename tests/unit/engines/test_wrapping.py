@@ -211,6 +211,7 @@ def compiling():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "gradients"),
     [

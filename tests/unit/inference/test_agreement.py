@@ -316,6 +316,7 @@ def judged(base: Path, adapter: Path) -> tuple[Any, np.ndarray, np.ndarray]:
     return predictor, got, plainly(theirs, [prompt.ids(one) for one in examples], prompt.answer_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_is_judged_as_peft_runs_it(name: str, bases: dict[bool, Path], tmp_path: Path) -> None:
     tied, config = ADAPTERS[name]

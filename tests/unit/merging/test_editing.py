@@ -137,6 +137,7 @@ def test_every_edit_has_a_case() -> None:
     assert {edit for edit, *_ in CASES.values()} == set(EDITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", MODELS)
 def test_an_edited_adapter_is_the_edit_of_dense_changes(

@@ -201,6 +201,7 @@ def test_another_adapter(runs: dict[str, Path], tmp_path: Path) -> None:
     assert by_path.adapter == str(runs["llama"] / "adapter")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "llama4_text"])
 def test_a_run_that_was_trained(runs: dict[str, Path], family: str, tmp_path: Path) -> None:
     """Through `train`, whose adapters on experts are routed token by token; scored as the run is scored."""

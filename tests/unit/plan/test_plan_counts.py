@@ -62,6 +62,7 @@ def test_adapters_of_qwen3_8b_by_hand():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "llama4_text", "gemma3_text"])
 @pytest.mark.parametrize("settings", [
     {}, {"load_in_4bit": True, "bf16": True}, {"adapter": "full"}, {"adapter": "dora"}, {"adapter": "beft"},

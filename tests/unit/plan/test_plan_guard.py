@@ -72,6 +72,7 @@ def test_without_a_gpu_the_machines_memory_counts(run, monkeypatch, memory, worl
         guard.refuse_what_cannot_fit(run, world)
 
 
+@pytest.mark.slow
 def test_a_plan_for_cpus(run, tmp_path, monkeypatch, capsys):
     """Less than the same on a GPU, which takes some itself; and the verdict is of the machine's memory."""
     config = tmp_path / "run.yaml"

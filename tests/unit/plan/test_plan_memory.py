@@ -81,6 +81,7 @@ def test_what_is_traced_follows_the_run():
     assert peak(bf16=True) < plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_moe", "llama4_text", "gemma3_text", "llama"])
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_every_family_can_be_traced(name, four_bit):
@@ -90,6 +91,7 @@ def test_every_family_can_be_traced(name, four_bit):
     assert traced.others <= traced.peak <= traced.others + 10**6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_dora_takes_what_lora_takes_and_its_whole_deltas(four_bit):
     """It makes each layer's `W + B A` in the forward pass: more than LoRA, by two matrices of a layer and not less."""
@@ -395,6 +397,7 @@ def test_a_load_balancing_loss_that_the_model_has_not(tmp_path):
         make_plan(run, Machine(cuda=False), length=32)
 
 
+@pytest.mark.slow
 def test_the_run_before_a_run_is_planned_too(folder, monkeypatch, capsys):
     """JTT's first stage with another micro-batch: where it does not fit, the run does not."""
     stage = {"keep": "errors", "settings": {"per_device_train_batch_size": 64}}

@@ -277,6 +277,7 @@ def test_several_at_once(recipe, tmp_path):
     assert sum(event == "judged" for event, _ in events(out)) == 5
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_resumed(recipe, tmp_path):
     out = tmp_path / "out"
     (run,) = plan_sweep([recipe], [0], [()], out)
@@ -409,6 +410,7 @@ def test_a_signal_reaches_the_run_which_saves(recipe, tmp_path, number):
     assert state_of(run) == "finished"
 
 
+@pytest.mark.slow
 def test_a_second_signal_kills(recipe, tmp_path):
     out = tmp_path / "out"
     process = in_background(recipe, out, 0.125)

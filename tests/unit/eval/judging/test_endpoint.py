@@ -75,6 +75,7 @@ def here(folder: Path, prompt: Path, scoring: Scoring | None = None) -> np.ndarr
     return load_given(Given(model=str(folder), prompt=prompt), scoring).label_scores(ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offsets", ["true", "summed", "none"])
 @pytest.mark.parametrize("least", [0, 1])
 def test_a_served_model_scores_as_it_does_here(
@@ -93,6 +94,7 @@ def test_a_served_model_scores_as_it_does_here(
     assert server.keys == {f"Bearer {SECRET}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scoring", [Scoring("tokens", "contextual"), Scoring("characters"), Scoring("none", "pmi")], ids=str
 )
