@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 # Tensors that do not divide by three, a rank that owns nothing, everything that ranks must agree on.
-THREE_RANKS = "odd_sizes or however or disagree or wrong_order or (skips_the_step and 1])"
+THREE_RANKS = "odd_sizes or however or disagree or wrong_order or (skips_the_step_on_all and 1])"
 
 
 @pytest.mark.slow
