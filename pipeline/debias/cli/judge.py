@@ -7,6 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from debias.cli.options import (
+    Adapter,
+    Bf16,
+    Calibrate,
+    DeepSpeed,
+    FourBit,
+    Labels,
+    Model,
+    Normalize,
+    PromptFile,
+    Tokenizer,
+)
 from debias.cli.printing import AsJson, print_table
 from debias.errors import InputError
 from debias.ranks.world import is_first
@@ -29,21 +41,17 @@ def evaluate(
     suite: Annotated[
         list[str] | None, typer.Option("--suite", help="A suite, a collection (nli, all, ...) or a YAML file; repeat.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Any model: a hub id, a folder, package:minilm.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, by folder or hub id.")] = None,
-    prompt: Annotated[
-        Path | None, typer.Option(help="How to ask: a recipe, a run's config.yaml, or a file of template, verbalizers.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="A classifier's labels in order, with commas, if it names none.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Another than the adapter's own, or the model's.")] = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    prompt: PromptFile = None,
+    labels: Labels = None,
+    tokenizer: Tokenizer = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results of --model.")] = None,
-    bf16: Annotated[bool | None, typer.Option("--bf16/--float32", help="Default: bf16 on a GPU.")] = None,
-    load_in_4bit: Annotated[bool | None, typer.Option("--load-in-4bit/--no-load-in-4bit")] = None,
-    deepspeed: Annotated[str | None, typer.Option(help="zero3: the weights spread over the ranks of torchrun.")] = None,
-    normalize: Annotated[str, typer.Option(help="Score of an answer: none (the sum), tokens, characters.")] = "none",
-    calibrate: Annotated[str, typer.Option(help="Prior of the labels taken off: none, contextual, pmi.")] = "none",
+    bf16: Bf16 = None,
+    load_in_4bit: FourBit = None,
+    deepspeed: DeepSpeed = None,
+    normalize: Normalize = "none",
+    calibrate: Calibrate = "none",
     limit: Annotated[int | None, typer.Option(min=1, help="Judge a random subset of this size of each suite.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the subset.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most examples of a batch; default: by tokens.")] = None,

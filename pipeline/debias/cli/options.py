@@ -1,0 +1,19 @@
+"""Options that verbs which load any model share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str | None, typer.Option(help="Any model: a hub id, a folder, package:minilm.")]
+Adapter = Annotated[str | None, typer.Option(help="A PEFT adapter, by folder or hub id.")]
+PromptFile = Annotated[
+    Path | None, typer.Option(help="How to ask: a recipe, a run's config.yaml, or a file of template, verbalizers.")
+]
+Labels = Annotated[str | None, typer.Option(help="A classifier's labels in order, with commas, if it names none.")]
+Tokenizer = Annotated[str | None, typer.Option(help="Another than the adapter's own, or the model's.")]
+Bf16 = Annotated[bool | None, typer.Option("--bf16/--float32", help="Default: bf16 on a GPU.")]
+FourBit = Annotated[bool | None, typer.Option("--load-in-4bit/--no-load-in-4bit")]
+DeepSpeed = Annotated[str | None, typer.Option(help="zero3: the weights spread over the ranks of torchrun.")]
+Normalize = Annotated[str, typer.Option(help="Score of an answer: none (the sum), tokens, characters.")]
+Calibrate = Annotated[str, typer.Option(help="Prior of the labels taken off: none, contextual, pmi.")]
