@@ -1,8 +1,10 @@
 """What the report reads: run folders, each piece optional, and runs that differ only in their seed as one method."""
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from debias.config.reading import read_yaml
 from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
+from debias.runs.kept import SUFFIX, unpack
 from debias.runs.names import CONFIG, EVAL, METRICS, SUMMARY
 from debias_eval.results.chosen import oracle_choice
 from debias_eval.results.files import Result, read_results
@@ -19,6 +22,7 @@ from debias_eval.results.files import Result, read_results
 SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to")
 DATA_SEED_KEYS = ("data.train.seed", "data.planted_bias.seed", "data.planted_color.seed")
 PIECES = (CONFIG, SUMMARY, METRICS)
+_HELD: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
 OLD_NAMES = ("main_only", "main-only", "mainonly", "main only")  # of erm, in runs of older versions
 BASELINES = ("erm", "plain", *OLD_NAMES)
@@ -147,15 +151,27 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Every run once, named by its folder, with as many parent folders as it takes to tell them apart.
 
-    A folder that is no run but holds runs stands for all of them.
+    A folder that is no run but holds runs stands for all of them, and so does a file of kept runs.
     """
-    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(Path(path).resolve())))
+    places = [_unpacked(Path(path).resolve()) for path in paths]
+    folders = list(dict.fromkeys(folder for place in places for folder in run_folders(place)))
     if not folders:
         raise InputError("no run folder given")
     depth = 1
     while depth < 6 and len({folder.parts[-depth:] for folder in folders}) < len(folders):
         depth += 1
     return [read_run(folder, "/".join(folder.parts[-depth:])) for folder in folders]
+
+
+@cache
+def _unpacked(path: Path) -> Path:
+    """For a file of kept runs a folder of them, which goes with the process; else the path itself."""
+    if path.suffix != SUFFIX or not path.is_file():
+        return path
+    folder = tempfile.TemporaryDirectory(prefix="debias-kept-")
+    _HELD.append(folder)
+    unpack(path, Path(folder.name) / path.stem)
+    return Path(folder.name).resolve() / path.stem
 
 
 def run_folders(path: Path, depth: int = SWEEP_DEPTH) -> list[Path]:

@@ -24,6 +24,7 @@ from debias.cli import (
     methods,
     plan,
     predict,
+    study,
     suites,
     sweep,
 )
@@ -51,6 +52,7 @@ suites.add_to(app)
 methods.add_to(app)
 audit.add_to(app)
 sweep.add_to(app)
+study.add_to(app)
 plan.add_to(app)
 doctor.add_to(app)
 fetch.add_to(app)

@@ -254,7 +254,7 @@ def compare(
     import dataclasses
 
     if floor is not None or ceiling is not None:
-        _closings(folders, floor, ceiling, group, markdown, as_json)
+        closings(folders, floor, ceiling, group, markdown, as_json)
         return
     if extra := _options_of({"group": group, "markdown": markdown}):
         raise InputError(f"{extra}: of --floor and --ceiling alone; give both, or leave it out")
@@ -274,7 +274,7 @@ def compare(
         typer.echo(comparison.verdict)
 
 
-def _closings(
+def closings(
     folders: list[str], floor: str | None, ceiling: str | None, group: str | None, out: Path | None, as_json: bool
 ) -> None:
     """How much of the gap from floor to ceiling every other method closes."""

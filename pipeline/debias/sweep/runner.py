@@ -74,7 +74,8 @@ class Sweep:
     """`run()` trains and judges what is not done yet; `failed` then holds a line for each run that could not be.
 
     `launcher`: words that take the place of `python`, such as `torchrun --nproc-per-node 2`. `jobs`: runs side by side.
-    With `overwrite`, a run whose settings have changed is trained anew.
+    With `overwrite`, a run whose settings have changed is trained anew. `done` hears of each run that is trained and
+    judged.
     """
 
     runs: Sequence[PlannedRun]
@@ -83,6 +84,7 @@ class Sweep:
     jobs: int = 1
     launcher: str = ""
     overwrite: bool = False
+    done: Callable[[PlannedRun], None] = lambda run: None  # of a run that is trained and judged
     failed: dict[str, str] = field(default_factory=dict)
     _live: list["_Child"] = field(default_factory=list)
     _stopping: int = 0
@@ -154,7 +156,9 @@ class Sweep:
         step = next(story, None)
         if step is None:
             log.close()
-            logger.info("%s: done before", self._title(run))
+            if run.name not in self.failed:
+                logger.info("%s: done before", self._title(run))
+                self.done(run)
             return
         self._live.append(self._start(_Child(run, story, step, log)))
 
@@ -254,6 +258,7 @@ class Sweep:
             child.log.close()
             if child.run.name not in self.failed:
                 logger.info("%s: done, %s in %.0f s", self._title(child.run), child.step.stage, seconds)
+                self.done(child.run)
             return True
         if self._stopping:
             child.log.close()

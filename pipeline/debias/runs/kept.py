@@ -1,0 +1,75 @@
+"""Runs without their weights, a JSON object a line: what a run was, what it cost and what it was judged to be.
+
+A run's folder is large and lies on one machine. Its settings, its summary and its results are small: they can be kept
+under version control and read again wherever a folder of runs is read. A line holds no path of the machine it was made
+on: the run's own folder is written as the run's name.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from debias.config.run import STAGES
+from debias.errors import InputError
+from debias.runs.names import CONFIG, EVAL, SUMMARY
+from debias.runs.records import append_record, read_records
+from debias.runs.whole import write_whole
+
+EVENT = "run"
+SUFFIX = ".jsonl"
+# The pieces of a run's folder that are kept; of the runs before the run, their settings and summaries.
+KEPT = (CONFIG, SUMMARY, f"{EVAL}/*.json", f"{STAGES}/*/{CONFIG}", f"{STAGES}/*/{SUMMARY}")
+_NAME = re.compile(r"[\w.,=+-]+(/[\w.,=+-]+)*", re.ASCII)
+
+
+def keep(path: Path, folder: Path, name: str, **facts: Any) -> None:
+    """Add the run in `folder` to the file at `path`, with `facts` beside it."""
+    append_record(path, {"event": EVENT, "run": name, **facts, "files": _pieces(folder, name)})
+
+
+def _pieces(folder: Path, name: str) -> dict[str, str]:
+    """The text of each piece by its place in the folder."""
+    files = sorted(file for pattern in KEPT for file in folder.glob(pattern) if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8").replace(str(folder.absolute()), name)
+        for file in files
+    }
+
+
+def kept(path: Path) -> list[Mapping[str, Any]]:
+    """The runs kept in a file, a later one in the place of an earlier of that name and seed; no file holds none.
+
+    InputError for a line that is no kept run: what was measured must not be lost without a word.
+    """
+    records, broken = read_records(path)
+    wrong = [record for record in records if not _whole(record)]
+    if broken or wrong:
+        raise InputError(f"{path}: {broken + len(wrong)} lines are no kept runs; take them out, or bring the file back")
+    return list({record["run"]: record for record in records}.values())
+
+
+def _whole(record: Mapping[str, Any]) -> bool:
+    files = record.get("files")
+    names = [record.get("run"), *(files if isinstance(files, Mapping) else [None])]
+    if record["event"] != EVENT or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+        return False
+    parts = [part for name in names for part in str(name).split("/")]
+    return ".." not in parts and all(isinstance(text, str) for text in files.values())  # type: ignore[union-attr]
+
+
+def unpack(path: Path, into: Path) -> None:
+    """Each kept run as the folder that it had, below `into`, without its weights."""
+    for record in kept(path):
+        for place, text in record["files"].items():
+            write_whole(into / record["run"] / place, text)
+
+
+def result_of(record: Mapping[str, Any], suite: str) -> Mapping[str, Any]:
+    """What a kept run was judged to be on a suite; empty where it was not, or where that cannot be read."""
+    try:
+        result = json.loads(record["files"].get(f"{EVAL}/{suite}.json", "{}"))
+    except ValueError:
+        return {}
+    return result if isinstance(result, Mapping) else {}
