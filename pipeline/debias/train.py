@@ -1,7 +1,6 @@
 """The story of a run, top to bottom."""
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ from debias.ranks.world import is_first
 from debias.runs.folder import Folder, look, save_trained
 from debias.runs.seen import Seen
 from debias.runs.selection import selected
-from debias.runs.summary import Summary, seconds_before
+from debias.runs.summary import Spent, Summary, spent_before
 
 Facts = dict[str, Tensor]
 SAID = "said.npz"  # beside the runs before a run: what the first one said of the training examples
@@ -77,10 +76,10 @@ def _read(given: RunConfig | Mapping[str, Any] | str | Path, base: Path | None) 
 
 
 def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
-    started = time.time()
+    started = Spent.now()
     config = resolve_paths(config, base)
     if config.resume or not config.overwrite_output_dir:  # else what lies there is another run
-        started -= seconds_before(Path(config.output_dir))
+        started -= spent_before(Path(config.output_dir))
     loss, order, bias_model = build_loss(config), build_order(config), _bias_model(config)
     told, answers = _before(config, base, bias_model)
     arguments = training_arguments(config)

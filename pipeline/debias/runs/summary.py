@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,53 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return held
 
 
-def seconds_before(folder: Path) -> float:
-    """Seconds that earlier attempts at a run took, to be asked before the runs before it are trained.
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock, and of this process's CPU time: what a busy machine makes longer, and what it does not."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @classmethod
+    def now(cls) -> "Spent":
+        """Since whenever these two clocks count from."""
+        return cls(time.time(), time.process_time())
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
+
+
+def spent_before(folder: Path) -> Spent:
+    """What earlier attempts at a run took, to be asked before the runs before it are trained.
 
     What its run.json says, in which those runs are contained; of a run that was stopped in one of them, and has no
-    run.json yet, the sum of theirs. 0 for a new run.
+    run.json yet, the sum of theirs. Nothing for a new run.
     """
-    if (folder / SUMMARY).exists():
-        return _seconds_in(folder)
-    return sum(_seconds_in(stage) for stage in sorted((folder / STAGES).glob("*")))
+    folders = [folder] if (folder / SUMMARY).exists() else sorted((folder / STAGES).glob("*"))
+    held = [_held(one) for one in folders]
+    return Spent(*(sum(_seconds_in(one, name) for one in held) for name in ("seconds", "cpu_seconds")))
 
 
-def _seconds_in(folder: Path) -> float:
+def _held(folder: Path) -> dict[str, Any]:
     try:
-        seconds = read_summary(folder).get("seconds")
-    except (InputError, AttributeError):  # damaged: whoever goes on with the run says so
-        return 0.0
+        held = read_summary(folder)
+    except InputError:  # damaged: whoever goes on with the run says so
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _seconds_in(held: Mapping[str, Any], name: str) -> float:
+    seconds = held.get(name)
     return float(seconds) if isinstance(seconds, int | float) and seconds > 0 else 0.0
 
 
 class Summary:
     """The run.json of a run that trains, first with what is known before the first step; `writes` on one rank alone.
 
-    `seconds` count from `started`, as `time.time()` has it; earlier than the beginning by what earlier attempts took.
+    What it took counts from `started`: earlier than the beginning by what earlier attempts took.
     """
 
-    def __init__(self, folder: Path, known: Mapping[str, Any], *, writes: bool, started: float) -> None:
+    def __init__(self, folder: Path, known: Mapping[str, Any], *, writes: bool, started: Spent) -> None:
         self.folder = folder
         self.known = known
         self.writes = writes
@@ -83,7 +105,8 @@ class Summary:
             return
         try:
             # At every word, not at the last alone: a run that is killed has cost something, too.
-            timed = {**said, "seconds": round(time.time() - self.started, 1)}
+            spent = Spent.now() - self.started
+            timed = {**said, "seconds": round(spent.seconds, 1), "cpu_seconds": round(spent.cpu_seconds, 1)}
             write_whole(self.folder / SUMMARY, json.dumps(timed, indent=2) + "\n")
         except OSError:
             if must:
