@@ -51,12 +51,16 @@ class Closings:
         return whole
 
 
-def closings_in(folders: Sequence[Path], floor: str, ceiling: str, group: str | None = None) -> Closings:
+def closings_in(
+    folders: Sequence[Path], floor: str, ceiling: str, group: str | None = None, *, arms: bool = False
+) -> Closings:
     """What every method in the folders closes of the gap; `group` by name, else the suite's conflicting or worst group.
+
+    With `arms` methods are called by their runs' folder, as the arms of a study are.
 
     InputError in one line for unknown names, and where the three were judged on no suite in common.
     """
-    low, high, others = methods_and_roles(folders, floor, ceiling)
+    low, high, others = methods_and_roles(folders, floor, ceiling, arms=arms)
     suites = _common_suites(low, high, others)
     rows: list[Closing] = []
     objections = [*about_training(low, high), *(one for method in others for one in about_training(low, method))]

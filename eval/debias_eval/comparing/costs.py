@@ -14,13 +14,16 @@ CLOSE = 1.1  # seconds of one machine vary by so much from run to run
 class Cost:
     """Means over a method's runs; None where a run did not record it.
 
-    `seconds`: of run.json, which holds the runs before the run, its bias model and earlier attempts. `examples`: seen
-    in training, and `before` in the runs before the run. `over_floor`: seconds over the floor's. `machines`: on which.
+    `seconds` by the clock, and `cpu_seconds` of the first rank's process: of run.json, which holds the runs before the
+    run, its bias model and earlier attempts. `examples`: seen in training, and `before` in the runs before the run.
+    `over_floor`, `cpu_over_floor`: over the floor's. `machines`: on which.
     """
 
     method: str
     seconds: float | None
     over_floor: float | None
+    cpu_seconds: float | None
+    cpu_over_floor: float | None
     examples: float | None
     before: float | None
     machines: tuple[str, ...]
@@ -28,19 +31,26 @@ class Cost:
 
 def costs_of(methods: Sequence[Method]) -> list[Cost]:
     """The cost of each method; the first is the floor."""
-    seconds = [_mean([_seconds(run) for run in method.runs]) for method in methods]
-    floor = seconds[0]
+    clocks = [
+        [_mean([_seconds(run, name) for run in method.runs]) for method in methods]
+        for name in ("seconds", "cpu_seconds")
+    ]
     return [
         Cost(
             method.name,
-            spent,
-            spent / floor if spent is not None and floor else None,
+            *(part for one in spent for part in one),
             _mean([examples_seen(run) for run in method.runs]),
             _mean([_before(run) for run in method.runs]),
             tuple(sorted({_machine(run) for run in method.runs})),
         )
-        for method, spent in zip(methods, seconds, strict=True)
+        for method, *spent in zip(methods, *(_over_first(clock) for clock in clocks), strict=True)
     ]
+
+
+def _over_first(means: Sequence[float | None]) -> list[tuple[float | None, float | None]]:
+    """Each with its ratio to the first, where both are known."""
+    first = means[0]
+    return [(mean, mean / first if mean is not None and first else None) for mean in means]
 
 
 def cost_notes(costs: Sequence[Cost]) -> list[str]:
@@ -64,8 +74,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _seconds(run: Run) -> float | None:
-    seconds: Any = run.info.get("seconds")
+def _seconds(run: Run, name: str) -> float | None:
+    seconds: Any = run.info.get(name)
     real = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf")
     return float(seconds) if real else None
 

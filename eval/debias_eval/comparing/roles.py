@@ -2,22 +2,27 @@
 
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from debias.errors import InputError
 from debias_eval.results.runs import SWEEP_DEPTH, Method, Run, group_runs, read_runs
 
 
-def methods_and_roles(folders: Sequence[Path], floor: str, ceiling: str) -> tuple[Method, Method, list[Method]]:
+def methods_and_roles(
+    folders: Sequence[Path], floor: str, ceiling: str, *, arms: bool = False
+) -> tuple[Method, Method, list[Method]]:
     """The floor, the ceiling and all other methods of the folders; roles may be folders that are not among them.
 
-    InputError in one line for a word that names none of them or several, for one method in both roles, and where
-    nothing is left to be judged.
+    With `arms` a method is called by the name of its runs' folder, as an arm of a study is. InputError in one line for
+    a word that names none of them or several, for one method in both roles, and where nothing is left to be judged.
     """
     outside = [Path(word) for word in (floor, ceiling) if Path(word).is_dir()]
     given, runs = read_runs(folders), read_runs([*folders, *outside])
     known = {run.path.resolve() for run in given}
     methods = group_runs(runs)
+    if arms:
+        methods = [replace(method, name=_recipe(method.runs[0]) or method.name) for method in methods]
     low, high = _named("--floor", floor, methods), _named("--ceiling", ceiling, methods)
     if low is high:
         raise InputError(f"--ceiling {ceiling!r} is {high.name}, which --floor is as well; name another method")

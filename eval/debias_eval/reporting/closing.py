@@ -10,7 +10,7 @@ from debias_eval.results.summary import points
 from debias_eval.scores.intervals import Interval
 
 HEADER = ("suite", "method", "group", "n", "floor %", "ceiling %", "method %", "gap", "closed", "bootstrap", "seeds")
-COSTS = ("method", "seconds", "of the floor's", "examples seen", "before the run")
+COSTS = ("method", "seconds", "of the floor's", "CPU seconds", "of the floor's", "examples seen", "before the run")
 CAPTION = (
     "closed = (method - floor) / (ceiling - floor), 1 is all of it. Brackets: 95 % interval over seeds, on these test "
     "examples: of the gap in points (Student's t), of what is closed Fieller's; bootstrap: the same by drawing seeds."
@@ -79,7 +79,15 @@ def _notes(found: Closings) -> list[str]:
 
 
 def _cost(one: Cost) -> tuple[Cell, ...]:
-    seconds = FLAT if one.seconds is None else f"{one.seconds:,.1f}"
-    over = FLAT if one.over_floor is None else f"{one.over_floor:.2f}"
+    seconds, cpu = (FLAT if n is None else f"{n:,.1f}" for n in (one.seconds, one.cpu_seconds))
+    over, cpu_over = (FLAT if n is None else f"{n:.2f}" for n in (one.over_floor, one.cpu_over_floor))
     examples, before = (FLAT if n is None else f"{n:,.0f}" for n in (one.examples, one.before))
-    return (Cell(one.method, name=True), Cell(seconds), Cell(over), Cell(examples), Cell(before))
+    return (
+        Cell(one.method, name=True),
+        Cell(seconds),
+        Cell(over),
+        Cell(cpu),
+        Cell(cpu_over),
+        Cell(examples),
+        Cell(before),
+    )

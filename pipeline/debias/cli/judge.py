@@ -275,7 +275,14 @@ def compare(
 
 
 def closings(
-    folders: list[str], floor: str | None, ceiling: str | None, group: str | None, out: Path | None, as_json: bool
+    folders: list[str],
+    floor: str | None,
+    ceiling: str | None,
+    group: str | None,
+    out: Path | None,
+    as_json: bool,
+    *,
+    arms: bool = False,
 ) -> None:
     """How much of the gap from floor to ceiling every other method closes."""
     from debias.runs.outputs import check_files
@@ -288,7 +295,7 @@ def closings(
     if "--against" in folders:
         raise InputError("--against: not with --floor and --ceiling, which name the methods; leave it out")
     check_files({"--markdown": out} if out else {})
-    found = closings_in([Path(one) for one in folders], floor, ceiling, group)
+    found = closings_in([Path(one) for one in folders], floor, ceiling, group, arms=arms)
     if out:
         write_or_say(out, closing_markdown(found).encode())
     if as_json:

@@ -56,7 +56,7 @@ def study(
     elif len(left) == len(runs):
         raise InputError(f"{keeper.path} keeps no run of the study yet; give -o FOLDER to make them")
     if planned.floor and planned.ceiling:
-        closings([str(keeper.path)], planned.floor, planned.ceiling, planned.group, markdown, as_json)
+        closings([str(keeper.path)], planned.floor, planned.ceiling, planned.group, markdown, as_json, arms=True)
 
 
 def _make(left: "Sequence[PlannedRun]", out: Path, judge: "Judge", jobs: int, keeper: "Keeper") -> None:

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from debias.cli.app import app
 from debias.errors import InputError
+from debias.runs.kept import keep
+from debias.sweep.study import kept_beside, plan_study, read_study
 from debias_eval.comparing.closing import closings_in
 from debias_eval.reporting.closing import closing_lines, closing_markdown
 
@@ -170,8 +172,43 @@ def test_the_verb(sweep: Path, tmp_path: Path) -> None:
     assert told["rows"][0]["closed"] == pytest.approx(12 / 22)
     assert told["costs"][0] == {
         **{"method": "erm", "seconds": pytest.approx(75.4), "over_floor": pytest.approx(1)},
+        **{"cpu_seconds": None, "cpu_over_floor": None},
         **{"examples": 1280, "before": 0, "machines": ["unknown"]},
     }
     assert run(str(sweep), "--floor", "erm").startswith("--ceiling is missing")
     assert run(str(sweep), "--group", "all").startswith("--group: of --floor and --ceiling alone")
     assert run(str(sweep), "--against", str(sweep), *roles).startswith("--against: not with --floor")
+
+
+STUDY = """
+name: bed
+recipe: minilm_generated_erm
+seeds: 5
+floor: plain_one
+ceiling: best_one
+arms: {plain_one: {}, half: {lora_r: 2}, best_one: {lora_r: 4}}
+"""
+
+
+def test_a_study_shows_what_its_kept_runs_close_by_the_names_of_its_arms(sweep: Path, tmp_path: Path) -> None:
+    """The same numbers as from the folders, which may be gone."""
+    file = tmp_path / "bed.yaml"
+    file.write_text(STUDY)
+
+    def study(*words: str) -> str:
+        done = CliRunner().invoke(app, ["study", str(file), *words])
+        return done.stdout if done.exception is None else str(done.exception)
+
+    assert study().startswith(f"{tmp_path}/bed.jsonl keeps no run of the study yet")
+    recipes = {"plain_one": "recipe_erm", "half": "recipe_edge", "best_one": "recipe_pcgrad"}
+    for run in plan_study(read_study(file), file, tmp_path):
+        arm = run.name.split("/")[0]
+        keep(kept_beside(file), sweep / recipes[arm] / f"default/seed{run.seed}", run.name, digest=run.digest)
+    want = [row.closed for row in closings_in([sweep], "erm", "pcgrad").rows]
+    shutil.rmtree(sweep)
+    assert [row.closed for row in closings_in([kept_beside(file)], "plain_one", "best_one").rows] == want
+    told = json.loads(study("--json"))
+    assert {row["method"] for row in told["rows"]} == {"half"}
+    assert [cost["method"] for cost in told["costs"]] == ["plain_one", "best_one", "half"]
+    assert "15 of 15 runs are kept" in study("--dry-run")
+    assert "Gap closed, from plain_one to best_one" in study()
