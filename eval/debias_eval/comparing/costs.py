@@ -7,6 +7,7 @@ from typing import Any
 from debias_eval.comparing.objections import examples_seen
 from debias_eval.results.runs import Method, Run, stages_of
 
+CLOCKS = ("seconds", "cpu_seconds")  # of run.json
 CLOSE = 1.1  # seconds of one machine vary by so much from run to run
 
 
@@ -31,19 +32,17 @@ class Cost:
 
 def costs_of(methods: Sequence[Method]) -> list[Cost]:
     """The cost of each method; the first is the floor."""
-    clocks = [
-        [_mean([_seconds(run, name) for run in method.runs]) for method in methods]
-        for name in ("seconds", "cpu_seconds")
-    ]
+    wall, cpu = (_over_first([_mean([_seconds(run, name) for run in one.runs]) for one in methods]) for name in CLOCKS)
     return [
         Cost(
             method.name,
-            *(part for one in spent for part in one),
+            *wall[i],
+            *cpu[i],
             _mean([examples_seen(run) for run in method.runs]),
             _mean([_before(run) for run in method.runs]),
             tuple(sorted({_machine(run) for run in method.runs})),
         )
-        for method, *spent in zip(methods, *(_over_first(clock) for clock in clocks), strict=True)
+        for i, method in enumerate(methods)
     ]
 
 
