@@ -1,4 +1,4 @@
-"""eval/README.md names every setting of a suite, and its default as it is."""
+"""eval/README.md names every setting of a suite and of a study; of a suite its default as it is."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from debias.sweep.study import Study
 from debias_eval.reading.suite import Suite, Task
 
-PAGE = (Path(__file__).parents[1] / "eval" / "README.md").read_text(encoding="utf-8")
+PAGE, STUDY = (Path(__file__).parents[1] / "eval" / "README.md").read_text(encoding="utf-8").split("### A study")
 ROWS = dict(re.findall(r"^\| `([a-z_.]+)` \|(.*?)\| ", PAGE, flags=re.MULTILINE))
 # Blocks whose keys stand on another page, or above: a run's own, and a second `hub`.
 ELSEWHERE = ("planted_bias.", "planted_color.", "group_rule.partial_input.hub.")
@@ -43,3 +44,8 @@ def test_defaults_are_those_of_the_code() -> None:
 def test_every_task_is_named() -> None:
     row = next(line for line in PAGE.splitlines() if line.startswith("| `task` |"))
     assert re.findall(r"`([a-z_]+)`", row)[1:] == list(get_args(Task))
+
+
+def test_every_setting_of_a_study_is_there_and_no_other() -> None:
+    cells = re.findall(r"^\| (`.*?`) \|", STUDY, flags=re.MULTILINE)
+    assert {key for cell in cells for key in re.findall(r"`(.*?)`", cell)} == set(Study.model_fields)
