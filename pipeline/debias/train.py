@@ -183,7 +183,7 @@ def _first_stage(config: RunConfig, base: Path | None, examples: list[Example], 
     stage = config.stage_before()
     log_p_NC = _said_by(stage, base, examples, SAID)
     facts = facts_of_stage(log_p_NC, examples, config.first_stage.keep)
-    if config.first_stage.keep == "errors" or not validation:
+    if config.first_stage.keep != "log_p" or not validation:
         return Told(facts)
     return Told(facts, of_validation=_said_by(stage, base, validation, said_of_validation(Path(SAID)).name))
 

@@ -72,7 +72,8 @@ def needs_of(name: str) -> dict[str, Any]:
     if "bias_log_p" not in LOSSES[name].reads:
         return {}
     pytest.importorskip("sklearn")
-    return {"bias_model": PARTIAL}
+    teacher = {"keep": "teacher", "settings": {"max_steps": 2, "save_strategy": "no"}}
+    return {"bias_model": PARTIAL} | ({"first_stage": teacher} if "teacher_log_p" in LOSSES[name].reads else {})
 
 
 @pytest.mark.parametrize("name", LOSSES)

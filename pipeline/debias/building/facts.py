@@ -228,6 +228,8 @@ def facts_of_stage(log_p_NC: np.ndarray, examples: Sequence[Example], keep: str)
     logger.info("first stage: wrong on %d of %d training examples", wrong_N.sum(), len(examples))
     if keep == "errors":
         return {"error": torch.from_numpy(wrong_N)}
+    if keep == "teacher":  # as sure as it is: a loss makes it less so
+        return {"teacher_log_p": torch.from_numpy(log_p_NC).float()}
     told_NC = floored(np.exp(log_p_NC))
     for fault in faults(told_NC, label_N):  # warnings alone: it is trained already, and more steps may mend it
         logger.warning("first stage %s", fault.text)

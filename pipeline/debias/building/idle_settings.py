@@ -72,12 +72,20 @@ def _of_method(config: RunConfig) -> dict[str, str]:
 def _of_what_is_easy(config: RunConfig) -> dict[str, str]:
     """A bias model that is fitted, or a first stage that is trained, and asked by nobody."""
     stage = config.first_stage
-    if "error" in make_order(config.order).reads and stage is not None and stage.keep == "errors":
-        return {}
-    if asks_bias_model(config) or _makes_groups(config):
-        return {} if stage is None or stage.keep == "log_p" else {"first_stage": "no order reads its errors"}
+    found = {}
+    asked = asks_bias_model(config) or _makes_groups(config)
     why = "neither the loss nor the bias weight reads it (selection pseudo_groups does)"
-    return {"bias_model": why, "first_stage": "no order reads its errors, " + why}
+    if not asked:
+        found["bias_model"] = why
+    if stage is None:
+        return found
+    readers = {
+        "errors": ("error" in make_order(config.order).reads, "no order reads its errors"),
+        "teacher": ("teacher_log_p" in make_loss(config.loss).reads, "no loss reads what it says"),
+        "log_p": (asked, why),
+    }
+    read, why_not = readers[stage.keep]
+    return found if read else {**found, "first_stage": why_not}
 
 
 def asks_bias_model(config: RunConfig) -> bool:

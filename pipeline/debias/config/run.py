@@ -77,11 +77,12 @@ def _of_lora_alone(block: str | dict[str, Any]) -> str | dict[str, Any]:
 class FirstStage(Strict):
     """A run before the run, on the same data and model: what it says of the training examples becomes facts.
 
-    `keep`: `errors`, which examples it gets wrong (JTT), or `log_p`, log-probabilities of every label, in the place of
-    a bias model's. `settings`: what it does otherwise than the run itself; beside these it trains plainly.
+    `keep`: `errors`, which examples it gets wrong (JTT); `log_p`, log-probabilities of every label, in the place of a
+    bias model's; or `teacher`, the same, as what a teacher says. `settings`: what it does otherwise than the run
+    itself; beside these it trains plainly.
     """
 
-    keep: Literal["errors", "log_p"] = "errors"
+    keep: Literal["errors", "log_p", "teacher"] = "errors"
     settings: dict[str, Any] = Field({})
 
 

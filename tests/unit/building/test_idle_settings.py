@@ -74,6 +74,9 @@ PARTIAL = "bias_model={name: partial_input, fields: [hypothesis]}"
         (["first_stage={keep: log_p}"], ["first_stage"]),
         (["first_stage={keep: log_p}", "loss=logit_correction"], []),
         ([PARTIAL, "loss=logit_correction", "first_stage={keep: errors}"], ["first_stage"]),
+        ([PARTIAL, "loss=confidence_regularization", "first_stage={keep: teacher}"], []),
+        ([PARTIAL, "loss=debiased_focal", "first_stage={keep: teacher}"], ["first_stage"]),
+        ([PARTIAL, "first_stage={keep: errors}", "order=upsampled"], ["bias_model"]),
     ],
     ids=str,
 )
