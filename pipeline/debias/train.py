@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from debias.bias.base import BaseBiasModel, BiasModel, digest_of
+from debias.bias.given import said_of_validation
 from debias.building.arguments import forget_accelerate, training_arguments
 from debias.building.examples import training_examples, validation_examples
 from debias.building.facts import (
@@ -16,6 +18,7 @@ from debias.building.facts import (
     check_facts,
     check_groups,
     facts_of_stage,
+    guessed,
     keep,
     kept,
     told_of,
@@ -41,12 +44,23 @@ from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
 from debias.ranks.world import is_first
 from debias.runs.folder import Folder, look, save_trained
+from debias.runs.pseudo_groups import PseudoGroups
 from debias.runs.seen import Seen
 from debias.runs.selection import selected
 from debias.runs.summary import Spent, Summary, spent_before
 
-Facts = dict[str, Tensor]
 SAID = "said.npz"  # beside the runs before a run: what the first one said of the training examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What runs before the run said: facts of the training examples, a bias model's `answers`, and log-probabilities of
+    the validation examples [M, C] by a first stage in the place of a bias model.
+    """
+
+    facts: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    answers: Answers | None = None
+    of_validation: np.ndarray | None = None
 
 
 def train(config: RunConfig | Mapping[str, Any] | str | Path, base: Path | None = None) -> Path:
@@ -81,7 +95,8 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     if config.resume or not config.overwrite_output_dir:  # else what lies there is another run
         started -= spent_before(Path(config.output_dir))
     loss, order, bias_model = build_loss(config), build_order(config), _bias_model(config)
-    told, answers = _before(config, base, bias_model)
+    told = _before(config, base, bias_model)
+    answers = told.answers
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     folder = _look(config, arguments)
@@ -91,14 +106,15 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
     check_groups(loss, order, examples, bias_model)
-    seen = _seen(folder, first, examples, validation, told)
-    if folder.is_finished(order.size(facts_of(examples) | told), arguments.world_size):
+    seen = _seen(folder, first, examples, validation, told.facts)
+    if folder.is_finished(order.size(facts_of(examples) | told.facts), arguments.world_size):
         return folder.path
     # Before the model is loaded and anything written: with some bias models there is nothing to train.
     if bias_model is not None and first:
-        answers = answers or ask_bias_model(config, bias_model, examples)
+        answers = answers or ask_bias_model(config, bias_model, examples, validation=validation)
+    groups = _groups(config, validation, answers, told)
     built = build_run(config, arguments, examples, validation, stop)
-    built.trainer.train_dataset.facts |= told
+    built.trainer.train_dataset.facts |= told.facts
     rule = built.trainer.rule
     method = {"name": rule.name, **dataclasses.asdict(rule)}
     known = {"seed": config.seed, "method": method, "train_examples": len(examples), **built.sizes}
@@ -108,12 +124,14 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
             folder.open()
             seen.write()
         if bias_model is not None:  # the other ranks read what the first one asked and writes down here
-            answers = answers or ask_bias_model(config, bias_model, examples)
+            answers = answers or ask_bias_model(config, bias_model, examples, validation=validation)
+            groups = groups if first else _groups(config, validation, answers, told)
             check_facts(seen, "bias_model", {"bias_log_p": answers.log_p}, examples)
             if first:
                 answers.write()
                 seen.write()
             built.trainer.train_dataset.facts["bias_log_p"] = answers.log_p
+    built.figures.groups = groups
     summary.begin()
     with summary.failures((NonFiniteGradients, NotExact)):
         outcome = _fit(built, folder)
@@ -132,46 +150,64 @@ def _bias_model(config: RunConfig) -> BiasModel | None:
     return None if isinstance(model, BaseBiasModel) and not asks_bias_model(config) else model
 
 
-def _before(config: RunConfig, base: Path | None, model: BiasModel | None) -> tuple[Facts, Answers | None]:
+def _groups(config: RunConfig, validation: list[Example], answers: Answers | None, told: Told) -> PseudoGroups | None:
+    """The pseudo groups of the validation examples, where somebody has said what is easy about them."""
+    said = told.of_validation if answers is None else answers.of_validation
+    return None if said is None or not len(said) else guessed(said, validation, config)
+
+
+def _before(config: RunConfig, base: Path | None, model: BiasModel | None) -> Told:
     """What is said before the run by runs of its own base: the facts of a first stage, and a bias model's answers.
 
     On every rank: all train and judge together. What this run could not be is found before anything is trained.
     """
     asks_base = isinstance(model, BaseBiasModel)
     if config.first_stage is None and not asks_base:
-        return {}, None
+        return Told()
     folder = look(config)
     check_answers(config, build_loss(config))
-    examples = training_examples(config, base)
+    examples, validation = training_examples(config, base), validation_examples(config, base)
     Seen(folder, writes=False).check("data.train", digests_of(examples), [example.id for example in examples])
-    told = _first_stage(config, base, examples)
+    told = _first_stage(config, base, examples, validation)
     if model is None or not asks_base:
-        return told, None
-    return told, ask_bias_model(config, model, examples, AskedRun(config, base, examples, train))
+        return told
+    answers = ask_bias_model(config, model, examples, AskedRun(config, base, train), validation)
+    return dataclasses.replace(told, answers=answers)
 
 
-def _first_stage(config: RunConfig, base: Path | None, examples: list[Example]) -> Facts:
-    """The facts of the run before this one, if there is one: trained where it has not been, and asked once."""
+def _first_stage(config: RunConfig, base: Path | None, examples: list[Example], validation: list[Example]) -> Told:
+    """What the run before this one says, if there is one: trained where it has not been, and asked once."""
     if config.first_stage is None:
-        return {}
+        return Told()
     stage = config.stage_before()
-    digest = digest_of(told_of(stage), examples, len(config.data.labels), stage.seed)
-    place = Path(stage.output_dir).with_name(SAID)
+    log_p_NC = _said_by(stage, base, examples, SAID)
+    facts = facts_of_stage(log_p_NC, examples, config.first_stage.keep)
+    if config.first_stage.keep != "log_p" or not validation:
+        return Told(facts)
+    return Told(facts, of_validation=_said_by(stage, base, validation, said_of_validation(Path(SAID)).name))
+
+
+def _said_by(stage: RunConfig, base: Path | None, examples: list[Example], name: str) -> np.ndarray:
+    """Log-probabilities [N, C] of the run before this one; what was kept of the same question is taken as it is."""
+    digest = digest_of(told_of(stage), examples, len(stage.data.labels), stage.seed)
+    place = Path(stage.output_dir).with_name(name)
     log_p_NC = kept(place, digest)
     if log_p_NC is None:
         log_p_NC = log_p_of(train(stage, base), examples)
         if is_first():
             keep(place, log_p_NC, digest)
         forget_accelerate()
-    return facts_of_stage(log_p_NC, examples, config.first_stage.keep)
+    return log_p_NC
 
 
-def _seen(folder: Folder, first: bool, examples: list[Example], validation: list[Example], told: Facts) -> Seen:
+def _seen(
+    folder: Folder, first: bool, examples: list[Example], validation: list[Example], facts: dict[str, Tensor]
+) -> Seen:
     """What the run reads, as it was where the run goes on; InputError where it is not."""
     seen = Seen(folder, writes=first)
     seen.check("data.train", digests_of(examples), [example.id for example in examples])
     seen.check("data.validation", digests_of(validation), [example.id for example in validation])
-    check_facts(seen, "first_stage", told, examples)
+    check_facts(seen, "first_stage", facts, examples)
     return seen
 
 

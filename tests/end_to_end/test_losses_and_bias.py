@@ -72,7 +72,8 @@ def needs_of(name: str) -> dict[str, Any]:
     if "bias_log_p" not in LOSSES[name].reads:
         return {}
     pytest.importorskip("sklearn")
-    return {"bias_model": PARTIAL}
+    teacher = {"keep": "teacher", "settings": {"max_steps": 2, "save_strategy": "no"}}
+    return {"bias_model": PARTIAL} | ({"first_stage": teacher} if "teacher_log_p" in LOSSES[name].reads else {})
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -212,6 +213,12 @@ def test_a_bias_model_that_knows_all_stops_a_run_before_it_begins(place: Path) -
         ({"bias_weight": {"source": "self", "form": "balanced"}}, "form has no effect with source 'self'"),
         ({"bias_model": {"name": "partial_input", "fields": ["hypo"]}}, "'hypo' is not one of data.text_fields"),
         ({"bias_model": "partial_input"}, "bias_model.fields: missing, and partial_input has no default for it"),
+        (
+            {"loss": "confidence_regularization", "bias_model": PARTIAL, "first_stage": {"keep": "errors"}},
+            "loss confidence_regularization reads what a teacher says; set first_stage.keep: teacher",
+        ),
+        ({"loss": "debiased_focal"}, "loss debiased_focal reads a bias model's probabilities, but bias_model is"),
+        ({"loss": "afr", "first_stage": {"keep": "teacher"}}, "loss afr reads a bias model's probabilities"),
         ({"loss": {"name": "focal", "gama": 1}}, "loss.gama: focal has no such setting; did you mean gamma?"),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_signal_keeps_the_newest_checkpoint_though_another_is_the_best(bert, t
         ({"save_steps": 2}, "needs eval_steps equal to save_steps; they are 1 and 2"),
         ({"eval_steps": None, "logging_steps": 7}, "they are 7 and 1"),
         ({"eval_steps": 5, "save_steps": 5}, "nothing is validated, eval_steps is 5 and max_steps 4"),
-        ({"selection": "oracle"}, "'last', 'validation' or 'worst_class'"),
+        ({"selection": "oracle"}, "'last', 'validation', 'worst_class' or 'pseudo_groups'"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_allow_it(changes, says, tmp_path):

@@ -14,7 +14,9 @@ LOG_P = [[math.log(0.7), math.log(0.2), math.log(0.1)], [math.log(0.05), math.lo
 LABELS = [0, 2]
 GROUPS = [0, 1]
 BIAS = [[0.1, 0.8, 0.1], [0.2, 0.3, 0.3]]
+TEACHER = [[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]
 TRAINING_GROUPS = [0, 0, 0, 1]  # shares 3/4 and 1/4
+TRAINING_LABELS = [0, 1, 2, 2]
 # Settings, and the loss of the two samples above on its first step.
 GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     "cross_entropy": ({}, [0.35667494393873245, 2.995732273553991]),
@@ -29,6 +31,12 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
             0.6 * 2.995732273553991 - 0.4 / 3 * math.log(0.05 * 0.9 * 0.05),
         ],
     ),
+    # The bias model says .1 and .3 of the right labels.
+    "debiased_focal": ({"gamma": 2.0}, [0.81 * 0.35667494393873245, 0.49 * 2.995732273553991]),
+    # The teacher's probabilities to the powers .9 and .7.
+    "confidence_regularization": ({}, [0.9671308103027247, 2.3005418764202803]),
+    # exp(-4 * .1) / 1 and exp(-4 * .3) / 2, over the mean of the four training examples'.
+    "afr": ({"gamma": 4.0}, [0.799059152090891, 1.5078000224157837]),
     "group_dro": ({"step_size": 0.1}, [0.5 / 0.75 * 0.35667494393873245, 0.5 / 0.25 * 2.995732273553991]),
 }
 
@@ -52,6 +60,23 @@ def oracle_logit_correction(log_p: list[float], label: int, group: int) -> float
     return -math.log(product[label] / math.fsum(product))
 
 
+def oracle_debiased_focal(log_p: list[float], label: int, group: int) -> float:
+    return -((1 - BIAS[group][label]) ** 2) * log_p[label]
+
+
+def oracle_confidence_regularization(log_p: list[float], label: int, group: int) -> float:
+    powers = [p ** (1 - BIAS[group][label]) for p in TEACHER[group]]
+    return -math.fsum(power / math.fsum(powers) * one for power, one in zip(powers, log_p, strict=True))
+
+
+def oracle_afr(log_p: list[float], label: int, group: int) -> float:
+    def weight(of: int, among: int) -> float:
+        return math.exp(-4 * BIAS[among][of]) / TRAINING_LABELS.count(of)
+
+    whole = [weight(of, among) for of, among in zip(TRAINING_LABELS, TRAINING_GROUPS, strict=True)]
+    return -weight(label, group) / (math.fsum(whole) / len(whole)) * log_p[label]
+
+
 def oracle_group_dro(log_p: list[float], label: int, group: int) -> float:
     share = TRAINING_GROUPS.count(group) / len(TRAINING_GROUPS)
     return -log_p[label] * (1 / len(set(TRAINING_GROUPS))) / share
@@ -62,12 +87,13 @@ ORACLES: dict[str, Callable[[list[float], int, int], float]] = {name: globals()[
 
 def begun(name: str) -> LearningLoss:
     settings, _ = GOLDEN[name]
-    return LearningLoss(make_loss({"name": name, **settings}), {"group": torch.tensor(TRAINING_GROUPS)})
+    return LearningLoss(make_loss({"name": name, **settings}), facts(TRAINING_LABELS, TRAINING_GROUPS))
 
 
 def facts(labels: list[int], groups: list[int]) -> dict[str, torch.Tensor]:
-    bias_log_p = torch.tensor([BIAS[group] for group in groups], dtype=torch.float64).log()
-    return {"labels": torch.tensor(labels), "group": torch.tensor(groups), "bias_log_p": bias_log_p}
+    said = {"bias_log_p": BIAS, "teacher_log_p": TEACHER}
+    logs = {name: torch.tensor([p[group] for group in groups], dtype=torch.float64).log() for name, p in said.items()}
+    return {"labels": torch.tensor(labels), "group": torch.tensor(groups), **logs}
 
 
 def said_of(logits_BC: torch.Tensor, labels: list[int]) -> Said:
@@ -120,6 +146,48 @@ def test_a_sample_does_not_know_its_neighbours(name: str) -> None:
     alone = [begun(name)(said_of(logits[i : i + 1], labels[i : i + 1]), facts(labels[i : i + 1], groups[i : i + 1]))
              for i in range(5)]  # fmt: skip
     torch.testing.assert_close(whole, torch.cat(alone))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0])
+def test_half_way_to_no_bias_model_at_all(gamma: float) -> None:
+    """Annealed from 1 to 0: half of training is done at alpha 1/2, at its end every sample counts the same."""
+    logits, labels, groups = torch.randn(4, 3, dtype=torch.float64), [0, 1, 2, 0], [0, 1, 0, 1]
+    said, known = said_of(logits, labels), facts(labels, groups)
+    loss = LearningLoss(make_loss({"name": "debiased_focal", "gamma": gamma, "anneal_to": 0.0}))
+    plain = LearningLoss(make_loss({"name": "debiased_focal", "gamma": gamma}))
+    for done, alpha in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
+        want = []
+        for row, label, group in zip(said.log_p_B.tolist(), labels, groups, strict=True):
+            powers = [p**alpha for p in BIAS[group]]
+            want.append(-((1 - powers[label] / math.fsum(powers)) ** gamma) * row)
+        found = loss(said, {**known, "done": torch.tensor(done, dtype=torch.float64)})
+        assert found.tolist() == pytest.approx(want, rel=1e-12)
+    even = loss(said, {**known, "done": torch.tensor(1.0)}) / -said.log_p_B
+    assert even.tolist() == pytest.approx([(2 / 3) ** gamma] * 4)
+    assert not torch.allclose(plain(said, known) / -said.log_p_B, even)
+    with pytest.raises(ValueError, match=r"loss\.anneal_to: this batch does not say how much of training is done"):
+        loss(said, known)
+
+
+def test_a_teachers_answer_is_its_own_where_the_bias_model_is_lost_and_even_where_it_is_sure() -> None:
+    labels, lost, sure = [1, 1], [1 - 1e-4, 1e-6, 1e-4], [1e-6, 1 - 1e-6, 1e-6]
+    known = facts(labels, [0, 0]) | {"bias_log_p": torch.tensor([lost, sure], dtype=torch.float64).log()}
+    logits = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    begun("confidence_regularization")(said_of(logits, labels), known).sum().backward()
+    assert logits.grad is not None
+    # The gradient is p - target; p is a third each.
+    assert (1 / 3 - logits.grad[0]).tolist() == pytest.approx(TEACHER[0], abs=1e-4)
+    assert (1 / 3 - logits.grad[1]).tolist() == pytest.approx([1 / 3] * 3, abs=1e-4)
+
+
+def test_weights_of_afr_have_mean_1_and_even_labels_at_gamma_0() -> None:
+    said = Said(torch.full((4,), -1.0), torch.zeros(4), 4)
+    known = facts(TRAINING_LABELS, TRAINING_GROUPS)
+    for gamma in (0.0, 1.0, 9.0):
+        weight_B = LearningLoss(make_loss({"name": "afr", "gamma": gamma}), known)(said, known)
+        assert float(weight_B.mean()) == pytest.approx(1.0)
+    even = LearningLoss(make_loss({"name": "afr", "gamma": 0}), known)(said, known)
+    assert even.tolist() == pytest.approx([4 / 3, 4 / 3, 2 / 3, 2 / 3])  # every label a third of the mass
 
 
 def test_focal_without_focus_is_cross_entropy() -> None:
@@ -216,6 +284,10 @@ def test_facts_of_the_training_set_that_are_missing_are_named(block: Any) -> Non
     ("block", "message"),
     [
         ({"name": "focal", "gamma": -1}, "loss.gamma is -1.0, expected 0 or more"),
+        ({"name": "debiased_focal", "gamma": -1}, "loss.gamma is -1.0, expected 0 or more"),
+        ({"name": "debiased_focal", "anneal_to": 1.5}, "loss.anneal_to is 1.5, expected 0 to 1"),
+        ({"name": "confidence_regularization", "anneal_to": -0.5}, "loss.anneal_to is -0.5, expected 0 to 1"),
+        ({"name": "afr", "gamma": -4}, "loss.gamma is -4.0, expected 0 or more"),
         ({"name": "group_dro", "step_size": -0.1}, "loss.step_size is -0.1, expected 0 or more"),
         ("foccal", "loss.name is 'foccal', not one of .*; did you mean focal?"),
     ],

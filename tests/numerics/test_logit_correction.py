@@ -53,6 +53,23 @@ def facts() -> dict[str, torch.Tensor]:
     return {"labels": torch.tensor(LABELS), "bias_log_p": torch.tensor(BIAS, dtype=torch.float64).log()}
 
 
+@pytest.mark.parametrize("settings", [{}, {"tau_end": 0.0}, {"prior": "labels"}])
+def test_tau_0_is_cross_entropy_to_the_bit(settings: dict[str, Any]) -> None:
+    """Of answers of a causal model, too, whose log-probabilities of labels sum to less than 1."""
+    for share in (1.0, 0.2):
+        logits = torch.tensor(LOGITS, requires_grad=True)
+        found = {}
+        for block in ({"name": "logit_correction", "tau": 0.0, **settings}, {"name": "cross_entropy"}):
+            log_p_BC = torch.log_softmax(logits, dim=-1) + math.log(share)
+            log_p_B = log_p_BC.gather(1, torch.tensor(LABELS).unsqueeze(1)).squeeze(1)
+            loss_B = LearningLoss(make_loss(block), facts())(
+                Said(log_p_B, log_p_B.detach(), 5, log_p_BC), {**facts(), DONE: torch.tensor(0.4)}
+            )
+            found[block["name"]] = (loss_B, *torch.autograd.grad(loss_B.sum(), logits))
+        for one, other in zip(*found.values(), strict=True):
+            assert torch.equal(one, other)
+
+
 def losses_of(loss: LearningLoss, logits_BC: torch.Tensor, done: float | None, rows: slice) -> torch.Tensor:
     log_p_BC = torch.log_softmax(logits_BC[rows], dim=-1)
     labels_B = torch.tensor(LABELS)[rows]

@@ -10,7 +10,7 @@ from debias.errors import InputError
 from debias_eval.comparing.costs import Cost, cost_notes, costs_of
 from debias_eval.comparing.objections import about_suite, about_training
 from debias_eval.comparing.roles import methods_and_roles
-from debias_eval.results.files import Part, Result
+from debias_eval.results.files import Result, part_of
 from debias_eval.results.runs import Method
 from debias_eval.scores.closing import Closed, gap_closed
 
@@ -104,7 +104,7 @@ def _row(suite: str, floor: Method, ceiling: Method, method: Method, group: str 
     sides = [{_seed(run.seed, run.name): run.results[suite] for run in one.runs if suite in run.results} for one in
              (floor, ceiling, method)]  # fmt: skip
     name = group or _group_of([result for side in sides for result in side.values()])
-    parts = [{seed: _part(result, name) for seed, result in side.items()} for side in sides]
+    parts = [{seed: part_of(result, name) for seed, result in side.items()} for side in sides]
     values = [{seed: part.accuracy for seed, part in side.items() if part is not None} for side in parts]
     if any(len(known) < len(side) for known, side in zip(values, sides, strict=True)):
         return None
@@ -130,22 +130,14 @@ def _seed(seed: Any, name: str) -> str:
 
 
 def _group_of(results: Sequence[Result]) -> str:
-    return next(name for name in ("conflicting", "worst_group", "all") if all(_part(one, name) for one in results))
-
-
-def _part(result: Result, name: str) -> Part | None:
-    """A group by its own name first: a suite may call one of its groups `all`."""
-    if name in result.groups:
-        return result.groups[name]
-    worst = result.groups[result.worst_group.name] if result.worst_group else None
-    return {"conflicting": result.conflicting, "aligned": result.aligned, "worst_group": worst, "all": result}.get(name)
+    return next(name for name in ("conflicting", "worst_group", "all") if all(part_of(one, name) for one in results))
 
 
 def _refuse_group(group: str, suites: Sequence[str], *roles: Any) -> None:
     methods = [*roles[:2], *roles[2]]
     results = [one for method in methods for suite in suites for one in method.results(suite)]
     known = sorted(
-        {name for one in results for name in one.groups} | {p for p in PARTS if any(_part(r, p) for r in results)}
+        {name for one in results for name in one.groups} | {p for p in PARTS if any(part_of(r, p) for r in results)}
     )
     if group in known:
         return

@@ -17,6 +17,7 @@ RULES = {
     "last": "last step",
     "validation": "best in-distribution validation",
     "worst_class": "best worst-class accuracy on validation",
+    "pseudo_groups": "best mean accuracy over pseudo groups of validation (label and bias model's guess)",
     "oracle": "oracle: chosen on the test itself",
 }
 

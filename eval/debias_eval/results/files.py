@@ -129,6 +129,16 @@ class Result(Part):
         return self
 
 
+def part_of(result: Result, name: str) -> Part | None:
+    """A group by its own name first (a suite may call one of its groups `all`), else `conflicting`, `aligned`,
+    `worst_group` or `all`; None where the result has no such group.
+    """
+    if name in result.groups:
+        return result.groups[name]
+    worst = result.groups[result.worst_group.name] if result.worst_group else None
+    return {"conflicting": result.conflicting, "aligned": result.aligned, "worst_group": worst, "all": result}.get(name)
+
+
 def _wrong_count(result: Result) -> str | None:
     right = result.accuracy * result.n
     if abs(right - round(right)) > 1e-6 * result.n:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from rich.table import Table
 from rich.text import Text
 
+from debias.config.run import STAGES
 from debias.errors import InputError
 from debias.runs.names import CONFIG, SUMMARY
 from debias.runs.records import append_record
@@ -23,6 +24,8 @@ from debias_eval.results.runs import Run, flatten, group_runs, read_runs
 
 # Runs whose validation data differ cannot be ranked by it.
 VALIDATION_KEYS = ("data.validation", "data.planted", "data.labels", "data.text_fields", "data.label", "data.group")
+# Runs whose bias models differ have other pseudo groups.
+GUESSED_BY = ("bias_model", "first_stage")
 
 
 class Candidate(Protocol):
@@ -60,6 +63,11 @@ RULES = {
         SelectionRule("last", "the last step"),
         SelectionRule("validation", "best in-distribution validation accuracy", "eval_accuracy"),
         SelectionRule("worst_class", "best worst-class validation accuracy", "eval_worst_class_accuracy"),
+        SelectionRule(
+            "pseudo_groups",
+            "best mean over validation's pseudo groups (label and bias model's guess)",
+            "eval_pseudo_group_accuracy",
+        ),
         SelectionRule("oracle", "ORACLE: best on the test suite itself, no fair result", sees_test=True),
     )
 }
@@ -90,10 +98,10 @@ def select(candidates: Sequence[AnyCandidate], rule: str, suite: str | None = No
     if chosen.figure is None and not chosen.sees_test:
         raise InputError(
             f"rule last cannot choose among {len(whole)} configurations ({whole[0].name}, {whole[1].name}, ...); use"
-            " validation or worst_class"
+            " validation, worst_class or pseudo_groups"
         )
     if not chosen.sees_test:
-        _check_same_validation(whole)
+        _check_same_validation(whole, chosen)
     scores = [mean_score(one, chosen, suite) for one in whole]
     return whole[max(range(len(whole)), key=scores.__getitem__)]
 
@@ -106,6 +114,7 @@ def mean_score(candidate: Candidate, rule: SelectionRule, suite: str | None = No
         if score is None:
             what = f"result on {suite}" if rule.sees_test else f"{rule.figure} in metrics.jsonl"
             cure = "judge it first (`debias eval`)" if rule.sees_test else "set data.validation and eval_strategy"
+            cure += ", and name a bias_model" if rule.name == "pseudo_groups" else ""
             raise InputError(f"{run.name} has no {what}: rule {rule.name} cannot rank it; {cure}")
         scores.append(score)
     return math.fsum(scores) / len(scores)
@@ -139,19 +148,22 @@ def _of_suite(run: Run, suite: str | None) -> float | None:
     return result.worst_group.accuracy if result.worst_group is not None else result.accuracy
 
 
-def _check_same_validation(candidates: Sequence[Candidate]) -> None:
+def _check_same_validation(candidates: Sequence[Candidate], rule: SelectionRule) -> None:
+    keys = (*VALIDATION_KEYS, *(GUESSED_BY if rule.name == "pseudo_groups" else ()))
+
     def data_of(candidate: Candidate) -> dict[str, Any]:
-        settings = flatten({key: value for key, value in candidate.runs[0].config.items() if key == "data"})
-        return {key: value for key, value in settings.items() if key.startswith(VALIDATION_KEYS)}
+        wanted = {key.partition(".")[0] for key in keys}
+        settings = flatten({key: value for key, value in candidate.runs[0].config.items() if key in wanted})
+        return {key: value for key, value in settings.items() if key.startswith(keys)}
 
     first = data_of(candidates[0])
     for other in candidates[1:]:
         theirs = data_of(other)
         for key in sorted({*first, *theirs}):
             if not key.endswith(".seed") and first.get(key) != theirs.get(key):
+                what = "have other pseudo groups" if key.startswith(GUESSED_BY) else "were validated on other data"
                 raise InputError(
-                    f"{candidates[0].name} and {other.name} were validated on other data: {key} is {first.get(key)!r}"
-                    f" and {theirs.get(key)!r}"
+                    f"{candidates[0].name} and {other.name} {what}: {key} is {first.get(key)!r} and {theirs.get(key)!r}"
                 )
 
 
@@ -215,14 +227,22 @@ def flagged(run: Run, suite: str | None) -> Run:
     return dataclasses.replace(run, info={**run.info, "selection": f"oracle ({suite})"})
 
 
-def _candidates(folder: Path) -> dict[str, list[Configuration]]:
+def finished_runs(folder: Path) -> list[Run]:
+    """The runs below a folder that have finished, but for those before a run; InputError where there is none."""
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of runs")
     folders = sorted(path.parent for path in folder.rglob(CONFIG) if (path.parent / SUMMARY).is_file())
+    folders = [one for one in folders if STAGES not in one.relative_to(folder).parts]
     runs = [run for run in read_runs(folders) if run.info.get("status") == "finished"] if folders else []
     if not runs:
         raise InputError(f"{folder}: holds no finished run")
+    return runs
+
+
+def _candidates(folder: Path) -> dict[str, list[Configuration]]:
+    runs = finished_runs(folder)
+    folder = Path(folder).resolve()
     is_sweep = (folder / RECORDS).is_file()
     methods: dict[str, list[Run]] = {}
     for run in runs:

@@ -1,6 +1,6 @@
 """What every bias model is: who says, without group labels, which label the shortcut alone suggests.
 
-Shapes: N examples, C labels.
+Shapes: N examples, M others, C labels.
 """
 
 import hashlib
@@ -55,13 +55,28 @@ class BiasModel:
     def check(self, text_fields: Sequence[str]) -> None:
         """ValueError for settings that do not fit the data, or a package that is not here; before anything is read."""
 
-    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
-        """Log-probabilities [N, C] float64, each at least log(FLOOR / 2); the same for the same arguments."""
+    def log_p(
+        self,
+        examples: Sequence[Example],
+        labels: int,
+        text_fields: Sequence[str],
+        seed: int,
+        others: Sequence[Example] = (),
+    ) -> Floats:
+        """Log-probabilities [N + M, C] float64, each at least log(FLOOR / 2); the same for the same arguments.
+
+        First those of the `examples`, out of fold and the same with or without others; then those of the `others`, of
+        which nothing is learned, as the mean of what the models of all folds say of them (of their logarithms).
+        """
         raise NotImplementedError
 
     def joined(self, said: Sequence[Floats], examples: Sequence[Example]) -> Floats:
-        """What `log_p` says, [N, C], of what the `parts` said, each [N, C]."""
+        """What `log_p` says, [N + M, C], of what the `parts` said, each [N + M, C]; `examples`: the first N."""
         raise NotImplementedError
+
+    def missing(self, others: Sequence[Example]) -> str | None:
+        """Why it could say nothing of these examples, which it is not fitted on; None if it can."""
+        return next((told for part in self.parts if (told := part.missing(others)) is not None), None)
 
     def digest(self, examples: Sequence[Example], labels: int, seed: int) -> str:
         """What its answers depend on, so that kept answers are known to be of this data and these settings."""
@@ -84,7 +99,7 @@ class BiasModel:
 class AskedBase(Protocol):
     """What the run's own base model says of the training examples, before the run. Shapes: D hidden units."""
 
-    def hidden(self, layer: float) -> Floats:
+    def hidden(self, layer: float, examples: Sequence[Example]) -> Floats:
         """Hidden states of a layer, averaged over each example's tokens, [N, D]; ValueError for none of its layers."""
 
     def after_stage(self, stage: int, examples: Sequence[Example]) -> Floats:
@@ -97,10 +112,19 @@ class BaseBiasModel(BiasModel):
 
     costs: ClassVar[str] = "asks the run's own base before the first step: one forward pass over the training set"
 
-    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
+    def log_p(
+        self,
+        examples: Sequence[Example],
+        labels: int,
+        text_fields: Sequence[str],
+        seed: int,
+        others: Sequence[Example] = (),
+    ) -> Floats:
         raise ValueError(f"bias_model {self.name} asks the base model of a run, and here is none")
 
-    def asked(self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase) -> Floats:
+    def asked(
+        self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase, others: Sequence[Example] = ()
+    ) -> Floats:
         """As `log_p`."""
         raise NotImplementedError
 
@@ -150,14 +174,30 @@ def even_folds(contents: Sequence[Any], folds: int, seed: int) -> Ints:
     return found
 
 
-def cross_fitted(fold_N: Ints, labels: int, judge: Callable[[Ints, Ints], Floats]) -> Floats:
-    """Probabilities [N, C] of each fold by `judge(fitted_on, judged)`, indices [F] and [M], which gives [M, C]."""
-    p_NC = np.full((len(fold_N), labels), 1.0 / labels)
+def cross_fitted(fold_N: Ints, labels: int, judge: Callable[[Ints, Ints], Floats], others: int = 0) -> Floats:
+    """Probabilities [N + M, C] by `judge(fitted_on, judged)`, indices [F] and [J], which gives [J, C].
+
+    Each fold is judged by the model of the others; the `others`, M in number and N their first index, by all of these,
+    whose log-probabilities are averaged.
+    """
+    size = len(fold_N)
+    p_NC = np.full((size, labels), 1.0 / labels)
+    beside = np.arange(size, size + others)
+    logs = []
     for fold in np.unique(fold_N):
         judged, fitted_on = np.flatnonzero(fold_N == fold), np.flatnonzero(fold_N != fold)
         if len(fitted_on):  # else all texts are one, and nobody is left to learn from
-            p_NC[judged] = judge(fitted_on, judged)
-    return p_NC
+            said = judge(fitted_on, np.concatenate([judged, beside]))
+            p_NC[judged] = said[: len(judged)]
+            logs.append(floored(said[len(judged) :]))
+    return np.concatenate([p_NC, averaged(logs, others, labels)])
+
+
+def averaged(logs: Sequence[Floats], others: int, labels: int) -> Floats:
+    """Probabilities [M, C] in proportion to the geometric mean of several models', each [M, C] as logarithms."""
+    mean_MC = np.mean(logs, axis=0) if logs else np.zeros((others, labels))
+    p_MC: Floats = np.exp(mean_MC - np.logaddexp.reduce(mean_MC, axis=1, keepdims=True))
+    return p_MC
 
 
 def check_folds(folds: int) -> None:

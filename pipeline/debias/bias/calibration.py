@@ -12,11 +12,11 @@ _HALVINGS = 60
 
 
 def calibrate(log_p_NC: Floats, label_N: Ints) -> Floats:
-    """`softmax(log p / T)` as logarithms, T from `temperature`.
+    """`softmax(log p / T)` as logarithms, T from `temperature` of the first N rows, whose labels are given.
 
     Source: temperature scaling, Guo et al., ICML 2017, arXiv 1706.04599; here on out-of-fold predictions.
     """
-    return log_softmax(log_p_NC / temperature(log_p_NC, label_N))
+    return log_softmax(log_p_NC / temperature(log_p_NC[: len(label_N)], label_N))
 
 
 def temperature(log_p_NC: Floats, label_N: Ints) -> float:
@@ -48,6 +48,9 @@ def _slope(sharpness: float, log_p_NC: Floats, label_N: Ints) -> float:
 
 
 def out_of_fold(p_NC: Floats, label_N: Ints, *, calibrated: bool) -> Floats:
-    """Out-of-fold probabilities as a bias model says them: floored logarithms, calibrated where that is asked for."""
+    """Out-of-fold probabilities as a bias model says them: floored logarithms, calibrated where that is asked for.
+
+    Rows beyond the N labels are of examples that nothing is fitted on: their temperature is that of the first N.
+    """
     log_p_NC = floored(p_NC)
     return floored(np.exp(calibrate(log_p_NC, label_N))) if calibrated else log_p_NC

@@ -53,13 +53,15 @@ class Embedding(BaseBiasModel):
             raise ValueError("bias_model embedding reads the hidden states of texts, and the data is pictures")
         linear_classifier()
 
-    def asked(self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase) -> Floats:
-        hidden_ND, label_N = base.hidden(self.layer), labels_of(examples)
+    def asked(
+        self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase, others: Sequence[Example] = ()
+    ) -> Floats:
+        hidden_ND, label_N = base.hidden(self.layer, [*examples, *others]), labels_of(examples)
 
         def judge(fitted_on: Ints, judged: Ints) -> Floats:
             return _judged(hidden_ND[fitted_on], label_N[fitted_on], hidden_ND[judged], labels)
 
-        p_NC = cross_fitted(folds_of(examples, self.folds, seed), labels, judge)
+        p_NC = cross_fitted(folds_of(examples, self.folds, seed), labels, judge, len(others))
         return out_of_fold(p_NC, label_N, calibrated=self.calibrated)
 
 

@@ -38,8 +38,9 @@ def sequences(words: Sequence[str], longest: int) -> Iterator[str]:
             yield " ".join(words[start : start + length])
 
 
-def counted(words_N: Words, longest: int, rarest: int = 2) -> tuple[Any, list[str]]:
-    """How often each sequence occurs in each text, [N, V] sparse, and what they are, those of `rarest` texts or more.
+def counted(words_N: Words, longest: int, rarest: int = 2, learned_from: int | None = None) -> tuple[Any, list[str]]:
+    """How often each sequence occurs in each text, [N, V] sparse, and what they are, those of `rarest` texts or more
+    among the first `learned_from`, or among all.
 
     ValueError without scikit-learn, or where no sequence is in so many texts.
     """
@@ -48,18 +49,25 @@ def counted(words_N: Words, longest: int, rarest: int = 2) -> tuple[Any, list[st
     except ImportError:
         raise ValueError("a classifier of words needs scikit-learn: pip install 'debias[eval]'") from None
     counter = CountVectorizer(analyzer=lambda words: sequences(words, longest), min_df=rarest)
+    known_N = words_N[:learned_from]
     try:
-        counts_NV = counter.fit_transform(words_N)
+        counts_NV = counter.fit_transform(known_N)
     except ValueError:  # scikit-learn has two messages for it
-        raise ValueError(f"no word occurs in {rarest} of {len(words_N)} texts") from None
+        raise ValueError(f"no word occurs in {rarest} of {len(known_N)} texts") from None
+    if len(known_N) < len(words_N):
+        from scipy import sparse
+
+        counts_NV = sparse.vstack([counts_NV, counter.transform(words_N[len(known_N) :])], format="csr")
     return counts_NV, list(counter.get_feature_names_out())
 
 
-def weighted(counts_NV: Any) -> Any:
-    """TF-IDF of counts, rows of unit length, sparse. What is counted over all rows knows no label."""
+def weighted(counts_NV: Any, learned_from: int | None = None) -> Any:
+    """TF-IDF of counts, rows of unit length, sparse. What is counted over all rows, or over the first `learned_from`,
+    knows no label.
+    """
     from sklearn.feature_extraction.text import TfidfTransformer
 
-    return TfidfTransformer(sublinear_tf=True).fit_transform(counts_NV)
+    return TfidfTransformer(sublinear_tf=True).fit(counts_NV[:learned_from]).transform(counts_NV)
 
 
 def relations(words_FN: Sequence[Words], names: Sequence[str]) -> tuple[Floats, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from debias.bias.base import AskedBase, BaseBiasModel, Floats, check_folds, folds_of, labels_of
+from debias.bias.base import AskedBase, BaseBiasModel, Floats, averaged, check_folds, floored, folds_of, labels_of
 from debias.bias.calibration import out_of_fold
 from debias.data.examples import Example
 
@@ -76,10 +76,16 @@ class FirstLearned(BaseBiasModel):
         left_out = {"fold": fold, "folds": self.folds, "seed": run["seed"]}
         return {**run["data"], "validation": None, "leave_out": left_out}
 
-    def asked(self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase) -> Floats:
+    def asked(
+        self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase, others: Sequence[Example] = ()
+    ) -> Floats:
         fold_N = folds_of(examples, self.folds, seed)
-        log_p_NC = np.full((len(examples), labels), -np.log(labels))
+        p_NC = np.full((len(examples), labels), 1 / labels)
+        of_others = []
         for fold in range(self.folds):
             judged = np.flatnonzero(fold_N == fold)
-            log_p_NC[judged] = base.after_stage(fold, [examples[int(place)] for place in judged])
-        return out_of_fold(np.exp(log_p_NC), labels_of(examples), calibrated=self.calibrated)
+            said = base.after_stage(fold, [*(examples[int(place)] for place in judged), *others])
+            p_NC[judged] = np.exp(said[: len(judged)])
+            of_others.append(floored(np.exp(said[len(judged) :])))
+        p_NC = np.concatenate([p_NC, averaged(of_others, len(others), labels)])
+        return out_of_fold(p_NC, labels_of(examples), calibrated=self.calibrated)

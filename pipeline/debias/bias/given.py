@@ -52,27 +52,56 @@ class Given(BiasModel):
         held = hashlib.sha256(Path(self.file).read_bytes()).hexdigest() if self.file else ""
         return held + super().digest(examples, labels, seed)
 
-    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
-        p_NC = self._of_file(examples, labels) if self.file else np.array([one.bias_p for one in examples], dtype=float)
+    def log_p(
+        self,
+        examples: Sequence[Example],
+        labels: int,
+        text_fields: Sequence[str],
+        seed: int,
+        others: Sequence[Example] = (),
+    ) -> Floats:
+        if self.file is None:
+            p_NC = np.array([one.bias_p for one in (*examples, *others)], dtype=float)
+        else:
+            p_NC = _of_file(Path(self.file), examples, labels, "training")
+            if others:
+                p_MC = _of_file(said_of_validation(Path(self.file)), others, labels, "validation")
+                p_NC = np.concatenate([p_NC, p_MC])
         return out_of_fold(p_NC, labels_of(examples), calibrated=self.calibrated)
 
-    def _of_file(self, examples: Sequence[Example], labels: int) -> Floats:
-        try:
-            with np.load(str(self.file), allow_pickle=False) as held:
-                p_NC, rows = np.exp(np.asarray(held["log_p"], dtype=np.float64)), str(held["rows"])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            told = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
-            raise ValueError(f"bias_model.file: {self.file}: not what a run keeps in bias/NAME.npz: {told}") from None
-        if p_NC.shape != (len(examples), labels):
-            raise ValueError(
-                f"bias_model.file: {self.file} has probabilities of shape {list(p_NC.shape)}, and the training data "
-                f"{len(examples)} rows and {labels} labels"
-            )
-        if rows != rows_digest(examples):
-            raise ValueError(f"bias_model.file: {self.file} was said of other rows than the training data's")
-        if (wrong := first_wrong(p_NC)) is not None:
-            raise ValueError(f"bias_model.file: {self.file}: row {wrong + 1}: {what_is_wrong(p_NC[wrong])}")
-        return p_NC
+    def missing(self, others: Sequence[Example]) -> str | None:
+        if self.file is None:
+            without = [one.id for one in others if one.bias_p is None]
+            return f"{list(self.columns)} of the validation data were not read" if without else None
+        beside = said_of_validation(Path(self.file))
+        if beside.is_file():
+            return None
+        return f"file: {beside} is not there, where a run that validates keeps what was said of the validation data"
+
+
+def said_of_validation(file: Path) -> Path:
+    """Beside the file of what a bias model said of the training examples, that of the validation examples."""
+    return file.with_name(f"{file.stem}.validation{file.suffix}")
+
+
+def _of_file(file: Path, examples: Sequence[Example], labels: int, what: str) -> Floats:
+    """Probabilities [N, C] of the `what` data's examples; ValueError where the file is of others."""
+    try:
+        with np.load(str(file), allow_pickle=False) as held:
+            p_NC, rows = np.exp(np.asarray(held["log_p"], dtype=np.float64)), str(held["rows"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        told = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+        raise ValueError(f"bias_model.file: {file}: not what a run keeps in bias/NAME.npz: {told}") from None
+    if p_NC.shape != (len(examples), labels):
+        raise ValueError(
+            f"bias_model.file: {file} has probabilities of shape {list(p_NC.shape)}, and the {what} data "
+            f"{len(examples)} rows and {labels} labels"
+        )
+    if rows != rows_digest(examples):
+        raise ValueError(f"bias_model.file: {file} was said of other rows than the {what} data's")
+    if (wrong := first_wrong(p_NC)) is not None:
+        raise ValueError(f"bias_model.file: {file}: row {wrong + 1}: {what_is_wrong(p_NC[wrong])}")
+    return p_NC
 
 
 def first_wrong(p_NC: Floats) -> int | None:

@@ -35,9 +35,17 @@ class Groups(BiasModel):
         if self.smoothing < 0:
             raise ValueError(f"smoothing is {self.smoothing}, expected 0 or more examples")
 
-    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
+    def log_p(
+        self,
+        examples: Sequence[Example],
+        labels: int,
+        text_fields: Sequence[str],
+        seed: int,
+        others: Sequence[Example] = (),
+    ) -> Floats:
         number: dict[str | None, int] = {}
-        group_N = np.array([number.setdefault(example.group, len(number)) for example in examples], dtype=np.int64)
+        everyone = [*examples, *others]
+        group_N = np.array([number.setdefault(example.group, len(number)) for example in everyone], dtype=np.int64)
         label_N = labels_of(examples)
 
         def judge(fitted_on: Ints, judged: Ints) -> Floats:
@@ -45,8 +53,12 @@ class Groups(BiasModel):
             np.add.at(table_GC, (group_N[fitted_on], label_N[fitted_on]), 1.0)
             return _smoothed(table_GC, self.smoothing)[group_N[judged]]
 
-        p_NC = cross_fitted(folds_of(examples, self.folds, seed), labels, judge)
+        p_NC = cross_fitted(folds_of(examples, self.folds, seed), labels, judge, len(others))
         return out_of_fold(p_NC, label_N, calibrated=self.calibrated)
+
+    def missing(self, others: Sequence[Example]) -> str | None:
+        without = next((example.id for example in others if example.group is None), None)
+        return None if without is None else f"example {without!r} of the validation data has no group"
 
 
 def _smoothed(table_GC: Floats, smoothing: float) -> Floats:

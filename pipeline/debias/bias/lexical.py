@@ -50,23 +50,33 @@ class Lexical(BiasModel):
             raise ValueError(f"bias_model.fields: {unknown[0]!r} is not one of data.text_fields {list(text_fields)}")
         linear_classifier()
 
-    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
+    def log_p(
+        self,
+        examples: Sequence[Example],
+        labels: int,
+        text_fields: Sequence[str],
+        seed: int,
+        others: Sequence[Example] = (),
+    ) -> Floats:
         label_N = labels_of(examples)
-        seen_NV = self.features(examples, text_fields)
+        seen_NV = self.features(examples, text_fields, others)
         p_NC = judged_out_of_fold(seen_NV, label_N, labels, self.fold_N(examples, seed))
         return out_of_fold(p_NC, label_N, calibrated=self.calibrated)
 
     def fold_N(self, examples: Sequence[Example], seed: int) -> Ints:
         return folds_by_source(examples, self.folds, seed)
 
-    def features(self, examples: Sequence[Example], text_fields: Sequence[str]) -> Any:
-        """What the classifier sees, [N, V] sparse. ValueError where no word occurs twice and nothing relates."""
+    def features(self, examples: Sequence[Example], text_fields: Sequence[str], others: Sequence[Example] = ()) -> Any:
+        """What the classifier sees, [N + M, V] sparse; words and their weights are those of the N examples.
+
+        ValueError where no word occurs twice and nothing relates.
+        """
         from scipy import sparse
 
         fields = self.fields or tuple(text_fields)
         places = [list(text_fields).index(field) for field in fields]
-        words_FN = [[words_of(example.texts[place]) for example in examples] for place in places]
-        blocks = [weighted(counts) for counts in _counts_of(words_FN, self.longest)]
+        words_FN = [[words_of(example.texts[place]) for example in (*examples, *others)] for place in places]
+        blocks = [weighted(counts, len(examples)) for counts in _counts_of(words_FN, self.longest, len(examples))]
         if self.relations:
             blocks.append(sparse.csr_matrix(relations(words_FN, fields)[0]))
         if not blocks:
@@ -74,12 +84,12 @@ class Lexical(BiasModel):
         return sparse.hstack(blocks, format="csr")
 
 
-def _counts_of(words_FN: Sequence[Sequence[Sequence[str]]], longest: int) -> list[Any]:
-    """The counts of each field, those left out in which no word occurs twice."""
+def _counts_of(words_FN: Sequence[Sequence[Sequence[str]]], longest: int, learned_from: int) -> list[Any]:
+    """The counts of each field, those left out in which no word occurs twice in the texts to learn from."""
     found = []
     for words_N in words_FN:
         try:
-            found.append(counted(words_N, longest)[0])
+            found.append(counted(words_N, longest, learned_from=learned_from)[0])
         except ValueError as error:
             if "scikit-learn" in str(error):
                 raise
@@ -87,12 +97,14 @@ def _counts_of(words_FN: Sequence[Sequence[Sequence[str]]], longest: int) -> lis
 
 
 def judged_out_of_fold(seen_NV: Any, label_N: Ints, labels: int, fold_N: Ints) -> Floats:
-    """Probabilities [N, C] of rows of features by a linear classifier of the other folds' rows."""
+    """Probabilities [N, C] of rows of features by a linear classifier of the other folds' rows; of rows beyond the
+    labels, which nothing is fitted on, by those of all folds.
+    """
 
     def judge(fitted_on: Ints, judged: Ints) -> Floats:
         return probabilities(fitted(seen_NV[fitted_on], label_N[fitted_on]), seen_NV[judged], labels)
 
-    return cross_fitted(fold_N, labels, judge)
+    return cross_fitted(fold_N, labels, judge, seen_NV.shape[0] - len(fold_N))
 
 
 def fitted(seen_NV: Any, label_N: Ints) -> Any:

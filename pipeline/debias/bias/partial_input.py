@@ -46,12 +46,19 @@ class PartialInput(BiasModel):
             raise ValueError(f"bias_model.fields: {list(self.fields)} are all there are; leave out at least one")
         word_classifier()
 
-    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
+    def log_p(
+        self,
+        examples: Sequence[Example],
+        labels: int,
+        text_fields: Sequence[str],
+        seed: int,
+        others: Sequence[Example] = (),
+    ) -> Floats:
         places = [list(text_fields).index(field) for field in self.fields]
-        texts = [" \n ".join(example.texts[place] for place in places) for example in examples]
+        texts = [" \n ".join(example.texts[place] for place in places) for example in (*examples, *others)]
         label_N = labels_of(examples)
         fold_N = folds_of(examples, self.folds, seed)
-        p_NC = cross_fitted(fold_N, labels, partial(_judged, texts, label_N, labels))
+        p_NC = cross_fitted(fold_N, labels, partial(_judged, texts, label_N, labels), len(others))
         return out_of_fold(p_NC, label_N, calibrated=self.calibrated)
 
 

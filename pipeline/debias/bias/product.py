@@ -59,8 +59,15 @@ class Product(BiasModel):
         told = repr((self, [part.digest(examples, labels, seed) for part in self.parts]))
         return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
 
-    def log_p(self, examples: Sequence[Example], labels: int, text_fields: Sequence[str], seed: int) -> Floats:
-        return self.joined([part.log_p(examples, labels, text_fields, seed) for part in self.parts], examples)
+    def log_p(
+        self,
+        examples: Sequence[Example],
+        labels: int,
+        text_fields: Sequence[str],
+        seed: int,
+        others: Sequence[Example] = (),
+    ) -> Floats:
+        return self.joined([part.log_p(examples, labels, text_fields, seed, others) for part in self.parts], examples)
 
     def joined(self, said: Sequence[Floats], examples: Sequence[Example]) -> Floats:
         label_N = labels_of(examples)

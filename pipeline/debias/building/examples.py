@@ -19,8 +19,7 @@ def training_examples(config: RunConfig, base: Path | None) -> list[Example]:
     """Training data with its planted bias, cues swapped, without the fold that is left out, where these are asked for;
     every label must occur.
     """
-    columns = make_bias_model(config.bias_model).p_columns if config.bias_model is not None else ()
-    told: dict[str, Any] = {"bias_column": config.bias_weight.column, "p_columns": columns}
+    told: dict[str, Any] = {"bias_column": config.bias_weight.column, "p_columns": _columns(config)}
     examples = load_examples(config.data.train, config.data, base=base, **told, require_every_label=True)
     examples = _planted(examples, config.data, later=0)
     if config.data.swap is not None:
@@ -45,7 +44,13 @@ def validation_examples(config: RunConfig, base: Path | None) -> list[Example]:
     if config.eval_strategy == "no":
         logger.info("data.validation is not read: eval_strategy is no")
         return []
-    return _planted(load_examples(source, config.data, base=base), config.data, later=1)
+    columns = _columns(config) if config.selection == "pseudo_groups" else ()
+    return _planted(load_examples(source, config.data, base=base, p_columns=columns), config.data, later=1)
+
+
+def _columns(config: RunConfig) -> tuple[str, ...]:
+    """Columns of the data that hold a bias model's probabilities."""
+    return make_bias_model(config.bias_model).p_columns if config.bias_model is not None else ()
 
 
 def _planted(examples: list[Example], data: DataConfig, later: int) -> list[Example]:

@@ -1,4 +1,7 @@
-"""What a run knows of its training examples beside their labels: groups, and what its bias model says of them."""
+"""What a run knows of its examples beside their labels: groups, and what its bias model says of them.
+
+Shapes: N training examples, M validation examples, C labels.
+"""
 
 import hashlib
 import logging
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from debias.bias.base import AskedBase, BaseBiasModel, BiasModel, floored, folds_of, labels_of, rows_digest
 from debias.bias.degenerate import faults
+from debias.bias.given import said_of_validation
 from debias.config.run import RunConfig
 from debias.data import Example
 from debias.data.digests import digests_of_rows
@@ -23,6 +27,7 @@ from debias.errors import InputError
 from debias.losses import Loss
 from debias.ranks.world import world_size
 from debias.runs.names import BIAS
+from debias.runs.pseudo_groups import SMALLEST, PseudoGroups, pseudo_groups
 from debias.runs.seen import Seen
 from debias.runs.whole import write_whole
 
@@ -46,11 +51,13 @@ def check_groups(loss: Loss, order: Order, examples: Sequence[Example], bias_mod
 class Answers:
     """What a bias model said of the training examples: `log_p` [N, C] float32. `fresh`: what is not written down yet.
 
+    `of_validation`: of the validation examples, [M, C]; of none where there are none, or it can say nothing of them.
     `held`: what was read, which a run that starts anew in the same folder clears away. Both map files to what is in
     them.
     """
 
     log_p: Tensor
+    of_validation: np.ndarray
     fresh: Mapping[Path, Kept]
     held: Mapping[Path, Kept]
 
@@ -62,13 +69,17 @@ class Answers:
 
 
 def ask_bias_model(
-    config: RunConfig, model: BiasModel, examples: Sequence[Example], base: AskedBase | None = None
+    config: RunConfig,
+    model: BiasModel,
+    examples: Sequence[Example],
+    base: AskedBase | None = None,
+    validation: Sequence[Example] = (),
 ) -> Answers:
     """The bias model's answers; nothing is written. What the run's folder holds of the same question is taken as it is.
 
-    InputError, in one line, where the bias model cannot be fitted, or where training with it would be meaningless; a
-    warning where that is a matter of judgement. Only one process may fit at a time; a bias model that asks the run's
-    `base` is asked on every rank.
+    Of the `validation` examples, of which nothing is learned, for the pseudo groups. InputError, in one line, where the
+    bias model cannot be fitted, or where training with it would be meaningless; a warning where that is a matter of
+    judgement. Only one process may fit at a time; a bias model that asks the run's `base` is asked on every rank.
     """
     labels = config.data.labels
     try:
@@ -77,7 +88,7 @@ def ask_bias_model(
                 f"label {labels[unseen[0]]!r} lies in one fold alone: no model that saw one can judge its examples; "
                 "give more of them, or leave the label out"
             )
-        return _Asking(config, examples, base).of(model)
+        return _Asking(config, examples, base, _those_it_can_judge(config, model, validation)).of(model)
     except InputError:  # of a run that it asks
         raise
     except ValueError as error:
@@ -85,44 +96,74 @@ def ask_bias_model(
         raise InputError(told if told.startswith("bias_model") else f"bias_model {model.name}: {told}") from None
 
 
+def _those_it_can_judge(config: RunConfig, model: BiasModel, validation: Sequence[Example]) -> Sequence[Example]:
+    """The validation examples; none, with a word, where the bias model can say nothing of them. ValueError where the
+    selection needs it to.
+    """
+    missing = model.missing(validation)
+    if missing is None:
+        return validation
+    if config.selection == "pseudo_groups":
+        raise ValueError(f"{missing}: selection 'pseudo_groups' needs it")
+    logger.info("pseudo groups are not recorded: bias_model %s: %s", model.name, missing)
+    return ()
+
+
 @dataclass(frozen=True)
 class _Asking:
-    """One bias model asked with its parts, each of which is kept in a file of its own."""
+    """One bias model asked with its parts, each of which is kept in files of its own: of training, of validation."""
 
     config: RunConfig
     examples: Sequence[Example]
     base: AskedBase | None
+    others: Sequence[Example]
     fresh: dict[Path, Kept] = field(default_factory=dict)
     held: dict[Path, Kept] = field(default_factory=dict)
 
     def of(self, model: BiasModel) -> Answers:
         log_p_NC = self._said(model, Path(self.config.output_dir) / BIAS / f"{model.name}.npz")
-        return Answers(torch.from_numpy(log_p_NC).float(), self.fresh, self.held)
+        of_training, of_validation = np.split(log_p_NC, [len(self.examples)])
+        return Answers(torch.from_numpy(of_training).float(), of_validation, self.fresh, self.held)
 
     def _said(self, model: BiasModel, path: Path) -> np.ndarray:
-        """What a bias model, or a part of one, says; parts are kept by their digest."""
-        digest, rows = self._digest(model), rows_digest(self.examples)
-        found = kept(path, digest)
-        if found is not None:
-            self.held[path] = (found, digest, rows)
-            return found
+        """What a bias model, or a part of one, says, [N + M, C]; parts are kept by their digest."""
+        digest, split = self._digest(model), len(self.examples)
+        of_training = self._kept(path, digest, self.examples)
+        if of_training is not None and not self.others:
+            return of_training
+        beside, digest_beside = said_of_validation(path), self._digest_beside(model, digest)
+        of_validation = self._kept(beside, digest_beside, self.others) if self.others else None
+        if of_training is not None and of_validation is not None:
+            return np.concatenate([of_training, of_validation])
         places = [path.with_name(f"{part.name}-{self._digest(part)[:8]}.npz") for part in model.parts]
         said = [self._said(part, at) for part, at in zip(model.parts, places, strict=True)]
         found = model.joined(said, self.examples) if said else self._fitted(model)
-        _say_how_it_is(model, found, self.examples)
-        self.fresh[path] = (found, digest, rows)
+        _say_how_it_is(model, found, self.examples, self.others)
+        if of_training is None:
+            self.fresh[path] = (found[:split], digest, rows_digest(self.examples))
+        else:
+            found = np.concatenate([of_training, found[split:]])
+        if self.others:
+            self.fresh[beside] = (found[split:], digest_beside, rows_digest(self.others))
+        return found
+
+    def _kept(self, path: Path, digest: str, examples: Sequence[Example]) -> "np.ndarray | None":
+        """What was kept there of these examples and settings, remembered as held."""
+        found = kept(path, digest)
+        if found is not None:
+            self.held[path] = (found, digest, rows_digest(examples))
         return found
 
     def _fitted(self, model: BiasModel) -> np.ndarray:
         labels, seed = len(self.config.data.labels), self.config.seed
         if not isinstance(model, BaseBiasModel):
             logger.info("bias model %s: fitting on %d examples", model.name, len(self.examples))
-            return model.log_p(self.examples, labels, self.config.data.text_fields, seed)
+            return model.log_p(self.examples, labels, self.config.data.text_fields, seed, self.others)
         if self.base is None:
             raise ValueError("asks the run's base model, and here is none")
         _check_stages(self.config, self.examples)
         logger.info("bias model %s: asking %s about %d examples", model.name, self.config.model, len(self.examples))
-        return model.asked(self.examples, labels, seed, self.base)
+        return model.asked(self.examples, labels, seed, self.base, self.others)
 
     def _digest(self, model: BiasModel) -> str:
         found = model.digest(self.examples, len(self.config.data.labels), self.config.seed)
@@ -130,6 +171,11 @@ class _Asking:
             return found
         told = [self.config.model_dump(include=OF_THE_BASE), *map(told_of, self.config.bias_stages()), found]
         return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _digest_beside(self, model: BiasModel, digest: str) -> str:
+        """What its answers about validation examples depend on: what those about training examples do, and these."""
+        own = model.digest(self.others, len(self.config.data.labels), self.config.seed)
+        return hashlib.sha256(f"{digest} {own}".encode()).hexdigest()
 
 
 # What a bias model hears of the run whose base it asks.
@@ -182,6 +228,8 @@ def facts_of_stage(log_p_NC: np.ndarray, examples: Sequence[Example], keep: str)
     logger.info("first stage: wrong on %d of %d training examples", wrong_N.sum(), len(examples))
     if keep == "errors":
         return {"error": torch.from_numpy(wrong_N)}
+    if keep == "teacher":  # as sure as it is: a loss makes it less so
+        return {"teacher_log_p": torch.from_numpy(log_p_NC).float()}
     told_NC = floored(np.exp(log_p_NC))
     for fault in faults(told_NC, label_N):  # warnings alone: it is trained already, and more steps may mend it
         logger.warning("first stage %s", fault.text)
@@ -211,7 +259,32 @@ def check_facts(seen: Seen, name: str, facts: Mapping[str, Tensor], examples: Se
         seen.check(name, digests_of_rows(*(fact.numpy() for fact in facts.values())), [one.id for one in examples])
 
 
-def _say_how_it_is(model: BiasModel, log_p_NC: np.ndarray, examples: Sequence[Example]) -> None:
+def guessed(log_p_MC: np.ndarray, validation: Sequence[Example], config: RunConfig) -> PseudoGroups | None:
+    """The pseudo groups of the validation examples by what a bias model says of them, which are said in words.
+
+    None, with a warning, where they would be too small; InputError where the selection needs them.
+    """
+    try:
+        groups = pseudo_groups(labels_of(validation), log_p_MC.argmax(axis=1), config.data.labels)
+    except ValueError as error:
+        if config.selection == "pseudo_groups":
+            raise InputError(f"selection 'pseudo_groups': {error}") from None
+        logger.warning("pseudo groups are not recorded: %s", error)
+        return None
+    sizes = [f"{cell.name} ({len(cell.where)})" for cell in groups.cells if cell.counts]
+    logger.info("pseudo groups of validation: %s", ", ".join(sizes))
+    if left_out := groups.left_out():
+        logger.warning("pseudo groups of fewer than %d examples do not count: %s", SMALLEST, ", ".join(left_out))
+    return groups
+
+
+def _say_how_it_is(
+    model: BiasModel, log_p_NC: np.ndarray, examples: Sequence[Example], others: Sequence[Example]
+) -> None:
+    log_p_NC, log_p_MC = np.split(log_p_NC, [len(examples)])
+    if others:
+        right = (log_p_MC.argmax(axis=1) == labels_of(others)).mean()
+        logger.info("bias model %s: right on %.1f %% of the validation examples", model.name, 100 * right)
     label_N = labels_of(examples)
     right, most = (log_p_NC.argmax(axis=1) == label_N).mean(), np.bincount(label_N).max() / len(label_N)
     told = (model.name, 100 * right, 100 * most)

@@ -3,6 +3,8 @@
 import logging
 
 from debias.adapters import make_adapter
+from debias.bias import make_bias_model
+from debias.bias.base import BaseBiasModel
 from debias.building.schedules import LOOKS_AT_VALIDATION
 from debias.config.data import DataConfig
 from debias.config.run import RunConfig
@@ -70,18 +72,33 @@ def _of_method(config: RunConfig) -> dict[str, str]:
 def _of_what_is_easy(config: RunConfig) -> dict[str, str]:
     """A bias model that is fitted, or a first stage that is trained, and asked by nobody."""
     stage = config.first_stage
-    if "error" in make_order(config.order).reads and stage is not None and stage.keep == "errors":
-        return {}
-    if asks_bias_model(config):
-        return {} if stage is None or stage.keep == "log_p" else {"first_stage": "no order reads its errors"}
-    why = "neither the loss nor the bias weight reads it"
-    return {"bias_model": why, "first_stage": "no order reads its errors, " + why}
+    found = {}
+    asked = asks_bias_model(config) or _makes_groups(config)
+    why = "neither the loss nor the bias weight reads it (selection pseudo_groups does)"
+    if not asked:
+        found["bias_model"] = why
+    if stage is None:
+        return found
+    readers = {
+        "errors": ("error" in make_order(config.order).reads, "no order reads its errors"),
+        "teacher": ("teacher_log_p" in make_loss(config.loss).reads, "no loss reads what it says"),
+        "log_p": (asked, why),
+    }
+    read, why_not = readers[stage.keep]
+    return found if read else {**found, "first_stage": why_not}
 
 
 def asks_bias_model(config: RunConfig) -> bool:
-    """Whether the loss or the bias weight reads what a bias model says."""
+    """Whether the loss, the bias weight or the selection reads what a bias model says."""
     weighted = make_rule(config.method).uses_bias and config.bias_weight.source == "bias_model"
-    return weighted or "bias_log_p" in make_loss(config.loss).reads
+    return weighted or config.selection == "pseudo_groups" or "bias_log_p" in make_loss(config.loss).reads
+
+
+def _makes_groups(config: RunConfig) -> bool:
+    """Whether a bias model, or a stage, that costs nothing more is there for the pseudo groups of validation alone."""
+    if config.eval_strategy == "no" or not config.has_bias_log_p:
+        return False
+    return config.bias_model is None or not isinstance(make_bias_model(config.bias_model), BaseBiasModel)
 
 
 def say_what_has_no_effect(config: RunConfig) -> None:

@@ -14,6 +14,8 @@ def build_loss(config: RunConfig) -> Loss:
     loss = make_loss(config.loss)
     if "bias_log_p" in loss.reads and not config.has_bias_log_p:
         raise InputError(f"loss {loss.name} reads a bias model's probabilities, but bias_model is missing; name one")
+    if "teacher_log_p" in loss.reads and (config.first_stage is None or config.first_stage.keep != "teacher"):
+        raise InputError(f"loss {loss.name} reads what a teacher says; set first_stage.keep: teacher")
     if "group" in loss.reads and not _has_groups(config):
         raise InputError(f"loss {loss.name} needs a group of each row; set data.group_field to the column that has it")
     if EVERY_LABEL in loss.reads and config.answer_probability != "product":

@@ -15,6 +15,7 @@ from debias.engines.hf_trainer import DebiasTrainer
 from debias.models.load import load_tokenizer
 from debias.models.source import resolve_model
 from debias.ranks.stopping import StopRequest
+from debias.runs.selection import ValidationFigures
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,13 @@ class Built:
     trainer: DebiasTrainer
     tokenizer: Any
     sizes: Mapping[str, Any]
+
+    @property
+    def figures(self) -> ValidationFigures:
+        """What is figured out of each validation."""
+        found = self.trainer.compute_metrics
+        assert isinstance(found, ValidationFigures)
+        return found
 
 
 def build_run(

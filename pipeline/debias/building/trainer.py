@@ -21,7 +21,7 @@ from debias.ranks.hangs import hang_watch
 from debias.ranks.stopping import StopRequest
 from debias.runs.metrics import MetricsFile, PlainProgress
 from debias.runs.names import METRICS
-from debias.runs.selection import validation_figures
+from debias.runs.selection import ValidationFigures
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def build_trainer(
     encoded.order = build_order(config)
     if config.packing:
         say_what_packing_saves(config, encoded, arguments.world_size)
+    figures = ValidationFigures()
     with _nothing_left(folder):
         trainer = DebiasTrainer(
             model=model,
@@ -48,7 +49,7 @@ def build_trainer(
             train_dataset=encoded,
             eval_dataset=task.encode(validation, with_answer=False) if validation else None,
             data_collator=task.collate,
-            compute_metrics=validation_figures,
+            compute_metrics=figures,
             rule=make_rule(config.method),
             readout=task.readout,
             loss=build_loss(config),
@@ -61,7 +62,9 @@ def build_trainer(
             stop=stop,
         )
     trainer.add_callback(PaddingCheck(task, encoded))
-    trainer.add_callback(MetricsFile(folder / METRICS, trainer.layer_figures))
+    trainer.add_callback(
+        MetricsFile(folder / METRICS, lambda logs: {**trainer.layer_figures(logs), **figures.cells(logs)})
+    )
     for watch in hang_watch(config.ddp_timeout, record):
         trainer.add_callback(watch)
     _drop_printer(trainer)

@@ -74,19 +74,38 @@ def sweep(
 
 def select(
     folder: Annotated[Path, typer.Argument(help="A sweep's folder, or any folder of runs.")],
-    rule: Annotated[str, typer.Option(help="last, validation, worst_class or oracle.")] = "validation",
+    rule: Annotated[str, typer.Option(help="last, validation, worst_class, pseudo_groups or oracle.")] = "validation",
     suite: Annotated[str | None, typer.Option(help="oracle: the suite whose answers it chooses by.")] = None,
+    against_suite: Annotated[
+        str | None, typer.Option(help="Also say how well the rule ranks all runs by this suite; it chooses nothing.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Of --against-suite; default: conflicting, else worst_group, else all; also aligned."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose a configuration of each method by the mean over its seeds; only oracle looks at a suite."""
+    """Choose a configuration of each method by the mean over its seeds; only oracle looks at a suite.
+
+    With --against-suite: Spearman's correlation of the rule, and of the other figures of validation, with the accuracy
+    on a group of that suite.
+    """
+    from debias_eval.results.ranking import ranking_table, rankings_in
     from debias_eval.results.selection import choice_table, choices_in, remember
 
+    if group is not None and against_suite is None:
+        raise InputError("--group goes with --against-suite, whose group it is; give both, or leave it out")
     choices = choices_in(folder, rule, suite)
+    found = rankings_in(folder, rule, against_suite, group) if against_suite is not None else None
     remember(folder, choices)
     if as_json:
-        typer.echo(json.dumps([choice.as_dict() for choice in choices], indent=2))
-    else:
-        print_table(choice_table(choices))
+        told: Any = [choice.as_dict() for choice in choices]
+        told = told if found is None else {"choices": told, "ranking": found.as_dict()}
+        typer.echo(json.dumps(told, indent=2))
+        return
+    print_table(choice_table(choices))
+    if found is not None:
+        print_table(ranking_table(found))
 
 
 def _only(planned: list[Any], only: Sequence[int] | None) -> list[Any]:

@@ -9,7 +9,11 @@ from debias.config.data import DataConfig, Strict, is_list
 from debias.config.expanding import expanded
 
 # Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
-SELECTIONS = {"validation": "eval_accuracy", "worst_class": "eval_worst_class_accuracy"}
+SELECTIONS = {
+    "validation": "eval_accuracy",
+    "worst_class": "eval_worst_class_accuracy",
+    "pseudo_groups": "eval_pseudo_group_accuracy",
+}
 
 STAGES = "stages"  # in a run's folder: the runs before it
 LARGEST = 2**31 - 1  # of a count: beyond it others' code overflows
@@ -73,11 +77,12 @@ def _of_lora_alone(block: str | dict[str, Any]) -> str | dict[str, Any]:
 class FirstStage(Strict):
     """A run before the run, on the same data and model: what it says of the training examples becomes facts.
 
-    `keep`: `errors`, which examples it gets wrong (JTT), or `log_p`, log-probabilities of every label, in the place of
-    a bias model's. `settings`: what it does otherwise than the run itself; beside these it trains plainly.
+    `keep`: `errors`, which examples it gets wrong (JTT); `log_p`, log-probabilities of every label, in the place of a
+    bias model's; or `teacher`, the same, as what a teacher says. `settings`: what it does otherwise than the run
+    itself; beside these it trains plainly.
     """
 
-    keep: Literal["errors", "log_p"] = "errors"
+    keep: Literal["errors", "log_p", "teacher"] = "errors"
     settings: dict[str, Any] = Field({})
 
 
@@ -137,7 +142,9 @@ class RunConfig(Strict):
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_steps: int = Field(500, ge=1)
     save_total_limit: int | None = Field(1, ge=1)
-    selection: Literal["last", "validation", "worst_class"] = "last"  # which checkpoint is kept; see SELECTIONS
+    selection: Literal["last", "validation", "worst_class", "pseudo_groups"] = (
+        "last"  # which checkpoint is kept; see SELECTIONS
+    )
     report_to: str | tuple[str, ...] = "none"
     max_nonfinite_steps: int = Field(10, ge=0)  # skipped steps a run survives
     ddp_timeout: int = Field(1800, ge=1)  # seconds without a step after which a hang is broken and the rank named
@@ -276,6 +283,8 @@ class RunConfig(Strict):
         wants = f"selection {self.selection!r}"
         if self.data.validation is None:
             raise ValueError(f"{wants} needs data.validation, the in-distribution examples to select on")
+        if self.selection == "pseudo_groups" and not self.has_bias_log_p:
+            raise ValueError(f"{wants} needs a bias model, whose guesses make the groups; name one in bias_model")
         if self.eval_strategy == "no" or self.save_strategy != self.eval_strategy:
             raise ValueError(
                 f"{wants} keeps a checkpoint that was validated: set eval_strategy and save_strategy both to steps or"

@@ -35,12 +35,11 @@ class AskedRun:
 
     config: RunConfig
     base: Path | None
-    examples: Sequence[Example]
     train: Train
 
-    def hidden(self, layer: float) -> np.ndarray:
+    def hidden(self, layer: float, examples: Sequence[Example]) -> np.ndarray:
         """Hidden states of a layer, averaged over each example's tokens, [N, D] float64."""
-        found = hidden_of(load_untrained(self.config), self.examples, layer)
+        found = hidden_of(load_untrained(self.config), examples, layer)
         _let_go()
         return found
 

@@ -10,8 +10,11 @@ from debias.bias.column import ColumnWeight
 from debias.bias.own import SelfWeight, gce_weight
 from debias.bias.weights import BiasWeightSource
 from debias.config.blocks import make
+from debias.losses.afr import AFR
 from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.confidence_regularization import ConfidenceRegularization
 from debias.losses.cross_entropy import CrossEntropy, cross_entropy
+from debias.losses.debiased_focal import DebiasedFocal
 from debias.losses.focal import Focal
 from debias.losses.group_dro import GroupDRO
 from debias.losses.label_smoothing import LabelSmoothing
@@ -23,7 +26,17 @@ from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
 from debias.readouts.said import Readout
 
 LOSSES: dict[str, type[Loss]] = {
-    loss.name: loss for loss in (CrossEntropy, Focal, GroupDRO, LabelSmoothing, LogitCorrection)
+    loss.name: loss
+    for loss in (
+        CrossEntropy,
+        Focal,
+        GroupDRO,
+        LabelSmoothing,
+        LogitCorrection,
+        DebiasedFocal,
+        ConfidenceRegularization,
+        AFR,
+    )
 }
 
 
@@ -36,13 +49,16 @@ Objective = Readout  # its older name
 
 # Names of the rooms `readouts` and `bias` are handed on for those who import them from here.
 __all__ = [
+    "AFR",
     "EVERY_LABEL",
     "LOSSES",
     "Answers",
     "BiasWeightSource",
     "Classification",
     "ColumnWeight",
+    "ConfidenceRegularization",
     "CrossEntropy",
+    "DebiasedFocal",
     "Focal",
     "GroupDRO",
     "LabelSmoothing",

@@ -21,10 +21,10 @@ class LogitCorrection(Loss):
     """Cross-entropy of `log p + tau log p_b` over the labels: what the bias model explains need not be learned.
 
     At `tau` 1 the bias product (Clark et al.), or logit adjustment of each sample (Menon et al., ICLR 2021, arXiv
-    2007.07314): its gradient is that of cross-entropy, less what the bias model says already. At 0 it is cross-entropy
-    over the labels. Needs a bias model (`bias_model`, or a first stage that keeps `log_p`), and of a causal model
-    answers of one token. Costs its fit. Fails where the bias model holds honest signal too: that is left unlearned, and
-    a smaller `tau` leaves less of it so.
+    2007.07314): its gradient is that of cross-entropy, less what the bias model says already. At 0, without the options
+    below, it is the loss `cross_entropy` itself (of a causal model over all tokens). Needs a bias model (`bias_model`,
+    or a first stage that keeps `log_p`), and of a causal model answers of one token. Costs its fit. Fails where the
+    bias model holds honest signal too: that is left unlearned, and a smaller `tau` leaves less of it so.
 
     - `tau_end`: tau goes there in a straight line over training (annealing, Utama et al., EMNLP 2020, from 1 to 0.8).
     - `cross_entropy`: so much of plain cross-entropy over the labels is added (0.3 in Bias Experts, Jeon et al., 2023).
@@ -62,6 +62,8 @@ class LogitCorrection(Loss):
             raise ValueError(f"clip is {self.clip} and cuts off weights, of which there are none; set weights: true")
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
+        if self._is_plain:
+            return -said.log_p_B
         assert said.log_p_BC is not None
         labels_B1, kind = facts["labels"].unsqueeze(1), said.log_p_BC.dtype
         over_prior_BC = facts["bias_log_p"].to(kind)
@@ -91,6 +93,11 @@ class LogitCorrection(Loss):
         own_N = (log_prior_C - log_p_NC).gather(1, labels_N.unsqueeze(1)).squeeze(1)
         mean = self._clipped(own_N).mean() if self.weights else torch.ones((), dtype=torch.float64)
         return torch.cat([mean.reshape(1), log_prior_C])
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether nothing is corrected or added: the end of a sweep over tau is then plain fine-tuning to the bit."""
+        return self.tau == 0 and not self.tau_end and not self.weights and self.cross_entropy == 0
 
     def _clipped(self, log_ratio_B: Tensor) -> Tensor:
         """`(pi / p_b)^(1 - tau)` of logarithms of the ratio, at most `clip`."""

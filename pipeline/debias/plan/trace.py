@@ -186,7 +186,8 @@ class Step:
         """Those that the run's loss reads, of samples that do not matter."""
         samples, labels = self.load.micro_batch, len(self.run.data.labels)
         zeros_B = torch.zeros(samples, dtype=torch.long)
-        known = {"labels": zeros_B, "group": zeros_B, "bias_log_p": torch.zeros(samples, labels)}
+        said = dict.fromkeys(("bias_log_p", "teacher_log_p"), torch.zeros(samples, labels))
+        known = {"labels": zeros_B, "group": zeros_B, **said}
         return {**known, DONE: torch.zeros((), dtype=torch.float64)}
 
 

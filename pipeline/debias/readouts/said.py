@@ -15,7 +15,10 @@ Facts = Mapping[str, Tensor]
 DONE = "done"
 # Facts by the names that losses, weights and readouts read them by. A batch of somebody else's collator is one mapping:
 # what has one of these names in it is a fact, all else is the model's.
-KNOWN_FACTS = ("labels", "index", "group", "bias_weight", "bias_log_p", "answer_mask", "sample_index", DONE)
+KNOWN_FACTS = (
+    *("labels", "index", "group", "bias_weight", "bias_log_p", "teacher_log_p", "answer_mask", "sample_index"),
+    DONE,
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from debias.runs.whole import write_whole
 
 PROGRESS_SECONDS = 10.0
-SAID = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "validation accuracy"}
+SAID = {
+    "loss": "loss",
+    "eval_loss": "validation loss",
+    "eval_accuracy": "validation accuracy",
+    "eval_pseudo_group_accuracy": "over pseudo groups",
+}
 
 
 class EachLog(TrainerCallback):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,35 @@ import numpy as np
 
 from debias.config.run import SELECTIONS, RunConfig
 from debias.errors import InputError
-from debias.runs.names import TRAINER_STATE, checkpoint_at
+from debias.runs.metrics import read_metrics
+from debias.runs.names import METRICS, TRAINER_STATE, checkpoint_at
+from debias.runs.pseudo_groups import PseudoGroups
+
+CELLS = "pseudo_groups"  # in metrics.jsonl, beside the figures of a validation; and in run.json
+WITH_GROUPS = ("eval_pseudo_group_accuracy", "eval_worst_pseudo_group_accuracy")
+
+
+class ValidationFigures:
+    """The figures of each validation, with those of pseudo groups once `groups` are there."""
+
+    def __init__(self) -> None:
+        self.groups: PseudoGroups | None = None
+        self._cells: list[dict[str, Any]] = []  # of the last validation
+
+    def __call__(self, prediction: Any) -> dict[str, float]:
+        figures = validation_figures(prediction)
+        if self.groups is None:
+            return figures
+        labels_M = np.asarray(prediction.label_ids)
+        if not np.array_equal(labels_M, self.groups.label_M):
+            raise RuntimeError("validation: the answers came in another order than the examples")
+        right_M = np.asarray(prediction.predictions).argmax(axis=-1) == labels_M
+        self._cells = self.groups.table(right_M)
+        return {**figures, **self.groups.figures(right_M)}
+
+    def cells(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """The cells of the last validation, to go with a log of its figures; else nothing."""
+        return {CELLS: self._cells} if WITH_GROUPS[0] in logs else {}
 
 
 def validation_figures(prediction: Any) -> dict[str, float]:
@@ -44,9 +73,23 @@ def check_selection(config: RunConfig, steps: int, checkpoint: Path | None) -> N
 def selected(config: RunConfig, trainer: Any) -> dict[str, Any]:
     """What run.json says about the checkpoint that was kept: the rule and, for the best, its step and figure."""
     found: dict[str, Any] = {"selection": config.selection}
-    if config.selection == "last" or trainer.interrupted:
+    if trainer.interrupted:
         return found
+    if config.selection == "last":
+        return {**found, **_grouped(config, None)}
     if trainer.state.best_model_checkpoint is None:
         raise InputError(f"{config.output_dir}: selection {config.selection!r}: no checkpoint was validated")
     figure = SELECTIONS[config.selection]
-    return {**found, "selected_step": trainer.state.best_global_step, f"selected_{figure}": trainer.state.best_metric}
+    step = trainer.state.best_global_step
+    best = {"selected_step": step, f"selected_{figure}": trainer.state.best_metric}
+    return {**found, **best, **_grouped(config, step)}
+
+
+def _grouped(config: RunConfig, step: int | None) -> dict[str, Any]:
+    """What was validated at that step, or last, with its pseudo groups; nothing where the run had none."""
+    lines = [line for line in read_metrics(Path(config.output_dir) / METRICS) if CELLS in line]
+    lines = [line for line in lines if step in (None, line["step"])]
+    if not lines:
+        return {}
+    figures = {key: lines[-1].get(key) for key in ("eval_accuracy", *WITH_GROUPS)}
+    return {CELLS: {"step": lines[-1]["step"], **figures, "cells": lines[-1][CELLS]}}

@@ -44,10 +44,10 @@ class LastWords:
         self.examples = examples
         self.asked: list[Any] = []
 
-    def hidden(self, layer: float) -> Any:
+    def hidden(self, layer: float, examples: Any) -> Any:
         self.asked.append(layer)
         words = sorted({example.texts[-1].split()[-1] for example in self.examples})
-        return np.array([[float(e.texts[-1].split()[-1] == word) for word in words] for e in self.examples])
+        return np.array([[float(e.texts[-1].split()[-1] == word) for word in words] for e in examples])
 
     def after_stage(self, stage: int, examples: Any) -> Any:
         self.asked.append((stage, [example.id for example in examples]))
@@ -57,11 +57,11 @@ class LastWords:
         return np.log(counts / counts.sum(axis=1, keepdims=True))
 
 
-def said_by(name: str, examples: list[Example], labels: int, seed: int) -> Any:
+def said_by(name: str, examples: list[Example], labels: int, seed: int, others: Any = ()) -> Any:
     model = make_bias_model({"name": name, **ROWS[name]})
     if isinstance(model, BaseBiasModel):
-        return model.asked(examples, labels, seed, LastWords(examples))
-    return model.log_p(examples, labels, FIELDS, seed)
+        return model.asked(examples, labels, seed, LastWords(examples), others)
+    return model.log_p(examples, labels, FIELDS, seed, others)
 
 
 def shortcut(count: int = 300, seed: int = 0) -> list[Example]:
@@ -98,6 +98,52 @@ def test_it_finds_the_shortcut_out_of_fold_and_the_same_again(name: str) -> None
     right = (log_p_NC.argmax(axis=1) == [example.label for example in examples]).mean()
     assert 0.8 < right < 1.0
     np.testing.assert_array_equal(log_p_NC, said_by(name, examples, 3, seed=3))
+
+
+@pytest.mark.parametrize("name", BIAS_MODELS)
+def test_it_judges_others_of_which_nothing_is_learned(name: str) -> None:
+    """Validation examples: they change nothing of what is said of training, nor of each other."""
+    pytest.importorskip("sklearn")
+    examples, others = shortcut(), [replace(one, id=f"other {one.id}") for one in shortcut(80, seed=9)]
+    alone, both = said_by(name, examples, 3, 3), said_by(name, examples, 3, 3, others)
+    assert both.shape == (380, 3)
+    np.testing.assert_array_equal(both[:300], alone)
+    beside = both[300:]
+    np.testing.assert_allclose(np.exp(beside).sum(axis=1), 1.0, rtol=1e-12)
+    assert beside.min() >= math.log(FLOOR / 2)
+    assert 0.8 < (beside.argmax(axis=1) == [one.label for one in others]).mean() < 1.0
+    some = [replace(others[7], label=(others[7].label + 1) % 3), *others[20:30]]
+    np.testing.assert_allclose(said_by(name, examples, 3, 3, some)[300:], beside[[7, *range(20, 30)]], rtol=1e-9)
+
+
+def test_others_hear_the_geometric_mean_of_all_folds() -> None:
+    """In plain loops; a group that training lacks has the labels' shares."""
+    examples = shortcut(90)
+    others = [Example("a", ("x",), 0, group="never"), Example("b", ("y",), 0, group="elsewhere")]
+    fold_N = folds_of(examples, 3, seed=5)
+    model = make_bias_model({"name": "groups", "folds": 3, "smoothing": 2.0, "calibrated": False})
+    found = np.exp(model.log_p(examples, 3, FIELDS, 5, others)[90:])
+    for other, said in zip(others, found, strict=True):
+        products = [1.0, 1.0, 1.0]
+        for fold in range(3):
+            rest = [one for one, at in zip(examples, fold_N, strict=True) if at != fold]
+            mine = [one for one in rest if one.group == other.group]
+            for label in range(3):
+                prior = sum(one.label == label for one in rest) / len(rest)
+                share = (sum(one.label == label for one in mine) + 2.0 * prior) / (len(mine) + 2.0)
+                products[label] *= max(share, FLOOR)
+        means = [product ** (1 / 3) for product in products]
+        np.testing.assert_allclose(said, [mean / math.fsum(means) for mean in means], rtol=1e-3)
+
+
+def test_what_others_lack_is_said() -> None:
+    bare = [Example("v1", ("p", "h"), 0)]
+    for block in ("groups", {"name": "product", "of": [PARTIAL, "groups"]}):
+        assert make_bias_model(block).missing(bare) == "example 'v1' of the validation data has no group"
+        assert make_bias_model(block).missing([]) is None
+    told = make_bias_model({"name": "column", **ROWS["column"]}).missing(bare)
+    assert told == "['p0', 'p1', 'p2'] of the validation data were not read"
+    assert make_bias_model("lexical").missing(bare) is None
 
 
 @pytest.mark.parametrize("name", FITTED)

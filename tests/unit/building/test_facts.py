@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from debias.building.examples import training_examples
-from debias.building.facts import ask_bias_model, check_groups, facts_of_stage
+from debias.building.facts import ask_bias_model, check_groups, facts_of_stage, guessed
 from debias.building.method import build_bias_model
 from debias.config.places import resolve_paths
 from debias.config.reading import dump_config, load_config
@@ -45,13 +45,13 @@ def config(place: Path, model: Any, written: list[dict[str, Any]], **data: Any) 
     )
 
 
-def ask(run: RunConfig) -> Any:
+def ask(run: RunConfig, validation: Any = ()) -> Any:
     run = resolve_paths(run, None)
     model = build_bias_model(run)
     assert model is not None
     examples = training_examples(run, None)
     check_groups(make_loss(run.loss), make_order(run.order), examples, model)
-    return ask_bias_model(run, model, examples)
+    return ask_bias_model(run, model, examples, validation=validation)
 
 
 def test_probabilities_of_columns_are_said_as_they_are(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ class Base:
     def __init__(self, of_yes: float, of_no: float) -> None:
         self.p, self.judged = np.array([of_yes, of_no]), 0
 
-    def hidden(self, layer: float) -> np.ndarray:
+    def hidden(self, layer: float, examples: Any) -> np.ndarray:
         raise AssertionError("nobody asks for these")
 
     def after_stage(self, stage: int, examples: Any) -> np.ndarray:
@@ -160,10 +160,10 @@ class Base:
         return np.log(np.stack([self.p[sees], 1 - self.p[sees]], axis=1))
 
 
-def ask_base(run: RunConfig, base: Base) -> Any:
+def ask_base(run: RunConfig, base: Base, validation: Any = ()) -> Any:
     model = build_bias_model(run)
     assert model is not None
-    return ask_bias_model(run, model, training_examples(run, None), base)
+    return ask_bias_model(run, model, training_examples(run, None), base, validation)
 
 
 FIRST = {"name": "first_learned", "steps": 2}
@@ -182,6 +182,98 @@ def test_the_runs_base_is_asked_once_and_again_of_another_run(tmp_path: Path) ->
     for number, change in enumerate(({"max_length": 64}, {"seed": 1}, {"model": "n"}), 2):
         assert len(ask_base(run.model_copy(update=change), base).fresh) == 1
         assert base.judged == 60 * number
+
+
+# Validation examples, and their pseudo groups.
+
+
+def beside(count: int = 30, **changes: Any) -> list[Example]:
+    """As `rows`, read."""
+    draw, made = np.random.default_rng(8), []
+    for index in range(count):
+        label = int(draw.integers(2))
+        told = label if draw.random() < 0.6 else 1 - label
+        made.append(Example(f"v{index}", (f"{['aye', 'nay'][told]} {index % 7} so {index}",), label, **changes))
+    return made
+
+
+def test_what_was_said_of_validation_is_kept_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("sklearn")
+    caplog.set_level(logging.INFO, "debias")
+    whole = {"name": "product", "of": ["lexical", {"name": "lexical", "longest": 1}]}
+    run = config(tmp_path, whole, rows())
+    first = ask(run, beside())
+    assert first.of_validation.shape == (30, 2)
+    assert "bias model lexical: right on" in caplog.text
+    assert "of the validation examples" in caplog.text
+    first.write()
+    kept = [path.name for path in (tmp_path / "run" / "bias").iterdir()]
+    assert sum(name.endswith(".validation.npz") for name in kept) == 3
+    caplog.clear()
+    again = ask(run, beside())
+    assert again.fresh == {}
+    np.testing.assert_array_equal(again.of_validation, first.of_validation)
+    np.testing.assert_array_equal(again.log_p, ask(run).log_p)
+    assert "fitting" not in caplog.text
+    other = ask(run, beside(29))
+    assert all(path.name.endswith(".validation.npz") for path in other.fresh)
+    np.testing.assert_array_equal(other.log_p, first.log_p)
+    np.testing.assert_allclose(other.of_validation, first.of_validation[:29], rtol=1e-9)
+
+
+def test_training_answers_of_before_stay_as_they_are(tmp_path: Path) -> None:
+    """A base that answers a little otherwise the second time: what training read is not changed by validation."""
+    run, base = config(tmp_path, FIRST, rows()), Base(0.9, 0.2)
+    ask_base(run, base).write()
+    later = Base(0.85, 0.25)
+    both = ask_base(run, later, beside())
+    np.testing.assert_array_equal(both.log_p, ask_base(run, Base(0.9, 0.2)).log_p)
+    assert [path.name for path in both.fresh] == ["first_learned.validation.npz"]
+    assert later.judged == 60 + 2 * 30  # each fold's model judges all of validation
+
+
+def test_what_another_run_kept_of_validation_is_read_too(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    first = ask(config(tmp_path, "lexical", rows()), beside())
+    first.write()
+    file = {"name": "column", "file": str(tmp_path / "run" / "bias" / "lexical.npz")}
+    found = ask(config(tmp_path, file, rows()), beside())
+    np.testing.assert_allclose(found.of_validation, first.of_validation, rtol=1e-5)
+    with pytest.raises(InputError, match=r"shape \[30, 2\], and the validation data 29 rows"):
+        ask(config(tmp_path, file, rows()), beside(29))
+    (tmp_path / "run" / "bias" / "lexical.validation.npz").unlink()
+    assert not len(ask(config(tmp_path, file, rows()), beside()).of_validation)
+    selecting = config(tmp_path, file, rows()).model_copy(update={"selection": "pseudo_groups"})
+    with pytest.raises(InputError, match=r"bias_model column: file: .*lexical.validation.npz is not there"):
+        ask(selecting, beside())
+
+
+def test_groups_of_validation_are_needed_by_the_selection_alone(tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO, "debias")
+    run = config(tmp_path, "groups", rows(), group_field="kind")
+    assert not len(ask(run, beside()).of_validation)
+    assert (
+        "pseudo groups are not recorded: bias_model groups: example 'v0' of the validation data has no" in caplog.text
+    )
+    selecting = run.model_copy(update={"selection": "pseudo_groups"})
+    with pytest.raises(InputError, match=r"bias_model groups: example 'v0' .* has no group: selection 'pseudo_groups'"):
+        ask(selecting, beside())
+    assert len(ask(selecting, beside(group="k1")).of_validation) == 30
+
+
+def test_cells_that_are_too_small(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = config(tmp_path, COLUMNS, rows())
+    validation, guess = beside(40), np.array([0.9] * 36 + [0.1] * 4)
+    said = np.log(np.stack([guess, 1 - guess], axis=1))
+    groups = guessed(said, validation, run)
+    assert groups is not None
+    assert "pseudo groups of fewer than 10 examples do not count: " in caplog.text
+    one_label = [replace(example, label=0) for example in validation]
+    assert guessed(said, one_label, run) is None
+    message = "the validation data has 0 examples of label 'no', in no pseudo group more than 0"
+    assert f"pseudo groups are not recorded: {message}" in caplog.text
+    with pytest.raises(InputError, match=f"selection 'pseudo_groups': {message}"):
+        guessed(said, one_label, run.model_copy(update={"selection": "pseudo_groups"}))
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ PARTIAL = "bias_model={name: partial_input, fields: [hypothesis]}"
     [
         ([PARTIAL], ["bias_model"]),
         ([PARTIAL, "bias_weight.source=bias_model"], []),
+        ([PARTIAL, "eval_strategy=epoch"], []),
+        (["bias_model=first_learned", "eval_strategy=epoch"], ["bias_model"]),
+        (["bias_model=first_learned", "eval_strategy=epoch", "selection=pseudo_groups"], []),
+        (["first_stage={keep: log_p}", "eval_strategy=epoch"], []),
+        (["first_stage={keep: errors}", "eval_strategy=epoch"], ["first_stage"]),
         ([PARTIAL, "bias_weight.source=bias_model", "method=erm"], ["bias_weight", "bias_model"]),
         ([PARTIAL, "loss=logit_correction", "method=erm"], []),
         (["first_stage={keep: errors}"], ["first_stage"]),
@@ -69,6 +74,9 @@ PARTIAL = "bias_model={name: partial_input, fields: [hypothesis]}"
         (["first_stage={keep: log_p}"], ["first_stage"]),
         (["first_stage={keep: log_p}", "loss=logit_correction"], []),
         ([PARTIAL, "loss=logit_correction", "first_stage={keep: errors}"], ["first_stage"]),
+        ([PARTIAL, "loss=confidence_regularization", "first_stage={keep: teacher}"], []),
+        ([PARTIAL, "loss=debiased_focal", "first_stage={keep: teacher}"], ["first_stage"]),
+        ([PARTIAL, "first_stage={keep: errors}", "order=upsampled"], ["bias_model"]),
     ],
     ids=str,
 )

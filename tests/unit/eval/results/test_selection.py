@@ -66,9 +66,11 @@ def judged(name, *results):
 
 
 def test_the_rules_by_name():
-    assert list(RULES) == ["last", "validation", "worst_class", "oracle"]
+    assert list(RULES) == ["last", "validation", "worst_class", "pseudo_groups", "oracle"]
     assert [rule.name for rule in RULES.values() if rule.sees_test] == ["oracle"]
-    with pytest.raises(InputError, match="rule is 'best', not one of last, validation, worst_class, oracle"):
+    with pytest.raises(
+        InputError, match="rule is 'best', not one of last, validation, worst_class, pseudo_groups, oracle"
+    ):
         select([candidate("a", lines((1, 1)))], "best")
 
 
