@@ -47,7 +47,7 @@ from debias.runs.folder import Folder, look, save_trained
 from debias.runs.pseudo_groups import PseudoGroups
 from debias.runs.seen import Seen
 from debias.runs.selection import selected
-from debias.runs.summary import Spent, Summary, spent_before
+from debias.runs.summary import Spent, Summary, bias_spent, spent_before
 
 SAID = "said.npz"  # beside the runs before a run: what the first one said of the training examples
 
@@ -90,10 +90,8 @@ def _read(given: RunConfig | Mapping[str, Any] | str | Path, base: Path | None) 
 
 
 def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
-    started = Spent.now()
     config = resolve_paths(config, base)
-    if config.resume or not config.overwrite_output_dir:  # else what lies there is another run
-        started -= spent_before(Path(config.output_dir))
+    started, answered = _started(config)
     loss, order, bias_model = build_loss(config), build_order(config), _bias_model(config)
     told = _before(config, base, bias_model)
     answers = told.answers
@@ -118,6 +116,8 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     rule = built.trainer.rule
     method = {"name": rule.name, **dataclasses.asdict(rule)}
     known = {"seed": config.seed, "method": method, "train_examples": len(examples), **built.sizes}
+    if answers is not None and not answers.fresh:
+        started -= answered  # of another run, whose bias model said the same
     summary = Summary(folder.path, known, writes=first, started=started)
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
@@ -128,7 +128,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
             groups = groups if first else _groups(config, validation, answers, told)
             check_facts(seen, "bias_model", {"bias_log_p": answers.log_p}, examples)
             if first:
-                answers.write()
+                answers.write(folder.path)
                 seen.write()
             built.trainer.train_dataset.facts["bias_log_p"] = answers.log_p
     built.figures.groups = groups
@@ -142,6 +142,13 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     if trainer.interrupted:
         raise Interrupted(f"{folder.path}: stopped by SIGTERM at step {ended['steps']}, saved; go on with resume=true")
     return folder.path
+
+
+def _started(config: RunConfig) -> tuple[Spent, Spent]:
+    """When the run began, earlier by what earlier attempts took; and what answers took that were there before it."""
+    folder, now = Path(config.output_dir), Spent.now()
+    goes_on = config.resume or not config.overwrite_output_dir  # else what lies there is another run
+    return now - spent_before(folder) if goes_on else now, bias_spent(folder)
 
 
 def _bias_model(config: RunConfig) -> BiasModel | None:

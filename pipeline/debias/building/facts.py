@@ -29,6 +29,7 @@ from debias.ranks.world import world_size
 from debias.runs.names import BIAS
 from debias.runs.pseudo_groups import SMALLEST, PseudoGroups, pseudo_groups
 from debias.runs.seen import Seen
+from debias.runs.summary import Spent, keep_bias_spent, kept_bias_spent
 from debias.runs.whole import write_whole
 
 logger = logging.getLogger(__name__)
@@ -53,16 +54,18 @@ class Answers:
 
     `of_validation`: of the validation examples, [M, C]; of none where there are none, or it can say nothing of them.
     `held`: what was read, which a run that starts anew in the same folder clears away. Both map files to what is in
-    them.
+    them. `spent`: what asking took, runs of the base included.
     """
 
     log_p: Tensor
     of_validation: np.ndarray
     fresh: Mapping[Path, Kept]
     held: Mapping[Path, Kept]
+    spent: Spent
 
-    def write(self) -> None:
-        """Write down what is not there, for this run gone on with and for the other ranks."""
+    def write(self, folder: Path) -> None:
+        """Write down in the run's folder what is not there, for this run gone on with and for the other ranks."""
+        keep_bias_spent(folder, self.spent)
         gone = {path: said for path, said in self.held.items() if not path.exists()}
         for path, (log_p_NC, digest, rows) in {**gone, **self.fresh}.items():
             keep(path, log_p_NC, digest, rows)
@@ -121,9 +124,11 @@ class _Asking:
     held: dict[Path, Kept] = field(default_factory=dict)
 
     def of(self, model: BiasModel) -> Answers:
+        started = Spent.now()
         log_p_NC = self._said(model, Path(self.config.output_dir) / BIAS / f"{model.name}.npz")
         of_training, of_validation = np.split(log_p_NC, [len(self.examples)])
-        return Answers(torch.from_numpy(of_training).float(), of_validation, self.fresh, self.held)
+        spent = Spent.now() - started if self.fresh else kept_bias_spent(Path(self.config.output_dir))
+        return Answers(torch.from_numpy(of_training).float(), of_validation, self.fresh, self.held, spent)
 
     def _said(self, model: BiasModel, path: Path) -> np.ndarray:
         """What a bias model, or a part of one, says, [N + M, C]; parts are kept by their digest."""

@@ -105,7 +105,7 @@ def look(config: RunConfig) -> Folder:
         raise _another(path)
     if held:
         _check_kept(config, path)
-    elif path.exists() and any(inside.name != STAGES for inside in path.iterdir()):
+    elif path.exists() and any(inside.name not in (STAGES, BIAS) for inside in path.iterdir()):
         raise InputError(f"output_dir: {path} is not empty and holds no run; choose another folder")
     return Folder(path, config, held)
 

@@ -6,6 +6,7 @@ CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "run.json"
 ADAPTER, MODEL = "adapter", "model"  # plain PEFT; plain transformers, of a run without an adapter
 SEEN = "seen.npz"  # digests of the examples that a run was begun with
 BIAS = "bias"  # what a bias model said of the training examples
+SPENT = "spent.json"  # in it: what that took
 LABELS = "labels.json"  # beside an adapter: what a classifier's outputs are called, which PEFT does not keep
 ORIGIN = "origin.yaml"  # beside an adapter that was made from a run's: the settings of that run
 EVAL = "eval"  # what a run was judged to be: a file for each suite

@@ -4,14 +4,14 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from debias.config.run import STAGES
 from debias.errors import InputError
 from debias.runs.environment import environment
-from debias.runs.names import SUMMARY, last_checkpoint
+from debias.runs.names import BIAS, SPENT, SUMMARY, last_checkpoint
 from debias.runs.whole import write_whole
 
 
@@ -48,14 +48,34 @@ def spent_before(folder: Path) -> Spent:
     run.json yet, the sum of theirs. Nothing for a new run.
     """
     folders = [folder] if (folder / SUMMARY).exists() else sorted((folder / STAGES).glob("*"))
-    held = [_held(one) for one in folders]
+    held = [_read(one / SUMMARY) for one in folders]
     return Spent(*(sum(_seconds_in(one, name) for one in held) for name in ("seconds", "cpu_seconds")))
 
 
-def _held(folder: Path) -> dict[str, Any]:
+def keep_bias_spent(folder: Path, spent: Spent) -> None:
+    """Beside what a run's bias model said, what it took: for the runs that take its answers over."""
+    write_whole(folder / BIAS / SPENT, json.dumps(asdict(spent)) + "\n")
+
+
+def bias_spent(folder: Path) -> Spent:
+    """What the bias model took whose answers were there before the run was; nothing where it is the run's own.
+
+    To be asked before `folder` holds anything but them. Of a run that was stopped in a run before it, the stages count.
+    """
+    return Spent() if (folder / SUMMARY).exists() or (folder / STAGES).is_dir() else kept_bias_spent(folder)
+
+
+def kept_bias_spent(folder: Path) -> Spent:
+    """What `keep_bias_spent` kept."""
+    held = _read(folder / BIAS / SPENT)
+    return Spent(*(_seconds_in(held, name) for name in ("seconds", "cpu_seconds")))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is damaged, for whoever goes on with the run says so."""
     try:
-        held = read_summary(folder)
-    except InputError:  # damaged: whoever goes on with the run says so
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return held if isinstance(held, dict) else {}
 

@@ -25,6 +25,7 @@ from debias.errors import InputError, Interrupted
 from debias.runs.names import CONFIG, SUMMARY
 from debias.runs.records import append_record, read_records
 from debias.sweep.grid import PlannedRun, changed_settings, check_recipe, state_of
+from debias.sweep.sharing import take_over
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +191,8 @@ class Sweep:
             started = time.monotonic()
             state = "new" if anew else state_of(run.folder)
             self._record("started", run, stage="train", state=state)
+            if state == "new" and not run.folder.exists():
+                take_over(self.runs, run)
             code = yield Step("train", self._train(run, state, anew))
             if code != 0:
                 self._fail(run, "train", code)
