@@ -5,6 +5,7 @@ imports of every rank. Forks share the hashes of strings, which ranks of a launc
 is met by tests/world2, test_launchers.py and test_slurm.py, whose processes are started one by one.
 """
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -111,6 +112,7 @@ def _rank(environment: Mapping[str, str], log: str, target: Callable[..., Any], 
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    gc.freeze()  # what was imported; a Trainer collects garbage when it begins
     np.random.seed()  # else all forks draw the same numbers, as processes of a launcher do not
     target(*arguments)
 

@@ -1,5 +1,8 @@
-"""Several runs on the same ranks, one after the other."""
+"""Several runs on the same ranks, one after the other; also a script of torchrun: `train_many.py RUNS.json`."""
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import forked
@@ -36,3 +39,7 @@ def forget_accelerate() -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+if __name__ == "__main__":
+    train_many(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -344,6 +344,7 @@ def run_verb(*words):
     return CliRunner().invoke(app, ["compare", *map(str, words)], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_the_verb_takes_runs_in_every_form(five_seeds, tmp_path):
     runs = five_seeds()
     answers = [
