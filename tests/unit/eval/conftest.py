@@ -1,7 +1,8 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,21 @@ def run_in(
 
 
 def put_result(run: Path, suite: str, groups: dict[str, int], **more: Any) -> Path:
-    names = tuple(name for name in groups for _ in range(100))
-    prediction = np.array([int(i >= right) for right in groups.values() for i in range(100)])
-    gold = np.zeros(len(names), dtype=np.int64)
-    judged = Judged(("yes", "no"), gold, prediction, np.eye(2)[prediction] * 0.8 + 0.1, names)
-    numbers = score(judged, ["bias-aligned"], ["bias-conflicting"])
-    result = {"suite": suite, "version": 1, "description": "What it is.", "available": len(names), **numbers}
+    judged, numbers = _scored(tuple(groups.items()))
+    names = judged.groups
+    result = {"suite": suite, "version": 1, "description": "What it is.", "available": len(names), **deepcopy(numbers)}
     examples = [Example(str(i), ("a", "b"), 0, name) for i, name in enumerate(names)]
     return write_results(run, result | {"examples_sha256": "same"} | more, examples, judged)
+
+
+@cache
+def _scored(groups: tuple[tuple[str, int], ...]) -> tuple[Judged, dict[str, Any]]:
+    """Answers of 100 examples a group and their scores: intervals take longest, and many tests want the same."""
+    names = tuple(name for name, _ in groups for _ in range(100))
+    prediction = np.array([int(i >= right) for _, right in groups for i in range(100)])
+    gold = np.zeros(len(names), dtype=np.int64)
+    judged = Judged(("yes", "no"), gold, prediction, np.eye(2)[prediction] * 0.8 + 0.1, names)
+    return judged, score(judged, ["bias-aligned"], ["bias-conflicting"])
 
 
 @pytest.fixture
