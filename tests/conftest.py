@@ -1,27 +1,48 @@
 """Settings of the whole suite. This file also puts tests/ on the import path, for tiny_models.py."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Models here are tiny: more threads only make the cores wait for each other. Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing is downloaded in tests; a hub that cannot be reached is tried again for half a minute.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Of properties that do not say how many examples they want; how long one takes depends on who else uses the machine.
+settings.register_profile("suite", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_to_collect() -> None:
+    """A Trainer collects garbage when it begins: a third of a tiny run, where all libraries are loaded."""
+    gc.collect()
+    gc.freeze()
+
 
 @pytest.fixture(autouse=True)
 def loggers_as_they_were() -> Iterator[None]:
     """Verbs set the levels of loggers for their process, which here is the next test's too."""
-    root, levels = logging.root.level, {name: logger.level for name, logger in _ours().items()}
+    before = {logger: logger.level for logger in _ours()}
     yield
-    logging.root.setLevel(root)
-    for name, logger in _ours().items():
-        logger.setLevel(levels.get(name, logging.NOTSET))
+    for logger in _ours():
+        level = before.get(logger, logging.NOTSET)
+        if logger.level != level:  # setting one clears what two thousand others remember
+            logger.setLevel(level)
 
 
-def _ours() -> dict[str, logging.Logger]:
-    known = logging.root.manager.loggerDict.items()
-    return {name: logger for name, logger in known if name.startswith("debias") and isinstance(logger, logging.Logger)}
+def _ours() -> list[logging.Logger]:
+    return _ours_of(len(logging.root.manager.loggerDict))
+
+
+@cache
+def _ours_of(known: int) -> list[logging.Logger]:
+    """The root and ours among so many loggers: there are only ever more."""
+    loggers = logging.root.manager.loggerDict
+    return [logging.root, *(logging.getLogger(name) for name in list(loggers) if name.startswith("debias"))]

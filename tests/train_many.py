@@ -1,9 +1,11 @@
-"""Several runs in one process or `torchrun`, since imports are most of what a tiny run costs."""
+"""Several runs on the same ranks, one after the other; also a script of torchrun: `train_many.py RUNS.json`."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import forked
 import torch
 import torch.distributed as dist
 
@@ -12,9 +14,15 @@ from debias.errors import Interrupted
 from debias.train import train
 
 
-def main() -> None:
+def on_ranks(world: int, runs: list[dict[str, Any]], seconds: float = 600) -> str:
+    """Train all runs in one set of ranks; what they printed."""
+    return forked.run(world, train_many, runs, seconds=seconds)
+
+
+def train_many(runs: list[dict[str, Any]]) -> None:
+    """On each rank."""
     torch.set_num_threads(1)
-    for settings in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+    for settings in runs:
         forget_accelerate()
         try:
             train(RunConfig.model_validate(settings))
@@ -34,4 +42,4 @@ def forget_accelerate() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train_many(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

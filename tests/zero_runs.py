@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -183,18 +183,3 @@ def same_on_all_ranks(weights: Weights) -> bool:
     other = flat.clone()
     dist.broadcast(other, src=0)
     return torch.equal(flat, other)
-
-
-def covering(factors: Mapping[str, Sequence[Any]], allowed: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Rows in which every pair of values occurs that an allowed row can hold; greedy, and the same at each call."""
-    names = list(factors)
-    every = [dict(zip(names, values, strict=True)) for values in itertools.product(*factors.values())]
-    every = [row for row in every if allowed(row)]
-    pairs = [frozenset(itertools.combinations(((name, repr(row[name])) for name in names), 2)) for row in every]
-    missing = set().union(*pairs)
-    chosen = []
-    while missing:
-        best = max(range(len(every)), key=lambda i: len(pairs[i] & missing))
-        chosen.append(every[best])
-        missing -= pairs[best]
-    return chosen

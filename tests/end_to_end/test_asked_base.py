@@ -5,8 +5,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from tiny_digits import write_digits
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
+from train_many import on_ranks
 
 from debias.bias.base import folds_of
 from debias.bias.calibration import calibrate
@@ -26,7 +25,6 @@ from debias.inference.asking import hidden_of
 from debias.inference.loading import load_run, load_untrained
 from debias.train import train
 
-ROOT = Path(__file__).parents[2]
 CUE = {"cue": "!!", "prevalence": 0.5, "strength": 0.6}
 DATA = {"train": {"source": "generated", "limit": 96}, "planted_bias": CUE}
 FIRST = {"name": "first_learned", "steps": 3, "learning_rate": 1e-2, "lora_r": 2}
@@ -266,18 +264,7 @@ def test_ranks_train_and_judge_what_one_process_does(place: Path) -> None:
     }
     batch = {name: 3 if "gradient_accumulation_steps" in way else 6 for name, way in ways.items()}
     runs = [settings(place, name, **{**way, "per_device_train_batch_size": batch[name]}) for name, way in ways.items()]
-    (place / "runs.json").write_text(json.dumps(runs))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "RANK", "WORLD_", "LOCAL_", "MASTER_"))}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ended = subprocess.run(
-        [*command, str(ROOT / "tests/train_many.py"), str(place / "runs.json")],
-        env=kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert ended.returncode == 0, ended.stderr[-6000:]
+    on_ranks(2, runs)
     alone = {"weighed": weighed, "edged": edge, "embedded": embedded}
     done = {name: run(settings(place, name, **way)) for name, way in alone.items()}
     for name, way in ways.items():

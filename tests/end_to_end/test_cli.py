@@ -309,7 +309,7 @@ def test_a_whole_process(recipe: Path) -> None:
     for noise in ("Traceback", "Warning", "LOAD REPORT", "MISSING"):
         assert noise not in trained.stderr
     assert "the rule acts on" in trained.stderr
-    refused = debias("train", recipe)
+    refused = debias("train", recipe, "max_stepz=1")
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith("error: output_dir: ")
+    assert refused.stderr.splitlines()[-1].startswith(f"error: {recipe}: max_stepz: unknown key")
     assert sum(line.startswith("error: ") for line in refused.stderr.splitlines()) == 1

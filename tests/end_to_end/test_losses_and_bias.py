@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
+from train_many import on_ranks
 
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.losses import LOSSES
 from debias.train import train
 
-ROOT = Path(__file__).parents[2]
 STEP = 12  # samples a step, on one rank or two
 # Groups that say something: the planted cue makes aligned and conflicting examples.
 DATA = {
@@ -44,22 +41,6 @@ def settings(place: Path, name: str, world: int = 1, **changes: Any) -> dict[str
 
 def run(settings: dict[str, Any]) -> Path:
     return train(RunConfig.model_validate(settings))
-
-
-def on_ranks(place: Path, world: int, runs: list[dict[str, Any]]) -> None:
-    file = place / "runs.json"
-    file.write_text(json.dumps(runs))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "RANK", "WORLD_", "LOCAL_", "MASTER_"))}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    done = subprocess.run(
-        [*command, str(ROOT / "tests/train_many.py"), str(file)],
-        env=kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-9000:]
 
 
 def learned(checkpoint: Path) -> torch.Tensor:
@@ -107,7 +88,7 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
     half = {"gradient_accumulation_steps": 2}
     runs = [settings(place, name, 4, deepspeed=engine, **shared, **half) for name, engine in ways.items()]
     focal = settings(place, "focal_ddp", 2, loss="focal", **sgd)
-    on_ranks(place, 2, [*runs, focal])
+    on_ranks(2, [*runs, focal])
     alone, focal_alone = (
         run(settings(place, "alone", **shared)),
         run(settings(place, "focal_alone", loss="focal", **sgd)),
@@ -181,7 +162,7 @@ def test_ranks_read_what_the_first_one_fitted(place: Path) -> None:
         "bias_weight": {"source": "bias_model", "form": "balanced"},
         "method": "subtract",
     }
-    on_ranks(place, 2, [settings(place, "bias_two", 2, **weighted)])
+    on_ranks(2, [settings(place, "bias_two", 2, **weighted)])
     alone = run(settings(place, "bias_one", **weighted))
     assert largest_difference(adapter_of(place / "bias_two"), adapter_of(alone)) < 1e-6
 

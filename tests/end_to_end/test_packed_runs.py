@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_zero_train import train_many
 from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, save_llama, settings_for
+from train_many import on_ranks
 
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -88,7 +88,7 @@ def test_two_ranks(place: Path, padded: Path) -> None:
         settings(place, "zero3_packed", 2, packing=True, loss_chunk_size=2, deepspeed="zero3", gradients="two_pass"),
         settings(place, "zero3_auto", 2, packing=True, loss_chunk_size=2, deepspeed="zero3"),
     ]
-    train_many(place, 2, runs)
+    on_ranks(2, runs)
     want = adapter_of(place / "ddp_padded")
     for name in ("ddp_packed", "zero3_packed", "zero3_auto"):
         assert largest_difference(adapter_of(place / name), want) < 1e-5, name

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_runs
+from command_line import Command
 
 from debias.config.reading import dump_config
 from debias.config.run import RunConfig
@@ -195,29 +196,27 @@ def test_prompts_that_debias_cuts_are_counted(llama: Path, caplog: pytest.LogCap
     assert "of the 3 longest prompts, debias cuts 2 to max_length=8" in caplog.text
 
 
-def test_the_verbs(llama: Path, tiny_suite: Path, tmp_path: Path) -> None:
+def test_the_verbs(
+    llama: Path, tiny_suite: Path, tmp_path: Path, debias: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Export, the printed lm_eval command as it stands, import."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(dump_config(tiny_config(llama, SINGLE)))
 
-    def debias(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "debias.cli", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-
-    made = debias("export-harness", str(tiny_suite), "--prompt", str(run), "-o", "tasks", "--limit", "20")
-    assert made.returncode == 0, made.stderr
-    judge, back = made.stdout.splitlines()
+    monkeypatch.chdir(tmp_path)
+    made = debias("export-harness", tiny_suite, "--prompt", run, "-o", "tasks", "--limit", 20)
+    assert made.code == 0, made.err
+    judge, back = made.out.splitlines()
     environment = os.environ | OFFLINE | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(shlex.split(judge), capture_output=True, check=True, cwd=tmp_path, env=environment)
     brought = debias(*shlex.split(back)[1:], "--json")
-    assert brought.returncode == 0, brought.stderr
-    assert json.loads(brought.stdout)[0]["n"] == 20
+    assert brought.code == 0, brought.err
+    assert json.loads(brought.out)[0]["n"] == 20
     assert (run / "eval" / "tiny.json").is_file()
-    again = debias("import-harness", "tasks", "-o", str(run))
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: unknown suite 'tiny'")
-    assert again.stderr.count("\n") == 1
+    again = debias("import-harness", "tasks", "-o", run)
+    assert again.error.startswith("error: unknown suite 'tiny'")
+    assert again.err.count("\n") == 1
 
 
 def test_the_benchmark(llama: Path, tiny_suite: Path) -> None:

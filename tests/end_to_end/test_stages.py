@@ -3,21 +3,19 @@
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_runs import adapter_of, largest_difference, save_bert, settings_for
+from train_many import on_ranks
 
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.inference.loading import load_run
 from debias.train import train
 
-ROOT = Path(__file__).parents[2]
 CUE = {"cue": "!!", "prevalence": 0.5, "strength": 0.6}
 DATA = {"train": {"source": "generated", "limit": 96}, "planted_bias": CUE}
 JTT = {"first_stage": {"settings": {"max_steps": 3}}, "order": {"name": "upsampled", "times": 5}}
@@ -103,15 +101,7 @@ def test_resampling_changes_what_is_seen(place: Path, by: str) -> None:
 @pytest.mark.slow
 def test_two_ranks_train_what_one_trains(place: Path) -> None:
     sgd = {"optim": "sgd", "learning_rate": 0.05, **JTT}
-    (place / "runs.json").write_text(json.dumps([settings(place, "two", **{**sgd, "per_device_train_batch_size": 6})]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(ROOT / "tests/train_many.py"), str(place / "runs.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    on_ranks(2, [settings(place, "two", **{**sgd, "per_device_train_batch_size": 6})])
     one = run(settings(place, "one", **sgd))
     assert largest_difference(adapter_of(place / "two"), adapter_of(one)) < 1e-6
 

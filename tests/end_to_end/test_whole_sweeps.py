@@ -1,4 +1,4 @@
-"""`debias sweep` with real runs: killed in the middle and gone on with, a failing run beside good ones, a choice."""
+"""`debias sweep` with real runs, each a process of its own: killed and gone on with, a failing run, a choice."""
 
 import json
 import os
@@ -38,10 +38,6 @@ def command(*arguments):
     return [sys.executable, "-m", "debias.cli", *map(str, arguments)]
 
 
-def debias(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=560, check=False)
-
-
 def events(folder):
     return [(one["event"], one["run"]) for one in read_records(folder / "records.jsonl")[0]]
 
@@ -54,7 +50,7 @@ def wait_for(condition, process, seconds=240):
         time.sleep(0.05)
 
 
-def test_killed_in_the_middle_and_gone_on_with(bert_dropout, tmp_path):
+def test_killed_in_the_middle_and_gone_on_with(bert_dropout, tmp_path, debias):
     """kill -9 of the sweep while its first run trains: the same command ends with what an undisturbed run gives."""
     steps = 150
     recipe = write_recipe(tmp_path / "edge.yaml", bert_dropout, max_steps=steps, save_steps=10, eval_strategy="no")
@@ -68,29 +64,29 @@ def test_killed_in_the_middle_and_gone_on_with(bert_dropout, tmp_path):
     with (out / "records.jsonl").open("ab") as file:
         file.write(b'{"event": "fin')
     done = debias(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "1 unreadable lines" in done.stderr or [event for event, _ in events(out)][-1] == "finished"
+    assert done.code == 0, done.err
+    assert "1 unreadable lines" in done.err or [event for event, _ in events(out)][-1] == "finished"
     assert json.loads((run / "run.json").read_text())["steps"] == steps
     log = run.with_name("seed0.log").read_text()
     assert log.count("\n$ ") + log.startswith("$ ") == 2
     assert "resume=true" in log
     alone = debias("train", recipe, "seed=0", f"output_dir={tmp_path / 'alone'}")
-    assert alone.returncode == 0, alone.stderr
+    assert alone.code == 0, alone.err
     assert largest_difference(adapter_of(run), adapter_of(tmp_path / "alone")) == 0.0
 
 
-def test_a_grid_with_a_run_that_fails_then_tables_and_a_choice(bert, tmp_path):
+def test_a_grid_with_a_run_that_fails_then_tables_and_a_choice(bert, tmp_path, debias):
     recipe = write_recipe(tmp_path / "erm.yaml", bert, method="erm")
     out = tmp_path / "a folder: with 'a' #name"
     arguments = ("sweep", recipe, "--seeds", "1", "--set", "adapter.targets=auto,[nowhere]")
     judging = ("--suite", "generated", "--limit", "20", "-o", out)
     done = debias(*arguments, *judging)
-    assert done.returncode == 1
-    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert done.code == 1
+    failed = [line for line in done.err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1
     assert "'nowhere' matches no linear layer" in failed[0]
-    assert "generated" in done.stdout
-    assert "20 of" in done.stdout
+    assert "generated" in done.out
+    assert "20 of" in done.out
     good = "erm/adapter.targets=auto/seed0"
     assert [event for event, run in events(out) if run == good] == [
         "planned",
@@ -102,15 +98,15 @@ def test_a_grid_with_a_run_that_fails_then_tables_and_a_choice(bert, tmp_path):
     assert (out / good / "eval" / "generated.json").is_file()
     before = (out / good / "run.json").stat().st_mtime_ns
     todo = debias(*arguments, *judging, "--dry-run")
-    assert todo.returncode == 0, todo.stderr
-    assert "finished" in todo.stdout
-    assert "new" in todo.stdout
+    assert todo.code == 0, todo.err
+    assert "finished" in todo.out
+    assert "new" in todo.out
     again = debias(*arguments, *judging, "--only", "0")
-    assert again.returncode == 0, again.stderr
+    assert again.code == 0, again.err
     assert (out / good / "run.json").stat().st_mtime_ns == before
     chosen = debias("select", out, "--json")
-    assert chosen.returncode == 0, chosen.stderr
-    assert json.loads(chosen.stdout)[0]["runs"] == [str(out / good)]
+    assert chosen.code == 0, chosen.err
+    assert json.loads(chosen.out)[0]["runs"] == [str(out / good)]
     assert Missing(["generated"], 20).missing(out / good) == []
     assert Missing(["generated"], 10).missing(out / good) == ["generated"]
     assert Missing(["generated", "generated_ood"], 20).missing(out / good) == ["generated_ood"]
@@ -147,19 +143,18 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(bert, tmp_path):
         (["--only", "9"], "--only 9: the sweep has 5 runs, 0 to 4"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(arguments, says, bert, tmp_path):
+def test_what_is_wrong_is_said_before_anything_runs(arguments, says, bert, tmp_path, debias):
     recipe = write_recipe(tmp_path / "edge.yaml", bert)
     done = debias("sweep", recipe, "-o", tmp_path / "out", *arguments)
-    assert done.returncode == 2
-    assert says in done.stderr.splitlines()[-1]
+    assert says in done.error
     assert not (tmp_path / "out").exists()
 
 
-def test_a_command_for_each_item_of_a_job_array(bert, tmp_path):
+def test_a_command_for_each_item_of_a_job_array(bert, tmp_path, debias):
     recipe = write_recipe(tmp_path / "edge.yaml", bert)
     done = debias("sweep", recipe, "--seeds", "2", "--set", "lora_r=2,4", "-o", tmp_path / "out", "--print-commands")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
     assert len(lines) == 4
     assert lines[2].endswith("--only 2  # edge/lora_r=2/seed1")
     assert lines[2].startswith(f"debias sweep {recipe} --seeds 2 --set lora_r=2,4 -o {tmp_path / 'out'}")

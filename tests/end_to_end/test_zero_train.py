@@ -5,16 +5,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
+import forked
 import pytest
+from killed_many import killed_many
 from safetensors.torch import load_file
 from tables import EXAMPLES, settings_of
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
+from train_many import on_ranks, train_many
 
+from debias.cli import app as cli
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
 from debias.engines.checkpoints import RULE_STATE
@@ -22,7 +24,6 @@ from debias.errors import InputError
 from debias.runs.folder import look
 
 pytest.importorskip("deepspeed")
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(zero_config.shipped())
 STEP = 12  # samples a step, on one, two or three ranks
 
@@ -33,27 +34,6 @@ def place(tmp_path_factory):
     save_bert(folder / "bert")
     save_llama(folder / "llama")
     return folder
-
-
-def environment():
-    mine = ("PYTEST_", "COV_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(mine)}
-    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def launch(world, *arguments, **options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    return subprocess.Popen([*command, *map(str, arguments)], env=environment(), cwd=ROOT, text=True, **options)
-
-
-def train_many(place, world, runs):
-    """All runs in one launch."""
-    runs_file = place / "runs.json"
-    runs_file.write_text(json.dumps(runs))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = launch(world, ROOT / "tests/train_many.py", runs_file, **pipes)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-5000:]
 
 
 def settings(place, name, world=1, **changes):
@@ -79,10 +59,10 @@ def test_every_shipped_configuration_trains_what_one_process_trains(place):
         "per_device_train_batch_size": 3,
     }
     runs = [settings(place, name, 4, deepspeed=name, **shared) for name in whole]
-    train_many(place, 2, [*runs, {**quantized, "deepspeed": "zero3_qlora"}])
+    on_ranks(2, [*runs, {**quantized, "deepspeed": "zero3_qlora"}])
     alone = settings(place, "alone", 2, deepspeed=None, **shared)
     quantized_alone = {**quantized, "output_dir": str(place / "qlora_alone"), "per_device_train_batch_size": 6}
-    train_many(place, 1, [alone, quantized_alone])
+    on_ranks(1, [alone, quantized_alone])
     for name in whole:
         assert largest_difference(adapter_of(place / name), adapter_of(place / "alone")) < 1e-6, name
         assert losses(place / name) == pytest.approx(losses(place / "alone"), abs=1e-6)
@@ -117,14 +97,14 @@ def test_a_run_goes_on_at_any_number_of_ranks(place):
             shutil.rmtree(folder(rule, new) / "checkpoint-4")
             shutil.rmtree(folder(rule, new) / "adapter")
 
-    train_many(place, 2, whole(2, "two"))
+    on_ranks(2, whole(2, "two"))
     cut("two", "two_to_two", "two_to_three", "two_to_one", "two_to_zero1")
-    train_many(place, 3, [*whole(3, "three"), *again(3, "two_to_three")])
-    train_many(place, 1, [*whole(1, "one"), *again(1, "two_to_one")])
+    on_ranks(3, [*whole(3, "three"), *again(3, "two_to_three")])
+    on_ranks(1, [*whole(1, "one"), *again(1, "two_to_one")])
     cut("one", "one_to_two")
     cut("three", "three_to_two")
     on_two = [*again(2, "two_to_two"), *again(2, "one_to_two"), *again(2, "three_to_two")]
-    train_many(place, 2, [*on_two, *again(2, "two_to_zero1", deepspeed="zero1")])
+    on_ranks(2, [*on_two, *again(2, "two_to_zero1", deepspeed="zero1")])
     for rule in GOING_ON:
         two = folder(rule, "two")
         assert largest_difference(adapter_of(folder(rule, "two_to_two")), adapter_of(two)) == 0.0
@@ -141,42 +121,38 @@ def test_sigterm_saves_and_the_run_goes_on(place):
     """Two ranks, the signal to one of them: both stop after the same step, and what follows is bit for bit the same."""
     saving = {"save_strategy": "steps", "save_steps": 1000, "lr_scheduler_type": "constant"}
     long = settings(place, "stopped", 2, **{**saving, "max_steps": 100_000})
-    (place / "long.json").write_text(json.dumps([long]))
-    process = launch(
-        2, ROOT / "tests/train_many.py", place / "long.json", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
     metrics = place / "stopped" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert "stopped by SIGTERM" in output
+    with forked.start(2, train_many, [long]) as ranks:
+        wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, ranks)
+        os.kill(ranks.pids[-1], signal.SIGTERM)
+        assert ranks.wait() == [0, 0], ranks.output()
+        assert "stopped by SIGTERM" in ranks.output()
     summary = json.loads((place / "stopped" / "run.json").read_text())
     assert summary["status"] == "interrupted"
     assert (place / "stopped" / f"checkpoint-{summary['steps']}").is_dir()
     assert not (place / "stopped" / "adapter").exists()
     end = {**saving, "max_steps": summary["steps"] + 2}
-    train_many(place, 2, [{**long, **end, "resume": True}, {**long, **end, "output_dir": str(place / "undisturbed")}])
+    on_ranks(2, [{**long, **end, "resume": True}, {**long, **end, "output_dir": str(place / "undisturbed")}])
     assert largest_difference(adapter_of(place / "stopped"), adapter_of(place / "undisturbed")) == 0.0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [None, "zero3"])
 def test_sigterm_exits_with_a_code_to_requeue_on(engine, place):
-    command = [
-        Path(sys.executable).with_name("debias"),
-        "train",
-        place / "cli.yaml",
-        f"output_dir={place / f'cli_{engine}'}",
-    ]
     (place / "cli.yaml").write_text(json.dumps(settings(place, "cli", deepspeed=engine, max_steps=100_000)))
-    process = subprocess.Popen(list(map(str, command)), env=environment(), stderr=subprocess.PIPE, text=True)
     metrics = place / f"cli_{engine}" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text(), process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors[-3000:]
-    assert "go on with resume=true" in errors.splitlines()[-1]
+    words = ["train", place / "cli.yaml", f"output_dir={place / f'cli_{engine}'}"]
+    with forked.start(None, command, *map(str, words)) as process:
+        wait_for(lambda: metrics.exists() and metrics.read_text(), process)
+        os.kill(process.pids[0], signal.SIGTERM)
+        assert process.wait(60) == [75], process.output()
+        assert "go on with resume=true" in process.output().splitlines()[-1]
+
+
+def command(*words):
+    """The command line, in the process that a signal is sent to."""
+    sys.argv = ["debias", *words]
+    cli.main()
 
 
 @pytest.mark.slow
@@ -184,21 +160,17 @@ def test_thirty_kills_leave_a_run_that_ends_as_if_nothing_had_happened(place):
     run = settings(
         place, "killed", 3, save_strategy="steps", save_steps=1, save_total_limit=2, lr_scheduler_type="constant"
     )
-    (place / "killed.json").write_text(json.dumps(run))
-    command = [sys.executable, str(ROOT / "tests/killed_many.py"), str(place / "killed.json"), "30"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(forked.run(None, killed_many, run, 30, seconds=600).splitlines()[-1])
     assert len(found["steps"]) == 30
     assert found["steps"] == sorted(found["steps"]), "a kill lost a checkpoint"
     assert found["steps"][-1] > 10
     assert largest_difference(adapter_of(place / "killed"), adapter_of(place / "killed-undisturbed")) == 0.0
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, forks, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"it ended with {process.returncode}"
+        assert set(forks.codes()) == {None}, forks.output()
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -274,9 +246,9 @@ def test_every_kind_of_run(place):
         made = [{**settings(place, f"{kind}_{engine}", world, **shared), **changes} for kind, changes in kinds.items()]
         return [*made, {**made[-1], "resume": True}]
 
-    train_many(place, 1, runs(1, None))
+    on_ranks(1, runs(1, None))
     for engine in ("zero2", "zero3"):
-        train_many(place, 2, runs(2, engine))
+        on_ranks(2, runs(2, engine))
         for kind in kinds:
             difference = largest_difference(*(trained(place / f"{kind}_{name}") for name in (engine, None)))
             assert difference < (1e-3 if kind == "bf16" else 1e-7), (kind, engine)
@@ -306,10 +278,8 @@ def test_the_best_checkpoint_is_selected_as_in_one_process(place):
     }
     each_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
     shared = {**each_step, "data": data, "selection": "validation", "learning_rate": 0.1}
-    train_many(
-        place, 2, [settings(place, f"best_{stage}", 2, deepspeed=stage, **shared) for stage in ("zero2", "zero3")]
-    )
-    train_many(place, 1, [settings(place, "best_alone", deepspeed=None, **shared)])
+    on_ranks(2, [settings(place, f"best_{stage}", 2, deepspeed=stage, **shared) for stage in ("zero2", "zero3")])
+    on_ranks(1, [settings(place, "best_alone", deepspeed=None, **shared)])
     alone = json.loads((place / "best_alone" / "run.json").read_text())
     assert alone["selected_step"] < 6, "the last is the best: nothing would be shown"
     for stage in ("zero2", "zero3"):

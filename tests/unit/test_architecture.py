@@ -231,6 +231,7 @@ def loads(code: str, *names: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_judging_needs_no_torch() -> None:
     """Not even through what it imports: results are read and reports written where nothing can train."""
     modules = [name for name in MODULES if within(name, ("debias_eval",)) and name not in COPIED]
@@ -244,6 +245,7 @@ def test_data_config_and_command_line_load_no_torch() -> None:
     assert loads(f"import {', '.join(modules)}", "torch", "transformers", "peft", "datasets") == []
 
 
+@pytest.mark.slow
 def test_the_mathematics_loads_no_transformers() -> None:
     modules = ("debias.methods", "debias.losses", "debias.gradients", "debias.engines")
     assert loads(f"import {', '.join(modules)}", "transformers", "peft", "bitsandbytes", "deepspeed") == []

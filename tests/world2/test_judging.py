@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from covering import covering
 from tiny_runs import PROMPT, save_bert, save_llama
 
 from debias.config.run import RunConfig
@@ -72,9 +73,11 @@ def alone(predictor, pairs) -> np.ndarray:
         return raw if predictor._answers is None else predictor._answers.adjusted(raw)
 
 
-@pytest.mark.parametrize("deepspeed", [None, "zero3"])
-@pytest.mark.parametrize("number", [1, 41], ids=["fewer examples than ranks", "many"])
-@pytest.mark.parametrize("kind", ["bert adapter", "llama", "llama adapter"])
+# A single example is fewer than there are ranks.
+ROWS = covering({"kind": ["bert adapter", "llama", "llama adapter"], "number": [1, 41], "deepspeed": [None, "zero3"]})
+
+
+@pytest.mark.parametrize(("kind", "number", "deepspeed"), [tuple(row.values()) for row in ROWS])
 def test_ranks_together_give_the_scores_of_one(rank, folder, kind, number, deepspeed, monkeypatch):
     monkeypatch.setattr(
         "debias.inference.batches.TOKENS", {"cpu": 150, "cuda": 150}

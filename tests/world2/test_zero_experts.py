@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from covering import covering
 from gradient_checks import answer_loss
 from tiny_models import answer_batch, qwen3_moe, with_lora
 
@@ -34,9 +35,10 @@ def one_process():
     return alone(model, optimizer_of(model), Edge(), answer_loss, batch, "two_pass", steps=2)
 
 
-@pytest.mark.parametrize("leaf", [True, False])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("way", ["single_pass", "two_pass"])
+ROWS = covering({"leaf": [True, False], "checkpointing": [False, True], "way": ["single_pass", "two_pass"]})
+
+
+@pytest.mark.parametrize(("leaf", "checkpointing", "way"), [tuple(row.values()) for row in ROWS])
 def test_stage_3_is_one_process(way, checkpointing, leaf):
     model = build()
     if checkpointing:

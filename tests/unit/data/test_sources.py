@@ -114,7 +114,7 @@ def test_a_byte_order_mark_and_blank_lines_do_no_harm(tmp_path, suffix):
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), min_size=1).filter(str.strip)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=5), suffix=st.sampled_from([".jsonl.gz", ".csv"]))
 def test_any_text_survives_the_trip(tmp_path_factory, pairs, suffix):
     rows = [{"premise": p, "hypothesis": h, "label": "neutral"} for p, h in pairs]

@@ -66,6 +66,7 @@ def test_targets_that_match_nothing(patient):
     assert "q_prj" in check.found
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit(patient):
     check = by_name(patient(gpu_memory=10**8))["memory"]
     assert check.stops

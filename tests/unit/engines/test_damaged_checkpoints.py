@@ -1,6 +1,5 @@
 """What may have become of a checkpoint before a run goes on from it: one line that names the file, and no traceback."""
 
-import gc
 import json
 import pickle
 import shutil
@@ -17,15 +16,6 @@ from debias.methods import DiGraP, Edge
 
 torch.set_num_threads(1)
 ADAPTER = "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_to_collect():
-    """The Trainer collects garbage when it begins: a second, where all libraries are loaded."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def trainer(folder, model, steps):

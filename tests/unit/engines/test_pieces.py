@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 import torch.distributed as dist
+from covering import covering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import FORMS, RATE, history, last_update, update_of
@@ -138,9 +139,11 @@ def _rows(tensor):
     return tensor.shape[0] if tensor.dim() > 1 else 1
 
 
-@pytest.mark.parametrize("rule", FORMS, ids=repr)
-@pytest.mark.parametrize("kind", ["chunked", "flat", "replicated"])
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
+# Each pair by turns: a rule, a way to cut tensors, and a number of ranks that share them.
+CUTS = covering({"world": [1, 2, 3, 5], "kind": ["chunked", "flat", "replicated"], "rule": FORMS})
+
+
+@pytest.mark.parametrize(("world", "kind", "rule"), [tuple(row.values()) for row in CUTS])
 def test_pieces_are_the_whole(world, kind, rule):
     main, bias = ugly(world)
     want = {name: update_of(rule, main[name], bias[name]) for name in main}

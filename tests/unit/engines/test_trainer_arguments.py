@@ -1,8 +1,6 @@
 """DebiasTrainer with the Trainer's arguments: each honoured or refused by name, and figures however a step is cut."""
 
 import dataclasses
-import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +16,6 @@ from debias.losses import Answers, Classification, Focal, LabelSmoothing
 from debias.methods import DiGraP, Edge, MainOnly
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_to_collect() -> Iterator[None]:
-    """The Trainer collects garbage when it begins: a second, where all libraries are loaded."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # --- the table

@@ -93,6 +93,7 @@ def told_by_eval(run: Path, folder: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_rows_are_answered_as_eval_answers_them(
     runs: dict[str, Path],
@@ -182,6 +183,7 @@ def test_memory_holds_one_chunk(runs: dict[str, Path], tmp_path: Path, monkeypat
     assert seen == [(10, 0), (20, 0), (30, 0), (40, 0), (41, 0)]
 
 
+@pytest.mark.slow
 def test_a_bad_row_leaves_what_was_there(
     runs: dict[str, Path], debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

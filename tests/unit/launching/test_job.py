@@ -518,6 +518,7 @@ def test_configs_are_plain_yaml(tmp_path):
     assert yaml.safe_load((job.folder / "config.yaml").read_text())["output_dir"] == job.output_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "fits"), [(24 * 10**9, True), (10**6, False)])
 def test_what_the_plan_says_does_not_fit_is_not_written(memory, fits, tmp_path):
     from debias.launching.job import check_memory

@@ -30,6 +30,7 @@ def test_communication_is_that_of_the_counted_formulas(model):
 COUNTED = {"plain": 4_645_376, "single_pass": 4_399_616, "two_pass": 9_290_752}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_gathers_of_a_real_step(tied):
     setting = ZeroSetting(layers=3, hidden=128, mlp=160, vocab=200, lora_r=4, tied=tied)

@@ -23,6 +23,7 @@ def of_size(monkeypatch, size):
     monkeypatch.setattr(guard, "gpu_memory_here", lambda: size)
 
 
+@pytest.mark.slow
 def test_too_small_a_gpu_is_said_before_loading(run, monkeypatch):
     of_size(monkeypatch, 600 * 2**20)  # no more than CUDA itself takes
     monkeypatch.setattr(training, "build_run", lambda *pieces: pytest.fail("the model was built"))

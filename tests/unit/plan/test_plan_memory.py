@@ -1,5 +1,6 @@
 """Traced bytes against sums by hand, parts under sharding, the largest micro-batch, and what a user sees."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -82,8 +83,11 @@ def test_what_is_traced_follows_the_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3_moe", "llama4_text", "gemma3_text", "llama"])
-@pytest.mark.parametrize("four_bit", [False, True])
+# Fused experts stay as they are beside 4-bit layers, so both mixtures are traced both ways; the others by turns.
+@pytest.mark.parametrize(
+    ("name", "four_bit"),
+    [*itertools.product(["qwen3_moe", "llama4_text"], [False, True]), ("gemma3_text", False), ("llama", True)],
+)
 def test_every_family_can_be_traced(name, four_bit):
     run = run_of(load_in_4bit=four_bit, bf16=four_bit)
     traced = trace(run, family_config(name), Load(micro_batch=2, length=16), "single_pass")
@@ -197,6 +201,7 @@ def test_a_rule_that_looks_at_how_far_weights_moved_keeps_copies():
     assert "combining" not in memory_of(counts, small, Sharding(), "plain", "sgd", cuda=False).parts
 
 
+@pytest.mark.slow
 def test_the_plan_knows_the_methods_vectors():
     plans = {name: make_plan(run_of(method=name), Machine(), length=16) for name in ("erm", "digrap")}
     assert {plan.gradients for plan in plans.values()} == {"plain"}
@@ -375,6 +380,7 @@ def test_what_is_advised_fits_beside_the_gradients_of_earlier_micro_batches(fold
     assert plan.advice[0].startswith("per_device_train_batch_size=2 fits; gradient_accumulation_steps=4 keeps")
 
 
+@pytest.mark.slow
 def test_the_load_balancing_loss_is_planned(tmp_path):
     """It is of the batch: single_pass cannot take it, and its own tensors are there at the peak."""
     family_config("qwen3_moe", num_hidden_layers=3).save_pretrained(tmp_path / "model")
@@ -416,6 +422,7 @@ def test_the_run_before_a_run_is_planned_too(folder, monkeypatch, capsys):
     assert "first stage: DOES NOT FIT" in shown.out
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_bias_model_are_planned_too(folder):
     """All of one size: that of the base with the bias model's own adapter, trained plainly, whatever the run trains."""
     first = {"name": "first_learned", "lora_r": 32}
@@ -433,6 +440,7 @@ def test_the_runs_of_a_bias_model_are_planned_too(folder):
     assert other.before is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [{"name": "group_dro"}, {"name": "logit_correction", "tau": 0.5, "weights": True}])
 def test_losses_that_look_at_the_whole_training_set_are_planned(loss):
     """Their memory is made of facts, of which a plan has none."""

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +51,21 @@ def judged_run(make_run: Callable[..., Path]) -> Callable[..., Path]:
 
 def put_answers(run, suite, right, clusters=(), change=None):
     n = len(right)
-    groups = tuple("bias-aligned" if i < n // 2 else "bias-conflicting" for i in range(n))
-    gold, prediction = np.zeros(n, dtype=np.int64), (~right).astype(np.int64)
-    judged = Judged(("yes", "no"), gold, prediction, np.eye(2)[prediction] * 0.8 + 0.1, groups, tuple(clusters))
-    numbers = score(judged, *SIDES, with_consistency=bool(clusters))
+    judged, numbers = scored(tuple(map(bool, right)), tuple(clusters))
     named = clusters or [None] * n
-    examples = [Example(str(i), ("a", "b"), 0, groups[i], cluster=named[i]) for i in range(n)]
-    result = {"suite": suite, "version": 1, "available": n, "examples_sha256": "same", **numbers, **(change or {})}
-    write_results(run, result, examples, judged)
+    examples = [Example(str(i), ("a", "b"), 0, judged.groups[i], cluster=named[i]) for i in range(n)]
+    known = {"suite": suite, "version": 1, "available": n, "examples_sha256": "same"}
+    write_results(run, known | deepcopy(numbers) | (change or {}), examples, judged)
+
+
+@cache
+def scored(right, clusters):
+    """Answers and their scores: intervals take longest, and many tests want the same."""
+    n = len(right)
+    groups = tuple("bias-aligned" if i < n // 2 else "bias-conflicting" for i in range(n))
+    gold, prediction = np.zeros(n, dtype=np.int64), (~np.asarray(right)).astype(np.int64)
+    judged = Judged(("yes", "no"), gold, prediction, np.eye(2)[prediction] * 0.8 + 0.1, groups, clusters)
+    return judged, score(judged, *SIDES, with_consistency=bool(clusters))
 
 
 def noise(seed, level, n=600):
@@ -344,6 +353,7 @@ def run_verb(*words):
     return CliRunner().invoke(app, ["compare", *map(str, words)], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_the_verb_takes_runs_in_every_form(five_seeds, tmp_path):
     runs = five_seeds()
     answers = [

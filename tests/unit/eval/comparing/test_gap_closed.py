@@ -18,14 +18,21 @@ from debias_eval.reporting.closing import closing_lines, closing_markdown
 WRONG = {"erm": (50, 52, 51, 49, 48), "edge": (62, 63, 61, 60, 64), "pcgrad": (71, 74, 72, 70, 73)}
 
 
-@pytest.fixture
-def sweep(make_run: Callable[..., Path], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def judged(make_run_in: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of three methods, `hard` and `plain` judged; pcgrad is the ceiling."""
+    place = tmp_path_factory.mktemp("judged")
     for method, wrong in WRONG.items():
         for seed, right in enumerate(wrong):
             suites = {"hard": {"bias-aligned": 95, "bias-conflicting": right}, "plain": {"all": right, "odd": 90}}
-            make_run(f"sweep/recipe_{method}/default/seed{seed}", method, seed, suites)
-    return tmp_path / "sweep"
+            make_run_in(place, f"recipe_{method}/default/seed{seed}", method, seed, suites)
+    return place
+
+
+@pytest.fixture
+def sweep(judged: Path, tmp_path: Path) -> Path:
+    """A copy of them, for each test to change."""
+    return Path(shutil.copytree(judged, tmp_path / "sweep"))
 
 
 def change(run: Path, **info: object) -> None:

@@ -148,6 +148,7 @@ def test_a_predictor_of_the_wrong_shape_is_refused(run, write_suite, fake):
         evaluate_run(run, str(write_suite(ROWS, **TWO)), predictor=predictor)
 
 
+@pytest.mark.slow
 def test_no_torch_until_a_model_is_loaded():
     package = Path(debias_eval.__file__).parent
     files = [path.relative_to(package.parent) for path in package.rglob("*.py") if path.parent.name != "templates"]
