@@ -1,8 +1,12 @@
 """Settings of the whole suite. This file also puts tests/ on the import path, for tiny_models.py."""
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,19 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing is downloaded in tests; a hub that cannot be reached is tried again for half a minute.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _own_cache() -> None:
+    """What tests read is kept in a folder that goes with them; the models of the user's cache are there, too."""
+    models = Path(os.environ.get("DEBIAS_CACHE") or Path.home() / ".cache" / "debias").expanduser() / "models"
+    folder = tempfile.mkdtemp(prefix="debias-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if models.is_dir():
+        (Path(folder) / "models").symlink_to(models.absolute())
+    os.environ["DEBIAS_CACHE"] = folder
+
+
+_own_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from debias.config.run import RunConfig
 from debias.data.digests import digests_of
 from debias.data.examples import Example
 from debias.data.facts import facts_of
+from debias.data.tables import Ids
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import elements
 from debias.engines.step import NonFiniteGradients
@@ -144,14 +145,14 @@ def _before(config: RunConfig, base: Path | None, model: BiasModel | None) -> tu
     folder = look(config)
     check_answers(config, build_loss(config))
     examples = training_examples(config, base)
-    Seen(folder, writes=False).check("data.train", digests_of(examples), [example.id for example in examples])
+    Seen(folder, writes=False).check("data.train", digests_of(examples), Ids(examples))
     told = _first_stage(config, base, examples)
     if model is None or not asks_base:
         return told, None
     return told, ask_bias_model(config, model, examples, AskedRun(config, base, examples, train))
 
 
-def _first_stage(config: RunConfig, base: Path | None, examples: list[Example]) -> Facts:
+def _first_stage(config: RunConfig, base: Path | None, examples: Sequence[Example]) -> Facts:
     """The facts of the run before this one, if there is one: trained where it has not been, and asked once."""
     if config.first_stage is None:
         return {}
@@ -167,11 +168,11 @@ def _first_stage(config: RunConfig, base: Path | None, examples: list[Example]) 
     return facts_of_stage(log_p_NC, examples, config.first_stage.keep)
 
 
-def _seen(folder: Folder, first: bool, examples: list[Example], validation: list[Example], told: Facts) -> Seen:
+def _seen(folder: Folder, first: bool, examples: Sequence[Example], validation: Sequence[Example], told: Facts) -> Seen:
     """What the run reads, as it was where the run goes on; InputError where it is not."""
     seen = Seen(folder, writes=first)
-    seen.check("data.train", digests_of(examples), [example.id for example in examples])
-    seen.check("data.validation", digests_of(validation), [example.id for example in validation])
+    seen.check("data.train", digests_of(examples), Ids(examples))
+    seen.check("data.validation", digests_of(validation), Ids(validation))
     check_facts(seen, "first_stage", told, examples)
     return seen
 

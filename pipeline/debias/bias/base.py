@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from debias.data.examples import Example
+from debias.data.examples import Example, labels_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -103,11 +103,6 @@ class BaseBiasModel(BiasModel):
     def asked(self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase) -> Floats:
         """As `log_p`."""
         raise NotImplementedError
-
-
-def labels_of(examples: Sequence[Example]) -> Ints:
-    """The label [N] of each example."""
-    return np.array([example.label for example in examples], dtype=np.int64)
 
 
 def floored(p_NC: Floats) -> Floats:
