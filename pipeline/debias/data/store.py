@@ -142,20 +142,25 @@ def _write_batches(path: Path, batches: Batches) -> int:
     """
     import pyarrow as pa
 
+    writer = None
     with _writing():
-        file = path.open("wb")
-    with file:
-        writer = None
-        for batch in batches:
-            with _writing():
-                writer = writer or pa.ipc.new_file(file, batch.schema)
-                writer.write_batch(batch)
-        assert writer is not None, "a table has a batch"
+        file = pa.OSFile(str(path), "wb")
+    for batch in batches:
         with _writing():
-            writer.close()
-            file.flush()
-            os.fsync(file.fileno())  # or a crash may leave the name without the content
-            return file.tell()
+            writer = writer or pa.ipc.new_file(file, batch.schema)
+            writer.write_batch(batch)
+    assert writer is not None, "a table has a batch"
+    with _writing():
+        writer.close()
+        file.close()
+        _on_disk(path)
+        return path.stat().st_size
+
+
+def _on_disk(path: Path) -> None:
+    """A crash after this leaves the file's content where it leaves its name."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _read(place: Path, key: str) -> Table | None:
@@ -170,7 +175,7 @@ def _read(place: Path, key: str) -> Table | None:
         if not sizes or set(sizes[:-1]) - {ROWS} or sizes[-1] > ROWS:
             raise ValueError("no table of ours")
         return Table(key, batches, told["notes"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException):
         logger.warning("data: %s is not what was written; it is made again", place)
