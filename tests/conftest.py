@@ -1,10 +1,14 @@
 """Settings of the whole suite. This file also puts tests/ on the import path, for tiny_models.py."""
 
+import atexit
 import gc
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +28,19 @@ def nothing_to_collect() -> None:
     """A Trainer collects garbage when it begins: a third of a tiny run, where all libraries are loaded."""
     gc.collect()
     gc.freeze()
+
+
+def _own_cache() -> None:
+    """What tests read is kept in a folder that goes with them; the models of the user's cache are there, too."""
+    models = Path(os.environ.get("DEBIAS_CACHE") or Path.home() / ".cache" / "debias").expanduser() / "models"
+    folder = tempfile.mkdtemp(prefix="debias-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if models.is_dir():
+        (Path(folder) / "models").symlink_to(models.absolute())
+    os.environ["DEBIAS_CACHE"] = folder
+
+
+_own_cache()
 
 
 @pytest.fixture(autouse=True)

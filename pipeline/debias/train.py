@@ -1,7 +1,7 @@
 """The story of a run, top to bottom."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from debias.config.run import RunConfig
 from debias.data.digests import digests_of
 from debias.data.examples import Example
 from debias.data.facts import facts_of
+from debias.data.tables import Ids
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import elements
 from debias.engines.step import NonFiniteGradients
@@ -157,7 +158,9 @@ def _bias_model(config: RunConfig) -> BiasModel | None:
     return None if isinstance(model, BaseBiasModel) and not asks_bias_model(config) else model
 
 
-def _groups(config: RunConfig, validation: list[Example], answers: Answers | None, told: Told) -> PseudoGroups | None:
+def _groups(
+    config: RunConfig, validation: Sequence[Example], answers: Answers | None, told: Told
+) -> PseudoGroups | None:
     """The pseudo groups of the validation examples, where somebody has said what is easy about them."""
     said = told.of_validation if answers is None else answers.of_validation
     return None if said is None or not len(said) else guessed(said, validation, config)
@@ -174,7 +177,7 @@ def _before(config: RunConfig, base: Path | None, model: BiasModel | None) -> To
     folder = look(config)
     check_answers(config, build_loss(config))
     examples, validation = training_examples(config, base), validation_examples(config, base)
-    Seen(folder, writes=False).check("data.train", digests_of(examples), [example.id for example in examples])
+    Seen(folder, writes=False).check("data.train", digests_of(examples), Ids(examples))
     told = _first_stage(config, base, examples, validation)
     if model is None or not asks_base:
         return told
@@ -182,7 +185,9 @@ def _before(config: RunConfig, base: Path | None, model: BiasModel | None) -> To
     return dataclasses.replace(told, answers=answers)
 
 
-def _first_stage(config: RunConfig, base: Path | None, examples: list[Example], validation: list[Example]) -> Told:
+def _first_stage(
+    config: RunConfig, base: Path | None, examples: Sequence[Example], validation: Sequence[Example]
+) -> Told:
     """What the run before this one says, if there is one: trained where it has not been, and asked once."""
     if config.first_stage is None:
         return Told()
@@ -194,7 +199,7 @@ def _first_stage(config: RunConfig, base: Path | None, examples: list[Example], 
     return Told(facts, of_validation=_said_by(stage, base, validation, said_of_validation(Path(SAID)).name))
 
 
-def _said_by(stage: RunConfig, base: Path | None, examples: list[Example], name: str) -> np.ndarray:
+def _said_by(stage: RunConfig, base: Path | None, examples: Sequence[Example], name: str) -> np.ndarray:
     """Log-probabilities [N, C] of the run before this one; what was kept of the same question is taken as it is."""
     digest = digest_of(told_of(stage), examples, len(stage.data.labels), stage.seed)
     place = Path(stage.output_dir).with_name(name)
@@ -208,12 +213,12 @@ def _said_by(stage: RunConfig, base: Path | None, examples: list[Example], name:
 
 
 def _seen(
-    folder: Folder, first: bool, examples: list[Example], validation: list[Example], facts: dict[str, Tensor]
+    folder: Folder, first: bool, examples: Sequence[Example], validation: Sequence[Example], facts: dict[str, Tensor]
 ) -> Seen:
     """What the run reads, as it was where the run goes on; InputError where it is not."""
     seen = Seen(folder, writes=first)
-    seen.check("data.train", digests_of(examples), [example.id for example in examples])
-    seen.check("data.validation", digests_of(validation), [example.id for example in validation])
+    seen.check("data.train", digests_of(examples), Ids(examples))
+    seen.check("data.validation", digests_of(validation), Ids(validation))
     check_facts(seen, "first_stage", facts, examples)
     return seen
 

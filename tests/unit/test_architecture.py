@@ -28,7 +28,7 @@ ALLOWED = {
     "ranks": "errors",
     "config": "errors gradients",
     "models": "errors hub",
-    "data": "errors config",
+    "data": "errors hub config",
     "methods": "config",
     "runs": "errors hub ranks config",
     "adapters": "errors hub config models runs",

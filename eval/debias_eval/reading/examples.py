@@ -38,7 +38,7 @@ def all_examples(suite: Suite) -> list[Example]:
     if suite.stress:
         examples = stressed(examples, suite.stress)
     if suite.planted_bias:
-        examples = plant(examples, suite.planted_bias, DataConfig.model_validate(suite.data_config))
+        examples = list(plant(examples, suite.planted_bias, DataConfig.model_validate(suite.data_config)))
     elif suite.planted_color:
         examples = paint(examples, suite.planted_color, len(suite.labels))
     else:

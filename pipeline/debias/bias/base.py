@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from debias.data.examples import Example
+from debias.data.examples import Example, labels_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -127,11 +127,6 @@ class BaseBiasModel(BiasModel):
     ) -> Floats:
         """As `log_p`."""
         raise NotImplementedError
-
-
-def labels_of(examples: Sequence[Example]) -> Ints:
-    """The label [N] of each example."""
-    return np.array([example.label for example in examples], dtype=np.int64)
 
 
 def floored(p_NC: Floats) -> Floats:

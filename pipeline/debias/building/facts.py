@@ -23,6 +23,7 @@ from debias.data import Example
 from debias.data.digests import digests_of_rows
 from debias.data.order import Order
 from debias.data.resampled import Resampled
+from debias.data.tables import Ids
 from debias.errors import InputError
 from debias.losses import Loss
 from debias.ranks.world import world_size
@@ -43,8 +44,8 @@ def check_groups(loss: Loss, order: Order, examples: Sequence[Example], bias_mod
         readers.append(f"order {order.name}")
     if bias_model is not None and bias_model.needs("group"):
         readers.append(f"bias_model {bias_model.name}")
-    without = next((example for example in examples if example.group is None), None)
-    if readers and without is not None:
+    without = next((example for example in examples if example.group is None), None) if readers else None
+    if without is not None:
         raise InputError(f"{readers[0]}: example {without.id!r} has no group, and it needs one of each")
 
 
@@ -228,7 +229,7 @@ def _check_stages(config: RunConfig, examples: Sequence[Example]) -> None:
 
 def facts_of_stage(log_p_NC: np.ndarray, examples: Sequence[Example], keep: str) -> dict[str, Tensor]:
     """What a first stage's log-probabilities [N, C] of the training examples become."""
-    label_N = np.array([example.label for example in examples])
+    label_N = labels_of(examples)
     wrong_N = log_p_NC.argmax(axis=1) != label_N
     logger.info("first stage: wrong on %d of %d training examples", wrong_N.sum(), len(examples))
     if keep == "errors":
@@ -261,7 +262,7 @@ def keep(path: Path, log_p_NC: np.ndarray, digest: str, rows: str = "") -> None:
 def check_facts(seen: Seen, name: str, facts: Mapping[str, Tensor], examples: Sequence[Example]) -> None:
     """InputError where facts [N, ...] of the examples are not those that the run was begun with."""
     if facts:
-        seen.check(name, digests_of_rows(*(fact.numpy() for fact in facts.values())), [one.id for one in examples])
+        seen.check(name, digests_of_rows(*(fact.numpy() for fact in facts.values())), Ids(examples))
 
 
 def guessed(log_p_MC: np.ndarray, validation: Sequence[Example], config: RunConfig) -> PseudoGroups | None:

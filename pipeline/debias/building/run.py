@@ -1,7 +1,7 @@
 """All pieces of a run put together, in the order in which what is wrong with them can be found."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Built:
 
 
 def build_run(
-    config: RunConfig, arguments: Any, examples: list[Example], validation: list[Example], stop: StopRequest
+    config: RunConfig, arguments: Any, examples: Sequence[Example], validation: Sequence[Example], stop: StopRequest
 ) -> Built:
     """Load and draw everything that the run trains with; nothing is written."""
     from transformers import set_seed

@@ -1,6 +1,7 @@
 """How examples become tokens, and tokens what a loss reads."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +36,7 @@ class Task:
     packing: bool = False
     pad_id: int | None = None
 
-    def encode(self, examples: list[Example], *, with_answer: bool) -> EncodedExamples:
+    def encode(self, examples: Sequence[Example], *, with_answer: bool) -> EncodedExamples:
         """Token ids of `examples`; a causal model's training examples carry their right answer."""
         if self.pictures:
             return encode_images(examples)
@@ -94,9 +95,8 @@ def check_answers(config: RunConfig, loss: Loss) -> None:
 
 def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: int) -> None:
     """Log the tokens of an epoch, packed and as they would be padded."""
-    lengths = [len(feature["input_ids"]) for feature in encoded.features]
     samples = config.per_device_train_batch_size
     step = samples * config.gradient_accumulation_steps * world
-    packed, padded = tokens_of_an_epoch(lengths, samples, step, config.seed)
+    packed, padded = tokens_of_an_epoch(encoded.lengths, samples, step, config.seed)
     saved = 1 - packed / padded
     logger.info("packing: %s tokens an epoch in place of %s padded ones (%.1f %% fewer)", packed, padded, 100 * saved)

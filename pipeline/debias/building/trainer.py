@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ def build_trainer(
     model: Any,
     arguments: Any,
     task: Task,
-    examples: list[Example],
-    validation: list[Example],
+    examples: Sequence[Example],
+    validation: Sequence[Example],
     stop: StopRequest,
 ) -> DebiasTrainer:
     """The Trainer with our callbacks; what it refuses is an InputError, and no empty folder stays."""

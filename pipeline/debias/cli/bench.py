@@ -135,6 +135,23 @@ def bench_gpu(
         print_table(table)
 
 
+@app.command("data")
+def bench_data(
+    rows: Annotated[int | None, typer.Option(min=64, help="Made-up rows of SNLI's length (500000).")] = None,
+    model: Annotated[str | None, typer.Option(help="Whose tokenizer reads them (package:minilm).")] = None,
+    world: Annotated[int | None, typer.Option(min=1, help="Ranks, which share what is kept (1).")] = None,
+    max_length: Annotated[int | None, typer.Option(min=8)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what many rows cost before the first step, read first and again: memory beyond the model, and time."""
+    from debias.bench.data import DataSetting, table_of
+    from debias.bench.data import bench_data as measure
+
+    given: dict[str, Any] = {"rows": rows, "model": model, "world": world, "max_length": max_length}
+    result = measure(DataSetting(**{key: value for key, value in given.items() if value is not None}))
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
 @app.command("judge")
 def bench_judge(
     model: Annotated[str | None, typer.Option(help="A causal model (package:smollm2, or the prompt's).")] = None,

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from debias.data.examples import Example
+from debias.data.examples import Example, InColumns
 
 Digests = NDArray[np.uint64]
 
 
 def digests_of(examples: Sequence[Example]) -> Digests:
     """[N] of all that training sees of each example: texts or picture, label, group, bias weight."""
+    if isinstance(examples, InColumns):
+        return examples.column("digest")
     return _digests(_content(example) for example in examples)
 
 

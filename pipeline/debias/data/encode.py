@@ -1,21 +1,26 @@
 """Examples to token ids to padded batches. Shapes: B samples, T tokens."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from debias.data.columns import in_batches
 from debias.data.examples import Example
 from debias.data.facts import facts_of
 from debias.data.order import LengthBuckets, Order, Shuffled
 from debias.data.prompt import Prompt
+from debias.data.store import Notes, key_of
+from debias.data.tables import Examples
+from debias.data.tokens import Feature, keep_tokens, lengths_of, tokenizer_digest
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
-Feature = dict[str, Any]
 Batch = dict[str, dict[str, Tensor]]  # inputs: what the model is given; facts: what is known of the samples
 
 
@@ -30,7 +35,7 @@ class EncodedExamples(Dataset[Feature]):
     """
 
     def __init__(self, features: Sequence[Feature], facts: Mapping[str, Tensor]) -> None:
-        self.features = list(features)
+        self.features = features
         self.facts = dict(facts)
         self.order: Order = Shuffled()
 
@@ -43,40 +48,62 @@ class EncodedExamples(Dataset[Feature]):
 
     def sampler(self, batch_size: int, seed: int) -> LengthBuckets:
         """The training order: random, with examples of like length together."""
-        lengths = [len(feature["input_ids"]) for feature in self.features]
-        return LengthBuckets(lengths, batch_size, seed, self.order, self.facts)
+        return LengthBuckets(self.lengths, batch_size, seed, self.order, self.facts)
+
+    @property
+    def lengths(self) -> Sequence[int] | NDArray[np.int32]:
+        """The tokens of each example."""
+        return lengths_of(self.features)
 
 
 def encode_for_classification(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedExamples:
     """Texts or text pairs, the longest part truncated first to `max_length` tokens."""
     if not examples:
         return EncodedExamples([], {})
-    columns = list(zip(*(example.texts for example in examples), strict=True))
-    if len(columns) > 2:
-        raise InputError(f"text_fields: a classification head takes one or two texts, got {len(columns)}")
-    encoded = tokenizer(*[list(column) for column in columns], truncation=True, max_length=max_length)
-    keys = [key for key in encoded if key != "attention_mask"]
-    return EncodedExamples([{key: encoded[key][i] for key in keys} for i in range(len(examples))], facts_of(examples))
+    if len(examples[0].texts) > 2:
+        raise InputError(f"text_fields: a classification head takes one or two texts, got {len(examples[0].texts)}")
+
+    def make(notes: Notes) -> Iterator[Feature]:
+        for rows in in_batches(iter(examples)):
+            columns = zip(*(row.texts for row in rows), strict=True)
+            encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length)
+            keys = [key for key in encoded if key != "attention_mask"]
+            yield from ({key: encoded[key][i] for key in keys} for i in range(len(rows)))
+
+    features, _ = _made(examples, ("classification", max_length), tokenizer, make)
+    return EncodedExamples(features, facts_of(examples))
+
+
+def _made(
+    examples: Sequence[Example], told: Any, tokenizer: Any, make: Callable[[Notes], Iterator[Feature]]
+) -> tuple[Sequence[Feature], Notes]:
+    """What `make` gives; kept where the examples are, and where the tokenizer can be told from others."""
+    if isinstance(examples, Examples) and (digest := tokenizer_digest(tokenizer)) is not None:
+        return keep_tokens(key_of("tokens", examples.key, digest, told), make)
+    notes: Notes = {}
+    return list(make(notes)), notes
 
 
 def encode_for_answers(
     examples: Sequence[Example], prompt: Prompt, max_length: int, *, with_answer: bool
 ) -> EncodedExamples:
     """Prompts, with their right answers for training; a prompt that is too long loses tokens at its start."""
-    features, cut = [], 0
     room = max_length - max(len(ids) for ids in prompt.answer_ids)
     if room < 1:
         raise InputError(f"max_length is {max_length}: no room is left for a prompt before the answer")
-    for example in examples:
-        ids = prompt.ids(example)
-        cut += len(ids) > room
-        ids = ids[-room:]
-        answer = prompt.answer_ids[example.label] if with_answer else []
-        feature: Feature = {"input_ids": ids + answer}
-        if with_answer:
-            feature["answer_mask"] = [False] * len(ids) + [True] * len(answer)
-        features.append(feature)
-    if cut:
+
+    def make(notes: Notes) -> Iterator[Feature]:
+        notes["cut"] = 0
+        for rows in in_batches(iter(examples)):
+            for row, whole in zip(rows, prompt.ids_of_all(rows), strict=True):
+                notes["cut"] += len(whole) > room
+                ids = whole[-room:]
+                answer = prompt.answer_ids[row.label] if with_answer else []
+                mask = {"answer_mask": [False] * len(ids) + [True] * len(answer)} if with_answer else {}
+                yield {"input_ids": ids + answer, **mask}
+
+    features, notes = _made(examples, ("answers", max_length, with_answer, prompt.told()), prompt.tokenizer, make)
+    if cut := notes["cut"]:
         logger.warning(
             "%d of %d prompts are longer than max_length=%d and lost their start", cut, len(features), max_length
         )

@@ -17,7 +17,7 @@ class EncodedImages(EncodedExamples):
 
     def sampler(self, batch_size: int, seed: int) -> LengthBuckets:
         """The training order: random, from the seed and the epoch alone; all pictures are of one length."""
-        return LengthBuckets([0] * len(self), batch_size, seed, self.order, self.facts)
+        return LengthBuckets(self.lengths, batch_size, seed, self.order, self.facts)
 
 
 def encode_images(examples: Sequence[Example]) -> EncodedImages:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -56,13 +58,13 @@ class LengthBuckets(Sampler[int]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | NDArray[np.int32],
         batch_size: int,
         seed: int,
         order: Order | None = None,
         facts: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.lengths = list(lengths)
+        self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
         self.order = order or Shuffled()
@@ -78,13 +80,17 @@ class LengthBuckets(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = self.order.epoch(self.facts, generator).tolist()
-        block = 50 * self.batch_size
-        batches = []
-        for start in range(0, len(order), block):
-            by_length = sorted(order[start : start + block], key=lambda i: -self.lengths[i])
-            batches += [by_length[i : i + self.batch_size] for i in range(0, len(by_length), self.batch_size)]
+        order_N = self.order.epoch(self.facts, generator).numpy().copy()
+        length_N, block = np.asarray(self.lengths), 50 * self.batch_size
+        for start in range(0, len(order_N), block):
+            part = order_N[start : start + block]
+            order_N[start : start + block] = part[np.argsort(-length_N[part], kind="stable")]
         # A short batch can only come last, or the batches after it would be cut across lengths.
-        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return iter([index for batch in shuffled + short for index in batch])
+        whole = len(order_N) // self.batch_size
+        shuffled = torch.randperm(whole, generator=generator).numpy() * self.batch_size
+        return _in_turn(order_N, np.append(shuffled, whole * self.batch_size), self.batch_size)
+
+
+def _in_turn(order_N: NDArray[np.int64], starts: NDArray[np.int64], batch_size: int) -> Iterator[int]:
+    for start in starts:
+        yield from order_N[start : start + batch_size].tolist()

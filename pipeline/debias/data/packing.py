@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from debias.data.encode import Batch, Collator, Feature, batch_of
@@ -36,11 +38,15 @@ def _joined(rows: Sequence[Sequence[Any]]) -> Tensor:
     return torch.tensor([[value for row in rows for value in row]])
 
 
-def tokens_of_an_epoch(lengths: Sequence[int], batch_size: int, step: int, seed: int) -> tuple[int, int]:
+def tokens_of_an_epoch(
+    lengths: Sequence[int] | NDArray[np.int32], batch_size: int, step: int, seed: int
+) -> tuple[int, int]:
     """Tokens of the first epoch, packed and padded to the longest of each micro-batch of `batch_size` samples.
 
     `step`: samples of an optimizer step, over all micro-batches and ranks.
     """
-    order = [lengths[i] for i in LengthBuckets(lengths, step, seed)]
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return sum(lengths), sum(max(batch) * len(batch) for batch in batches)
+    length_N = np.asarray(lengths, dtype=np.int64)
+    order_N = length_N[np.fromiter(LengthBuckets(lengths, step, seed), dtype=np.int64, count=len(lengths))]
+    starts_K = np.arange(0, len(order_N), batch_size)
+    samples_K = np.minimum(batch_size, len(order_N) - starts_K)
+    return int(length_N.sum()), int((np.maximum.reduceat(order_N, starts_K) * samples_K).sum())

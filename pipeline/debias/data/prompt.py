@@ -41,7 +41,21 @@ class Prompt:
 
     def ids(self, example: Example) -> list[int]:
         """The prompt's tokens, without an answer."""
-        return self.ids_of_text(self.template.format(**dict(zip(self.text_fields, example.texts, strict=True))))
+        return self.ids_of_text(self._filled(example.texts))
+
+    def ids_of_all(self, examples: Sequence[Example]) -> list[list[int]]:
+        """As `ids`, of each; the tokenizer takes all at once, and as many threads as there are."""
+        texts = [self._rendered(self._filled(example.texts)) for example in examples]
+        words = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [[*self._before, *ids] for ids in words]
+
+    def told(self) -> Any:
+        """What says, beside its tokenizer, which tokens it has; a chat template may put today's date in it."""
+        probes = [self.ids_of_text(text) for text in self._probes()]
+        return self.template, self.text_fields, self.chat, self._before, self.answer_ids, probes
+
+    def _filled(self, texts: Sequence[str]) -> str:
+        return self.template.format(**dict(zip(self.text_fields, texts, strict=True)))
 
     def ids_of_text(self, text: str) -> list[int]:
         """The tokens of a filled template, in the chat template's user turn where `chat` says so."""
@@ -70,7 +84,7 @@ class Prompt:
 
     def _probes(self) -> list[str]:
         """Two filled templates, with other words in their fields."""
-        return [self.template.format(**dict(zip(self.text_fields, texts, strict=True))) for texts in self._fillings()]
+        return [self._filled(texts) for texts in self._fillings()]
 
     def _fillings(self) -> tuple[tuple[str, ...], ...]:
         return self.text_fields, ("It is so",) * len(self.text_fields)

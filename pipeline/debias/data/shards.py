@@ -1,12 +1,15 @@
 """Where a source's files lie: one by its name, or the shards that a pattern (`data/part-*.jsonl`) names, sorted."""
 
 import glob
+import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from debias.data.files import read_rows
+from debias.config.regular import check_regular
+from debias.data.files import kind_of, read_rows
 from debias.data.rows import Layout, NumberedRow
 from debias.errors import InputError
 
@@ -66,12 +69,18 @@ def _places(source: str, base: Path | None) -> list[Path]:
 
 
 class Origin:
-    """What messages call a source, and where a row of it lies: its rows are numbered on through all of its files."""
+    """What messages call a source, and where a row of it lies: its rows are numbered on through all of its files.
 
-    def __init__(self, name: str, files: Sequence[Path] = (), layout: Layout | None = None) -> None:
+    `made`: what the rows of a source without files are made of.
+    """
+
+    def __init__(
+        self, name: str, files: Sequence[Path] = (), layout: Layout | None = None, *, made: Any = None
+    ) -> None:
         self.name = name
         self.files = files
         self.layout = layout
+        self.made = made
         self._ends: list[int] = []  # the number of the last row of each file read so far
 
     def rows(self) -> Iterator[NumberedRow]:
@@ -83,9 +92,27 @@ class Origin:
                 yield last, row
             self._ends.append(last)
 
+    def content(self) -> Any:
+        """What the rows are: the digest of each file with the kind that it is read as, or what they are made of."""
+        return [(kind_of(file.name), file.suffix, _digest(file)) for file in self.files] or self.made
+
+    def stamps(self) -> list[tuple[int, int]]:
+        """By which a file that is written while it is read is found out."""
+        states = [file.stat() for file in self.files if file.exists()]
+        return [(state.st_mtime_ns, state.st_size) for state in states]
+
     def row(self, number: int) -> str:
         """The place of a row that was read, for a message."""
         if not self.files:
             return f"{self.name}: row {number}"
         shard = bisect_left(self._ends, number)
         return f"{self.files[shard]}: row {number - (self._ends[shard - 1] if shard else 0)}"
+
+
+def _digest(file: Path) -> str:
+    check_regular(file)
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None

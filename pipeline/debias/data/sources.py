@@ -7,26 +7,30 @@ Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted 
 import logging
 import math
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from debias.config.data import DataConfig, DataSource
-from debias.data.examples import NO_LABEL, Example
+from debias.data.examples import NO_LABEL, Example, labels_of
 from debias.data.files import kind_of, parquet_classes
 from debias.data.generator import generate
 from debias.data.grammar import PHENOMENA
 from debias.data.images import image_rows
 from debias.data.rows import Layout, NumberedRow, is_missing
 from debias.data.shards import Origin, files_there, is_pattern, resolve_files, resolve_path
+from debias.data.store import Notes, key_of
+from debias.data.tables import Examples, keep_examples
 from debias.errors import InputError
 
 log = logging.getLogger(__name__)
-Read = TypeVar("Read")
 
 GENERATED_SIZE = 3000
 NO_GOLD_LABEL = ("-1", "-")
@@ -69,15 +73,62 @@ def load_with_columns(
     The rows go `through` a function first, which may leave some out and change others.
     """
     origin, rows, classes = _open(source, data, base)
-    where, rows = origin.name, through(rows)
+    rows = through(rows)
     reader = _Reader(origin, source.split, data, classes, bias_column, tuple(p_columns), data.pictures)
     read = [(reader.example(number, row), reader.columns(number, row, columns)) for number, row in rows]
     gold = [(example, extra) for example, extra in read if example is not None]
-    if len(gold) < len(read):
-        log.info("%s: dropped %d of %d rows without a gold label", where, len(read) - len(gold), len(read))
+    _say_what_was_dropped(origin.name, len(read), len(gold))
+    kept = _subset(len(gold), source, origin.name)
+    return gold if kept is None else [gold[index] for index in kept]
+
+
+def kept_examples(
+    source: DataSource,
+    data: DataConfig,
+    *,
+    base: Path | None = None,
+    bias_column: str | None = None,
+    p_columns: Sequence[str] = (),
+    require_every_label: bool = False,
+) -> Examples:
+    """As `load_examples`, of texts alone: read and checked once for the same content and settings, and kept."""
+    opened = [_open(source, data, base)]
+    origin, _, classes = opened[0]
+    stamps = origin.stamps()
+
+    def reader_of(origin: Origin) -> _Reader:
+        return _Reader(origin, source.split, data, classes, bias_column, tuple(p_columns), pictures=False)
+
+    def make(notes: Notes) -> Iterator[Example]:
+        origin, rows, _ = opened.pop() if opened else _open(source, data, base)
+        reader = reader_of(origin)
+        notes |= {"read": 0, "gold": 0}
+        for number, row in rows:
+            notes["read"] += 1
+            if (example := reader.example(number, row)) is not None:
+                notes["gold"] += 1
+                yield example
+        if not notes["gold"]:
+            _say_what_was_dropped(origin.name, notes["read"], 0)
+        if origin.stamps() != stamps:
+            raise InputError(f"{origin.name}: has changed while it was read; start again")
+
+    examples = keep_examples(key_of("rows", origin.content(), reader_of(origin).told(source)), make)
+    _say_what_was_dropped(origin.name, examples.table.notes["read"], len(examples))
+    kept = _subset(len(examples), source, origin.name)
+    if kept is not None:
+        examples = examples.take(np.array(kept, dtype=np.int64))
+    if require_every_label:
+        _check_every_label(examples, data.labels, source.source)
+    return examples
+
+
+def _say_what_was_dropped(where: str, read: int, gold: int) -> None:
+    """In the log; InputError where nothing is left."""
+    if gold < read:
+        log.info("%s: dropped %d of %d rows without a gold label", where, read - gold, read)
     if not gold:
         raise InputError(f"{where}: no examples" + (", all rows lack a gold label" if read else ", it is empty"))
-    return _subset(gold, source, where)
 
 
 def rows_of(
@@ -115,8 +166,8 @@ def _open(
     if source.source == "generated":
         _refuse_name(source)
         chosen = source.phenomena or tuple(PHENOMENA)
-        made = generate(source.split, source.limit or GENERATED_SIZE, source.seed, chosen)
-        return Origin(f"generated[{source.split}]"), enumerate(made, start=1), None
+        made = (source.split, source.limit or GENERATED_SIZE, source.seed, chosen)
+        return Origin(f"generated[{source.split}]", made=made), _generated(*made), None
     found = files_there(source.source, base)
     if data.pictures:
         _refuse_name(source)
@@ -128,6 +179,10 @@ def _open(
         origin = Origin(name, files, _layout(source, data))
         return origin, origin.rows(), _classes(files, data.label_field)
     return _open_hub(source, data, found[0] if found else None)
+
+
+def _generated(split: str, size: int, seed: int, phenomena: Sequence[str]) -> Iterator[NumberedRow]:
+    yield from enumerate(generate(split, size, seed, phenomena), start=1)
 
 
 def _layout(source: DataSource, data: DataConfig) -> Layout:
@@ -174,7 +229,9 @@ def _open_hub(
             "Hugging Face cache"
         ) from None
     classes = getattr(dataset.features.get(data.label_field), "names", None)
-    return Origin(f"{source.source}[{source.split}]"), enumerate(dataset, start=1), classes
+    # Without a fingerprint nobody could say what it was: it is then another one each time.
+    made = getattr(dataset, "_fingerprint", None) or secrets.token_hex(16)
+    return Origin(f"{source.source}[{source.split}]", made=made), enumerate(dataset, start=1), classes
 
 
 @dataclass(frozen=True)
@@ -207,6 +264,13 @@ class _Reader:
             bias_p=_distribution(row, self.p_columns, where) if self.p_columns else None,
             image=row["image"] if self.pictures else None,
         )
+
+    def told(self, source: DataSource) -> Any:
+        """All that says what is made of a row, beside the row."""
+        data = self.data
+        fields = (data.text_fields, data.label_field, data.id_field, data.group_field, self.bias_column, self.p_columns)
+        labels = (data.labels, sorted(data.label_map.items()), self.classes)
+        return fields, labels, (self.split, source.name, source.delimiter, source.quotes)
 
     def unlabelled(self, number: int, row: Mapping[str, Any]) -> Example:
         """The row as an example, whatever it says of labels, groups and weights."""
@@ -295,18 +359,18 @@ def _probability(row: Mapping[str, Any], column: str, where: str) -> float:
     return p
 
 
-def _subset(examples: list[Read], source: DataSource, where: str) -> list[Read]:
+def _subset(size: int, source: DataSource, where: str) -> list[int] | None:
+    """The places of those that the source's limit keeps; None for all."""
     if source.limit is None or source.source == "generated":
-        return examples
-    if source.limit >= len(examples):
-        log.info("%s: limit is %d, all %d examples are used", where, source.limit, len(examples))
-        return examples
-    kept = Random(f"limit/{source.seed}").sample(range(len(examples)), source.limit)
-    return [examples[index] for index in sorted(kept)]
+        return None
+    if source.limit >= size:
+        log.info("%s: limit is %d, all %d examples are used", where, source.limit, size)
+        return None
+    return sorted(Random(f"limit/{source.seed}").sample(range(size), source.limit))
 
 
 def _check_every_label(examples: Sequence[Example], labels: Sequence[str], where: str) -> None:
-    present = {example.label for example in examples}
+    present = set(labels_of(examples).tolist())
     missing = [name for index, name in enumerate(labels) if index not in present]
     if missing:
         raise InputError(f"{where}: no example of {', '.join(missing)} among {len(examples)}; each label must occur")

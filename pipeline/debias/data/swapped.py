@@ -5,12 +5,14 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from debias.config.data import DataConfig, Swap
 from debias.data.examples import Example
+from debias.data.store import Notes, key_of
+from debias.data.tables import Examples, keep_examples
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class Flagged:
     examples: int
 
 
-def swap(examples: Sequence[Example], data: DataConfig) -> list[Example]:
+def swap(examples: Sequence[Example], data: DataConfig) -> Sequence[Example]:
     """Examples in which flagged tokens stand where they stand in other examples: then they say nothing of labels.
 
     Of the examples that are drawn (`probability`) each gives what it has of the flagged tokens to another one; a token
@@ -37,22 +39,38 @@ def swap(examples: Sequence[Example], data: DataConfig) -> list[Example]:
     assert data.swap is not None
     if data.pictures:
         raise InputError("data.swap: deals out words, and the data is pictures; remove it")
-    found = flagged(examples, data.swap, len(data.labels))
-    if not found:
+    notes: Notes = {}
+    swapped: Sequence[Example]
+    if isinstance(examples, Examples):
+        told = (data.swap.model_dump(), len(data.labels), data.planted_bias is None)
+        swapped = keep_examples(key_of("swapped", examples.key, *told), lambda notes: _swapped(examples, data, notes))
+        notes = swapped.table.notes
+    else:
+        swapped = list(_swapped(examples, data, notes))
+    if not notes["flagged"]:
         logger.warning("data.swap: no token gives labels away (spread above %g): nothing is swapped", data.swap.spread)
-        return list(examples)
-    for one in found:
-        told = (data.text_fields[one.cue[0]], one.cue[1], one.spread, one.examples)
-        logger.info("data.swap: %s has %r, spread of log-odds %.2f, in %d examples", *told)
-    draw = np.random.default_rng(data.swap.seed)
+    for field, token, spread, count in notes["flagged"]:
+        cue = (data.text_fields[field], token, spread, count)
+        logger.info("data.swap: %s has %r, spread of log-odds %.2f, in %d examples", *cue)
+    return swapped
+
+
+def _swapped(examples: Sequence[Example], data: DataConfig, notes: Notes) -> Iterator[Example]:
+    assert data.swap is not None
+    found = flagged(examples, data.swap, len(data.labels))
+    notes["flagged"] = [(*one.cue, one.spread, one.examples) for one in found]
+    if not found:
+        yield from examples
+        return
+    draw, donor_N = np.random.default_rng(data.swap.seed), np.arange(len(examples))
     drawn = np.flatnonzero(draw.random(len(examples)) < data.swap.probability)
-    swapped, cues = list(examples), {one.cue for one in found}
-    for place, donor in zip(drawn.tolist(), draw.permutation(drawn).tolist(), strict=True):
-        texts = _as_in(examples[place].texts, examples[donor].texts, cues)
-        swapped[place] = dataclasses.replace(examples[place], texts=texts)
-    if data.planted_bias is None:
-        return swapped
-    return [dataclasses.replace(example, group=None) for example in swapped]
+    taking_N = np.zeros(len(examples), dtype=bool)
+    taking_N[drawn], donor_N[drawn] = True, draw.permutation(drawn)
+    cues = {one.cue for one in found}
+    for place, example in enumerate(examples):
+        texts = _as_in(example.texts, examples[int(donor_N[place])].texts, cues) if taking_N[place] else example.texts
+        group = example.group if data.planted_bias is None else None
+        yield dataclasses.replace(example, texts=texts, group=group)
 
 
 def flagged(examples: Sequence[Example], settings: Swap, labels: int) -> list[Flagged]:

@@ -68,9 +68,9 @@ def hidden_of(predictor: Predictor, examples: Sequence[Example], layer: float) -
     """
     model = predictor.model
     model.eval()
-    encoded = predictor.task.encode(list(examples), with_answer=False)
+    encoded = predictor.task.encode(examples, with_answer=False)
     place = _place(layer, int(model.config.get_text_config().num_hidden_layers))
-    lengths = [len(feature["input_ids"]) for feature in encoded.features]
+    lengths = [int(length) for length in encoded.lengths]
     device = next(model.parameters()).device
     batches = by_length(lengths, budget_for(lengths, device.type, join()[1]))
 

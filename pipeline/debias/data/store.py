@@ -1,0 +1,182 @@
+"""Tables that are made once and kept: an Arrow file by the digest of what it is made of, memory-mapped by who reads it.
+
+They lie in the folder `data` of the user's cache (`DEBIAS_CACHE`, else `~/.cache/debias`), or, where that cannot be
+written, of a temporary one. A table is there whole or not at all; deleting the folder costs no more than making them
+again.
+"""
+
+import getpass
+import hashlib
+import json
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from debias.errors import InputError
+from debias.hub.packages import cache_folder
+
+logger = logging.getLogger(__name__)
+ROWS = 2048  # of each batch of a table but the last: where a row lies is a division
+TABLE, NOTES, LOCK = "table.arrow", "notes.json", "lock"
+Notes = dict[str, Any]
+Batches = Iterable[Any]  # of pyarrow, of ROWS rows each but the last
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table on disk: `batches` of pyarrow over the mapped file, and what was noted of it when it was made."""
+
+    key: str
+    batches: Sequence[Any]
+    notes: Notes
+
+
+class _Unwritable(Exception):
+    """A folder of tables cannot be written, or its disk is full."""
+
+
+def key_of(*told: Any) -> str:
+    """The key of what is made of these settings and keys alone, by this version of the code that makes it."""
+    return hashlib.sha256(repr((_version(), *told)).encode("utf-8", "surrogateescape")).hexdigest()[:40]
+
+
+@cache
+def _version() -> str:
+    """A digest of this room's code: what another version made is under another key."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def kept(key: str, make: Callable[[Notes], Batches]) -> Table:
+    """The table of that key; where there is none, `make(notes)` gives its batches, and fills `notes` as it goes.
+
+    Of all processes that want it at the same time one makes it. InputError where nothing can be written.
+    """
+    refused = []
+    for folder in (cache_folder() / "data", _temporary()):
+        place = folder / key
+        try:
+            with _writing():
+                _check_ours(folder)
+            if (found := _read(place, key)) is not None:
+                return found
+            with _alone(place):
+                return _read(place, key) or _written(place, key, make)
+        except _Unwritable as error:
+            refused.append(f"{folder} cannot be written ({error})")
+            _say(refused[-1])
+    raise InputError(f"data: {'; '.join(refused)}; set DEBIAS_CACHE to a folder with room for the data")
+
+
+def _temporary() -> Path:
+    """A folder of this user's beside all temporary files."""
+    return Path(tempfile.gettempdir()) / f"debias-{getpass.getuser()}" / "data"
+
+
+def _check_ours(folder: Path) -> None:
+    """PermissionError for a folder that another user made, who could put anything there."""
+    for place in (folder, folder.parent):
+        if place.exists() and hasattr(os, "getuid") and place.stat().st_uid not in (os.getuid(), 0):
+            raise PermissionError(0, "it is another user's")
+
+
+@cache
+def _say(what: str) -> None:
+    logger.warning("data: %s: what is read is kept elsewhere", what)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Inside, no other process is; where files cannot be locked several may be, and each writes a whole table."""
+    with _writing():
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (place / LOCK).open("ab")
+    with file:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, or the process ends
+        yield
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Unwritable(error.strerror or str(error)) from error
+
+
+def _written(place: Path, key: str, make: Callable[[Notes], Batches]) -> Table:
+    """Table, then notes, each beside its place and renamed: notes that are there are of a table that is."""
+    notes: Notes = {}
+    part = place / f".{TABLE}.{secrets.token_hex(8)}"
+    try:
+        size = _write_batches(part, make(notes))
+        told = json.dumps({"key": key, "bytes": size, "notes": notes})
+        with _writing():
+            os.replace(part, place / TABLE)
+            part.write_text(told, encoding="utf-8")
+            os.replace(part, place / NOTES)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    if (found := _read(place, key)) is None:
+        raise _Unwritable("it does not keep what is written")
+    logger.info("data: %s rows kept in %s (%.1f MB)", f"{sum(map(len, found.batches)):,}", place, size / 1e6)
+    return found
+
+
+def _write_batches(path: Path, batches: Batches) -> int:
+    """Bytes of the Arrow file of these batches; what goes wrong in making them is theirs, in writing them is the
+    folder's.
+    """
+    import pyarrow as pa
+
+    writer = None
+    with _writing():
+        file = pa.OSFile(str(path), "wb")
+    for batch in batches:
+        with _writing():
+            writer = writer or pa.ipc.new_file(file, batch.schema)
+            writer.write_batch(batch)
+    assert writer is not None, "a table has a batch"
+    with _writing():
+        writer.close()
+        file.close()
+        _on_disk(path)
+        return path.stat().st_size
+
+
+def _on_disk(path: Path) -> None:
+    """A crash after this leaves the file's content where it leaves its name."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _read(place: Path, key: str) -> Table | None:
+    """The table that lies there, None where there is none, or one that is not whole or not of this key."""
+    import pyarrow as pa
+
+    try:
+        told = json.loads((place / NOTES).read_text(encoding="utf-8"))
+        whole = told["key"] == key and told["bytes"] == (place / TABLE).stat().st_size
+        batches = pa.ipc.open_file(pa.memory_map(str(place / TABLE))).read_all().to_batches() if whole else []
+        sizes = [batch.num_rows for batch in batches]
+        if not sizes or set(sizes[:-1]) - {ROWS} or sizes[-1] > ROWS:
+            raise ValueError("no table of ours")
+        return Table(key, batches, told["notes"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException):
+        logger.warning("data: %s is not what was written; it is made again", place)
+        return None
