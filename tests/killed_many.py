@@ -1,28 +1,32 @@
-"""A run that saves after every step, killed at random instants and resumed.
+"""A run that saves after every step, killed at random instants and resumed: `killed_many.py SETTINGS.json KILLS`.
 
-Every attempt is a fork of its process, which has imported everything and started nothing (forked.py).
+Every attempt is a fork of this process, which has imported everything and started nothing. Prints one JSON line.
 """
 
 import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
+import deepspeed.runtime.zero.stage3  # noqa: F401 (before the fork)
 import torch
 from safetensors import safe_open
 from transformers import TrainerState
 
+import debias.engines.zero.hook
+import debias.engines.zero.state  # noqa: F401 (before the fork)
 from debias.config.run import RunConfig
 from debias.runs.names import last_checkpoint
 from debias.train import train
 
 
-def killed_many(settings: dict, kills: int) -> None:
-    """Prints one JSON line: how many kills came while a checkpoint was written, and the steps of the newest ones."""
+def main() -> None:
     torch.set_num_threads(1)
-    folder, rng = Path(settings["output_dir"]), random.Random(0)
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    folder, kills, rng = Path(settings["output_dir"]), int(sys.argv[2]), random.Random(0)
     endless = {**settings, "max_steps": 100_000}
     steps, while_saving, start = [], 0, 0.0
     for attempt in range(kills):
@@ -83,3 +87,7 @@ def check(folder: Path) -> int:
             assert all(tensors.get_tensor(name).numel() for name in names)
     torch.load(newest / "scheduler.pt", weights_only=True)
     return step
+
+
+if __name__ == "__main__":
+    main()

@@ -129,7 +129,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
             groups = groups if first else _groups(config, validation, answers, told)
             check_facts(seen, "bias_model", {"bias_log_p": answers.log_p}, examples)
             if first:
-                answers.write(folder.path)
+                answers.write()
                 seen.write()
             built.trainer.train_dataset.facts["bias_log_p"] = answers.log_p
     built.figures.groups = groups

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from test_selected_runs import adapter_of_checkpoint, evaluated, lines, summary
-from test_zero_train import train_many
 from tiny_digits import write_digits
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
+from train_many import on_ranks
 
 from debias.building.examples import validation_examples
 from debias.config.reading import load_config
@@ -197,7 +197,7 @@ def test_two_ranks_choose_as_one(place: Path) -> None:
     pytest.importorskip("sklearn")
     lexical = {"bias_model": "lexical", "max_steps": 3, "per_device_train_batch_size": 6}
     names = {"ddp": {}, "zero2": {"deepspeed": "zero2"}}
-    train_many(place, 2, [settings(place, name, **lexical, **engine) for name, engine in names.items()])
+    on_ranks(2, [settings(place, name, **lexical, **engine) for name, engine in names.items()])
     one = run(settings(place, "one", **{**lexical, "per_device_train_batch_size": 12}))
     for name in names:
         assert (place / name / "bias" / "lexical.validation.npz").is_file()

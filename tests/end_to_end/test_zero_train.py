@@ -5,18 +5,18 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
-import forked
 import pytest
-from killed_many import killed_many
+from rank_pool import ROOT, environment
 from safetensors.torch import load_file
 from tables import EXAMPLES, settings_of
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
-from train_many import on_ranks, train_many
+from train_many import launched, on_ranks
 
-from debias.cli import app as cli
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
 from debias.engines.checkpoints import RULE_STATE
@@ -122,11 +122,12 @@ def test_sigterm_saves_and_the_run_goes_on(place):
     saving = {"save_strategy": "steps", "save_steps": 1000, "lr_scheduler_type": "constant"}
     long = settings(place, "stopped", 2, **{**saving, "max_steps": 100_000})
     metrics = place / "stopped" / "metrics.jsonl"
-    with forked.start(2, train_many, [long]) as ranks:
-        wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, ranks)
-        os.kill(ranks.pids[-1], signal.SIGTERM)
-        assert ranks.wait() == [0, 0], ranks.output()
-        assert "stopped by SIGTERM" in ranks.output()
+    process = launched(2, [long], place)
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert "stopped by SIGTERM" in output
     summary = json.loads((place / "stopped" / "run.json").read_text())
     assert summary["status"] == "interrupted"
     assert (place / "stopped" / f"checkpoint-{summary['steps']}").is_dir()
@@ -139,20 +140,20 @@ def test_sigterm_saves_and_the_run_goes_on(place):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [None, "zero3"])
 def test_sigterm_exits_with_a_code_to_requeue_on(engine, place):
+    command = [
+        Path(sys.executable).with_name("debias"),
+        "train",
+        place / "cli.yaml",
+        f"output_dir={place / f'cli_{engine}'}",
+    ]
     (place / "cli.yaml").write_text(json.dumps(settings(place, "cli", deepspeed=engine, max_steps=100_000)))
+    process = subprocess.Popen(list(map(str, command)), env=environment(), stderr=subprocess.PIPE, text=True)
     metrics = place / f"cli_{engine}" / "metrics.jsonl"
-    words = ["train", place / "cli.yaml", f"output_dir={place / f'cli_{engine}'}"]
-    with forked.start(None, command, *map(str, words)) as process:
-        wait_for(lambda: metrics.exists() and metrics.read_text(), process)
-        os.kill(process.pids[0], signal.SIGTERM)
-        assert process.wait(60) == [75], process.output()
-        assert "go on with resume=true" in process.output().splitlines()[-1]
-
-
-def command(*words):
-    """The command line, in the process that a signal is sent to."""
-    sys.argv = ["debias", *words]
-    cli.main()
+    wait_for(lambda: metrics.exists() and metrics.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors[-3000:]
+    assert "go on with resume=true" in errors.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -160,17 +161,21 @@ def test_thirty_kills_leave_a_run_that_ends_as_if_nothing_had_happened(place):
     run = settings(
         place, "killed", 3, save_strategy="steps", save_steps=1, save_total_limit=2, lr_scheduler_type="constant"
     )
-    found = json.loads(forked.run(None, killed_many, run, 30, seconds=600).splitlines()[-1])
+    (place / "killed.json").write_text(json.dumps(run))
+    command = [sys.executable, str(ROOT / "tests/killed_many.py"), str(place / "killed.json"), "30"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["steps"]) == 30
     assert found["steps"] == sorted(found["steps"]), "a kill lost a checkpoint"
     assert found["steps"][-1] > 10
     assert largest_difference(adapter_of(place / "killed"), adapter_of(place / "killed-undisturbed")) == 0.0
 
 
-def wait_for(condition, forks, seconds=120):
+def wait_for(condition, process, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
-        assert set(forks.codes()) == {None}, forks.output()
+        assert process.poll() is None, f"it ended with {process.returncode}"
         assert time.monotonic() < end
         time.sleep(0.05)
 

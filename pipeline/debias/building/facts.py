@@ -63,10 +63,11 @@ class Answers:
     fresh: Mapping[Path, Kept]
     held: Mapping[Path, Kept]
     spent: Spent
+    folder: Path
 
-    def write(self, folder: Path) -> None:
+    def write(self) -> None:
         """Write down in the run's folder what is not there, for this run gone on with and for the other ranks."""
-        keep_bias_spent(folder, self.spent)
+        keep_bias_spent(self.folder, self.spent)
         gone = {path: said for path, said in self.held.items() if not path.exists()}
         for path, (log_p_NC, digest, rows) in {**gone, **self.fresh}.items():
             keep(path, log_p_NC, digest, rows)
@@ -125,11 +126,11 @@ class _Asking:
     held: dict[Path, Kept] = field(default_factory=dict)
 
     def of(self, model: BiasModel) -> Answers:
-        started = Spent.now()
-        log_p_NC = self._said(model, Path(self.config.output_dir) / BIAS / f"{model.name}.npz")
+        started, folder = Spent.now(), Path(self.config.output_dir)
+        log_p_NC = self._said(model, folder / BIAS / f"{model.name}.npz")
         of_training, of_validation = np.split(log_p_NC, [len(self.examples)])
-        spent = Spent.now() - started if self.fresh else kept_bias_spent(Path(self.config.output_dir))
-        return Answers(torch.from_numpy(of_training).float(), of_validation, self.fresh, self.held, spent)
+        spent = Spent.now() - started if self.fresh else kept_bias_spent(folder)
+        return Answers(torch.from_numpy(of_training).float(), of_validation, self.fresh, self.held, spent, folder)
 
     def _said(self, model: BiasModel, path: Path) -> np.ndarray:
         """What a bias model, or a part of one, says, [N + M, C]; parts are kept by their digest."""
