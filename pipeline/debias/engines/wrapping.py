@@ -37,12 +37,19 @@ def check_whole(model: nn.Module, ddp: DistributedDataParallel) -> None:
         )
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 or tensor parallelism made DTensors of the parameters; an evaluation may have left some whole."""
+    if any(hasattr(p, "placements") for p in model.parameters()):
+        return True
+    return any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__)
+
+
 def refuse(model: nn.Module, optimizer: Any) -> None:
     """ValueError for what wraps the model or the optimizer, or is in the model, and cannot be trained with."""
-    if spread := next((name for name, p in model.named_parameters() if hasattr(p, "placements")), None):
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise ValueError(
-            f"{spread} is a DTensor (FSDP2 or tensor parallelism), which is not supported; use"
-            " DistributedDataParallel, or a DeepSpeed engine to shard"
+            "attach: FullyShardedDataParallel (FSDP1) is not supported, it makes flat vectors of the parameters; use"
+            " torch.distributed.fsdp.fully_shard (FSDP2), DistributedDataParallel, or a DeepSpeed engine"
         )
     if isinstance(model, DataParallel):
         raise ValueError(
@@ -103,7 +110,7 @@ def _wrapper(now: Mapping[str, nn.Parameter]) -> str:
     if any(
         "_flat_param" in name or "_fsdp_wrapped_module" in name or hasattr(p, "placements") for name, p in now.items()
     ):
-        return "the model was sharded (FSDP or tensor parallelism, which are not supported)"
+        return "the model was sharded (FSDP or tensor parallelism)"
     if any(hasattr(p, "ds_id") for p in now.values()):
         return "DeepSpeed took the model over"
     if any(".base_layer." in name or "lora_" in name for name in now):
