@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gradient_checks import mlp_loss, text_loss, weights_for
+from loops_of_others import assert_trained, in_steps, program_of, runner
 from tables import FORMS
 from test_ddp import ALL, MODELS, OPTIMIZERS, PARTS, feed, mlp_batch, train
 from tiny_models import Mlp, bert_lora, rows, text_batch
@@ -274,8 +275,8 @@ def test_detach_leaves_a_model_that_trains_as_ever(rank):
 
 
 def columns(model):
-    model.first = nn.Linear(4, 7, bias=False)
-    fully_shard(model.first, shard_placement_fn=lambda p: Shard(p.ndim - 1))
+    model.first = nn.Linear(4, 7)  # FSDP2 shards columns where their number divides
+    fully_shard(model, shard_placement_fn=lambda p: Shard(1) if p.shape == (7, 4) else None)
 
 
 def two_dimensions(model):
@@ -345,3 +346,10 @@ def test_one_more_collective_than_plain_training(rank, monkeypatch):
     assert sent[True].count("reduce_scatter_tensor") == sent[False].count("reduce_scatter_tensor") + 1
     assert sent[True].count("all_reduce") == sent[False].count("all_reduce") == 1
     assert sent[True].count("all_gather_into_tensor") == sent[False].count("all_gather_into_tensor")
+
+
+def test_the_program_of_the_page(rank, monkeypatch, tmp_path, capsys):
+    """Each rank takes every second batch, so that a step is of four."""
+    names, start = runner(monkeypatch, tmp_path, capsys)(program_of("fully_shard"))
+    samples = [{"input_ids": ids, "labels": label} for ids, label in names["rows"]]
+    assert_trained(names["model"], start, in_steps(samples, 16))

@@ -228,7 +228,7 @@ class TorchHook(Hook):
         self._trainable = {name: p for name, p in whole.items() if p.requires_grad}
         self._marks = Marks(self._trainable)
         self._frozen = {name: p for name, p in whole.items() if not p.requires_grad}
-        if lost := why_lost(self.selected, whole):
+        if lost := why_lost(self.selected, whole, self.model):
             raise RuntimeError(lost)
         new = (name for name in self._trainable if name not in self._at_attach)
         thawed = next((name for name in new if self._select(name, self._trainable[name])), None)

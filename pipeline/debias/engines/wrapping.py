@@ -94,22 +94,24 @@ def active_ddp() -> DistributedDataParallel | None:
     return active
 
 
-def why_lost(selected: Mapping[str, nn.Parameter], now: Mapping[str, nn.Parameter]) -> str | None:
-    """Why a parameter of the rule is not what and where it was when the hook was attached; None where all are."""
+def why_lost(selected: Mapping[str, nn.Parameter], now: Mapping[str, nn.Parameter], model: nn.Module) -> str | None:
+    """Why a parameter of the rule is not what and where it was when the hook was attached; None where all are.
+
+    `now`: those that `model` has now.
+    """
     lost = next((name for name, p in selected.items() if now.get(name) is not p), None)
     if lost is None:
         return None
     names = {id(p): name for name, p in now.items()}
     new = names.get(id(selected[lost]))
     how = f"is now {new}" if new is not None else "is no longer a parameter of the model"
-    return f"{lost} {how}: {_wrapper(now)} after the hook was attached; call detach() and attach to the finished model"
+    done = _wrapper(now, model)
+    return f"{lost} {how}: {done} after the hook was attached; call detach() and attach to the finished model"
 
 
-def _wrapper(now: Mapping[str, nn.Parameter]) -> str:
+def _wrapper(now: Mapping[str, nn.Parameter], model: nn.Module) -> str:
     """What was done to a model, by what its parameters have become."""
-    if any(
-        "_flat_param" in name or "_fsdp_wrapped_module" in name or hasattr(p, "placements") for name, p in now.items()
-    ):
+    if is_sharded(model) or any("_flat_param" in name or "_fsdp_wrapped_module" in name for name in now):
         return "the model was sharded (FSDP or tensor parallelism)"
     if any(hasattr(p, "ds_id") for p in now.values()):
         return "DeepSpeed took the model over"
