@@ -1,5 +1,6 @@
 """A model hub of local folders on a loopback port, with as much of the API as `fetch` and `datasets` ask for."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -22,6 +23,10 @@ class FakeHub(ThreadingHTTPServer):
         self.folders = folders
         self.gated: set[str] = set()
         self.asked: list[str] = []  # method and path of each request
+        # What was uploaded: `owner/name` to file's name to content; which of them are private; tokens that were shown.
+        self.uploaded: dict[str, dict[str, bytes]] = {}
+        self.private: set[str] = set()
+        self.tokens: set[str | None] = set()
 
     @property
     def url(self) -> str:
@@ -66,11 +71,17 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         self.server.asked.append(f"{self.command} {path}")
         parts = path.split("/")
+        if self.command == "POST" and (answer := self._write(parts)) is not None:
+            self._json(answer)
+            return
         if parts[0] == "api":
             repo, rest = "/".join(parts[1:4]), parts[4:]
         else:
             parts = parts if parts[0] == "datasets" else ["models", *parts]
             repo, rest = "/".join(parts[:3]), parts[3:]
+        if (name := repo.partition("/")[2]) in self.server.uploaded and not rest:
+            self._json({"id": name, "modelId": name, "private": name in self.server.private, "siblings": []})
+            return
         folder = self.server.folders.get(repo)
         if folder is None:
             self._send(b"", 404, {"X-Error-Code": "RepoNotFound"})
@@ -83,6 +94,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([_entry(folder, folder / name) for name in wanted if name and (folder / name).exists()])
         else:
             self._json(_info(repo.partition("/")[2], folder))
+
+    def _write(self, parts: list[str]) -> object:
+        """The answer to a request that makes a repository or a commit; None for any other."""
+        repo, rest = "/".join(parts[2:4]), parts[4:]
+        if parts[1:3] == ["repos", "create"]:
+            asked = json.loads(self.body)
+            repo = f"{asked['organization']}/{asked['name']}"
+            self.server.tokens.add(self.headers.get("Authorization"))
+            if repo not in self.server.uploaded:
+                self.server.uploaded[repo] = {}
+                self.server.private |= {repo} if asked.get("visibility") == "private" else set()
+            return {"url": f"{self.server.url}/{repo}", "id": repo, "name": repo}
+        if parts[1:] == ["validate-yaml"]:
+            return {"errors": [], "warnings": []}
+        if rest[:1] == ["preupload"]:
+            names = [one["path"] for one in json.loads(self.body)["files"]]
+            return {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+        if rest[:1] == ["commit"]:
+            for line in map(json.loads, self.body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.server.uploaded[repo][line["value"]["path"]] = content
+            return {"commitUrl": f"{self.server.url}/{repo}/commit/{SHA}", "commitOid": SHA, "hookOutput": ""}
+        return None
 
     def _file(self, repo: str, folder: Path, name: str) -> None:
         if repo in self.server.gated:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from loops_of_others import programs
 
 from debias.building.cards import cards
 from debias.config.places import find_recipe
@@ -111,7 +112,7 @@ def test_the_suite_of_ones_own_is_read(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.weights
-@pytest.mark.parametrize("code", of_all_pages("python"))
+@pytest.mark.parametrize("code", [code for code in of_all_pages("python") if code not in programs()])
 def test_python_runs(code, capsys, monkeypatch):
     if "import deepspeed" in code:
         pytest.importorskip("deepspeed")

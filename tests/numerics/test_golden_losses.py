@@ -19,7 +19,7 @@ TRAINING_GROUPS = [0, 0, 0, 1]  # shares 3/4 and 1/4
 TRAINING_LABELS = [0, 1, 2, 2]
 # Settings, and the loss of the two samples above on its first step.
 GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
-    "cross_entropy": ({}, [0.35667494393873245, 2.995732273553991]),
+    "cross_entropy": ({"class_weights": [2.0, 1.0, 0.5]}, [2 * 0.35667494393873245, 0.5 * 2.995732273553991]),
     "focal": ({"gamma": 2.0}, [0.09 * 0.35667494393873245, 0.9025 * 2.995732273553991]),
     # p is [.7, .2, .1] and [.05, .9, .05], the bias model's BIAS.
     "logit_correction": ({"tau": 1.0}, [-math.log(0.07 / 0.24), -math.log(0.015 / 0.295)]),
@@ -42,7 +42,7 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
 
 
 def oracle_cross_entropy(log_p: list[float], label: int, group: int) -> float:
-    return -log_p[label]
+    return -(2.0, 1.0, 0.5)[label] * log_p[label]
 
 
 def oracle_focal(log_p: list[float], label: int, group: int) -> float:
@@ -188,6 +188,13 @@ def test_weights_of_afr_have_mean_1_and_even_labels_at_gamma_0() -> None:
         assert float(weight_B.mean()) == pytest.approx(1.0)
     even = LearningLoss(make_loss({"name": "afr", "gamma": 0}), known)(said, known)
     assert even.tolist() == pytest.approx([4 / 3, 4 / 3, 2 / 3, 2 / 3])  # every label a third of the mass
+
+
+def test_cross_entropy_without_weights() -> None:
+    said = said_of(torch.tensor(LOG_P, dtype=torch.float64), LABELS)
+    assert LearningLoss(make_loss("cross_entropy"))(said, {}).tolist() == pytest.approx(
+        [0.35667494393873245, 2.995732273553991]
+    )
 
 
 def test_focal_without_focus_is_cross_entropy() -> None:

@@ -37,6 +37,7 @@ ALLOWED = {
     "init": "errors config data runs audit",
     "eval.results": "errors eval.scores config data runs",
     "fetch": "errors hub config data",
+    "push": "errors hub runs",
     "sweep": "errors config runs",
     "eval.reading": "errors config data bias",
     "losses": "readouts config bias",
@@ -59,7 +60,7 @@ ALLOWED = {
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",
     "cli": (
-        "errors ranks config served runs audit init eval.results fetch sweep eval.reading merging eval.comparing "
+        "errors ranks config served runs audit init eval.results fetch push sweep eval.reading merging eval.comparing "
         "building inference eval.reporting plan doctor eval.judging launching train bench demo eval.harness"
     ),
 }

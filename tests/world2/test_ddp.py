@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines import NonFiniteGradients, attach
 from debias.gradients import make_source
-from debias.losses import Classification, cross_entropy, gce_weight
+from debias.losses import Classification, CrossEntropy, cross_entropy, gce_weight
 from debias.methods import DiGraP, Edge
 
 pytestmark = pytest.mark.skipif(os.environ.get("WORLD_SIZE", "2") != "2", reason="its micro-batches are of two ranks")
@@ -290,6 +290,33 @@ def test_the_trainers_figures_are_those_of_one_process(size, readout, tmp_path, 
         done = hook.step()
         loss = -float(said.log_p_B.detach().sum()) / said.count
         assert figures == pytest.approx([loss, *(getattr(done, key) for key in keys[1:])], rel=1e-4)
+    assert largest_difference(model, alone)[0] <= 1e-6
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("gradients", ["single_pass", "two_pass"])
+def test_balanced_class_weights_are_those_of_one_process(gradients, tmp_path, rank):
+    """Of the whole training set, over the number of samples of the step: of both ranks and all micro-batches."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    data, model, alone = examples(24), Words(), Words()
+    labels = [row["labels"] for row in data]
+    weights = [24 / (3 * labels.count(label)) for label in range(3)]
+    assert max(weights) > 1.2 * min(weights)
+    more = {"loss": CrossEntropy("balanced"), "facts": {"labels": torch.tensor(labels)}, "gradients": gradients}
+    options = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "ddp_backend": "gloo"}
+    trainer = trainer_of(tmp_path, model=model, data=Ordered(data), more=more, **options)
+    trainer.train()
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.05)
+    hook = attach(alone, optimizer, Edge())
+    for step, (loss,) in enumerate(logged(trainer, "loss")):
+        batch = collate(data[12 * step : 12 * step + 12])
+        log_p_B = -cross_entropy(alone(batch["input_ids"]).logits, batch["labels"])
+        loss_B = -torch.tensor(weights)[batch["labels"]] * log_p_B
+        hook.backward(loss_B, gce_weight(log_p_B.detach()))
+        assert loss == pytest.approx(float(loss_B.detach().mean()), rel=1e-4)
+        hook.step()
     assert largest_difference(model, alone)[0] <= 1e-6
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -41,6 +41,15 @@ def _write_card(run: Run, force: bool) -> tuple[Path, str]:
     return path, ""
 
 
+def text_for(run: Run) -> tuple[str, bool]:
+    """The card of a run as it is to be shown elsewhere, and whether it was edited by hand; nothing is written."""
+    folder = trained(run.path)
+    path = None if folder is None else folder / "README.md"
+    if path is not None and path.exists() and not replaceable(text := _read(path)):
+        return text, True
+    return "".join(card(run)), False
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from debias.runs.names import CONFIG
+from debias.runs.time_left import in_words
 from debias_eval.results.files import Result
 from debias_eval.results.runs import Method, Run, differing_settings, flatten
 from debias_eval.results.summary import judge_text
@@ -183,10 +184,7 @@ def duration(seconds: Any) -> str:
     """`75` as `1 min 15 s`; anything that is no number as `unknown`."""
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < 1e9:
         return "unknown"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return in_words(seconds)
 
 
 def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:

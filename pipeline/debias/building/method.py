@@ -11,7 +11,11 @@ from debias.losses import EVERY_LABEL, Loss, make_loss
 
 def build_loss(config: RunConfig) -> Loss:
     """The loss of the `loss:` block; InputError where the run has not what it reads."""
-    loss = make_loss(config.loss)
+    try:
+        loss = make_loss(config.loss).for_labels(config.data.labels)
+    except ValueError as error:
+        told = str(error)
+        raise InputError(told if told.startswith("loss") else f"loss.{told}") from None
     if "bias_log_p" in loss.reads and not config.has_bias_log_p:
         raise InputError(f"loss {loss.name} reads a bias model's probabilities, but bias_model is missing; name one")
     if "teacher_log_p" in loss.reads and (config.first_stage is None or config.first_stage.keep != "teacher"):

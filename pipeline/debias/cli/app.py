@@ -24,6 +24,7 @@ from debias.cli import (
     methods,
     plan,
     predict,
+    push,
     study,
     suites,
     sweep,
@@ -48,6 +49,7 @@ app.add_typer(launch.app, name="launch")
 init.add_to(app)
 judge.add_to(app)
 predict.add_to(app)
+push.add_to(app)
 suites.add_to(app)
 methods.add_to(app)
 audit.add_to(app)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from debias.gradients.classes import own_class
+
 logger = logging.getLogger(__name__)
 
 # Whose code was read; `gradients.single_pass` says itself which of their layers it is not exact for.
@@ -19,9 +21,9 @@ def unknown_adapter(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> s
         return None
     ours = {id(p) for p in selected.values()}
     for name, module in model.named_modules():
-        kind = type(module).__module__.removeprefix("peft.tuners.").partition(".")[0]
+        kind = own_class(module).__module__.removeprefix("peft.tuners.").partition(".")[0]
         if isinstance(module, peft.BaseTunerLayer) and kind not in READ and _holds(module, ours):
-            return f"{name} is an adapter of a kind that is not known ({kind}: {type(module).__name__})"
+            return f"{name} is an adapter of a kind that is not known ({kind}: {own_class(module).__name__})"
     return None
 
 

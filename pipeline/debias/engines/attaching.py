@@ -8,6 +8,7 @@ from torch import nn
 
 from debias.engines.parameters import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach_model
+from debias.engines.wrapping import is_sharded
 from debias.methods import Rule
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def attach(
 
     `attach(model, optimizer, rule)`: `hook.backward(loss_B, weight_B)` for each micro-batch, then `hook.step()`; the
     model may be wrapped in DistributedDataParallel, before or after. In Accelerate's `accumulate()`, with the optimizer
-    that Accelerate prepared, `hook.step()` may stand in every micro-batch. `attach(engine, rule)` for a DeepSpeed
+    that Accelerate prepared, `hook.step()` may stand in every micro-batch. Call `fully_shard` (FSDP2) first, make the
+    optimizer of what it left, then attach. `attach(engine, rule)` for a DeepSpeed
     engine: `hook.backward(...)` in the place of `engine.backward(loss)`, then `engine.step()` as ever.
 
     `gradients`: `auto`, `single_pass`, `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable
@@ -72,6 +74,10 @@ def attach(
     """
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
     if not _is_engine(model):
+        if is_sharded(model):
+            from debias.engines.fsdp.attach import attach_sharded
+
+            return attach_sharded(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
         return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
     from debias.engines.zero.attach import attach_engine
 

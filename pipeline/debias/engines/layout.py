@@ -101,6 +101,14 @@ class Chunked:
 
 
 @dataclass(frozen=True)
+class ByRows(Chunked):
+    """FSDP2: each parameter's rows (dimension 0) are dealt out, `ceil(O / W)` to a rank, the last ones less or none."""
+
+    def _chunk(self, shape: torch.Size) -> int:
+        return math.ceil(shape[0] / self.world) * (shape.numel() // max(1, shape[0]))
+
+
+@dataclass(frozen=True)
 class Span:
     """One flat group of stages 1 and 2: each parameter's offset in it, and the size of a rank's partition."""
 

@@ -2,10 +2,12 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
+
+from debias.methods import Rule
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,29 @@ def select_parameters(model: nn.Module, select: Select = not_head) -> dict[str, 
         f": {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}" if others else "",
     )
     return selected
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, rule: Rule, selected: Mapping[str, nn.Parameter]) -> None:
+    """ValueError where the optimizer lacks a parameter of the rule, or is missing for one that asks for its rates."""
+    if optimizer is None:
+        if rule.memory:
+            raise ValueError(
+                f"attach: {rule.name} needs the learning rate of each step; give the optimizer (None was given)"
+            )
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if lost := [name for name, p in selected.items() if id(p) not in held]:
+        raise ValueError(
+            f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters); make it after"
+            " fully_shard, or of the parameters that train now"
+        )
+
+
+def learning_rates(optimizer: torch.optim.Optimizer | None, selected: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """The learning rate of each selected parameter in this step."""
+    assert optimizer is not None  # `check_optimizer` saw to it
+    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    return {name: rates[id(p)] for name, p in selected.items()}
 
 
 def elements(parameter: nn.Parameter) -> int:

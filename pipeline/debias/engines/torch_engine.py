@@ -1,5 +1,6 @@
 """Gradients that live in `p.grad`: one process, or DistributedDataParallel over gloo or nccl."""
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines.adapter_kinds import way_for
 from debias.engines.hook import Hook
-from debias.engines.parameters import Select, for_model, not_head, select_parameters
+from debias.engines.marks import Marks
+from debias.engines.parameters import (
+    Select,
+    check_optimizer,
+    for_model,
+    learning_rates,
+    not_head,
+    select_parameters,
+)
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.rule_state import RuleState, rescale
 from debias.engines.step import GramSums, StepReport, check_skipped, raise_empty, raise_silent, report
@@ -28,9 +37,6 @@ from debias.gradients import GradientSource, Verified, make_source
 from debias.methods import GRADIENTS, Rule, Vector, apply_coefficients, as_rows, gram_of_rows
 
 logger = logging.getLogger(__name__)
-
-# Where each gradient lies and how often it was written to.
-Marks = dict[str, tuple[int, int] | None]
 
 # A parameter's name with what the rule looks at of it, its main gradient first.
 Looked = tuple[str, Sequence[Tensor]]
@@ -56,14 +62,15 @@ class TorchHook(Hook):
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
     ) -> None:
-        state = RuleState(rule, source.selected, lambda: source.selected, self._rates)
+        rates = functools.partial(learning_rates, optimizer, source.selected)
+        state = RuleState(rule, source.selected, lambda: source.selected, rates)
         super().__init__(model, state, source, max_nonfinite_steps)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
-        self._marks: Marks | None = None
         # What trains, looked up once a step: a walk over thousands of modules takes 10 ms and more.
         self._trainable: dict[str, nn.Parameter] = {}
         self._frozen: dict[str, nn.Parameter] = {}
+        self._marks = Marks(self._trainable)
         self._select = for_model(select, model)
         self._at_attach = {name for name, p in model.named_parameters() if p.requires_grad}
         self._ddp: DistributedDataParallel | None = None
@@ -93,7 +100,7 @@ class TorchHook(Hook):
         self._check_untouched()
 
     def _after_backward(self) -> None:
-        self._marks = self._mark()
+        self._marks.take()
 
     def combine(self) -> StepReport:
         """Reduce, combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all.
@@ -205,32 +212,23 @@ class TorchHook(Hook):
     def _needs_bias(self, name: str) -> bool:
         return self.rule.uses_bias and name in self.selected
 
-    def _mark(self) -> Marks:
-        held = ((name, p.grad) for name, p in self._trainable.items())
-        return {name: None if grad is None else (grad.data_ptr(), grad._version) for name, grad in held}
-
     def _check_untouched(self) -> None:
         """Both gradients hold the same micro-batches: whoever else writes `p.grad` in between changes main alone."""
-        if self._marks is None:
+        if self._marks.is_fresh:
             self._look_up()
-            held = ((name, p.grad) for name, p in self._trainable.items())
-            touched = next((name for name, grad in held if grad is not None and bool(grad.any())), None)
-        else:
-            now = self._mark()
-            touched = next((name for name in now if now[name] != self._marks.get(name)), None)
-        if touched is not None:
+        try:
+            self._marks.check()
+        except RuntimeError:
             self._forget()
-            raise RuntimeError(
-                f"the gradient of {touched} was changed beside hook.backward (loss.backward(), zero_grad() or clipping"
-                " of your own); clear the gradients, then let the hook alone write them until its step"
-            )
+            raise
 
     def _look_up(self) -> None:
         """What trains in this step. RuntimeError where the rule should act on it and cannot."""
         whole = dict(self.model.named_parameters())
         self._trainable = {name: p for name, p in whole.items() if p.requires_grad}
+        self._marks = Marks(self._trainable)
         self._frozen = {name: p for name, p in whole.items() if not p.requires_grad}
-        if lost := why_lost(self.selected, whole):
+        if lost := why_lost(self.selected, whole, self.model):
             raise RuntimeError(lost)
         new = (name for name in self._trainable if name not in self._at_attach)
         thawed = next((name for name in new if self._select(name, self._trainable[name])), None)
@@ -250,7 +248,7 @@ class TorchHook(Hook):
         self.source.reset()
         self._ran = False
         self._count = 0.0
-        self._marks = None
+        self._marks.forget()
 
     def _write_update(self, scale: float) -> GramSums:
         """Turn the sums in `p.grad` into the update; `scale` is one over the whole batch's count."""
@@ -292,13 +290,6 @@ class TorchHook(Hook):
         update_KOI = apply_coefficients(of_sums, vectors_KOI)
         updates = [update_OI.view_as(grad) for grad, update_OI in zip(sides[0], update_KOI.unbind(), strict=True)]
         torch._foreach_copy_(list(sides[0]), updates)
-
-    def _rates(self) -> dict[str, float]:
-        """The learning rate of each selected parameter in this step."""
-        assert self.optimizer is not None  # `attach_model` saw to it
-        groups = self.optimizer.param_groups
-        rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
-        return {name: rates[id(p)] for name, p in self.selected.items()}
 
     def _saved_name(self, name: str) -> str:
         return name.removeprefix("module.") if isinstance(self.model, DistributedDataParallel) else name
@@ -368,14 +359,7 @@ def attach_model(
         logger.warning(
             "the model is not in DistributedDataParallel: gradients are not summed over ranks unless it will be"
         )
-    if optimizer is None and rule.memory:
-        raise ValueError(
-            f"attach: {rule.name} needs the learning rate of each step; give the optimizer (None was given)"
-        )
-    if optimizer is not None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if lost := [name for name, p in selected.items() if id(p) not in held]:
-            raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
+    check_optimizer(optimizer, rule, selected)
     way = way_for(gradients, model, selected) if rule.uses_bias else gradients
     source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it

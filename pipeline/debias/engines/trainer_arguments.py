@@ -138,8 +138,12 @@ def loss_of(args: Any, loss: Loss | None, readout: Readout) -> Loss:
     if not epsilon:
         return loss or CrossEntropy()
     told = f"label_smoothing_factor is {epsilon}"
-    if loss is not None and type(loss) is not CrossEntropy:
-        raise ValueError(f"{told}, and the loss {loss.name}: smoothing is of cross-entropy; leave one of them out")
+    if loss not in (None, CrossEntropy()):
+        with_weights = " with class_weights" if isinstance(loss, CrossEntropy) else ""
+        given = loss.name if loss is not None else ""
+        raise ValueError(
+            f"{told}, and the loss {given}{with_weights}: smoothing is of cross-entropy; leave one of them out"
+        )
     if not isinstance(readout, Classification):
         raise ValueError(
             f"{told}: it is the smoothing of a head's labels; of answers over their labels give"

@@ -37,12 +37,19 @@ def check_whole(model: nn.Module, ddp: DistributedDataParallel) -> None:
         )
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 or tensor parallelism made DTensors of the parameters; an evaluation may have left some whole."""
+    if any(hasattr(p, "placements") for p in model.parameters()):
+        return True
+    return any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__)
+
+
 def refuse(model: nn.Module, optimizer: Any) -> None:
     """ValueError for what wraps the model or the optimizer, or is in the model, and cannot be trained with."""
-    if spread := next((name for name, p in model.named_parameters() if hasattr(p, "placements")), None):
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise ValueError(
-            f"{spread} is a DTensor (FSDP2 or tensor parallelism), which is not supported; use"
-            " DistributedDataParallel, or a DeepSpeed engine to shard"
+            "attach: FullyShardedDataParallel (FSDP1) is not supported, it makes flat vectors of the parameters; use"
+            " torch.distributed.fsdp.fully_shard (FSDP2), DistributedDataParallel, or a DeepSpeed engine"
         )
     if isinstance(model, DataParallel):
         raise ValueError(
@@ -87,23 +94,25 @@ def active_ddp() -> DistributedDataParallel | None:
     return active
 
 
-def why_lost(selected: Mapping[str, nn.Parameter], now: Mapping[str, nn.Parameter]) -> str | None:
-    """Why a parameter of the rule is not what and where it was when the hook was attached; None where all are."""
+def why_lost(selected: Mapping[str, nn.Parameter], now: Mapping[str, nn.Parameter], model: nn.Module) -> str | None:
+    """Why a parameter of the rule is not what and where it was when the hook was attached; None where all are.
+
+    `now`: those that `model` has now.
+    """
     lost = next((name for name, p in selected.items() if now.get(name) is not p), None)
     if lost is None:
         return None
     names = {id(p): name for name, p in now.items()}
     new = names.get(id(selected[lost]))
     how = f"is now {new}" if new is not None else "is no longer a parameter of the model"
-    return f"{lost} {how}: {_wrapper(now)} after the hook was attached; call detach() and attach to the finished model"
+    done = _wrapper(now, model)
+    return f"{lost} {how}: {done} after the hook was attached; call detach() and attach to the finished model"
 
 
-def _wrapper(now: Mapping[str, nn.Parameter]) -> str:
+def _wrapper(now: Mapping[str, nn.Parameter], model: nn.Module) -> str:
     """What was done to a model, by what its parameters have become."""
-    if any(
-        "_flat_param" in name or "_fsdp_wrapped_module" in name or hasattr(p, "placements") for name, p in now.items()
-    ):
-        return "the model was sharded (FSDP or tensor parallelism, which are not supported)"
+    if is_sharded(model) or any("_flat_param" in name or "_fsdp_wrapped_module" in name for name in now):
+        return "the model was sharded (FSDP or tensor parallelism)"
     if any(hasattr(p, "ds_id") for p in now.values()):
         return "DeepSpeed took the model over"
     if any(".base_layer." in name or "lora_" in name for name in now):

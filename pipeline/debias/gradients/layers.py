@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debias.gradients.classes import own_class
 from debias.gradients.taps import Tap
 
 Forward = Callable[..., Tensor]
@@ -117,7 +118,7 @@ def is_plain_lora(module: nn.Module) -> bool:
     layer: Any = module
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     return (
-        type(layer).__name__ in {"Linear", "Linear4bit"}
+        own_class(layer).__name__ in {"Linear", "Linear4bit"}
         and len(active) == 1
         and not layer.lora_variant
         and not layer.merged

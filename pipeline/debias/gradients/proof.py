@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from debias.gradients.samples import SampleWeights
 
@@ -82,7 +82,7 @@ class Comparison:
         self._settled: dict[str, float] = {}
 
     @contextmanager
-    def watch(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    def watch(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, each gradient that arrives at one of these parameters is taken off what the trial left of it."""
         trained = {name: p for name, p in parameters.items() if p.requires_grad}  # frozen since, perhaps
         hooks = [p.register_hook(functools.partial(self._arrived, name)) for name, p in trained.items()]

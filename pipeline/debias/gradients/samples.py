@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debias.gradients.classes import own_class
+
 # Blocks that make [R * T, C] of [R, T, C], row after row, and route each token by itself, none dropped.
 FLATTENING = frozenset({"Llama4TextMoe", "Qwen3MoeSparseMoeBlock"})
 
@@ -110,7 +112,7 @@ def enclosing(model: nn.Module) -> dict[nn.Module, Flattened]:
     """For every module inside a block that flattens, what that block saw last; `watch` starts the looking."""
     found: dict[nn.Module, Flattened] = {}
     for block in model.modules():
-        if type(block).__name__ in FLATTENING:
+        if own_class(block).__name__ in FLATTENING:
             seen = Flattened()
             found |= dict.fromkeys(block.modules(), seen)
     return found

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from debias.gradients.base import GradientSource, MicroBatch
+from debias.gradients.classes import own_class
 from debias.gradients.layers import is_foreign, is_plain_lora, is_replaced, linear_forward, lora_forward
 from debias.gradients.routed import routed_loras, two_gradients
 from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
@@ -52,7 +53,7 @@ class SinglePass(GradientSource):
         self._patched: dict[nn.Module, tuple[Tensor, ...]] = {}
         self._undo: list[Callable[[], None]] = []
         self._blocks = enclosing(model)
-        for block in (block for block in self._blocks if type(block).__name__ in FLATTENING):
+        for block in (block for block in self._blocks if own_class(block).__name__ in FLATTENING):
             self._undo.append(self._blocks[block].watch(block).remove)
         self._patch_layers(model)
 
@@ -181,14 +182,14 @@ def _loss_of_the_batch(model: nn.Module) -> str | None:
 def _mixed_samples(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if reason := _mixes(module):
-            return f"{name} ({type(module).__name__}) {reason}"
+            return f"{name} ({own_class(module).__name__}) {reason}"
         if variants := getattr(module, "lora_variant", None):
             return f"{name} is a LoRA variant ({', '.join(type(v).__name__ for v in variants.values())})"
     return None
 
 
 def _mixes(module: nn.Module) -> str | None:
-    kind = type(module).__name__
+    kind = own_class(module).__name__
     reasons = {
         "uses statistics of the batch": isinstance(module, nn.modules.batchnorm._BatchNorm),
         "routes tokens of different samples in a way that is not known": _unknown_routing(kind),
@@ -228,7 +229,7 @@ def _not_linear(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str |
             return f"{name} is shared by {len(held)} modules"
         path, module = held[0]
         if type(module).forward is not nn.Linear.forward:
-            return f"{name} belongs to {type(module).__name__}, not to a plain linear layer"
+            return f"{name} belongs to {own_class(module).__name__}, not to a plain linear layer"
         if "forward" in vars(module):
             return f"the forward of {path} was replaced by somebody else"
     return None

@@ -1,6 +1,6 @@
 """Backward passes beside those of a step, of which single_pass makes its comparison."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -25,6 +25,9 @@ class Trials(Protocol):
     def aside(self, loss: Tensor, watch: Watch = NOBODY) -> None:
         """Backpropagate `loss`, keep its graph, and leave every gradient as it was; `watch` is entered meanwhile."""
 
+    def leaves(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        """The tensors, by the same names, at which autograd leaves the gradients of these parameters."""
+
     def agree(self, numbers: Tensor) -> Tensor:
         """The sum over all ranks that look at this moment."""
 
@@ -41,6 +44,9 @@ class LocalTrials:
         trainable = trainable_of(self.source.model)
         with spared(leaves_of(loss, trainable)), muted(trainable), dropping(trainable), watch:
             loss.backward(retain_graph=True)
+
+    def leaves(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        return parameters
 
     def agree(self, numbers: Tensor) -> Tensor:
         return numbers

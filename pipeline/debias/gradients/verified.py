@@ -152,7 +152,7 @@ class Verified(SinglePass):
         trial, left = self._try(batch)
         comparison = Comparison(left, trial.dtypes | {p.dtype for p in self.selected.values()})
         with unchanged(self.model):
-            self.trials.aside(batch.main_loss(), comparison.watch(self.selected))
+            self.trials.aside(batch.main_loss(), comparison.watch(self.trials.leaves(self.selected)))
         verdict = self._agree(comparison.verdict(list(self.selected)), trial.complaints)
         self._unsure = not verdict.sure
         if verdict.faults:

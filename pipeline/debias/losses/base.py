@@ -1,6 +1,6 @@
 """What every loss is: from what a model said, and what is known of samples, a loss [B]. B samples, S numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,6 +29,10 @@ class Loss:
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         """`loss_B`, differentiable; `memory_S` is what the loss began with, and has learned since."""
         raise NotImplementedError
+
+    def for_labels(self, labels: Sequence[str]) -> "Loss":
+        """This loss for a run with these labels, in their order; most know of none. ValueError: it does not fit."""
+        return self
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
         """`memory_S` float64 before the first step, from the facts of the whole training set [N]; most keep nothing."""

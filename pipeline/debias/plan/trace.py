@@ -196,7 +196,7 @@ def _loss_of(run: RunConfig) -> LearningLoss:
     with unset_fake_temporarily():
         zero_N = torch.zeros(1, dtype=torch.long)
         known = {"group": zero_N, "labels": zero_N, "bias_log_p": torch.zeros(1, len(run.data.labels))}
-        loss = LearningLoss(make_loss(run.loss), known)
+        loss = LearningLoss(make_loss(run.loss).for_labels(run.data.labels), known)
         loss.memory_S  # noqa: B018 (is made when it is asked for)
         return loss
 

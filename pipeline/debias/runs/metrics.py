@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from debias.runs.time_left import TimeLeft
 from debias.runs.whole import write_whole
 
 PROGRESS_SECONDS = 10.0
@@ -65,19 +66,32 @@ class MetricsFile(EachLog):
 
 
 class PlainProgress(EachLog):
-    """Where there is no terminal for a progress bar: the first log as a line, the last, and one every ten seconds."""
+    """Where there is no terminal for a progress bar: the first log as a line, the last, and one every ten seconds.
+
+    Each says how long training has gone on, and about how long it will, by the pace of the last steps.
+    """
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.say = say
         self.clock = clock
         self._next = 0.0
+        self._left = TimeLeft(clock)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._left.begin(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._left.mark(state.global_step)
 
     def logged(self, state: TrainerState, logs: Mapping[str, float]) -> None:
         """Say the losses, unless something was said a moment ago."""
         figures = [f"{words} {logs[key]:.4g}" for key, words in SAID.items() if key in logs]
         last = state.global_step >= state.max_steps
         if figures and (last or self.clock() >= self._next):
-            self.say(f"step {state.global_step} of {state.max_steps}: {', '.join(figures)}")
+            told = [*figures, time_left] if (time_left := self._left.said(state.max_steps)) else figures
+            self.say(f"step {state.global_step} of {state.max_steps}: {', '.join(told)}")
             self._next = self.clock() + PROGRESS_SECONDS
 
 

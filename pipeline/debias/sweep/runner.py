@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Protocol
 from debias.errors import InputError, Interrupted
 from debias.runs.names import CONFIG, SUMMARY
 from debias.runs.records import append_record, read_records
+from debias.runs.time_left import TimeLeft, in_words
 from debias.sweep.grid import PlannedRun, changed_settings, check_recipe, state_of
 from debias.sweep.sharing import take_over
 
@@ -89,6 +90,9 @@ class Sweep:
     failed: dict[str, str] = field(default_factory=dict)
     _live: list["_Child"] = field(default_factory=list)
     _stopping: int = 0
+    _waiting: deque[PlannedRun] = field(default_factory=deque)
+    _done: int = 0  # in this process
+    _left: TimeLeft = field(default_factory=TimeLeft)
 
     def check(self) -> None:
         """InputError that names the first run whose folder holds other settings, unless they may be overwritten."""
@@ -133,7 +137,8 @@ class Sweep:
         )
 
     def _run_all(self) -> None:
-        waiting = deque(self.runs)
+        waiting = self._waiting = deque(self.runs)
+        self._left.begin()
         busy: dict[str, float] = {}
         while (waiting and not self._stopping) or self._live:
             if waiting and not self._stopping and len(self._live) < self.jobs:
@@ -259,8 +264,12 @@ class Sweep:
             child.step = child.story.send(code)
         except StopIteration:
             child.log.close()
+            self._done += 1
+            self._left.mark(self._done)
             if child.run.name not in self.failed:
-                logger.info("%s: done, %s in %.0f s", self._title(child.run), child.step.stage, seconds)
+                sweep = self._left.said(self._done + len(self._live) - 1 + len(self._waiting))
+                told = (self._title(child.run), child.step.stage, in_words(seconds), sweep)
+                logger.info("%s: done, %s in %s; the sweep: %s", *told)
                 self.done(child.run)
             return True
         if self._stopping:

@@ -546,10 +546,21 @@ def test_unfreezing_in_the_middle_of_a_step():
 
 
 def test_tensors_that_are_spread_over_ranks_are_refused():
+    """By anything but FSDP2 (tests/world2/test_fsdp.py)."""
     model = Mlp()
     model.second.weight.placements = ("Shard(0)",)
-    with pytest.raises(ValueError, match=r"second\.weight is a DTensor .*DistributedDataParallel, or a DeepSpeed"):
+    with pytest.raises(ValueError, match=r"second\.weight is a DTensor of tensor parallelism.*fully_shard alone"):
         attached(model)
+
+
+def test_the_older_fsdp_is_refused():
+    class FullyShardedDataParallel(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = Mlp()
+
+    with pytest.raises(ValueError, match=r"\(FSDP1\) is not supported.*fully_shard \(FSDP2\)"):
+        attached(FullyShardedDataParallel())
 
 
 def test_what_trains_outside_the_optimizer_does_not_pile_up():

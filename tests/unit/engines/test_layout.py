@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from debias.engines import layout as layouts
-from debias.engines.layout import Chunked, Flat, Replicated, Span
+from debias.engines.layout import ByRows, Chunked, Flat, Replicated, Span
 
 SHAPES = st.lists(st.lists(st.integers(0, 7), max_size=3).map(torch.Size), min_size=1, max_size=6).map(
     lambda shapes: {f"p{i}": shape for i, shape in enumerate(shapes)}
@@ -47,6 +47,19 @@ def assert_tiles(ranks, shapes):
 @given(SHAPES, WORLDS)
 def test_chunks_tile_every_parameter(shapes, world):
     assert_tiles(chunked(shapes, world), shapes)
+
+
+@settings(deadline=None)
+@given(SHAPES, WORLDS)
+def test_rows_are_dealt_out_as_torch_chunks_them(shapes, world):
+    """Which is FSDP2's way; it shards no parameter of no dimension."""
+    shapes = {name: shape for name, shape in shapes.items() if len(shape)}
+    ranks = [ByRows(shapes, rank, world, None) for rank in range(world)]
+    assert_tiles(ranks, shapes)
+    for name, shape in shapes.items():
+        parts = [part.numel() for part in torch.empty(shape).chunk(world)] if shape[0] else []
+        parts += [0] * (world - len(parts))
+        assert [len(rank.pieces[name]) if name in rank.pieces else 0 for rank in ranks] == parts
 
 
 @settings(deadline=None)

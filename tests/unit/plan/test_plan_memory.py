@@ -441,7 +441,15 @@ def test_the_runs_of_a_bias_model_are_planned_too(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [{"name": "group_dro"}, {"name": "logit_correction", "tau": 0.5, "weights": True}])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "group_dro"},
+        {"name": "logit_correction", "tau": 0.5, "weights": True},
+        {"name": "cross_entropy", "class_weights": "balanced"},
+        {"name": "cross_entropy", "class_weights": {"entailment": 1, "neutral": 2, "contradiction": 3}},
+    ],
+)
 def test_losses_that_look_at_the_whole_training_set_are_planned(loss):
     """Their memory is made of facts, of which a plan has none."""
     config = family_config("qwen3", num_hidden_layers=2)

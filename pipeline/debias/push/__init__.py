@@ -1,0 +1,1 @@
+"""What a run trained, uploaded to a model hub."""
