@@ -5,7 +5,6 @@ written, of a temporary one. A table is there whole or not at all; deleting the 
 again.
 """
 
-import getpass
 import hashlib
 import json
 import logging
@@ -62,7 +61,7 @@ def kept(key: str, make: Callable[[Notes], Batches]) -> Table:
     Of all processes that want it at the same time one makes it. InputError where nothing can be written.
     """
     refused = []
-    for folder in (cache_folder() / "data", _temporary()):
+    for folder in _folders():
         place = folder / key
         try:
             with _writing():
@@ -77,9 +76,15 @@ def kept(key: str, make: Callable[[Notes], Batches]) -> Table:
     raise InputError(f"data: {'; '.join(refused)}; set DEBIAS_CACHE to a folder with room for the data")
 
 
-def _temporary() -> Path:
-    """A folder of this user's beside all temporary files."""
-    return Path(tempfile.gettempdir()) / f"debias-{getpass.getuser()}" / "data"
+def _folders() -> Iterator[Path]:
+    """Where tables may lie: the user's cache, then a folder of this user's beside all temporary files.
+
+    A user without a name or a home, as containers give one, has the second alone.
+    """
+    with suppress(RuntimeError):
+        yield cache_folder() / "data"
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    yield Path(tempfile.gettempdir()) / f"debias-{user}" / "data"
 
 
 def _check_ours(folder: Path) -> None:

@@ -179,6 +179,21 @@ def test_a_disk_that_fills_in_the_notes_keeps_no_table_without_them(
     assert store._read(folders / "cache" / "data" / KEY, KEY) is None
 
 
+@pytest.mark.parametrize("home", ["a cache that is named", "no home"])
+def test_a_user_without_a_name(home: str, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number of its own: nobody can say who that is, or where its home lies."""
+
+    def unknown(number: int) -> Any:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME", *(["DEBIAS_CACHE"] if home == "no home" else [])):
+        monkeypatch.delenv(name, raising=False)
+    check(kept(KEY, batches))
+    check(kept(KEY, never))
+    assert files(folders / ("temporary" if home == "no home" else "cache")) == [LOCK, NOTES, TABLE]
+
+
 # Several processes.
 
 WRITER = """
