@@ -48,20 +48,23 @@ from debias.runs.folder import Folder, look, save_trained
 from debias.runs.pseudo_groups import PseudoGroups
 from debias.runs.seen import Seen
 from debias.runs.selection import selected
-from debias.runs.summary import Spent, Summary, bias_spent, spent_before
+from debias.runs.summary import Spent, Summary, bias_spent, kept_bias_spent, spent_before
 
 SAID = "said.npz"  # beside the runs before a run: what the first one said of the training examples
+SAID_OF_VALIDATION = said_of_validation(Path(SAID)).name
 
 
 @dataclasses.dataclass(frozen=True)
 class Told:
     """What runs before the run said: facts of the training examples, a bias model's `answers`, and log-probabilities of
-    the validation examples [M, C] by a first stage in the place of a bias model.
+    the validation examples [M, C] by a first stage in the place of a bias model. `spent`: what a first stage took that
+    was asked in another run, which this one replaces.
     """
 
     facts: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     answers: Answers | None = None
     of_validation: np.ndarray | None = None
+    spent: Spent = Spent()
 
 
 def train(config: RunConfig | Mapping[str, Any] | str | Path, base: Path | None = None) -> Path:
@@ -95,7 +98,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     started, answered = _started(config)
     loss, order, bias_model = build_loss(config), build_order(config), _bias_model(config)
     told = _before(config, base, bias_model)
-    answers = told.answers
+    answers, started = told.answers, started - told.spent
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     folder = _look(config, arguments)
@@ -148,8 +151,14 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
 def _started(config: RunConfig) -> tuple[Spent, Spent]:
     """When the run began, earlier by what earlier attempts took; and what answers took that were there before it."""
     folder, now = Path(config.output_dir), Spent.now()
-    goes_on = config.resume or not config.overwrite_output_dir  # else what lies there is another run
-    return now - spent_before(folder) if goes_on else now, bias_spent(folder)
+    if _goes_on(config):
+        return now - spent_before(folder), bias_spent(folder)
+    return now, kept_bias_spent(folder)
+
+
+def _goes_on(config: RunConfig) -> bool:
+    """Whether what lies in the run's folder is of this run; else it is of another, which is replaced."""
+    return bool(config.resume) or not config.overwrite_output_dir
 
 
 def _bias_model(config: RunConfig) -> BiasModel | None:
@@ -191,25 +200,36 @@ def _first_stage(
     """What the run before this one says, if there is one: trained where it has not been, and asked once."""
     if config.first_stage is None:
         return Told()
-    stage = config.stage_before()
-    log_p_NC = _said_by(stage, base, examples, SAID)
-    facts = facts_of_stage(log_p_NC, examples, config.first_stage.keep)
-    if config.first_stage.keep != "log_p" or not validation:
-        return Told(facts)
-    return Told(facts, of_validation=_said_by(stage, base, validation, said_of_validation(Path(SAID)).name))
+    stage, keep_as = config.stage_before(), config.first_stage.keep
+    asked = {SAID: examples}
+    if keep_as == "log_p" and validation:
+        asked[SAID_OF_VALIDATION] = validation
+    said, trained = _said_by(stage, base, asked)
+    spent = Spent() if trained or _goes_on(config) else spent_before(Path(stage.output_dir))
+    facts = facts_of_stage(said[SAID], examples, keep_as)
+    return Told(facts, of_validation=said.get(SAID_OF_VALIDATION), spent=spent)
 
 
-def _said_by(stage: RunConfig, base: Path | None, examples: Sequence[Example], name: str) -> np.ndarray:
-    """Log-probabilities [N, C] of the run before this one; what was kept of the same question is taken as it is."""
-    digest = digest_of(told_of(stage), examples, len(stage.data.labels), stage.seed)
-    place = Path(stage.output_dir).with_name(name)
-    log_p_NC = kept(place, digest)
-    if log_p_NC is None:
-        log_p_NC = log_p_of(train(stage, base), examples)
-        if is_first():
-            keep(place, log_p_NC, digest)
+def _said_by(
+    stage: RunConfig, base: Path | None, asked: Mapping[str, Sequence[Example]]
+) -> tuple[dict[str, np.ndarray], bool]:
+    """Log-probabilities [N, C] of the run before this one of each of these examples, and whether it was asked anew.
+
+    What was kept of the same question is taken as it is. It is trained once, whatever it is asked.
+    """
+    digests = {name: digest_of(told_of(stage), of, len(stage.data.labels), stage.seed) for name, of in asked.items()}
+    places = {name: Path(stage.output_dir).with_name(name) for name in asked}
+    held = {name: kept(places[name], digest) for name, digest in digests.items()}
+    said = {name: log_p_NC for name, log_p_NC in held.items() if log_p_NC is not None}
+    missing = [name for name in asked if name not in said]
+    if missing:
+        run = train(stage, base)
+        for name in missing:
+            said[name] = log_p_of(run, asked[name])
+            if is_first():
+                keep(places[name], said[name], digests[name])
         forget_accelerate()
-    return log_p_NC
+    return said, bool(missing)
 
 
 def _seen(

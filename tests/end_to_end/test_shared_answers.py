@@ -9,6 +9,7 @@ import yaml
 from tiny_runs import adapter_of, largest_difference, save_bert, settings_for
 
 from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.runs.summary import kept_bias_spent, read_summary
 from debias.sweep.grid import PlannedRun, plan_sweep
 from debias.sweep.sharing import take_over
@@ -75,3 +76,15 @@ def test_answers_to_another_question_are_not_taken(place: Path) -> None:
     assert (second.folder / "stages").is_dir()
     assert read_summary(second.folder)["seconds"] < 5000
     assert kept_bias_spent(second.folder).seconds < 5000
+
+
+def test_answers_of_a_run_that_is_replaced_count_in_the_run_that_takes_them(place: Path) -> None:
+    changes = {"data": DATA, "per_device_train_batch_size": 12, "max_steps": 2, "overwrite_output_dir": True}
+    asks = {"bias_model": {"name": "groups", "folds": 2}, "loss": "logit_correction", "method": "erm"}
+    run = RunConfig.model_validate(settings_for(place / "bert", place / "replaced", **changes, **asks))
+    spent = train(run) / "bias" / "spent.json"
+    spent.write_text('{"seconds": 5000, "cpu_seconds": 4000}')
+    for _ in range(2):  # once, and not twice
+        told = read_summary(train(run))
+        assert 5000 < told["seconds"] < 6000
+        assert 4000 < told["cpu_seconds"] < 5000

@@ -131,3 +131,24 @@ def test_what_does_not_fit_leaves_nothing(place: Path, changes: dict[str, Any], 
     with pytest.raises((InputError, ValueError), match=message):
         run(settings(place, "refused", **changes))
     assert not (place / "refused").exists()
+
+
+def test_a_stage_that_is_replaced_is_trained_once_and_what_it_took_counts(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked of training and of validation examples; a run that replaces one takes what it said as it is."""
+    data = {"train": {"source": "generated", "limit": 96}, "validation": {"source": "generated", "limit": 60}}
+    early = {"first_stage": {"keep": "log_p", "settings": {"max_steps": 3}}, "loss": "logit_correction"}
+    asked = {**early, "data": data, "eval_strategy": "epoch", "overwrite_output_dir": True, "method": "erm"}
+    for seed in (0, 1):  # the second time another stage lies there
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            found = run(settings(place, "replaced", **asked, seed=seed))
+        lengths = [one for one in caplog.messages if "trainable of" in one]
+        assert len(lengths) == 2, "of the stage, and of the run"
+    stage = found / "stages" / "1" / "run.json"
+    stage.write_text(json.dumps({**json.loads(stage.read_text()), "seconds": 5000.0, "cpu_seconds": 4000.0}))
+    found = run(settings(place, "replaced", **asked, seed=1))
+    told = json.loads((found / "run.json").read_text())
+    assert 5000 < told["seconds"] < 6000
+    assert 4000 < told["cpu_seconds"] < 5000
