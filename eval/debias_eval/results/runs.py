@@ -163,11 +163,17 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [read_run(folder, "/".join(folder.parts[-depth:])) for folder in folders]
 
 
-@cache
 def _unpacked(path: Path) -> Path:
     """For a file of kept runs a folder of them, which goes with the process; else the path itself."""
     if path.suffix != SUFFIX or not path.is_file():
         return path
+    state = path.stat()
+    return _unpacked_as(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _unpacked_as(path: Path, _time: int, _size: int) -> Path:
+    """The runs of the file as it was at that time: a study adds to it while somebody looks."""
     folder = tempfile.TemporaryDirectory(prefix="debias-kept-")
     _HELD.append(folder)
     unpack(path, Path(folder.name) / path.stem)

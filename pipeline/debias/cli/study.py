@@ -1,6 +1,7 @@
 """The verb for methods on one testbed over seeds, whose finished runs are kept in a file."""
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,8 +56,14 @@ def study(
         _make(left, out, judge, jobs, keeper)
     elif len(left) == len(runs):
         raise InputError(f"{keeper.path} keeps no run of the study yet; give -o FOLDER to make them")
-    if planned.floor and planned.ceiling:
-        closings([str(keeper.path)], planned.floor, planned.ceiling, planned.group, markdown, as_json, arms=True)
+    if planned.floor is None or planned.ceiling is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="debias-kept-") as place:
+        held = Path(place).resolve() / keeper.path.stem
+        others = keeper.unpack(plan_study(planned, file, out or Path()), held)
+        if others:
+            sys.stderr.write(f"left out of {keeper.path}, not of the study as it is now: {', '.join(others)}\n")
+        closings([str(held)], planned.floor, planned.ceiling, planned.group, markdown, as_json, arms=True)
 
 
 def _make(left: "Sequence[PlannedRun]", out: Path, judge: "Judge", jobs: int, keeper: "Keeper") -> None:

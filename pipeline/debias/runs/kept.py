@@ -7,7 +7,7 @@ on: the run's own folder is written as the run's name.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,11 @@ def _whole(record: Mapping[str, Any]) -> bool:
     return ".." not in parts and all(isinstance(text, str) for text in files.values())  # type: ignore[union-attr]
 
 
-def unpack(path: Path, into: Path) -> None:
-    """Each kept run as the folder that it had, below `into`, without its weights."""
+def unpack(path: Path, into: Path, only: Container[str] | None = None) -> None:
+    """Each kept run, or those of these names, as the folder that it had, below `into`, without its weights."""
     for record in kept(path):
+        if only is not None and record["run"] not in only:
+            continue
         for place, text in record["files"].items():
             write_whole(into / record["run"] / place, text)
 

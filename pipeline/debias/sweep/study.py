@@ -28,7 +28,7 @@ from debias.config.data import Strict
 from debias.config.places import find_recipe
 from debias.config.reading import parse, read_yaml
 from debias.errors import InputError
-from debias.runs.kept import SUFFIX, keep, kept, result_of
+from debias.runs.kept import SUFFIX, keep, kept, result_of, unpack
 from debias.sweep.grid import NOT_TO_SET, PlannedRun, plan_sweep, safe_name
 
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,60}$")]
@@ -132,3 +132,13 @@ class Keeper:
         if not self.holds(run):
             keep(self.path, run.folder, run.name, digest=run.digest, seed=run.seed)
             self._held = {record["run"]: record for record in kept(self.path)}
+
+    def unpack(self, runs: Sequence[PlannedRun], into: Path) -> list[str]:
+        """Lay what is kept of these runs below `into`; the names of what is not of them.
+
+        That is of an arm that is gone, or of settings that have changed since: no result of the study as it is now.
+        """
+        now = {run.name: run.digest for run in runs}
+        own = [name for name, record in self._held.items() if record.get("digest") == now.get(name)]
+        unpack(self.path, into, own)
+        return [name for name in self._held if name not in own]

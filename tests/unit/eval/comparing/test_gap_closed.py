@@ -212,6 +212,7 @@ def test_a_study_shows_what_its_kept_runs_close_by_the_names_of_its_arms(sweep: 
         arm = run.name.split("/")[0]
         keep(kept_beside(file), sweep / recipes[arm] / f"default/seed{run.seed}", run.name, digest=run.digest)
     want = [row.closed for row in closings_in([sweep], "erm", "pcgrad").rows]
+    shutil.copytree(sweep / "recipe_edge/default/seed2", tmp_path / "two")
     shutil.rmtree(sweep)
     assert [row.closed for row in closings_in([kept_beside(file)], "plain_one", "best_one").rows] == want
     told = json.loads(study("--json"))
@@ -219,3 +220,13 @@ def test_a_study_shows_what_its_kept_runs_close_by_the_names_of_its_arms(sweep: 
     assert [cost["method"] for cost in told["costs"]] == ["plain_one", "best_one", "half"]
     assert "15 of 15 runs are kept" in study("--dry-run")
     assert "Gap closed, from plain_one to best_one" in study()
+    # An arm whose settings change has no results any more, until it is made anew; nor has one that is gone.
+    file.write_text(STUDY.replace("half: {lora_r: 2}", "half: {lora_r: 3}, more: {lora_r: 6}"))
+    assert study().startswith("no method beside the floor (plain_one) and the ceiling (best_one)")
+    keep(kept_beside(file), tmp_path / "two", "half/default/seed2", digest=made_anew(file, "half/default/seed2"))
+    told = json.loads(study("--json"))
+    assert {(row["method"], row["seeds"][2]) for row in told["rows"]} == {("half", 1)}
+
+
+def made_anew(file: Path, name: str) -> str:
+    return next(run.digest for run in plan_study(read_study(file), file, file.parent) if run.name == name)
