@@ -36,6 +36,10 @@ def take_over(runs: Sequence[PlannedRun], run: PlannedRun) -> None:
         if same and answers.is_dir() and state_of(other.folder) == "finished":
             try:
                 run.folder.mkdir(parents=True)
+            except OSError as error:  # what lies there is not ours to clear away
+                logger.warning("%s: asks its bias model anew: %s", run.name, error)
+                return
+            try:
                 save_whole(run.folder / BIAS, functools.partial(shutil.copytree, answers))
             except OSError as error:
                 logger.warning("%s: asks its bias model anew: %s", run.name, error)

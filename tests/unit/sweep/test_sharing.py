@@ -79,3 +79,13 @@ def test_what_cannot_be_copied_is_asked_anew(planned, monkeypatch, caplog):
     take_over([first, second], second)
     assert not second.folder.exists()
     assert "asks its bias model anew" in caplog.text
+
+
+def test_what_somebody_else_has_begun_there_stays(planned, caplog):
+    first, second = planned()
+    finish(first)
+    second.folder.mkdir(parents=True)
+    (second.folder / "config.yaml").write_text("theirs")
+    take_over([first, second], second)
+    assert [path.name for path in second.folder.iterdir()] == ["config.yaml"]
+    assert "asks its bias model anew" in caplog.text
