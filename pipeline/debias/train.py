@@ -21,6 +21,7 @@ from debias.building.facts import (
     guessed,
     keep,
     kept,
+    seen_by_stages,
     told_of,
 )
 from debias.building.idle_settings import asks_bias_model, say_what_has_no_effect
@@ -29,7 +30,7 @@ from debias.building.run import Built, build_run
 from debias.building.task import check_answers
 from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config, parse
-from debias.config.run import RunConfig
+from debias.config.run import STAGES, RunConfig
 from debias.data.digests import digests_of
 from debias.data.examples import Example
 from debias.data.facts import facts_of
@@ -64,7 +65,7 @@ class Told:
     facts: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     answers: Answers | None = None
     of_validation: np.ndarray | None = None
-    spent: Spent = Spent()
+    spent: Spent = dataclasses.field(default_factory=Spent)
 
 
 def train(config: RunConfig | Mapping[str, Any] | str | Path, base: Path | None = None) -> Path:
@@ -122,6 +123,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     known = {"seed": config.seed, "method": method, "train_examples": len(examples), **built.sizes}
     if answers is not None and not answers.fresh:
         started -= answered  # of another run, whose bias model said the same
+        known |= _seen_elsewhere(config)
     summary = Summary(folder.path, known, writes=first, started=started)
     with arguments.main_process_first(local=False, desc="opening the run"):
         if first:
@@ -159,6 +161,12 @@ def _started(config: RunConfig) -> tuple[Spent, Spent]:
 def _goes_on(config: RunConfig) -> bool:
     """Whether what lies in the run's folder is of this run; else it is of another, which is replaced."""
     return bool(config.resume) or not config.overwrite_output_dir
+
+
+def _seen_elsewhere(config: RunConfig) -> dict[str, Any]:
+    """For run.json, what runs saw that the bias model asked in another run, in whose folder they lie."""
+    elsewhere = config.bias_stages() and not (Path(config.output_dir) / STAGES).is_dir()
+    return {"examples_before": seen_by_stages(config)} if elsewhere else {}
 
 
 def _bias_model(config: RunConfig) -> BiasModel | None:

@@ -57,6 +57,9 @@ def test_the_second_run_asks_nobody_and_is_the_same(place: Path) -> None:
     spent = kept_bias_spent(first.folder)
     assert spent == kept_bias_spent(second.folder)
     assert spent.cpu_seconds > 0
+    # 2 runs of 3 steps of 12, as the folders of the first say.
+    assert read_summary(second.folder)["examples_before"] == 2 * 3 * 12
+    assert "examples_before" not in read_summary(first.folder)
     assert read_summary(second.folder)["cpu_seconds"] > spent.cpu_seconds
     # Gone on with, what asking took counts no second time.
     before = read_summary(second.folder)["seconds"]

@@ -204,6 +204,12 @@ def _samples_a_step(run: RunConfig) -> int:
     return run.per_device_train_batch_size * run.gradient_accumulation_steps * world_size()
 
 
+def seen_by_stages(config: RunConfig) -> int | None:
+    """Examples that the runs see which the bias model asks; None where their settings alone do not say it."""
+    stages = config.bias_stages()
+    return sum(one.max_steps * _samples_a_step(one) for one in stages) if all(s.max_steps > 0 for s in stages) else None
+
+
 EPOCHS = 5  # of Utama et al.: a model that sees the examples of its folds more often has learned them by heart
 
 

@@ -134,6 +134,12 @@ def test_what_a_reader_may_object(sweep: Path) -> None:
     assert "edge has 4 seeds, fewer than 5" in said
     assert "unequal compute: erm saw 1,280 examples in training, edge 2,560" in said
     assert "unequal compute: edge saw 320 examples more in runs before the run" in said
+    # A run that took another's answers over has no such folder, and says it itself.
+    shutil.rmtree(sweep / "recipe_edge/default/seed0/stages")
+    change(sweep / "recipe_edge/default/seed0", examples_before=640)
+    assert "edge saw 400 examples more in runs before the run" in "\n".join(
+        closings_in([sweep], "erm", "pcgrad").objections
+    )
     assert "unequal cost: edge took 2.00 times the floor's seconds" in said  # stages are in them: not counted twice
     assert "seconds of different machines are not to be compared: erm: unknown" in said
     assert only(found).closed.pairing == "4 paired seeds, 2 runs without a pair left out"
