@@ -2,7 +2,7 @@
 
 A run's folder is large and lies on one machine. Its settings, its summary and its results are small: they can be kept
 under version control and read again wherever a folder of runs is read. A line holds no path of the machine it was made
-on: the run's own folder is written as the run's name.
+on: the run's own folder is written as the run's name, and other files by their names.
 """
 
 import json
@@ -21,6 +21,7 @@ EVENT = "run"
 SUFFIX = ".jsonl"
 # The pieces of a run's folder that are kept; of the runs before the run, their settings and summaries.
 KEPT = (CONFIG, SUMMARY, f"{EVAL}/*.json", f"{STAGES}/*/{CONFIG}", f"{STAGES}/*/{SUMMARY}")
+_ABSOLUTE = re.compile(r"(?<![\w/:.])/(?:[^/\s\"',;]+/)+")
 _NAME = re.compile(r"[\w.,=+-]+(/[\w.,=+-]+)*", re.ASCII)
 
 
@@ -33,9 +34,16 @@ def _pieces(folder: Path, name: str) -> dict[str, str]:
     """The text of each piece by its place in the folder."""
     files = sorted(file for pattern in KEPT for file in folder.glob(pattern) if file.is_file())
     return {
-        file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8").replace(str(folder.absolute()), name)
+        file.relative_to(folder).as_posix(): anywhere(
+            file.read_text(encoding="utf-8").replace(str(folder.absolute()), name)
+        )
         for file in files
     }
+
+
+def anywhere(text: str) -> str:
+    """The text with each absolute path cut to its last name; addresses (`https://...`) stay."""
+    return _ABSOLUTE.sub("", text)
 
 
 def kept(path: Path) -> list[Mapping[str, Any]]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from debias.errors import InputError
-from debias.runs.kept import keep, kept, result_of, unpack
+from debias.runs.kept import anywhere, keep, kept, result_of, unpack
 
 
 def a_run(folder, accuracy=0.5):
@@ -35,6 +35,23 @@ def test_a_run_comes_back_without_weights_answers_or_the_place_it_lay_in(tmp_pat
     assert found == ["config.yaml", "eval/hans.json", "run.json", "stages/bias_1/config.yaml", "stages/bias_1/run.json"]
     assert (back / "eval/hans.json").read_text() == (folder / "eval/hans.json").read_text()
     assert "output_dir: erm/default/seed0" in (back / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("debias train /home/me/my_project/a.yaml seed=1", "debias train a.yaml seed=1"),
+        ('{"source": "/data/x/train.jsonl.gz"}', '{"source": "train.jsonl.gz"}'),
+        ("train='/a/b/c.csv', x=/d/e", "train='c.csv', x=e"),
+        (
+            "https://hub.example/org/model and snli/train.jsonl.gz",
+            "https://hub.example/org/model and snli/train.jsonl.gz",
+        ),
+        ("samples/second 3 / 4", "samples/second 3 / 4"),
+    ],
+)
+def test_a_path_of_the_machine_is_cut_to_its_name(text, found):
+    assert anywhere(text) == found
 
 
 def test_a_later_run_of_the_same_name_takes_the_place_of_the_earlier(tmp_path):
