@@ -34,6 +34,7 @@ from debias.config.run import STAGES, RunConfig
 from debias.data.digests import digests_of
 from debias.data.examples import Example
 from debias.data.facts import facts_of
+from debias.data.order import Order
 from debias.data.tables import Ids
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import elements
@@ -42,9 +43,10 @@ from debias.errors import InputError, Interrupted
 from debias.gradients import NotExact
 from debias.inference.asking import AskedRun
 from debias.inference.training_set import log_p_of
+from debias.losses import Loss
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
-from debias.ranks.world import is_first
+from debias.ranks.world import is_first, world_size
 from debias.runs.folder import Folder, look, save_trained
 from debias.runs.pseudo_groups import PseudoGroups
 from debias.runs.seen import Seen
@@ -98,7 +100,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     config = resolve_paths(config, base)
     started, answered = _started(config)
     loss, order, bias_model = build_loss(config), build_order(config), _bias_model(config)
-    told = _before(config, base, bias_model)
+    told = _before(config, base, loss, order, bias_model)
     answers, started = told.answers, started - told.spent
     arguments = training_arguments(config)
     first = arguments.process_index == 0
@@ -183,7 +185,7 @@ def _groups(
     return None if said is None or not len(said) else guessed(said, validation, config)
 
 
-def _before(config: RunConfig, base: Path | None, model: BiasModel | None) -> Told:
+def _before(config: RunConfig, base: Path | None, loss: Loss, order: Order, model: BiasModel | None) -> Told:
     """What is said before the run by runs of its own base: the facts of a first stage, and a bias model's answers.
 
     On every rank: all train and judge together. What this run could not be is found before anything is trained.
@@ -192,9 +194,12 @@ def _before(config: RunConfig, base: Path | None, model: BiasModel | None) -> To
     if config.first_stage is None and not asks_base:
         return Told()
     folder = look(config)
-    check_answers(config, build_loss(config))
+    check_answers(config, loss)
+    refuse_what_cannot_fit(config, world_size())
     examples, validation = training_examples(config, base), validation_examples(config, base)
-    Seen(folder, writes=False).check("data.train", digests_of(examples), Ids(examples))
+    check_groups(loss, order, examples, model)
+    for name, read in (("data.train", examples), ("data.validation", validation)):
+        Seen(folder, writes=False).check(name, digests_of(read), Ids(read))
     told = _first_stage(config, base, examples, validation)
     if model is None or not asks_base:
         return told

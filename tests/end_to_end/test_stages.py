@@ -12,6 +12,7 @@ from tiny_runs import adapter_of, largest_difference, save_bert, settings_for
 from train_many import on_ranks
 
 from debias.config.run import RunConfig
+from debias.data import generate
 from debias.errors import InputError
 from debias.inference.loading import load_run
 from debias.train import train
@@ -152,3 +153,14 @@ def test_a_stage_that_is_replaced_is_trained_once_and_what_it_took_counts(
     told = json.loads((found / "run.json").read_text())
     assert 5000 < told["seconds"] < 6000
     assert 4000 < told["cpu_seconds"] < 5000
+
+
+def test_what_only_the_data_shows_is_found_before_the_first_stage_trains(place: Path, tmp_path: Path) -> None:
+    rows = [{key: row[key] for key in ("premise", "hypothesis", "label")} for row in generate("train", 60, 0)]
+    rows = [{**row, "kind": "even" if i % 7 else ""} for i, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "rows.jsonl"), "group_field": "kind"}
+    changes = {"data": data, "loss": "group_dro", "first_stage": {}}
+    with pytest.raises(InputError, match=r"loss group_dro: example '\S+' has no group"):
+        run(settings(place, "groupless", **changes))
+    assert not (place / "groupless").exists()

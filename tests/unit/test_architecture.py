@@ -55,7 +55,7 @@ ALLOWED = {
     "doctor": "errors readouts hub ranks config models data methods engines building plan",
     "eval.judging": "errors eval.scores ranks config data runs eval.results eval.reading inference served",
     "launching": "errors config data runs plan",
-    "train": "errors gradients ranks config data runs bias engines building inference plan",
+    "train": "errors gradients ranks config data runs bias engines building inference plan losses",
     "bench": "errors readouts gradients config models methods adapters bias losses engines building plan train",
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",

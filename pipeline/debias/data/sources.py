@@ -92,7 +92,7 @@ def kept_examples(
     require_every_label: bool = False,
 ) -> Examples:
     """As `load_examples`, of texts alone: read and checked once for the same content and settings, and kept."""
-    opened = [_open(source, data, base)]
+    opened = [_open(source, data, base, lazily=True)]
     origin, _, classes = opened[0]
     stamps = origin.stamps()
 
@@ -100,7 +100,7 @@ def kept_examples(
         return _Reader(origin, source.split, data, classes, bias_column, tuple(p_columns), pictures=False)
 
     def make(notes: Notes) -> Iterator[Example]:
-        origin, rows, _ = opened.pop() if opened else _open(source, data, base)
+        origin, rows, _ = opened.pop() if opened else _open(source, data, base, lazily=True)
         reader = reader_of(origin)
         notes |= {"read": 0, "gold": 0}
         for number, row in rows:
@@ -160,14 +160,21 @@ def unlabelled(source: DataSource, data: DataConfig, *, id_field: str | None = N
 
 
 def _open(
-    source: DataSource, data: DataConfig, base: Path | None
+    source: DataSource, data: DataConfig, base: Path | None, *, lazily: bool = False
 ) -> tuple[Origin, Iterable[NumberedRow], Sequence[str] | None]:
-    """The source by its name, its rows, and the class names behind integer labels if it has any."""
+    """The source by its name, its rows, and the class names behind integer labels if it has any.
+
+    With `lazily` generated rows are made when the first is asked for: perhaps never, where they are kept.
+    """
     if source.source == "generated":
         _refuse_name(source)
         chosen = source.phenomena or tuple(PHENOMENA)
         made = (source.split, source.limit or GENERATED_SIZE, source.seed, chosen)
-        return Origin(f"generated[{source.split}]", made=made), _generated(*made), None
+        return (
+            Origin(f"generated[{source.split}]", made=made),
+            _generated(*made) if lazily else enumerate(generate(*made), start=1),
+            None,
+        )
     found = files_there(source.source, base)
     if data.pictures:
         _refuse_name(source)

@@ -9,6 +9,8 @@ from debias.errors import InputError
 from debias.models.load_errors import reason
 from debias.models.source import resolve_model
 
+# What follows a shape's name in the hub ids of models that have it.
+SUFFIXES = ("", "-instruct", "-base", "-instruct-2507", "-thinking", "-original", "-it", "-pt")
 FOLDER = Path(__file__).parents[1] / "shapes"
 
 
@@ -20,8 +22,8 @@ def carried() -> dict[str, Path]:
 def find_config(name: str) -> Any:
     """The transformers configuration of a model's text part; nothing is downloaded for a carried shape.
 
-    `name`: a folder with config.json, a hub id or short name of `carried`, package:..., or any hub id that is in the
-    local cache. InputError that names the shapes there are.
+    `name`: a folder with config.json or that file itself, a hub id or short name of `carried`, package:..., or any hub
+    id that is in the local cache. InputError that names the shapes there are.
     """
     from transformers import AutoConfig
 
@@ -30,13 +32,25 @@ def find_config(name: str) -> Any:
     if (path := _of_shape(name)) is not None:
         return AutoConfig.for_model(**json.loads(path.read_text(encoding="utf-8")))
     try:
-        found = resolve_model(name).config
+        found = _of_file(Path(name).expanduser()) or resolve_model(name).config
     except InputError:
         raise
     except Exception as error:  # of a damaged file too
         why = reason(error, name)[:300]
         raise InputError(f"model: {name!r} has no configuration here ({why}); {_known(name)}") from None
     return found.get_text_config()
+
+
+def _of_file(path: Path) -> Any:
+    """The configuration in a JSON file, None where `path` is none; code that it names is not run."""
+    from transformers import AutoConfig
+
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ValueError("the file has no model_type, as a model's config.json has")
+    return AutoConfig.for_model(**settings)
 
 
 def is_carried(name: str) -> bool:
@@ -50,10 +64,8 @@ def _of_shape(name: str) -> Path | None:
         return None
     short = name.rpartition("/")[2].lower()
     shapes = {key.lower(): path for key, path in carried().items()}
-    for suffix in ("", "-instruct", "-base", "-instruct-2507", "-original", "-it", "-pt"):
-        if short.removesuffix(suffix) in shapes:
-            return shapes[short.removesuffix(suffix)]
-    return None
+    names = [short.removesuffix(one) for one in SUFFIXES] + [short.replace("-instruct-", "-")]
+    return next((shapes[one] for one in names if one in shapes), None)
 
 
 def _known(name: str) -> str:

@@ -87,7 +87,7 @@ def base_skeleton(run: RunConfig, config: Any) -> Any:
         with torch.device("meta"):
             model = kind.from_config(
                 config,
-                attn_implementation=attention_of(run),
+                attn_implementation=attention_of(run, kind, config),
                 dtype=base_dtype(run),
                 trust_remote_code=trusted(run.model),
             )
@@ -100,9 +100,14 @@ def base_skeleton(run: RunConfig, config: Any) -> Any:
     return model
 
 
-def attention_of(run: RunConfig) -> str:
-    """The attention whose memory is traced: flash attention keeps what sdpa without a mask keeps."""
-    return "eager" if run.attn_implementation == "eager" else "sdpa"
+def attention_of(run: RunConfig, kind: Any, config: Any) -> str:
+    """The attention whose memory is traced: flash attention keeps what sdpa without a mask keeps.
+
+    Eager for a model that has no other here (Gemma-2, GPT-OSS), as training takes it; `kind`: transformers' auto class.
+    """
+    made = kind._model_mapping.get(type(config), None)
+    only_eager = made is not None and not getattr(made, "_supports_sdpa", True)
+    return "eager" if run.attn_implementation == "eager" or only_eager else "sdpa"
 
 
 def heads_of(model: nn.Module) -> Iterator[str]:

@@ -1,19 +1,17 @@
 """Runs without their weights, a JSON object a line: what a run was, what it cost and what it was judged to be.
 
 A run's folder is large and lies on one machine. Its settings, its summary and its results are small: they can be kept
-under version control and read again wherever a folder of runs is read. A line does not say where it was made: the run's
-own folder is written as the run's name, and paths in the checkout, the working directory and the home from there on.
+under version control and read again wherever a folder of runs is read. A line holds no path of the machine it was made
+on: the run's own folder is written as the run's name, and other files by their names.
 """
 
 import json
 import re
 from collections.abc import Container, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from debias.config.run import STAGES
-from debias.config.shipped import PACKAGE
 from debias.errors import InputError
 from debias.runs.names import CONFIG, EVAL, SUMMARY
 from debias.runs.records import append_record, read_records
@@ -23,6 +21,7 @@ EVENT = "run"
 SUFFIX = ".jsonl"
 # The pieces of a run's folder that are kept; of the runs before the run, their settings and summaries.
 KEPT = (CONFIG, SUMMARY, f"{EVAL}/*.json", f"{STAGES}/*/{CONFIG}", f"{STAGES}/*/{SUMMARY}")
+_ABSOLUTE = re.compile(r"(?<![\w/:.])/(?:[^/\s\"',;]+/)+")
 _NAME = re.compile(r"[\w.,=+-]+(/[\w.,=+-]+)*", re.ASCII)
 
 
@@ -34,26 +33,17 @@ def keep(path: Path, folder: Path, name: str, **facts: Any) -> None:
 def _pieces(folder: Path, name: str) -> dict[str, str]:
     """The text of each piece by its place in the folder."""
     files = sorted(file for pattern in KEPT for file in folder.glob(pattern) if file.is_file())
-    places = _places(folder, name)
-    found = {}
-    for file in files:
-        text = file.read_text(encoding="utf-8")
-        for place, written in places:
-            text = text.replace(place, written)
-        found[file.relative_to(folder).as_posix()] = text
-    return found
+    return {
+        file.relative_to(folder).as_posix(): anywhere(
+            file.read_text(encoding="utf-8").replace(str(folder.absolute()), name)
+        )
+        for file in files
+    }
 
 
-def _places(folder: Path, name: str) -> list[tuple[str, str]]:
-    """How paths begin here, and as what they are written; those inside of others first."""
-    found = {str(folder.absolute()): name, str(folder.resolve()): name}
-    roots = [(PACKAGE.parents[1], ""), (Path.cwd(), "")]
-    with suppress(RuntimeError):  # a user without a home
-        roots.append((Path.home(), "~/"))
-    for root, written in roots:
-        if len(root.parts) > 1:  # not the whole disk
-            found.setdefault(f"{root}/", written)
-    return sorted(found.items(), key=lambda item: -len(item[0]))
+def anywhere(text: str) -> str:
+    """The text with each absolute path cut to its last name; addresses (`https://...`) stay."""
+    return _ABSOLUTE.sub("", text)
 
 
 def kept(path: Path) -> list[Mapping[str, Any]]:

@@ -22,14 +22,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from debias.config.data import Strict
 from debias.config.places import find_recipe
 from debias.config.reading import parse, read_yaml
+from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.runs.kept import SUFFIX, keep, kept, result_of, unpack
-from debias.sweep.grid import NOT_TO_SET, PlannedRun, plan_sweep, safe_name
+from debias.runs.kept import SUFFIX, anywhere, keep, kept, result_of, unpack
+from debias.runs.names import CONFIG
+from debias.sweep.grid import NOT_TO_SET, PlannedRun, plan_sweep, safe_name, settings_of
 
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,60}$")]
 
@@ -108,6 +111,25 @@ def _renamed(run: PlannedRun, index: int, arm: str, out: Path) -> PlannedRun:
     return PlannedRun(index, run.recipe, name, run.overrides, run.seed, out.absolute() / name, run.settings)
 
 
+def _cut(settings: Mapping[str, Any]) -> Any:
+    """Settings as they are kept: without the places of files."""
+    return json.loads(anywhere(json.dumps(settings, sort_keys=True)))
+
+
+def _settings_kept(record: Mapping[str, Any]) -> Any:
+    """What a kept run was, as the settings are read now: settings that came later had their defaults then."""
+    try:
+        values = yaml.safe_load(record["files"][CONFIG])
+        return _cut(settings_of(parse(RunConfig, values, str(record["run"]))))
+    except (InputError, KeyError, yaml.YAMLError):
+        return None
+
+
+def _is_of(record: Mapping[str, Any], run: PlannedRun) -> bool:
+    """Whether a kept run of that name has the planned run's settings."""
+    return record.get("digest") == run.digest or bool(_settings_kept(record) == _cut(run.settings))
+
+
 class Keeper:
     """The file of kept runs of one study: what it holds already, and one more."""
 
@@ -119,7 +141,7 @@ class Keeper:
     def holds(self, run: PlannedRun) -> bool:
         """Whether this very run was made and judged on all suites, as they are now."""
         record = self._held.get(run.name)
-        if record is None or record.get("digest") != run.digest:
+        if record is None or not _is_of(record, run):
             return False
         results = {name: result_of(record, name) for name in self.suites}
         return all(
@@ -138,7 +160,7 @@ class Keeper:
 
         That is of an arm that is gone, or of settings that have changed since: no result of the study as it is now.
         """
-        now = {run.name: run.digest for run in runs}
-        own = [name for name, record in self._held.items() if record.get("digest") == now.get(name)]
+        now = {run.name: run for run in runs}
+        own = [name for name, record in self._held.items() if name in now and _is_of(record, now[name])]
         unpack(self.path, into, own)
         return [name for name in self._held if name not in own]

@@ -25,6 +25,17 @@ PUBLISHED = {
     "Llama-3.1-8B": (8_030_261_248, 8.03),
     "Llama-4-Scout-17B-16E": (107_769_861_120, 17.17),
     "Llama-4-Maverick-17B-128E": (400_711_848_960, 17.18),
+    "Llama-3.3-70B": (70_553_706_496, 70.55),
+    "Mistral-7B-v0.3": (7_248_023_552, 7.25),
+    "Mixtral-8x7B-v0.1": (46_702_792_704, 12.88),
+    "Gemma-2-27B": (27_227_128_320, 27.23),
+    # Without its vision tower and projector: 27,432,406,640 less 416,866,032 and 6,194,304.
+    "Gemma-3-27B": (27_009_346_304, 27.01),
+    # Without the layer that predicts a second token: 81,324,862,720 less 1,650,471,424.
+    "Qwen3-Next-80B-A3B": (79_674_391_296, 3.87),
+    "OLMo-2-0325-32B": (32_234_279_936, 32.23),
+    "GPT-OSS-20B": (20_914_757_184, 4.19),  # its card says 3.6, without the embeddings
+    "GPT-OSS-120B": (116_829_156_672, 5.75),  # 5.1 without them
 }
 
 
@@ -114,10 +125,48 @@ def test_a_local_folder(tmp_path):
         find_config(str(tmp_path))
 
 
+def test_a_file_of_a_configuration(tmp_path):
+    config = family_config("qwen3")
+    path = tmp_path / "its config.json"
+    path.write_text(config.to_json_string(), encoding="utf-8")
+    assert find_config(str(path)).hidden_size == config.hidden_size
+    for text in ("{", "[]", json.dumps({"hidden_size": 8}), json.dumps({"model_type": "no such"})):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match="has no configuration here") as caught:
+            find_config(str(path))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mistralai/Mistral-7B-Instruct-v0.3", "Mistral-7B-v0.3"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "Mixtral-8x7B-v0.1"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "Llama-3.3-70B"),
+        ("google/gemma-2-27b-it", "Gemma-2-27B"),
+        ("Qwen/Qwen3-Next-80B-A3B-Thinking", "Qwen3-Next-80B-A3B"),
+        ("openai/gpt-oss-120b", "GPT-OSS-120B"),
+        ("allenai/OLMo-2-0325-32B-Instruct", "OLMo-2-0325-32B"),
+    ],
+)
+def test_ids_of_the_hub_have_shapes(name, shape):
+    assert find_config(name).to_dict() == find_config(shape).to_dict()
+
+
+def test_the_trace_of_a_model_without_sdpa_is_eager():
+    config = shallow(find_config("Gemma-2-27B"), 2)
+    assert base_skeleton(run_of(), config).config._attn_implementation == "eager"
+    assert base_skeleton(run_of(), family_config("qwen3")).config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("Qwen/Qwen3-9B", "one of Gemma-3-4B, Llama-3.1-8B.*did you mean Qwen3-8B"),
+        ("Qwen/Qwen3-9B", "one of GPT-OSS-120B.*Gemma-3-4B, Llama-3.1-8B.*did you mean Qwen3-8B"),
+        (
+            "somebody/never-heard-of",
+            r"has no configuration here \(.*\); give a folder with its config\.json, or one of",
+        ),
         ("./nowhere", "is no folder"),
         ("vision:mlp", "reads pictures"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from debias.config.reading import dump_config, load_config
 from debias.errors import InputError
 from debias.runs.kept import keep, kept
 from debias.sweep.grid import plan_sweep
@@ -98,6 +99,21 @@ def test_no_run_is_made_twice_and_a_changed_arm_is_made_anew(file, tmp_path):
     study_file(tmp_path, arms={**ARMS, "fast": {"learning_rate": 0.02}})
     assert make("two")[0] == ["fast/default/seed4", "fast/default/seed2"]
     assert len(kept(kept_beside(file))) == 6
+
+
+def test_a_kept_run_is_known_by_its_settings_as_they_are_read_now(file, tmp_path):
+    """A version that has one more setting digests otherwise; a place on another machine is none."""
+    (run,) = runs_of(study_file(tmp_path, seeds=[4], arms={"erm": {}}), tmp_path / "out")
+    config = load_config(run.recipe, [*run.overrides, f"output_dir={run.folder}"])
+    run.folder.mkdir(parents=True)
+    for text, held in ((dump_config(config), True), (dump_config(config).replace("limit: 9", "limit: 8"), False)):
+        (run.folder / "config.yaml").write_text(text)
+        kept_beside(file).unlink(missing_ok=True)
+        keep(kept_beside(file), run.folder, run.name, digest="of an older version", seed=4)
+        assert Keeper(kept_beside(file), {}, None).holds(run) is held
+    (run.folder / "config.yaml").write_text("model: [")
+    keep(kept_beside(file), run.folder, run.name, digest="of an older version", seed=4)
+    assert not Keeper(kept_beside(file), {}, None).holds(run)
 
 
 def test_a_failed_run_is_not_kept(file, tmp_path):

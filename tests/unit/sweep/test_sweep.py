@@ -240,9 +240,13 @@ def test_all_runs_and_then_none(tmp_path):
 
 
 @pytest.mark.slow
-def test_more_seeds_later_train_only_these(recipe, tmp_path):
+def test_more_seeds_later_train_only_these(recipe, tmp_path, caplog):
     out = tmp_path / "out"
-    sweep_of(plan_sweep([recipe], [0, 1], [()], out), out).run()
+    with caplog.at_level("INFO"):
+        sweep_of(plan_sweep([recipe], [0, 1], [()], out), out).run()
+    said = [line.partition("; the sweep: ")[2] for line in caplog.messages if ": done, " in line]
+    assert re.fullmatch(r"\d+ s so far, about \d+ s left", said[0])
+    assert re.fullmatch(r"\d+ s so far", said[1])
     sweep_of(plan_sweep([recipe], [0, 1, 2], [()], out), out).run()
     assert [run for event, run in events(out) if event == "started"] == [f"edge/default/seed{k}" for k in range(3)]
 
