@@ -88,6 +88,19 @@ def canonical(kind: str, table: Table[Any], block: str | Mapping[str, Any], key:
     return {key: _name_of(table, type(made)), **dataclasses.asdict(made)}
 
 
+def shortened(kind: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """A canonical block without what is a default of its row: what it says, whatever settings its row has later."""
+    key, table = KINDS[kind].key, table_of(kind)
+    fields = _fields(_row(f"{kind}.{key}", table, block.get(key)))
+    plain = {name: getattr(field, "default", dataclasses.MISSING) for name, field in fields.items()}
+    return {name: value for name, value in block.items() if name == key or not _same(value, plain.get(name))}
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Lists of YAML and JSON are tuples in a row."""
+    return bool(value == default) or (isinstance(default, tuple) and value == list(default))
+
+
 def names_of(table: Table[Any]) -> dict[str, str]:
     """Every name that a table knows, and the row's own name for it."""
     others = {other: name for name, row in table.items() for other in getattr(row, "also_called", ())}

@@ -7,9 +7,12 @@ on: the run's own folder is written as the run's name, and other files by their 
 
 import json
 import re
+import shlex
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from debias.config.run import STAGES
 from debias.errors import InputError
@@ -21,7 +24,6 @@ EVENT = "run"
 SUFFIX = ".jsonl"
 # The pieces of a run's folder that are kept; of the runs before the run, their settings and summaries.
 KEPT = (CONFIG, SUMMARY, f"{EVAL}/*.json", f"{STAGES}/*/{CONFIG}", f"{STAGES}/*/{SUMMARY}")
-_ABSOLUTE = re.compile(r"(?<![\w/:.])/(?:[^/\s\"',;]+/)+")
 _NAME = re.compile(r"[\w.,=+-]+(/[\w.,=+-]+)*", re.ASCII)
 
 
@@ -33,17 +35,45 @@ def keep(path: Path, folder: Path, name: str, **facts: Any) -> None:
 def _pieces(folder: Path, name: str) -> dict[str, str]:
     """The text of each piece by its place in the folder."""
     files = sorted(file for pattern in KEPT for file in folder.glob(pattern) if file.is_file())
-    return {
-        file.relative_to(folder).as_posix(): anywhere(
-            file.read_text(encoding="utf-8").replace(str(folder.absolute()), name)
-        )
-        for file in files
-    }
+    return {file.relative_to(folder).as_posix(): _piece(file, str(folder.absolute()), name) for file in files}
 
 
-def anywhere(text: str) -> str:
-    """The text with each absolute path cut to its last name; addresses (`https://...`) stay."""
-    return _ABSOLUTE.sub("", text)
+def _piece(file: Path, folder: str, name: str) -> str:
+    text = file.read_text(encoding="utf-8").replace(folder, name)
+    try:
+        if file.suffix == ".json":
+            return json.dumps(placeless(json.loads(text)))
+        return yaml.safe_dump(placeless(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+    except (ValueError, yaml.YAMLError):  # damaged: it is read by whoever wants it
+        return ""
+
+
+def placeless(value: Any, key: str = "") -> Any:
+    """Settings or figures with each absolute path cut to its last name, also among the words of a command.
+
+    A path is a text that is nothing else. Prompts stay as they are.
+    """
+    if isinstance(value, Mapping):
+        return {name: one if name == "prompt" else placeless(one, str(name)) for name, one in value.items()}
+    if isinstance(value, list):
+        return [placeless(one, key) for one in value]
+    if not isinstance(value, str):
+        return value
+    if key == "command":
+        return shlex.join(_word(word) for word in _words(value))
+    return _word(value)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
+def _word(word: str) -> str:
+    before, equals, path = word.rpartition("=")
+    return before + equals + Path(path).name if path.startswith("/") and path.strip("/") else word
 
 
 def kept(path: Path) -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from debias.config import blocks
 from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config, yaml_value
 from debias.config.run import RunConfig
@@ -170,8 +171,16 @@ def safe_name(text: str) -> str:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """What makes a method of a resolved config: all that is not a default, less what belongs to one run."""
+    """What makes a method of a resolved config: all that is not a default, less what belongs to one run.
+
+    Defaults inside a block are left out too: a method that gets one more setting is the same method as before.
+    """
     values = config.model_dump(mode="json", exclude_defaults=True)
+    for kind in blocks.KINDS.keys() & values.keys():
+        if isinstance(values[kind], dict):
+            values[kind] = blocks.shortened(kind, values[kind])
+            if values[kind] == {blocks.KINDS[kind].key: blocks.KINDS[kind].default}:
+                del values[kind]
     return {key: value for key, value in values.items() if key not in OF_A_RUN}
 
 

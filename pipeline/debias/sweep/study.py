@@ -22,17 +22,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from debias.config.data import Strict
 from debias.config.places import find_recipe
 from debias.config.reading import parse, read_yaml
-from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.runs.kept import SUFFIX, anywhere, keep, kept, result_of, unpack
-from debias.runs.names import CONFIG
-from debias.sweep.grid import NOT_TO_SET, PlannedRun, plan_sweep, safe_name, settings_of
+from debias.runs.kept import SUFFIX, keep, kept, result_of, unpack
+from debias.sweep.grid import NOT_TO_SET, PlannedRun, plan_sweep, safe_name
 
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,60}$")]
 
@@ -111,23 +108,9 @@ def _renamed(run: PlannedRun, index: int, arm: str, out: Path) -> PlannedRun:
     return PlannedRun(index, run.recipe, name, run.overrides, run.seed, out.absolute() / name, run.settings)
 
 
-def _cut(settings: Mapping[str, Any]) -> Any:
-    """Settings as they are kept: without the places of files."""
-    return json.loads(anywhere(json.dumps(settings, sort_keys=True)))
-
-
-def _settings_kept(record: Mapping[str, Any]) -> Any:
-    """What a kept run was, as the settings are read now: settings that came later had their defaults then."""
-    try:
-        values = yaml.safe_load(record["files"][CONFIG])
-        return _cut(settings_of(parse(RunConfig, values, str(record["run"]))))
-    except (InputError, KeyError, yaml.YAMLError):
-        return None
-
-
 def _is_of(record: Mapping[str, Any], run: PlannedRun) -> bool:
     """Whether a kept run of that name has the planned run's settings."""
-    return record.get("digest") == run.digest or bool(_settings_kept(record) == _cut(run.settings))
+    return bool(record.get("digest") == run.digest)
 
 
 class Keeper:

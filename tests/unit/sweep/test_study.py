@@ -1,5 +1,6 @@
 """A study: its file, the order of its runs, and that no run is made twice, here or on another machine."""
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from debias.config.reading import dump_config, load_config
 from debias.errors import InputError
+from debias.losses import LOSSES
 from debias.runs.kept import keep, kept
 from debias.sweep.grid import plan_sweep
 from debias.sweep.runner import Sweep
@@ -101,19 +102,22 @@ def test_no_run_is_made_twice_and_a_changed_arm_is_made_anew(file, tmp_path):
     assert len(kept(kept_beside(file))) == 6
 
 
-def test_a_kept_run_is_known_by_its_settings_as_they_are_read_now(file, tmp_path):
-    """A version that has one more setting digests otherwise; a place on another machine is none."""
-    (run,) = runs_of(study_file(tmp_path, seeds=[4], arms={"erm": {}}), tmp_path / "out")
-    config = load_config(run.recipe, [*run.overrides, f"output_dir={run.folder}"])
-    run.folder.mkdir(parents=True)
-    for text, held in ((dump_config(config), True), (dump_config(config).replace("limit: 9", "limit: 8"), False)):
-        (run.folder / "config.yaml").write_text(text)
-        kept_beside(file).unlink(missing_ok=True)
-        keep(kept_beside(file), run.folder, run.name, digest="of an older version", seed=4)
-        assert Keeper(kept_beside(file), {}, None).holds(run) is held
-    (run.folder / "config.yaml").write_text("model: [")
-    keep(kept_beside(file), run.folder, run.name, digest="of an older version", seed=4)
-    assert not Keeper(kept_beside(file), {}, None).holds(run)
+def test_a_method_that_gets_one_more_setting_is_the_same_method(file, tmp_path, monkeypatch):
+    """What was kept stays kept; a place on another machine is another place."""
+    (run,) = runs_of(study_file(tmp_path, seeds=[4], arms={"a": {"loss": {"name": "focal", "gamma": 3.0}}}), tmp_path)
+    assert run.settings["loss"] == {"name": "focal", "gamma": 3.0}
+    (plain,) = runs_of(study_file(tmp_path, seeds=[4], arms={"a": {"loss": {"name": "focal", "gamma": 2.0}}}), tmp_path)
+    assert plain.settings["loss"] == {"name": "focal"}
+    (least,) = runs_of(study_file(tmp_path, seeds=[4], arms={"a": {"loss": "cross_entropy"}}), tmp_path)
+    assert "loss" not in least.settings
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(LOSSES["focal"]):
+        sharpness: float = 1.0
+
+    monkeypatch.setitem(LOSSES, "focal", Later)
+    (later,) = runs_of(study_file(tmp_path, seeds=[4], arms={"a": {"loss": {"name": "focal", "gamma": 3.0}}}), tmp_path)
+    assert later.digest == run.digest
 
 
 def test_a_failed_run_is_not_kept(file, tmp_path):
