@@ -374,7 +374,7 @@ OF_RESULTS = [
     bad("report done -o page.html", "is a pipe", done__eval__mine_dot_json=PIPE),
     bad("report done -o page.html", "not valid YAML", done__config_dot_yaml="a: [1"),
     bad("report gone -o page.html", "no such run folder"),
-    bad("report rows.jsonl -o page.html", "a file, expected a run folder"),
+    bad("report rows.jsonl -o page.html", "3 lines are no kept runs"),
     bad("report folder -o page.html", "not a run folder", folder=FOLDER),
     bad(("report", LONG, "-o", "page.html"), LONG[:20]),
     bad("report $NOT_SET_HERE/run -o page.html", "the variable NOT_SET_HERE is not set"),

@@ -69,6 +69,9 @@ HUB = {
         [0, 1, 2],
     ),
     "qqp": pairs("question1", "question2", ("not_duplicate", "duplicate"), idx=None),
+    "biased_sst2": Published(
+        [{"idx": i, "sentence": "s", "label": i} for i in range(2)], [0, 1], ("negative", "positive")
+    ),
     "sst2": Published([{"idx": i, "sentence": "s", "label": i} for i in range(2)], [0, 1], ("negative", "positive")),
     "hatecheck": Published(
         [
