@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines.adapter_kinds import way_for
-from debias.engines.hook import Hook
+from debias.engines.loop_hook import LoopHook
 from debias.engines.marks import Marks
 from debias.engines.parameters import (
     Select,
@@ -23,14 +23,13 @@ from debias.engines.parameters import (
 )
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.rule_state import RuleState, rescale
-from debias.engines.step import GramSums, StepReport, check_skipped, raise_empty, raise_silent, report
+from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent, report
 from debias.engines.wrapping import (
     active_ddp,
     check_whole,
     ddp_in,
     keep_buffers,
     refuse,
-    step_goes_on,
     why_lost,
 )
 from debias.gradients import GradientSource, Verified, make_source
@@ -45,7 +44,7 @@ Looked = tuple[str, Sequence[Tensor]]
 STACK_ELEMENTS = 1 << 22
 
 
-class TorchHook(Hook):
+class TorchHook(LoopHook):
     """What `attach` returns: `backward` for each micro-batch, then `step`.
 
     Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, clip, step.
@@ -64,9 +63,8 @@ class TorchHook(Hook):
     ) -> None:
         rates = functools.partial(learning_rates, optimizer, source.selected)
         state = RuleState(rule, source.selected, lambda: source.selected, rates)
-        super().__init__(model, state, source, max_nonfinite_steps)
-        self.optimizer = optimizer
-        self.max_grad_norm = max_grad_norm
+        limits: Any = {"max_grad_norm": max_grad_norm, "max_nonfinite_steps": max_nonfinite_steps}
+        super().__init__(model, optimizer, state, source, **limits)
         # What trains, looked up once a step: a walk over thousands of modules takes 10 ms and more.
         self._trainable: dict[str, nn.Parameter] = {}
         self._frozen: dict[str, nn.Parameter] = {}
@@ -102,55 +100,20 @@ class TorchHook(Hook):
     def _after_backward(self) -> None:
         self._marks.take()
 
-    def combine(self) -> StepReport:
-        """Reduce, combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all.
+    def _takes_part_without(self) -> bool:
+        return self._ddp is not None
 
-        For loops in which somebody else clips and steps. Raises RuntimeError without a `backward` before it, and
-        NonFiniteGradients after too many skipped steps.
-        """
-        if step_goes_on(self.optimizer):
-            raise RuntimeError(
-                "combine() inside Accelerate's accumulate(), before its last micro-batch; call it only where"
-                " accelerator.sync_gradients is true, or leave all to step()"
-            )
-        if not self._ran and self._ddp is None:
-            raise RuntimeError("step without a backward before it: there is no gradient to combine")
-        self._check_untouched()  # in DDP a rank without samples takes part, or the others would wait for it
+    def _combined(self) -> StepReport:
         self._check_frozen()
         count = self._reduce(self._trainable)
         self.state.begin()
         sums = self._write_update(1.0 / count)
         grads = [p.grad for p in self._trainable.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        self.last = report(sums, 1.0, count, grad_norm=norm)
-        self._forget()
-        if self.last.finite:
-            self.state.keep()
-        else:
-            self._skip()
-        return self.last
+        return report(sums, 1.0, count, grad_norm=torch.nn.utils.get_total_norm(grads))
 
-    def step(self) -> StepReport | None:
-        """Combine, clip to `max_grad_norm`, step the optimizer unless the update is not finite, clear the gradients.
-
-        Inside Accelerate's `accumulate()` it may stand in every micro-batch, as `optimizer.step()` does: before the
-        last one of a step it does nothing and returns None.
-        """
-        if self.optimizer is None:
-            raise RuntimeError("step: this hook was attached without an optimizer; call combine() and step it yourself")
-        if step_goes_on(self.optimizer):
-            return None
-        done = self.combine()
-        if done.finite:
-            if self.max_grad_norm:
-                parameters = [p for p in self._trainable.values() if p.grad is not None]
-                norm = torch.as_tensor(done.grad_norm)
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        # What trains but is not the optimizer's would pile up, and count in the next norm.
-        self._clear()
-        return done
+    def _clip(self, most: float, norm: float) -> None:
+        parameters = [p for p in self._trainable.values() if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, torch.as_tensor(norm))
 
     def detach(self) -> None:
         """Leave model and DDP wrapper as they were before `attach`."""
@@ -299,16 +262,6 @@ class TorchHook(Hook):
 
     def _piece(self, name: str, whole: Tensor) -> Tensor:
         return whole
-
-    def _clear(self) -> None:
-        for p in self._trainable.values():
-            p.grad = None
-
-    def _skip(self) -> None:
-        self.skipped += 1
-        self.state.drop()
-        self._clear()
-        check_skipped(self.skipped, self.max_nonfinite_steps)
 
 
 def _no_averaging(ddp: nn.Module, inputs: Any) -> None:

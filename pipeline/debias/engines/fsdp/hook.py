@@ -13,20 +13,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from debias.engines.fsdp.shards import fsdp_modules, local, sync_each_pass, whole, whole_parameters
-from debias.engines.hook import Hook
 from debias.engines.layout import ByRows
+from debias.engines.loop_hook import LoopHook
 from debias.engines.marks import Marks
 from debias.engines.parameters import learning_rates
 from debias.engines.pieces import combine_pieces, make_plan
 from debias.engines.rule_state import RuleState
-from debias.engines.step import StepReport, check_skipped, raise_empty, raise_silent, report
-from debias.engines.wrapping import step_goes_on
+from debias.engines.step import StepReport, raise_empty, raise_silent, report
 from debias.gradients import GradientSource, SinglePass, Verified
 from debias.gradients.trials import NOBODY, Watch, leaves_of, spared
 from debias.methods import Rule, Vector
 
 
-class FsdpHook(Hook):
+class FsdpHook(LoopHook):
     """What `attach` returns for a model that `fully_shard` was called on: `backward` for each micro-batch, then `step`.
 
     Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, clip, step. All ranks run
@@ -55,56 +54,16 @@ class FsdpHook(Hook):
         self._device = next(iter(self._trainable.values())).to_local().device
         self._plan = make_plan(self._layout, shapes, self._group, self._device)
         state = RuleState(rule, combined, self._weights, lambda: learning_rates(optimizer, source.selected))
-        super().__init__(model, state, source, max_nonfinite_steps)
-        self.optimizer = optimizer
-        self.max_grad_norm = max_grad_norm
+        limits: Any = {"max_grad_norm": max_grad_norm, "max_nonfinite_steps": max_nonfinite_steps}
+        super().__init__(model, optimizer, state, source, **limits)
         self._marks = Marks(self._trainable)
         source.passes = self
         if isinstance(source, Verified):
             source.trials = self
 
-    def combine(self) -> StepReport:
-        """Combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all. Collective.
-
-        For loops in which somebody else clips and steps. Raises RuntimeError without a `backward` before it, and
-        NonFiniteGradients after too many skipped steps.
-        """
-        if step_goes_on(self.optimizer):
-            raise RuntimeError(
-                "combine() inside Accelerate's accumulate(), before its last micro-batch; call it only where"
-                " accelerator.sync_gradients is true, or leave all to step()"
-            )
-        if not self._ran:
-            raise RuntimeError("step without a backward before it: there is no gradient to combine")
-        self._before_backward()
-        self.last = self._combined()
-        self._forget()
-        if self.last.finite:
-            self.state.keep()
-        else:
-            self.skipped += 1
-            self.state.drop()
-            self._clear()
-            check_skipped(self.skipped, self.max_nonfinite_steps)
-        return self.last
-
-    def step(self) -> StepReport | None:
-        """Combine, clip to `max_grad_norm`, step the optimizer unless the update is not finite, clear the gradients.
-
-        Inside Accelerate's `accumulate()` it may stand in every micro-batch, as `optimizer.step()` does: before the
-        last one of a step it does nothing and returns None.
-        """
-        if self.optimizer is None:
-            raise RuntimeError("step: this hook was attached without an optimizer; call combine() and step it yourself")
-        if step_goes_on(self.optimizer):
-            return None
-        done = self.combine()
-        if done.finite:
-            if self.max_grad_norm and done.grad_norm > self.max_grad_norm:
-                torch._foreach_mul_(list(self._mains().values()), self.max_grad_norm / (done.grad_norm + 1e-6))
-            self.optimizer.step()
-        self._clear()
-        return done
+    def _clip(self, most: float, norm: float) -> None:
+        if norm > most:
+            torch._foreach_mul_(list(self._mains().values()), most / (norm + 1e-6))
 
     def detach(self) -> None:
         """Leave the model as it was before `attach`."""
@@ -238,10 +197,6 @@ class FsdpHook(Hook):
         self._ran = False
         self._count = 0.0
         self._marks.forget()
-
-    def _clear(self) -> None:
-        for p in self._trainable.values():
-            p.grad = None
 
     # What a rule keeps.
 

@@ -1,0 +1,93 @@
+"""What the hooks have whose updates are left in `p.grad`, for a loop, or an optimizer, that steps by them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from debias.engines.hook import Hook
+from debias.engines.rule_state import RuleState
+from debias.engines.step import StepReport, check_skipped
+from debias.engines.wrapping import step_goes_on
+from debias.gradients import GradientSource
+
+
+class LoopHook(Hook):
+    """`backward` for each micro-batch, then `step`; or `combine`, where somebody else clips and steps."""
+
+    _trainable: Mapping[str, Any]  # what trains, by name; sharded or whole
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer | None,
+        state: RuleState,
+        source: GradientSource,
+        *,
+        max_grad_norm: float | None,
+        max_nonfinite_steps: int,
+    ) -> None:
+        super().__init__(model, state, source, max_nonfinite_steps)
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+
+    def combine(self) -> StepReport:
+        """Reduce, combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all.
+
+        For loops in which somebody else clips and steps. Collective. Raises RuntimeError without a `backward` before
+        it, and NonFiniteGradients after too many skipped steps.
+        """
+        if step_goes_on(self.optimizer):
+            raise RuntimeError(
+                "combine() inside Accelerate's accumulate(), before its last micro-batch; call it only where"
+                " accelerator.sync_gradients is true, or leave all to step()"
+            )
+        if not self._ran and not self._takes_part_without():
+            raise RuntimeError("step without a backward before it: there is no gradient to combine")
+        self._before_backward()
+        self.last = self._combined()
+        self._forget()
+        if self.last.finite:
+            self.state.keep()
+        else:
+            self.skipped += 1
+            self.state.drop()
+            self._clear()
+            check_skipped(self.skipped, self.max_nonfinite_steps)
+        return self.last
+
+    def step(self) -> StepReport | None:
+        """Combine, clip to `max_grad_norm`, step the optimizer unless the update is not finite, clear the gradients.
+
+        Inside Accelerate's `accumulate()` it may stand in every micro-batch, as `optimizer.step()` does: before the
+        last one of a step it does nothing and returns None.
+        """
+        if self.optimizer is None:
+            raise RuntimeError("step: this hook was attached without an optimizer; call combine() and step it yourself")
+        if step_goes_on(self.optimizer):
+            return None
+        done = self.combine()
+        if done.finite:
+            if self.max_grad_norm:
+                self._clip(self.max_grad_norm, done.grad_norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # What trains but is not the optimizer's would pile up, and count in the next norm.
+        self._clear()
+        return done
+
+    def _takes_part_without(self) -> bool:
+        """Whether a rank without samples may step: the others would wait for it."""
+        return False
+
+    def _combined(self) -> StepReport:
+        """Write the update in `p.grad`, and say what it is."""
+        raise NotImplementedError
+
+    def _clip(self, most: float, norm: float) -> None:
+        """Scale the update, whose norm is `norm`, to a norm of at most `most`."""
+        raise NotImplementedError
+
+    def _clear(self) -> None:
+        for p in self._trainable.values():
+            p.grad = None
