@@ -17,13 +17,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined, TemplateError
 
-from debias.config.places import find_recipe
-from debias.config.reading import load_config
 from debias.config.run import PromptConfig, RunConfig
 from debias.data import Example
 from debias.errors import InputError
-from debias.runs.names import ADAPTER, CONFIG, MODEL
 from debias.runs.whole import write_or_say
+from debias_eval.harness.asked import Asked
 from debias_eval.harness.tokens import check_tokens
 from debias_eval.judging.predict import in_model_order, suite_labels
 from debias_eval.reading.collection import choose
@@ -79,18 +77,6 @@ class Task:
     examples: list[Example]
 
 
-def read_prompt(path: Path) -> RunConfig:
-    """The settings of a causal model from a run's folder or YAML file; InputError for a classification head."""
-    path = Path(path)
-    config = load_config(path / CONFIG if path.is_dir() else find_recipe(path))
-    if config.head != "causal_lm":
-        raise InputError(
-            f"{path}: head is {config.head!r}; the harness scores answers of causal models, so it takes head "
-            "'causal_lm' with prompt.template and prompt.verbalizers"
-        )
-    return config
-
-
 @dataclass(frozen=True)
 class Exported:
     """The tasks that were written, and for suites of a collection that were left out the reason why.
@@ -112,14 +98,15 @@ def export(
     limit: int | None = None,
     seed: int = 0,
     compare_tokens: bool = True,
-    adapter: Path | None = None,
+    adapter: str | None = None,
+    tokenizer: str | None = None,
 ) -> Exported:
     """Write `debias_NAME.yaml` and `.jsonl` into `out` for suites and collections, and the loader that tasks share.
 
     `limit` exports a random subset drawn with `seed`, the one that `debias eval --limit` judges. InputError in one line
     for a suite that cannot become a task: labels or fields that the model lacks, a prompt that the harness misreads;
-    a collection leaves such a suite out. `compare_tokens` loads the model's tokenizer, or that of `adapter`, and sees
-    to it that the harness scores the tokens that debias scores.
+    a collection leaves such a suite out. `compare_tokens` loads the tokenizer (`tokenizer`, else the adapter's own,
+    else the model's) and sees to it that the harness scores the tokens that debias scores.
     """
     tasks: dict[str, Task] = {}
     left_out: dict[str, str] = {}
@@ -133,7 +120,7 @@ def export(
     if not tasks:
         raise InputError(f"no suite can be exported; {next(iter(left_out.values()))}")
     if compare_tokens:
-        check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts], adapter)
+        check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts], adapter, tokenizer)
     write(list(tasks.values()), out)
     suites = [task.suite for task in tasks.values()]
     files = tuple(str(suite.file) for suite in suites if suite.file is not None)
@@ -150,15 +137,15 @@ def write(tasks: Sequence[Task], out: Path) -> None:
     write_or_say(out / LOADER.name, LOADER.read_bytes())
 
 
-def command_line(exported: Exported, config: RunConfig, prompt: Path) -> str:
-    """The call of `lm_eval` that judges the run's model on what was exported, and the one that brings it back.
+def command_line(exported: Exported, asked: Asked) -> str:
+    """The call of `lm_eval` that judges the model on what was exported, and the one that brings it back.
 
     The harness hands `load_in_4bit` on to transformers, which takes it no longer: a model that was trained in 4 bits is
     judged there in 16, with a notice.
     """
-    chat = " --apply_chat_template" if _prompt_of(config).chat else ""
-    logged, run = exported.folder / "logged", prompt if prompt.is_dir() else exported.folder / "run"
-    call = ["lm_eval", "--model", "hf", "--model_args", _model_args(config, prompt)]
+    chat = " --apply_chat_template" if _prompt_of(asked.config).chat else ""
+    logged, run = exported.folder / "logged", asked.run or exported.folder / "run"
+    call = ["lm_eval", "--model", "hf", "--model_args", _model_args(asked)]
     call += ["--include_path", str(exported.folder), "--tasks", ",".join(exported.tasks)]
     call += ["--batch_size", "16", "--log_samples", "--output_path", str(logged)]
     back = ["debias", "import-harness", str(logged), "-o", str(run)]
@@ -166,19 +153,22 @@ def command_line(exported: Exported, config: RunConfig, prompt: Path) -> str:
     return f"{shlex.join(call)}{chat}\n{shlex.join(back)}"
 
 
-def _model_args(config: RunConfig, prompt: Path) -> str:
+def _model_args(asked: Asked) -> str:
     """`key=value,...`; as JSON, which the harness reads too, where a value has a comma or an equals sign in it."""
+    from debias.adapters.words import tokenizer_source
     from debias.models.source import resolve_model
 
-    half = config.bf16 or config.load_in_4bit
+    config = asked.config
     if config.load_in_4bit:
         log.warning("lm_eval cannot load a model in 4 bits with this transformers: it judges the base in bfloat16")
-    whole, adapter = prompt / MODEL, prompt / ADAPTER
-    settings = {"pretrained": str(whole) if whole.is_dir() else resolve_model(config.model).path}
-    settings["dtype"] = "bfloat16" if half else "float32"
-    if adapter.is_dir():
-        settings |= {"peft": str(adapter)}
-        settings |= {"tokenizer": str(adapter)} if (adapter / "tokenizer_config.json").is_file() else {}
+    base = resolve_model(config.model)
+    settings = {"pretrained": str(asked.whole) if asked.whole else base.path}
+    settings["dtype"] = "bfloat16" if config.bf16 or config.load_in_4bit else "float32"
+    if asked.adapter:
+        settings["peft"] = resolve_model(asked.adapter).path
+    words = tokenizer_source(base, asked.adapter, asked.tokenizer)
+    if words.path != base.path:
+        settings["tokenizer"] = words.path
     if any(set(value) & set(",=") for value in settings.values()):
         return json.dumps(settings)
     return ",".join(f"{key}={value}" for key, value in settings.items())
@@ -224,7 +214,7 @@ def task_of(suite: Suite, config: RunConfig, *, limit: int | None = None, seed: 
 
 
 def _prompt_of(config: RunConfig) -> PromptConfig:
-    assert config.prompt is not None  # a RunConfig with a causal head has one, and read_prompt takes no other
+    assert config.prompt is not None  # a RunConfig with a causal head has one, and no other is asked
     return config.prompt
 
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from debias.config.run import RunConfig
@@ -12,11 +11,13 @@ log = logging.getLogger(__name__)
 CHECKED = 200  # prompts of a suite; all end in the same words, so a few would do
 
 
-def check_tokens(config: RunConfig, prompts: Iterable[str], adapter: Path | None = None) -> None:
+def check_tokens(
+    config: RunConfig, prompts: Iterable[str], adapter: str | None = None, given: str | None = None
+) -> None:
     """InputError where the harness would score other tokens than debias, with what to change in the prompt.
 
-    `prompts` are filled templates; the tokenizer is the adapter's where it has one. A warning counts those that debias
-    would cut at `max_length`, which the harness reads whole.
+    `prompts` are filled templates; the tokenizer is `given`, else the adapter's where it has one. A warning counts
+    those that debias would cut at `max_length`, which the harness reads whole.
     """
     from debias.adapters.words import tokenizer_source
     from debias.data.prompt import Prompt
@@ -24,7 +25,7 @@ def check_tokens(config: RunConfig, prompts: Iterable[str], adapter: Path | None
     from debias.models.source import resolve_model
 
     assert config.prompt is not None
-    source = tokenizer_source(resolve_model(config.model), None if adapter is None else str(adapter))
+    source = tokenizer_source(resolve_model(config.model), adapter, given)
     tokenizer = load_tokenizer(source, config.head)
     answers = [config.prompt.verbalizers[label] for label in config.data.labels]
     settings = config.prompt

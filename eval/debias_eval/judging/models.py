@@ -8,14 +8,12 @@ from typing import Any
 from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.ranks.world import is_first
-from debias.runs.names import CONFIG, SUMMARY
+from debias.runs.environment import environment
+from debias.runs.names import ASKED, CONFIG, JUDGED, SUMMARY
 from debias.runs.whole import write_or_say
 from debias_eval.judging.judge import Judging, Outcome, judge
 from debias_eval.judging.overlap import TrainingRows
 from debias_eval.judging.predict import Predictor
-
-KIND = "judged"  # of a folder that `debias eval --model` wrote, in its run.json
-ASKED = "asked"  # beside it: the options that were given
 
 
 def judge_run(
@@ -96,7 +94,7 @@ def check_out(out: Path, told: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8")).get(KIND)
+        before = json.loads(path.read_text(encoding="utf-8")).get(JUDGED)
     except (OSError, ValueError, AttributeError, RecursionError):
         before = None
     if before != told:
@@ -119,5 +117,6 @@ def open_out(out: Path, told: dict[str, Any], asked: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if is_first() and not (out / SUMMARY).exists():
         name = Path(told.get("adapter") or told["model"]).name
-        info = {"status": "finished", "method": {"name": name}, KIND: told, ASKED: asked}
+        here = {key: value for key, value in environment().items() if key != "command"}  # which `asked` is, whole
+        info = {"status": "finished", "method": {"name": name}, JUDGED: told, ASKED: asked, **here}
         write_or_say(out / SUMMARY, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

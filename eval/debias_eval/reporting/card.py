@@ -1,4 +1,5 @@
-"""A model card: README.md in a run's adapter folder, which the hub and PEFT read; never over an edit by hand."""
+"""A model card: README.md in a run's adapter folder, which the hub and PEFT read, or beside the results of a model that
+was only judged; never over an edit by hand."""
 
 import hashlib
 import re
@@ -11,6 +12,7 @@ import yaml
 from debias.errors import InputError
 from debias.runs.names import ADAPTER, trained
 from debias.runs.whole import write_or_say
+from debias_eval.reporting import judged
 from debias_eval.reporting.reproduce import RULES, commands, config_text, count, duration, judgings, plain, version_text
 from debias_eval.reporting.tables import markdown, markdown_text, result_grid
 from debias_eval.reporting.using import fenced, use
@@ -24,14 +26,15 @@ KEPT = "kept as it is: it was edited by hand; --force replaces it"
 def write_cards(runs: Sequence[Path], *, force: bool = False) -> list[tuple[Path, str]]:
     """A card for each run: (its path, what kept it from being written or an empty string).
 
-    A card that was edited by hand stays unless `force`; one of ours, or PEFT's empty template, is replaced. A run
-    without an `adapter/` or `model/` folder has no place for one. InputError for a folder that is no run.
+    A card that was edited by hand stays unless `force`; one of ours, or PEFT's empty template, is replaced. It lies
+    beside what was trained (`adapter/` or `model/`), and in the folder of results itself where a model was only judged;
+    a run that has not finished has no place for one. InputError for a folder that is no run.
     """
     return [_write_card(run, force) for run in read_runs(runs)]
 
 
 def _write_card(run: Run, force: bool) -> tuple[Path, str]:
-    folder = trained(run.path)
+    folder = _place(run)
     if folder is None:
         return run.path, "no card: it has no adapter/ or model/ folder"
     path = folder / "README.md"
@@ -41,9 +44,14 @@ def _write_card(run: Run, force: bool) -> tuple[Path, str]:
     return path, ""
 
 
+def _place(run: Run) -> Path | None:
+    """The folder of a run's card: never that of an adapter of somebody else's."""
+    return run.path if run.judged else trained(run.path)
+
+
 def text_for(run: Run) -> tuple[str, bool]:
     """The card of a run as it is to be shown elsewhere, and whether it was edited by hand; nothing is written."""
-    folder = trained(run.path)
+    folder = _place(run)
     path = None if folder is None else folder / "README.md"
     if path is not None and path.exists() and not replaceable(text := _read(path)):
         return text, True
@@ -79,19 +87,27 @@ def card(run: Run) -> tuple[str, str]:
     """Front matter and body for one run."""
     method = Method(run.called or run.name, (run,))
     rows = table([method])
-    sections = (_opening(run), _training(run), _results(rows, method), _limits(run, rows), use(run), _reproduce(run))
+    first = (judged.opening(run), judged.facts(run)) if run.judged else (_opening(run), _training(run))
+    asking = judged.how_to_use(run) if run.judged else use(run)
+    sections = (*first, _results(rows, method), _limits(run, rows), asking, _reproduce(run))
     return front_matter(run), "\n".join(section for section in sections if section)
 
 
 def front_matter(run: Run) -> str:
     """What the hub reads: base model, library, tags; between two lines of dashes."""
+    if run.judged:
+        return _between_dashes(judged.front_values(run))
     adapted = (run.path / ADAPTER).is_dir()
     tags = ["debias", run.called or "unknown", *(["lora"] if _adapter(run) == "lora" else [])]
     values: dict[str, Any] = {"library_name": "peft" if adapted else "transformers", "tags": tags}
     base = run.config.get("model")
     if base:
         values = {"base_model": str(base), **values}
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
+    return _between_dashes(values)
+
+
+def _between_dashes(values: Mapping[str, Any]) -> str:
+    return f"---\n{yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _adapter(run: Run) -> str:
@@ -141,14 +157,15 @@ def _results(rows: Sequence[Row], method: Method) -> str:
 
 
 def _limits(run: Run, rows: Sequence[Row]) -> str:
-    limits = ["One training seed: another one can move these numbers by more than their intervals show."]
+    seed = "One training seed: another one can move these numbers by more than their intervals show."
+    limits = [judged.limit(run) if run.judged else seed]
     if run.is_oracle:
         limits.append("The checkpoint was chosen with the test's own answers (oracle): no fair estimate.")
     if not rows:
         limits.append("Nothing is known about its accuracy, on any data.")
     else:
-        judged = ", ".join(row.suite for row in rows)
-        limits.append(f"Judged on {judged} alone: nothing is known about other data, tasks and languages.")
+        suites = ", ".join(row.suite for row in rows)
+        limits.append(f"Judged on {suites} alone: nothing is known about other data, tasks and languages.")
     weak = [row for row in rows if any(floor is not None and row.accuracy.low <= floor for floor in _floors(row))]
     if weak:
         limits.append(f"Not clearly above a floor on {', '.join(row.suite for row in weak)}.")
@@ -162,7 +179,8 @@ def _floors(row: Row) -> list[float | None]:
 
 
 def _reproduce(run: Run) -> str:
-    parts = ["## Reproduce\n", fenced("\n".join(commands(run)) or "# no config was kept", "bash")]
+    where = f"In the folder that holds {markdown_text(run.name)}:\n"
+    parts = ["## Reproduce\n", where, fenced("\n".join(commands(run)) or "# no config was kept", "bash")]
     versions = version_text(run.info.get("versions"))
     parts.append(f"\nVersions: {markdown_text(versions)}. Commit: {markdown_text(plain(run.info.get('commit')))}.\n")
     for one in judgings([run]):

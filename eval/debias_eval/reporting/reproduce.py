@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from debias.runs.names import CONFIG
+from debias.runs.names import ASKED, CONFIG
 from debias.runs.time_left import in_words
 from debias_eval.results.files import Result
 from debias_eval.results.runs import Method, Run, differing_settings, flatten
@@ -81,7 +81,7 @@ def _judged(run: Run) -> str | None:
     """What `debias eval` is given: the run's folder, or the options of the model whose results the folder holds."""
     if run.config:
         return shlex.quote(run.name)
-    asked = _mapping(run.info.get("asked"))
+    asked = _mapping(run.info.get(ASKED))
     if not asked:
         return None
     words = [word for key, value in asked.items() for word in _option(key, value)]

@@ -30,19 +30,18 @@ CHAT = """prompt = tokenizer.apply_chat_template(
 """
 
 
-def use(run: Run) -> str:
-    """The section of a card that loads the adapter and asks it; empty for a run without one."""
-    if not (run.path / ADAPTER).is_dir():
+def use(run: Run, adapter: str | None = None, words: str | None = None) -> str:
+    """The section of a card that loads the adapter and asks it; empty for a run without one.
+
+    `adapter`: where it is, if not in the run's folder; `words`: whose tokenizer reads the text, if not its own.
+    """
+    if adapter is None and not (run.path / ADAPTER).is_dir():
         return ""
     head = str(run.config.get("head", "classification"))
-    lines = [
-        *_imports(run, head),
-        "",
-        f"adapter = {ADAPTER!r}  # this folder, or its name on the hub",
-        *_load(run, head),
-    ]
+    where = f"{ADAPTER!r}  # this folder, or its name on the hub" if adapter is None else repr(adapter)
+    lines = [*_imports(run, head), "", f"adapter = {where}", *_load(run, head)]
     if head != "image_classification":
-        lines.append("tokenizer = AutoTokenizer.from_pretrained(adapter)")
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({'adapter' if words is None else repr(words)})")
         lines += _ask(run, head)
     return f"## Use\n\n{fenced(chr(10).join(lines), 'python')}\n"
 

@@ -14,7 +14,7 @@ from debias.config.reading import read_yaml
 from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
 from debias.runs.kept import SUFFIX, unpack
-from debias.runs.names import CONFIG, EVAL, METRICS, SUMMARY
+from debias.runs.names import CONFIG, EVAL, JUDGED, METRICS, SUMMARY
 from debias_eval.results.chosen import oracle_choice
 from debias_eval.results.files import Result, read_results
 
@@ -67,6 +67,12 @@ class Run:
             return " + ".join(name for name in (rule, *others) if name)
         model = _name_of(self.config.get("bias_model"))
         return rule if others in ([], [model]) else " + ".join(others)  # a bias model that nobody reads changes nothing
+
+    @property
+    def judged(self) -> Mapping[str, Any]:
+        """Whose results the folder holds where no run of ours made the model; else empty."""
+        told = self.info.get(JUDGED)
+        return told if isinstance(told, Mapping) and not self.config else {}
 
     @property
     def seed(self) -> Any:
@@ -246,7 +252,8 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
 
 
 def _missing(present: Sequence[str], results: Mapping[str, Result], info: Mapping[str, Any], broken: int) -> list[str]:
-    notes = [f"has no {file}" for file in PIECES if file not in present]
+    own = (SUMMARY,) if JUDGED in info else PIECES  # what was only judged here has no settings and no curves
+    notes = [f"has no {file}" for file in own if file not in present]
     if not results:
         notes.append("has not been evaluated (`debias eval RUN --suite NAME`)")
     if broken:

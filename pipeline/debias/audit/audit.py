@@ -64,6 +64,7 @@ class Audit:
     name: str
     examples: int
     fields: tuple[str, ...]
+    label_field: str
     labels: dict[str, int]
     verdict: str
     bias_model: dict[str, Any] | None
@@ -120,6 +121,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         name=data.name,
         examples=len(data.examples),
         fields=names,
+        label_field=data.label_field,
         labels={label: int((label_N == at).sum()) for at, label in enumerate(data.labels)},
         verdict=verdict(*findings),
         bias_model=suggested(*findings),

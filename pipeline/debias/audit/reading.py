@@ -3,24 +3,18 @@
 What cannot be told from the header without a doubt is asked for.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from debias.audit.guessing import ROWS, Columns, Table, label_of, texts_of
 from debias.config.data import DataConfig, DataSource, has_pictures
 from debias.data import Example, load_examples
 from debias.data.sources import NO_GOLD_LABEL, rows_of
 from debias.errors import InputError
 
-PAIRS = (
-    *(("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2")),
-    *(("claim", "evidence"), ("question", "sentence"), ("question", "passage"), ("text_a", "text_b")),
-)
-SINGLE = ("text", "sentence", "comment_text", "comment", "review", "content", "tweet", "document")
-LABEL = ("label", "gold_label", "labels", "class", "category", "target", "is_duplicate", "sentiment", "toxicity")
 MOST_LABELS = 100
 
 
@@ -33,14 +27,6 @@ class Dataset:
     label_field: str
     labels: tuple[str, ...]
     examples: Sequence[Example]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What a person said of the columns: nothing, where they are to be guessed."""
-
-    text_fields: tuple[str, ...] = ()
-    label_field: str | None = None
 
 
 def read_dataset(
@@ -57,50 +43,14 @@ def read_dataset(
     where, rows, classes = rows_of(source, columns.label_field or "label")
     if not rows:
         raise InputError(f"{where}: it is empty, expected rows with a text and a label")
-    header = list(rows[0][1])
-    label_field = label_column(where, header, columns)
+    table = Table(where, tuple(map(str, rows[0][1])), rows[:ROWS], classes, len(rows) <= ROWS)
+    label_field = label_of(table, columns)
     if label_field != (columns.label_field or "label"):
         where, rows, classes = rows_of(source, label_field)
-    fields = text_columns(where, header, columns, label_field)
+    fields = texts_of(table, columns, label_field)
     found = tuple(labels) or labels_of(where, label_field, rows, classes)
     data = DataConfig(train=source, text_fields=fields, label_field=label_field, labels=found)
     return Dataset(name, fields, label_field, found, load_examples(source, data, base=Path.cwd()))
-
-
-def label_column(where: str, header: Sequence[str], columns: Columns) -> str:
-    """The column of the label, as said or by its name; InputError where that leaves a doubt."""
-    if columns.label_field is not None:
-        return _known(where, header, columns.label_field, "--label-field")
-    candidates = [name for name in header if name.lower() in LABEL]
-    if len(candidates) == 1:
-        return candidates[0]
-    told = f"{' and '.join(candidates)} may be it" if candidates else f"the columns are {', '.join(header)}"
-    raise InputError(f"{where}: which column is the label? {told}; name it with --label-field")
-
-
-def text_columns(where: str, header: Sequence[str], columns: Columns, label_field: str) -> tuple[str, ...]:
-    """The columns of text, as said or by their names; InputError where these leave a doubt."""
-    if columns.text_fields:
-        return tuple(_known(where, header, field, "--text-field") for field in columns.text_fields)
-    lower = {name.lower(): name for name in header}
-    pairs = [pair for pair in PAIRS if set(pair) <= set(lower)]
-    single = [name for name in SINGLE if name in lower]
-    others = [name for name in header if name != label_field]
-    if len(pairs) + len(single) == 1:
-        return tuple(lower[name] for name in (pairs[0] if pairs else single))
-    if not pairs and not single and len(others) == 1:
-        return (others[0],)
-    raise InputError(
-        f"{where}: which columns are text? the columns are {', '.join(header)}; name each with --text-field"
-    )
-
-
-def _known(where: str, header: Sequence[str], name: str, flag: str) -> str:
-    if name in header:
-        return name
-    near = difflib.get_close_matches(name, header, n=1)
-    hint = f"did you mean {near[0]}? the columns are" if near else "the columns are"
-    raise InputError(f"{where}: no column {name!r} ({flag}); {hint} {', '.join(header)}")
 
 
 def labels_of(

@@ -1,6 +1,7 @@
 """An audit on a terminal."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,22 @@ def tables_of(audit: Audit) -> list[Any]:
         *([_words(audit)] if audit.words else [_plain(f"No word gives a label away ({audit.looked_at:,} looked at).")]),
         _relations(audit),
         *(_plain(line) for line in notes_of(audit)),
+        *(_plain(line) for line in _next(audit)),
         _plain(block_as_yaml(audit.bias_model)),
     ]
+
+
+def _next(audit: Audit) -> list[str]:
+    """Where the settings below go: the command that begins a run's file, as a shell takes it."""
+    if audit.bias_model is None:
+        return []
+    columns = [
+        *(word for field in audit.fields for word in ("--text-field", field)),
+        "--label-field",
+        audit.label_field,
+    ]
+    words = ["debias", "init", "--data", audit.name, *columns, "--model", "package:minilm"]
+    return [f"What corrects for it, for a run's file such as this command writes: {shlex.join(words)}"]
 
 
 def notes_of(audit: Audit) -> list[str]:

@@ -170,9 +170,9 @@ def bench_judge(
     as_json: AsJson = False,
 ) -> None:
     """Time judging beside lm-evaluation-harness: the same model, examples, prompts and threads, in turn."""
+    from debias_eval.harness.asked import read_prompt
     from debias_eval.harness.bench import JudgeSetting, table_of
     from debias_eval.harness.bench import bench_judge as measure
-    from debias_eval.harness.export import read_prompt
 
     given: dict[str, Any] = {"model": model, "suite": suite, "limit": limit, "rounds": rounds, "threads": threads}
     given |= {"bf16": bf16, "trial": trial, "batch_sizes": batch_size}

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from debias.cli.options import Adapter, Model
 from debias.cli.printing import AsJson, print_table
-from debias.runs.names import ADAPTER
 
 logger = logging.getLogger(__name__)
 
@@ -21,27 +21,33 @@ def add_to(app: typer.Typer) -> None:
 
 def export_harness(
     suites: Annotated[list[str], typer.Argument(help="Suites, collections (nli, all, ...) or suites' YAML files.")],
-    prompt: Annotated[
-        Path, typer.Option("--prompt", help="A run's folder or YAML file, whose model, prompt and labels are taken.")
-    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for lm_eval --include_path.")],
+    prompt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a run or of `eval --model -o`, a recipe, or with --model a file of template, verbalizers."
+        ),
+    ] = None,
+    model: Model = None,
+    adapter: Adapter = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Export a random subset of this size of each.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the subset.")] = 0,
     compare_tokens: Annotated[
         bool, typer.Option(help="Load the model's tokenizer; see that the harness scores the same tokens.")
     ] = True,
 ) -> None:
-    """Write text suites as tasks of lm-evaluation-harness (0.4.13), with our examples and the run's prompt."""
+    """Write text suites as tasks of lm-evaluation-harness (0.4.13), with our examples and the model's prompt."""
     from debias.runs.outputs import check_output
-    from debias_eval.harness.export import command_line, export, read_prompt
+    from debias_eval.harness.asked import asked_of
+    from debias_eval.harness.export import command_line, export
 
     check_output(out)
-    config = read_prompt(prompt)
-    adapter = prompt / ADAPTER if (prompt / ADAPTER).is_dir() else None
-    done = export(suites, config, out, limit=limit, seed=seed, compare_tokens=compare_tokens, adapter=adapter)
+    asked = asked_of(prompt, model, adapter)
+    words = {"adapter": asked.adapter, "tokenizer": asked.tokenizer}
+    done = export(suites, asked.config, out, limit=limit, seed=seed, compare_tokens=compare_tokens, **words)
     for name, reason in done.left_out.items():
         logger.warning("left out %s: %s", name, reason)
-    typer.echo(command_line(done, config, prompt))
+    typer.echo(command_line(done, asked))
 
 
 def import_harness(

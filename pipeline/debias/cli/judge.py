@@ -209,7 +209,7 @@ def card(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or a folder of runs.")],
     force: Annotated[bool, typer.Option("--force", help="Replace cards that were edited by hand.")] = False,
 ) -> None:
-    """Write a model card, README.md in each run's adapter folder, with its results, floors and limits."""
+    """Write a card, README.md beside each run's adapter or a judged model's results: results, floors, limits."""
     from debias_eval.reporting.card import write_cards
 
     _tell(write_cards(runs, force=force))

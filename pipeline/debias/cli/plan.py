@@ -30,11 +30,15 @@ def plan(
     gpus: Annotated[int, typer.Option(min=0, help="Of one node; 0: a process on its CPUs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     seq_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a row (the run's max_length).")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Any PEFT adapter's adapter_config.json, or its folder, in place of the run's.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say before a run what it will need: parameters, bytes of a GPU, communication, and whether it fits."""
     from debias.config.places import find_recipe, resolve_paths
     from debias.config.reading import load_config
+    from debias.plan.foreign import plan_adapter
     from debias.plan.planner import gpu_memory_here, host_memory_here, make_plan
     from debias.plan.sheet import Machine
     from debias.plan.table import table_of, verdict_of
@@ -46,7 +50,10 @@ def plan(
     if gpu_memory is not None:
         memory = parse_bytes(gpu_memory)
     machine = Machine(gpu_memory=memory, gpus=max(gpus, 1), nodes=nodes, cuda=gpus > 0)
-    found = make_plan(run, machine, length=seq_length)
+    if adapter is None:
+        found = make_plan(run, machine, length=seq_length)
+    else:
+        found = plan_adapter(run, machine, adapter, length=seq_length)
     if as_json:
         typer.echo(json.dumps(found.model_dump(), indent=2))
         return

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from debias.hub.packages import cache_folder
 logger = logging.getLogger(__name__)
 ROWS = 2048  # of each batch of a table but the last: where a row lies is a division
 TABLE, NOTES, LOCK = "table.arrow", "notes.json", "lock"
+PART = f".{TABLE}."  # and a token: a table that is being written
+DEAD = 24 * 3600.0  # seconds without a write, after which nobody writes where files cannot be locked
 Notes = dict[str, Any]
 Batches = Iterable[Any]  # of pyarrow, of ROWS rows each but the last
 
@@ -69,7 +72,10 @@ def kept(key: str, make: Callable[[Notes], Batches]) -> Table:
             if (found := _read(place, key)) is not None:
                 return found
             with _alone(place):
-                return _read(place, key) or _written(place, key, make)
+                if (found := _read(place, key)) is not None:
+                    return found
+                _clear(folder, place)
+                return _written(place, key, make)
         except _Unwritable as error:
             refused.append(f"{folder} cannot be written ({error})")
             _say(refused[-1])
@@ -113,6 +119,28 @@ def _alone(place: Path) -> Iterator[None]:
         yield
 
 
+def _clear(folder: Path, mine: Path) -> None:
+    """Remove what writers left that were killed: old, and of a table that nobody is writing. `mine` is locked by us."""
+    for part in folder.glob(f"*/{PART}*"):
+        with suppress(OSError):  # another run may clear it, too
+            if time.time() - part.stat().st_mtime > DEAD and (part.parent == mine or _is_free(part.parent)):
+                part.unlink()
+
+
+def _is_free(place: Path) -> bool:
+    """Whether no process holds the lock of a table's folder; where files cannot be locked, age has to do."""
+    with (place / LOCK).open("ab") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except (ImportError, OSError):
+            return True
+    return True
+
+
 @contextmanager
 def _writing() -> Iterator[None]:
     try:
@@ -124,7 +152,7 @@ def _writing() -> Iterator[None]:
 def _written(place: Path, key: str, make: Callable[[Notes], Batches]) -> Table:
     """Table, then notes, each beside its place and renamed: notes that are there are of a table that is."""
     notes: Notes = {}
-    part = place / f".{TABLE}.{secrets.token_hex(8)}"
+    part = place / f"{PART}{secrets.token_hex(8)}"
     try:
         size = _write_batches(part, make(notes))
         told = json.dumps({"key": key, "bytes": size, "notes": notes})

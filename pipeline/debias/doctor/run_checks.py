@@ -263,7 +263,7 @@ def adapter(patient: Patient) -> Check:
     counts, kind = planner.counts, patient.run.adapter["type"]
     trains = counts.elements(trainable=True)
     tensors = sum(size.trainable for size in counts.sizes)
-    return fine("adapter", f"{kind}: {trains:,} of {counts.base:,} parameters in {tensors} tensors train")
+    return fine("adapter", f"{kind}: {trains:,} parameters in {tensors} tensors train, the base has {counts.base:,}")
 
 
 def memory(patient: Patient) -> Check:

@@ -8,11 +8,12 @@ from typing import Any, get_args
 
 import yaml
 
+from debias.audit.guessing import Columns, Table, label_of, texts_of
 from debias.config.reading import parse, yaml_value
 from debias.config.run import RunConfig
 from debias.data.prompt import check_template
 from debias.errors import InputError
-from debias.init.guessing import Table, guess_group, guess_label, guess_texts, labels_in, max_length, others, read_table
+from debias.init.guessing import guess_group, labels_in, max_length, others, read_table
 from debias.runs.outputs import check_files
 
 Ask = Callable[[str, str], str]  # what is asked, and what an empty answer means
@@ -75,9 +76,9 @@ def _asked(wanted: Wanted, ask: Ask | None) -> Wanted:
 
 def _with_columns(wanted: Wanted, table: Table, ask: Ask | None) -> Wanted:
     """The columns, as given, else as guessed, else as asked for; InputError for one that is not there."""
-    label = wanted.label_field or _guessed(lambda: guess_label(table), "Column of the label", ask)
+    label = wanted.label_field or _guessed(lambda: label_of(table, Columns()), "Column of the label", ask)
     texts = wanted.text_fields or _guessed(
-        lambda: ",".join(guess_texts(table, label)), "Columns of text, with a comma between two", ask
+        lambda: ",".join(texts_of(table, Columns(), label)), "Columns of text, with a comma between two", ask
     )
     if isinstance(texts, str):
         texts = tuple(name.strip() for name in texts.split(",") if name.strip())

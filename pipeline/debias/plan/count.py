@@ -63,17 +63,22 @@ class Counts:
 
 def count(run: RunConfig, config: Any) -> Counts:
     """The sizes of every tensor of the run's model, exact: layers that repeat are built once and counted often."""
-    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
-    chosen = getattr(config, "num_experts_per_tok", None) or 1
     base = base_skeleton(run, config)
     period = period_of(base, config)
     few = skeleton(run, shallow(config, period))
     layers = layers_of(base, config)
     path = next(path for path, module in base.named_modules() if module is layers)
     sizes = tuple(
-        _repeated(_sizes(few, selection(debias_head=run.debias_head)), path, period, config.num_hidden_layers)
+        _repeated(sizes_of(few, selection(debias_head=run.debias_head)), path, period, config.num_hidden_layers)
     )
-    return Counts(sizes, min(1.0, chosen / experts))
+    return Counts(sizes, active_share(config))
+
+
+def active_share(config: Any) -> float:
+    """The share of a mixture's experts that one token uses."""
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+    return min(1.0, chosen / experts)
 
 
 def _repeated(sizes: Iterable[Size], path: str, period: int, layers: int) -> Iterator[Size]:
@@ -87,7 +92,8 @@ def _repeated(sizes: Iterable[Size], path: str, period: int, layers: int) -> Ite
             yield from (replace(size, name=f"{head}{layer}{tail}") for layer in range(int(index), layers, period))
 
 
-def _sizes(model: nn.Module, select: Select) -> Iterator[Size]:
+def sizes_of(model: nn.Module, select: Select) -> Iterator[Size]:
+    """Of every tensor of a model on the meta device."""
     select = for_model(select, model)
     owners: dict[int, nn.Module] = {}
     for module in model.modules():

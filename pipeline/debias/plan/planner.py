@@ -148,7 +148,7 @@ class Planner:
         found = Plan(
             model=run.model,
             architecture=self.config.model_type,
-            parameters=_parameters(counts),
+            parameters=parameters_of(counts),
             gradients=self.source,
             stage=self.spread.stage,
             gpus=self.machine.gpus if self.machine.cuda else 0,
@@ -215,7 +215,8 @@ class Planner:
         return found
 
 
-def _parameters(counts: Counts) -> Parameters:
+def parameters_of(counts: Counts) -> Parameters:
+    """What the plan says of them."""
     four_bit = counts.elements(precision="4-bit")
     left = {
         kind: sum(s.elements for s in counts.sizes if s.kind == kind and not s.trainable and s.precision != "4-bit")

@@ -54,4 +54,5 @@ class Plan(BaseModel):
     largest_micro_batch: int | None
     advice: list[str]
     assumptions: list[str]
+    unknown: str | None = None  # what the plan does not know, and its total does not hold
     before: "Plan | None" = None  # of the largest run before this one (first_stage, bias_model)

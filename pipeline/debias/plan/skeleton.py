@@ -66,13 +66,19 @@ def skeleton(run: RunConfig, config: Any) -> Any:
     InputError when transformers has no such model with the run's head, or an adapter does not fit.
     """
     check_trainable(run)
-    model = base_skeleton(run, config)
-    if run.load_in_4bit:
-        _quantize(model, base_dtype(run))
-        model.is_loaded_in_4bit = True
-        model = prepare_quantized(model)
+    model = quantized_skeleton(run, config)
     with torch.device("meta"):  # adapters of an absurd rank take no memory either
         return adapt(run, model.train())
+
+
+def quantized_skeleton(run: RunConfig, config: Any) -> Any:
+    """The model alone, in 4 bits where the run says so."""
+    model = base_skeleton(run, config)
+    if not run.load_in_4bit:
+        return model
+    _quantize(model, base_dtype(run))
+    model.is_loaded_in_4bit = True
+    return prepare_quantized(model)
 
 
 def base_skeleton(run: RunConfig, config: Any) -> Any:

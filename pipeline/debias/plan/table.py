@@ -29,8 +29,13 @@ def title_of(plan: Plan) -> str:
 def verdict_of(plan: Plan) -> list[str]:
     """Whether it fits, what to change, what was assumed: one line each."""
     lines = []
+    if plan.unknown is not None:
+        lines.append(f"not known {plan.unknown}")
     if plan.gpu_memory is None:
         lines.append("give --gpu-memory (for example 24GB) for a verdict")
+    elif plan.unknown is not None:
+        says = "DOES NOT FIT: at least" if plan.fits is False else "at least"
+        lines.append(f"{says} {plan.total / GB:.2f} of {plan.gpu_memory / GB:.2f} GB, and what is not known")
     else:
         says = "fits" if plan.total <= plan.gpu_memory else "DOES NOT FIT"
         lines.append(f"{says}: {plan.total / GB:.2f} of {plan.gpu_memory / GB:.2f} GB; {_largest(plan)}")
@@ -63,7 +68,8 @@ def _parameters(plan: Plan) -> list[tuple[str, str]]:
 def _bytes(plan: Plan) -> list[tuple[str, str]]:
     rows = [(name, f"{size / GB:.3f} GB") for name, size in plan.parts.items()]
     what = "a GPU" if plan.gpus else "a process"
-    rows.append((f"{what} at its peak ({plan.moment})", f"{plan.total / GB:.3f} GB"))
+    least = "" if plan.unknown is None else "at least "
+    rows.append((f"{what} at its peak ({plan.moment})", f"{least}{plan.total / GB:.3f} GB"))
     if plan.before is not None:
         rows.append((f"{what} at the first stage's peak ({plan.before.moment})", f"{plan.before.total / GB:.3f} GB"))
     if plan.host:
@@ -72,4 +78,5 @@ def _bytes(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _communication(plan: Plan) -> list[tuple[str, str]]:
-    return [("sent by a rank in a step", f"{plan.sent / GB:.3f} GB")] if max(plan.gpus, 1) * plan.nodes > 1 else []
+    several = max(plan.gpus, 1) * plan.nodes > 1 and plan.unknown is None
+    return [("sent by a rank in a step", f"{plan.sent / GB:.3f} GB")] if several else []

@@ -10,6 +10,8 @@ SPENT = "spent.json"  # in it: what that took
 LABELS = "labels.json"  # beside an adapter: what a classifier's outputs are called, which PEFT does not keep
 ORIGIN = "origin.yaml"  # beside an adapter that was made from a run's: the settings of that run
 EVAL = "eval"  # what a run was judged to be: a file for each suite
+# In the run.json of a folder that `debias eval --model -o` wrote: whose results it holds, and the options given.
+JUDGED, ASKED = "judged", "asked"
 CHECKPOINT = "checkpoint-"  # and the step
 TRAINER_STATE = "trainer_state.json"  # of a checkpoint, as the Trainer names it
 

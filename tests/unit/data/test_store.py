@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,48 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
         json.dumps({**json.loads((place / NOTES).read_text()), "key": "older"})
     ),
 }
+
+
+LEFT = store.PART + "0123456789abcdef"
+
+
+def left(folders: Path, key: str, age: float) -> Path:
+    """What a writer that was killed leaves in the folder of a table."""
+    place = folders / "cache" / "data" / key
+    place.mkdir(parents=True, exist_ok=True)
+    (place / LOCK).touch()
+    (place / LEFT).write_bytes(b"half a table")
+    os.utime(place / LEFT, (time.time() - age,) * 2)
+    return place / LEFT
+
+
+def test_what_killed_writers_left_goes_when_a_table_is_made(folders: Path) -> None:
+    """Not what is young, not what somebody is writing, and not when a table is only read."""
+    fcntl = pytest.importorskip("fcntl")
+    old, mine, young, busy = (left(folders, *told) for told in (("a", 9e5), (KEY, 9e5), ("b", 60), ("c", 9e5)))
+    with (busy.parent / LOCK).open("ab") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        check(kept(KEY, batches))
+        assert [part.exists() for part in (old, mine, young, busy)] == [False, False, True, True]
+        left(folders, "a", 9e5)
+        check(kept(KEY, never))
+        assert old.exists()
+    kept("another", batches)
+    assert [part.exists() for part in (old, busy)] == [False, False]
+    assert files(young.parent) == [LEFT, LOCK]
+
+
+def test_what_is_left_where_nothing_can_be_locked(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Age alone tells there."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    old, young = left(folders, "a", store.DEAD + 60), left(folders, "b", store.DEAD - 60)
+    kept(KEY, batches)
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 @pytest.mark.parametrize("name", DAMAGE)

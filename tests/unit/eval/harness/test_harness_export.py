@@ -14,8 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import Environment, StrictUndefined
 
+from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias_eval.harness.asked import Asked, asked_of, read_prompt
 from debias_eval.harness.export import (
     LOADER,
     Origin,
@@ -23,7 +25,6 @@ from debias_eval.harness.export import (
     command_line,
     export,
     jinja_template,
-    read_prompt,
     sha256,
     task_of,
 )
@@ -177,7 +178,7 @@ def test_a_limit_is_the_subset_that_eval_draws(write_suite: Callable[..., Path],
 def test_a_chat_prompt_says_so(write_suite: Callable[..., Path], tmp_path: Path) -> None:
     settings = config(prompt={"chat": True})
     done = export([str(write_suite(ROWS))], settings, tmp_path / "out", compare_tokens=False)
-    assert "--apply_chat_template" in command_line(done, settings, tmp_path / "run.yaml")
+    assert "--apply_chat_template" in command_line(done, Asked(settings))
     assert task_of(load_suite(tmp_path / "mine"), settings).rows[0]["debias"]["chat"] is True
 
 
@@ -186,7 +187,9 @@ def test_the_command_line_can_be_pasted(write_suite: Callable[..., Path], tmp_pa
     (run / "adapter").mkdir(parents=True)
     settings = config(load_in_4bit=True, bf16=True)
     done = export([str(write_suite(ROWS))], settings, tmp_path / "out dir", compare_tokens=False)
-    judge, back = (shlex.split(line) for line in command_line(done, settings, run).splitlines())
+    judge, back = (
+        shlex.split(line) for line in command_line(done, Asked(settings, str(run / "adapter"), run=run)).splitlines()
+    )
     assert judge[judge.index("--model_args") + 1] == f"pretrained=m,dtype=bfloat16,peft={run}/adapter"
     assert judge[judge.index("--include_path") + 1] == str(tmp_path / "out dir")
     assert judge[judge.index("--tasks") + 1] == "debias_mine"
@@ -239,6 +242,45 @@ def test_a_classification_run_has_no_prompt(tmp_path: Path) -> None:
         read_prompt(tmp_path)
     with pytest.raises(InputError, match="no such file"):
         read_prompt(tmp_path / "nothing.yaml")
+
+
+def test_whoever_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run, what `eval --model -o` judged, an adapter with a file of template and answers: a model and a prompt."""
+    monkeypatch.setattr("debias.inference.any_model.check_base", lambda adapter, model: None)
+    answers = {"yes": " yes", "no": " no"}
+    short = tmp_path / "prompt.yaml"
+    short.write_text(json.dumps({"template": "{premise} {hypothesis}", "verbalizers": answers}))
+    run, folder = tmp_path / "run", tmp_path / "judged"
+    (run / "adapter").mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(config()))
+    folder.mkdir()
+    options = {"model": "their/model", "adapter": "their/adapter", "prompt": str(short), "tokenizer": "other/words"}
+    (folder / "run.json").write_text(json.dumps({"judged": {}, "asked": options}))
+
+    trained = asked_of(run)
+    assert (trained.config.model, trained.adapter, trained.run) == ("m", str(run / "adapter"), run)
+    judged = asked_of(folder)
+    assert (judged.config.model, judged.adapter, judged.tokenizer) == ("their/model", "their/adapter", "other/words")
+    assert judged.run is None  # its results are of another judge
+    assert judged.config.prompt is not None
+    assert judged.config.prompt.verbalizers == answers
+    named = asked_of(short, "their/model", "their/adapter")
+    assert (named.config.model, named.adapter, named.run) == ("their/model", "their/adapter", None)
+    assert asked_of(run, "other/model").config.model == "other/model"
+
+    for told, says in (
+        ((short,), "names no model; give --model or --adapter"),
+        ((None,), "--prompt is missing"),
+        ((folder, "x"), "says which model it judged"),
+    ):
+        with pytest.raises(InputError, match=says):
+            asked_of(*told)
+    (folder / "run.json").write_text(json.dumps({"asked": {"endpoint": "http://localhost:1", "model": "served"}}))
+    with pytest.raises(InputError, match="was judged through a server"):
+        asked_of(folder)
+    (folder / "run.json").write_text(json.dumps({"status": "finished"}))
+    with pytest.raises(InputError, match="neither a run nor a folder of"):
+        asked_of(folder)
 
 
 def test_rows_go_through_datasets_unchanged(write_suite: Callable[..., Path], tmp_path: Path) -> None:

@@ -31,4 +31,4 @@ def test_an_end_behind_every_text_would_be_scored_by_the_harness(tmp_path: Path)
     (adapter / "adapter_config.json").write_text("{}")
     check_tokens(config, asked)
     with pytest.raises(InputError, match=r"puts \[5\] behind every text .* judge this model with `debias eval`"):
-        check_tokens(config, asked, adapter)
+        check_tokens(config, asked, str(adapter))

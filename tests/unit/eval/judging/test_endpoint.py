@@ -276,6 +276,13 @@ def test_the_verb(
     assert said.code == 0, said.err
     line = f"debias eval --endpoint {url} --model {NAME} --prompt {prompt} --concurrency 3 -o over --suite {mine}"
     assert line in page.read_text()
+    said = debias("card", tmp_path / "over", tmp_path / "here")
+    assert said.out.splitlines() == [str(tmp_path / name / "README.md") for name in ("over", "here")]
+    card = (tmp_path / "over" / "README.md").read_text()
+    assert line in card
+    assert f"Results of {NAME}, which a completions server answered for" in card
+    assert "Precision: the server's" in card
+    assert "answered for" not in (tmp_path / "here" / "README.md").read_text()
     assert debias("compare", tmp_path / "over", tmp_path / "here").code == 0
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]

@@ -14,6 +14,7 @@ import pytest
 from debias.config.places import find_recipe
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
+from debias_eval.harness.asked import Asked
 from debias_eval.harness.export import Exported, command_line, export
 from debias_eval.judging.evaluate import evaluate_run
 from debias_eval.judging.models import judge_given
@@ -101,10 +102,22 @@ def test_a_model_that_no_run_of_ours_made(
     # The fake says nothing of how it scored; a real predictor does.
     path = out / "eval" / "mine.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "judge": {"normalize": "tokens", "calibrate": "none"}}))
-    (line,) = printed(write_report([out], tmp_path / "page.html"))
-    told = check(line, out.parent, monkeypatch)
-    wanted = {**given, "prompt": tmp_path / "asked here" / "prompt.yaml", "normalize": "tokens", "out": Path("judged")}
-    assert {key: told[key] for key in wanted} == wanted
+    ((card, said),) = write_cards([out])
+    assert (card, said) == (out / "README.md", "")  # beside the results: the adapter is somebody else's
+    for page in (write_report([out], tmp_path / "page.html"), card):
+        (line,) = printed(page)
+        told = check(line, out.parent, monkeypatch)
+        wanted = {**given, "prompt": tmp_path / "asked here" / "prompt.yaml", "normalize": "tokens"}
+        wanted["out"] = Path("judged")
+        assert {key: told[key] for key in wanted} == wanted
+    text = card.read_text()
+    for part in ("base_model: some/model", "the adapter its/adapter", "- Answers normalized: tokens", "torch 2"):
+        assert part in text
+    for part in ("## Training", "One training seed", "config.yaml", "has no ", "unknown"):
+        assert part not in text
+    code = text.split("```python\n")[1].split("```")[0]
+    assert "AutoTokenizer.from_pretrained('other/words')" in code
+    compile(code, "card", "exec")
 
 
 def test_results_of_nobody_knows_what_print_no_command(put: Callable[..., Path], tmp_path: Path) -> None:
@@ -130,7 +143,7 @@ def test_the_line_of_the_harness(
     values |= {"prompt": {"template": "{premise} {hypothesis}:", "verbalizers": ANSWERS}, "load_in_4bit": four}
     config = RunConfig.model_validate(values)
     done: Exported = export([str(mine)], config, tmp_path / "tasks", compare_tokens=False)
-    judge, back = command_line(done, config, run).splitlines()
+    judge, back = command_line(done, Asked(config, str(run / "adapter"), run=run)).splitlines()
     verb, told = arguments(back)
     assert (verb, told["out"], told["suite"]) == ("import-harness", run, [str(mine)])
     harness = pytest.importorskip("lm_eval._cli")
