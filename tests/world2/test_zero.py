@@ -382,6 +382,7 @@ def test_a_non_finite_loss_on_one_rank_skips_the_step_on_all(kind, where, way):
 
 # With the rate below, at which the weights come back towards their start: what is remembered then counts.
 REMEMBER = [rule for rule in EXAMPLES if not rule.is_stateless]
+EVERYTHING = next(rule for rule in REMEMBER if isinstance(rule, DiGraP))  # where weights started, were and a memory
 
 
 @functools.cache
@@ -438,8 +439,7 @@ def test_memory_is_that_of_one_process(kind, rule):
 
 def test_what_is_remembered_matters_here():
     """Or the tests above would show nothing: projections are taken out, and the run is not that of plain training."""
-    rule = next(rule for rule in REMEMBER if isinstance(rule, DiGraP))
-    weights, state = remembered(rule)
+    weights, state = remembered(EVERYTHING)
     plain, _ = remembered(MainOnly())
     assert max(float(t[1]) for name, t in state.items() if name.endswith("/memory")) > 0.1
     assert largest_difference(weights, plain)[0] > 1e-3
@@ -449,7 +449,7 @@ def test_what_is_remembered_matters_here():
 def test_a_rank_that_owns_nothing_of_what_the_rule_acts_on(stage):
     """One element: it lies on one rank, and the others take part in what is collective."""
     with odd_engine(ds_config(stage), odd_sgd) as engine:
-        hook = attach(engine, REMEMBER[0], select=lambda name, p: name == "narrow.bias")
+        hook = attach(engine, EVERYTHING, select=lambda name, p: name == "narrow.bias")
         states = []
         for step in range(2):
             parts = parts_of(dist.get_rank(), 1)
@@ -470,7 +470,7 @@ def test_how_far_bfloat16_weights_moved(kind):
     """By the float32 copies that the optimizer steps on, wherever they are; a skipped step is not remembered."""
     stage, blocks, zero = kind
     model = Odd()
-    rule = REMEMBER[0]
+    rule = EVERYTHING
 
     def loss(model, batch):
         return cross_entropy(model(batch["x"].to(torch.bfloat16)), batch["labels"])
