@@ -1,6 +1,7 @@
 """DeepSpeed at stages 0 to 3 over the ranks of the session, against one process on the joined batch."""
 
 import functools
+import itertools
 import math
 from collections import Counter
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from covering import covering
 from gradient_checks import answer_loss, mlp_loss, text_loss, weights_for
-from tables import EXAMPLES, FORMS
+from tables import EXAMPLES, FORMS, seen_by
 from tiny_models import VOCABULARY, Mlp, answer_batch, bert, llama, rows, text_batch, with_lora
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from debias.engines import NonFiniteGradients, attach, select_parameters
 from debias.losses import cross_entropy
-from debias.methods import DiGraP, Edge, MainOnly
+from debias.methods import DiGraP, Edge, MainOnly, Rule
 
 pytest.importorskip("deepspeed")
 
@@ -52,20 +53,26 @@ def of_row(row):
     return "-".join(map(str, row.values()))
 
 
-# A rule is told inner products and a stage's pieces, and not by which way, how often or beside which memory they came.
-APART = [frozenset({"rule", other}) for other in ("way", "offload", "checkpointing", "accumulate", "optimizer")]
+# A rule is told inner products, and not by which way, how often or beside which memory they came; a stage sees what a
+# rule looks at and remembers, and no more of it.
+SEEN = {rule: seen_by(rule) for rule in FORMS}
+ELSEWHERE = ("way", "offload", "checkpointing", "accumulate", "optimizer")
+APART = [frozenset({of_rule, other}) for of_rule in ("rule", "seen") for other in ELSEWHERE]
+APART.append(frozenset({"rule", "stage"}))
 GRID = covering(
     {
         "stage": [3, 2, 1, 0],
         "way": WAYS,
         "rule": FORMS,
+        "seen": list(dict.fromkeys(SEEN.values())),
         "offload": list(OFFLOADS),
         "checkpointing": ["none", "reentrant", "non-reentrant"],
         "accumulate": [1, 4],
         "optimizer": list(TOLERANCE),
     },
     lambda row: (
-        not (row["stage"] == 3 and row["way"] == "shared_forward")
+        SEEN[row["rule"]] == row["seen"]
+        and not (row["stage"] == 3 and row["way"] == "shared_forward")
         and (row["stage"] == 3 or row["offload"] in {"nothing", "optimizer"})
         and (row["stage"] > 0 or row["offload"] == "nothing")
     ),
@@ -152,7 +159,11 @@ def possible(row):
     return not (row["stage"] == 3 and row["way"] == "shared_forward") and not (row["stage"] == 0 and row.get("offload"))
 
 
-ODD = covering({"stage": [0, 1, 2, 3], "way": WAYS, "rule": EXAMPLES}, possible)
+ODD = covering(
+    {"stage": [0, 1, 2, 3], "way": WAYS, "rule": EXAMPLES, "seen": list(dict.fromkeys(map(SEEN.get, EXAMPLES)))},
+    lambda row: possible(row) and SEEN[row["rule"]] == row["seen"],
+    APART,
+)
 
 
 @pytest.mark.parametrize("row", ODD, ids=of_row)
@@ -410,8 +421,12 @@ def assert_same_state(got, want, tolerance):
     assert same_on_all_ranks(got)
 
 
-@pytest.mark.parametrize("rule", REMEMBER, ids=repr)
-@pytest.mark.parametrize("kind", FP32_ENGINES, ids=of_engine)
+# All that a rule can keep on each engine, and there one of the rules that keep less.
+OTHERS = itertools.cycle([rule for rule in REMEMBER if rule != EVERYTHING])
+KEPT = [(kind, rule) for kind in FP32_ENGINES for rule in (EVERYTHING, next(OTHERS))]
+
+
+@pytest.mark.parametrize(("kind", "rule"), KEPT, ids=lambda v: repr(v) if isinstance(v, Rule) else of_engine(v))
 def test_memory_is_that_of_one_process(kind, rule):
     """After 2 steps at this stage, then 2 more on another engine that goes on from what was saved."""
     stage, blocks, zero = kind
