@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def edit(
-    name: Annotated[str, typer.Argument(metavar="EDIT", help="soup, truncate or scale.")],
+    name: Annotated[str, typer.Argument(metavar="EDIT", help="soup, model_stock, truncate or scale (wise_ft).")],
     adapters: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Folders of runs or adapters.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the edited adapter.")],
     settings: Annotated[

@@ -24,8 +24,8 @@ class LowRank:
         """R: the rank that is stored, which the product may stay below."""
         return self.a_RI.shape[-2]
 
-    def times(self, factor: float) -> "LowRank":
-        """The change times a number."""
+    def times(self, factor: float | Tensor) -> "LowRank":
+        """The change times a number; of a stack, one number or one for each, [E, 1, 1]."""
         return LowRank(self.a_RI, self.b_OR * factor)
 
     def squared_norm(self) -> float:

@@ -119,6 +119,16 @@ def by_energy(weight: np.ndarray, share: float) -> np.ndarray:
     raise AssertionError
 
 
+def stock(changes: Sequence[np.ndarray]) -> np.ndarray:
+    """Of two, of a stack each by itself."""
+    if changes[0].ndim == 3:
+        return np.stack([stock(of_one) for of_one in zip(*changes, strict=True)])
+    one, two = changes
+    lengths = math.sqrt(float((one**2).sum()) * float((two**2).sum()))
+    cosine = max(0.0, float((one * two).sum()) / lengths) if lengths else 0.0
+    return 2 * cosine / (1 + cosine) * (one + two) / 2
+
+
 Oracle = Callable[[Sequence[np.ndarray]], np.ndarray]
 # name of the edit, settings, how many adapters, what becomes of dense changes, and of what was trained whole
 CASES: dict[str, tuple[str, dict[str, Any], int, Oracle, Oracle]] = {
@@ -126,6 +136,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Oracle, Oracle]] = {
     "soup of one": ("soup", {}, 1, mean(), mean()),
     "weighted": ("soup", {"weights": [1, 3]}, 2, mean(1, 3), mean(1, 3)),
     "soup, rank 2": ("soup", {"rank": 2}, 2, lambda changes: best(mean()(changes), 2), mean()),
+    "model_stock": ("model_stock", {}, 2, stock, mean()),
     "truncate": ("truncate", {"keep": 1}, 1, lambda changes: best(changes[0], 1), mean()),
     "whole rank": ("truncate", {"keep": 99}, 1, mean(), mean()),
     "energy": ("truncate", {"energy": 0.8}, 1, lambda changes: by_energy(changes[0], 0.8), mean()),
