@@ -1,6 +1,7 @@
 """debias.merging's edits as mathematics: against plain loops and numpy in float64 on the dense changes."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from debias.errors import InputError
 from debias.merging import EDITS, Edit
 from debias.merging.editing import make_edit
-from debias.merging.edits import LowRank
+from debias.merging.edits import LowRank, Tried
+from debias.merging.greedy_soup import GreedySoup
 from debias.merging.model_stock import ModelStock
 from debias.merging.scale import Scale
 from debias.merging.soup import Soup
@@ -118,6 +120,33 @@ def test_soup_of_what_was_trained_whole() -> None:
     assert (halves.dtype, halves.tolist()) == (torch.bfloat16, [[2.0, 1.5]])
     steps = [torch.tensor([3]), torch.tensor([4])]
     assert Soup().whole(steps).tolist() == [3]
+
+
+# Greedy soup.
+
+# How well soups do on rows held out, by their members.
+TOLD = {"0": 0.70, "1": 0.80, "2": 0.75, "3": 0.80, "1-3": 0.82, "1-3-2": 0.81, "1-3-0": 0.82}
+
+
+def test_greedy_soup_keeps_what_does_not_make_it_worse() -> None:
+    """Best first (of equals the first given); the third makes it worse and stays out, the fourth changes nothing."""
+    asked: list[str] = []
+
+    def held_out(members: Sequence[int]) -> float:
+        asked.append("-".join(map(str, members)))
+        return TOLD[asked[-1]]
+
+    tried = GreedySoup().choose(4, held_out)
+    assert tried == [
+        Tried(1, 0.80, 0.80, kept=True),
+        Tried(3, 0.80, 0.82, kept=True),
+        Tried(2, 0.75, 0.81, kept=False),
+        Tried(0, 0.70, 0.82, kept=True),
+    ]
+    assert asked == ["0", "1", "2", "3", "1-3", "1-3-2", "1-3-0"]  # 2 N - 1 passes
+    kept = [drawn(one.member, 5, 9, 3) for one in tried if one.kept]
+    np.testing.assert_allclose(dense(GreedySoup().change(kept)), sum(map(dense, kept)) / 3, atol=1e-12)
+    np.testing.assert_allclose(dense(GreedySoup(1).change(kept)), best(sum(map(dense, kept)) / 3, 1), atol=1e-12)
 
 
 # Model Stock.
@@ -290,10 +319,11 @@ def test_settings() -> None:
         (
             "soop",
             {},
-            r"edit.name is 'soop', not one of soup, model_stock, truncate, scale, wise_ft; did you mean soup\?",
+            r"edit.name is 'soop', not one of soup, greedy_soup, model_stock, .*, wise_ft; did you mean soup\?",
         ),
-        ("wise", {}, r"edit.name is 'wise', not one of soup, model_stock, truncate, scale, wise_ft"),
+        ("wise", {}, r"edit.name is 'wise', not one of soup, greedy_soup, model_stock, truncate, scale, wise_ft"),
         ("model_stock", {"rank": 0}, r"edit.rank is 0, expected 1 or more"),
+        ("greedy_soup", {"rank": 0}, r"edit.rank is 0, expected 1 or more"),
         ("truncate", {"kep": 4}, r"edit.kep: truncate has no such setting; did you mean keep\?"),
         ("scale", {"zz": 4}, r"edit.zz: scale has no such setting; it has alpha"),
         ("scale", {"name": "soup"}, r"edit.name is 'soup', but the edit is scale"),
@@ -327,6 +357,7 @@ def test_settings_that_are_wrong(name: str, settings: dict[str, object], message
         (Scale(0.5), 3, "scale is an edit of one adapter, 3 were given"),
         (Soup((1.0, 2.0)), 3, "weights: 2 of them for 3 adapters"),
         (Soup(), 0, "soup of no adapters"),
+        (GreedySoup(), 1, "greedy_soup chooses among two adapters or more, 1 given"),
         (ModelStock(), 1, "model_stock is of two adapters or more, 1 given; `scale` draws one to its base"),
     ],
 )
