@@ -35,6 +35,7 @@ from debias.methods import (
     METHODS,
     MGDA,
     CAGrad,
+    ComponentClip,
     DiGraP,
     Edge,
     GradVac,
@@ -112,6 +113,8 @@ GOLDEN: list[tuple[Rule, Matrix, Matrix]] = [
     (CAGrad(c=0.9), AGAINST, mixed(0.5 + REACH * TURN, 0.5 + REACH * (1 - TURN), AGAINST)),
     (CAGrad(form="code"), BIAS, mixed((0.5 + math.sqrt(3.375) / 3) / 1.25, 0.4, BIAS)),
     (L2SP(alpha=0.1), BIAS, [[2.0, 0.6], [1.7, 0.0]]),
+    (ComponentClip(max_norm=0.05), BIAS, mixed(0.05 / 3, 0.0, BIAS)),
+    (ComponentClip(max_norm=3.5), BIAS, MAIN),
     (DiGraP(mu=0.5, beta1=0.5, beta2=0.5), BIAS, projected(HALVES)),
     (DiGraP(mu=0.25, beta1=0.0, beta2=0.0), BIAS, projected(QUARTER)),
     (DiGraP(mu=5.0, beta1=0.0, beta2=0.0), BIAS, projected(1.0)),  # clipped: the whole projection is taken out
@@ -133,13 +136,13 @@ EXAMPLES: list[Rule] = [next(rule for rule in RULES if rule.name == name) for na
 
 
 def seen_by(rule: Rule) -> str:
-    """All that an engine knows of a rule: what it looks at, whether it remembers, whether rows differ."""
+    """All that an engine knows of a rule: what it looks at, if anything is done, remembered, or not the same by row."""
     products = len(rule.looks_at) * (len(rule.looks_at) + 1) // 2
     gram_OG = torch.arange(1.0, 2 * products + 1, dtype=torch.float64).view(2, -1)
     facts = StepFacts(1, torch.tensor(RATE, dtype=torch.float64))
     coefficients, _ = rule.advance(gram_OG, torch.zeros(rule.memory, dtype=torch.float64), facts)
     by_row = any(not torch.equal(x_O[0], x_O[1]) for x_O in coefficients)
-    return "+".join([*rule.looks_at, *["memory"] * bool(rule.memory), *["rows"] * by_row])
+    return "+".join([*rule.looks_at, *["memory"] * bool(rule.memory), *["rows"] * by_row, *["plain"] * rule.is_plain])
 
 
 def settings_of(rule: Rule) -> dict[str, Any]:

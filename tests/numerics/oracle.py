@@ -155,6 +155,10 @@ def l2_sp(main: Matrix, moved: Matrix, alpha: float = 0.01) -> tuple[Matrix, Mat
     return linear(main, moved, 1.0, alpha)
 
 
+def component_clip(main: Matrix, max_norm: float = 0.15) -> tuple[Matrix, Matrix]:
+    return linear(main, main, min(1.0, max_norm / norm(main)) if norm(main) else 1.0, 0.0)
+
+
 def gradvac(steps: list[list[Matrix]], rates: list[float], beta: float = 0.01) -> tuple[Matrix, Matrix]:
     """All steps of a tensor from its first, each (main, bias); the last one's update, by angles."""
     target, update, magnitude = 0.0, steps[0][0], steps[0][0]

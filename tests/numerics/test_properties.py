@@ -21,6 +21,7 @@ from debias.methods import (
     L2SP,
     MGDA,
     CAGrad,
+    ComponentClip,
     Edge,
     GradVac,
     MainOnly,
@@ -183,7 +184,7 @@ def test_nothing_in_nothing_out(rule):
         assert update_of(rule, torch.zeros(shape), torch.zeros(shape)).shape == shape
 
 
-@rules
+@pytest.mark.parametrize("rule", [rule for rule in RULES if not isinstance(rule, ComponentClip)], ids=repr)
 @given(data=st.data(), s=st.sampled_from([1e-12, 1e-3, 0.3, 7.0, 1e9]))
 @quick
 def test_scaling_both_scales_the_update(rule, data, s):
@@ -326,7 +327,7 @@ def test_published_edge_on_a_tall_matrix_is_nearly_subtraction():
 @rules
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_input_reaches_the_output(rule, value):
-    sides = (0, 1) if not rule.is_plain else (0,)
+    sides = (0, 1) if len(rule.looks_at) > 1 else (0,)
     for shape, side, sign in itertools.product(((3, 4), (1, 4), (4,), ()), sides, (1, -1)):
         where = f"on side {side} of shape {shape}"
         tensors = [t.clone() for t in pair(*shape)]
@@ -334,8 +335,7 @@ def test_non_finite_input_reaches_the_output(rule, value):
         tensors[side].reshape(-1)[-1] = value
         assert not update_of(rule, *tensors).isfinite().all(), f"{rule} hides {value} {where}"
         tensors[1 - side].zero_()
-        if side == 0 or not isinstance(rule, MainOnly):
-            assert not update_of(rule, *tensors).isfinite().all(), f"{rule} hides {value} {where} beside zeros"
+        assert not update_of(rule, *tensors).isfinite().all(), f"{rule} hides {value} {where} beside zeros"
 
 
 def advance(rule: Rule, gram: torch.Tensor, memory: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -349,7 +349,10 @@ def test_a_non_finite_gram_is_not_masked(rule, value):
     """Where gradients are sharded, the rank that holds no bad element sees the bad one in the sums only."""
     vectors = torch.tensor([[[1.0, 2.0], [2.0, 0.0]], [[0.0, 4.0], [1.5, 2.0]], [[3.0, 0.0], [-1.0, 1.0]]])
     gram = row_gram(*vectors[: len(rule.looks_at)])
-    gram[0, 1:] = value * torch.tensor([-1.0, *[1.0] * (gram.shape[1] - 2)])
+    if gram.shape[1] > 1:
+        gram[0, 1:] = value * torch.tensor([-1.0, *[1.0] * (gram.shape[1] - 2)])
+    else:
+        gram[0] = value
     coefficients, _ = advance(rule, gram, torch.zeros(rule.memory, dtype=torch.float64))
     assert not torch.stack(coefficients).isfinite().all()
 

@@ -10,6 +10,7 @@ from debias.config.blocks import make
 from debias.methods.base import GRADIENTS, Rule, StepFacts, Vector, pairs_of
 from debias.methods.cagrad import CAGrad
 from debias.methods.combine import apply_coefficients, as_rows, combine, gram_of_rows, row_gram, take_step
+from debias.methods.component_clip import ComponentClip
 from debias.methods.digrap import DiGraP
 from debias.methods.edge import Edge, MainOnly, Orthogonal, Subtract
 from debias.methods.gradvac import GradVac
@@ -29,6 +30,7 @@ ROWS: tuple[type[Rule], ...] = (
     CAGrad,
     DiGraP,
     L2SP,
+    ComponentClip,
     MainOnly,
 )
 METHODS: dict[str, type[Rule]] = {rule.name: rule for rule in ROWS}
@@ -45,6 +47,7 @@ __all__ = [
     "METHODS",
     "MGDA",
     "CAGrad",
+    "ComponentClip",
     "DiGraP",
     "Edge",
     "GradVac",

@@ -19,8 +19,9 @@ class GradVac(Rule):
         main' = main + |main|/|bias| (target sqrt(1 - phi^2) / sqrt(1 - target^2) - phi) bias   where phi < target
         target_(t+1) = (1 - beta) target_t + beta phi_t,   target_1 = 0
 
-    and bias' the same with the two changed about; elsewhere both stay. `<main', bias>` then has the cosine `target`
-    exactly. With `beta` 0 the target stays 0, and the update is that of `pcgrad`. A gradient of zero has the cosine 0.
+    and bias' the same with the two changed about; elsewhere both stay. The cosine of main' and bias, and of bias' and
+    main, is then `target` exactly. With `beta` 0 the target stays 0, and the update is that of `pcgrad`. A gradient of
+    zero has the cosine 0.
 
     Needs a bias weight (`bias_weight`), whose loss is a task like any other. Costs one backward pass in all with
     `gradients: single_pass`, two otherwise, and one number a tensor. Fails as a debiaser by design: it makes the two
