@@ -51,7 +51,7 @@ def test_live_bytes_of_a_chain_of_linears_by_hand():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "adapter", "checkpointing"),
-    [("qwen3", "lora", False), ("qwen3", "full", True), ("llama4_text", "lora", True), ("llama4_text", "full", False)],
+    [("qwen3", "full", False), ("llama4_text", "lora", True)],
 )
 def test_a_deep_model_is_what_a_few_of_its_layers_say(name, adapter, checkpointing, monkeypatch):
     config = family_config(name, num_hidden_layers=12, vocab_size=40)
