@@ -119,7 +119,7 @@ def test_count_is_the_denominator(gradients):
 
 @dataclasses.dataclass(frozen=True)
 class BySize(Rule):
-    """A rule that does depend on how large the gradients are, unlike those in METHODS."""
+    """A rule that depends on how large the gradients are, and on nothing else."""
 
     name = "by_size"
 

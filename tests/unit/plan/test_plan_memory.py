@@ -189,10 +189,10 @@ def test_a_rule_that_looks_at_how_far_weights_moved_keeps_copies():
     assert of(Sharding()).parts["rule's state"] == 8 * n
     assert of(Sharding(4, 2, bucket=1)).parts["rule's state"] == pytest.approx(2 * n, abs=8)
     assert of(Sharding(4, 0)).parts["rule's state"] == 8 * n
-    assert "rule's state" not in of(Sharding(), MainOnly.looks_at).parts
+    assert "rule's state" not in of(Sharding(), MainOnly().combines).parts
     offloaded = Sharding(4, 3, offload_optimizer=True)
     assert "rule's state" not in of(offloaded).parts
-    assert of(offloaded).host - of(offloaded, MainOnly.looks_at).host == pytest.approx(2 * n, abs=8)
+    assert of(offloaded).host - of(offloaded, MainOnly().combines).host == pytest.approx(2 * n, abs=8)
     # Three stacks, the update, and the way moved; where nothing else is large that is the worst moment.
     small = Traced(peak=4 * n, gradients=4 * n, others=0)
     memory = memory_of(counts, small, Sharding(), "plain", "sgd", cuda=False, looks_at=DiGraP.looks_at)
