@@ -135,6 +135,31 @@ def bench_gpu(
         print_table(table)
 
 
+@app.command("growth")
+def bench_growth(
+    axis: Annotated[
+        list[str] | None, typer.Option(help="batch, length, rank or layers; may be repeated (all).")
+    ] = None,
+    sizes: Annotated[int | None, typer.Option(min=3, max=5, help="Of each axis, the smallest first (5).")] = None,
+    hidden: Annotated[int | None, typer.Option(min=16)] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Layers of the model (8).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds (5).")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="The curves, as SVG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit how a step's CPU time and memory grow with batch, length, rank and number of adapted layers."""
+    from debias.bench.growth import bench_growth as measure
+    from debias.bench.growth import growth_setting, table_of
+    from debias.bench.growth_picture import picture_of
+    from debias.runs.whole import write_whole
+
+    given: dict[str, Any] = {"sizes": sizes, "hidden": hidden, "depth": depth, "rounds": rounds}
+    result = measure(growth_setting(axes=tuple(axis) if axis else None, **given))
+    if picture is not None:
+        write_whole(picture, picture_of(result))
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
 @app.command("quarter")
 def bench_quarter(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for JSON of each part and the page.")],
