@@ -90,10 +90,10 @@ def _measure(setting: CombineSetting, device: torch.device) -> dict[str, Any]:
         f"{layer}.{index}": torch.Size(size) for layer in range(shape.layers) for index, size in enumerate(adapters)
     }
     layout = Chunked(shapes, rank=0, world=setting.ranks, group=None)
-    with _group_of_one(device):
+    with group_of_one(device):
         plan = make_plan(layout, shapes, None, device)
         sizes = {name: len(piece) for name, piece in layout.pieces.items()}
-        main, bias = (_pieces(sizes, setting.seed + side, device) for side in (0, 1))
+        main, bias = (made_pieces(sizes, setting.seed + side, device) for side in (0, 1))
         parts = [_combine(plan, main, bias, device) for _ in range(setting.rounds + 1)][1:]
     # Of vectors that no cache holds, also where the share is small.
     bandwidth = triad_bandwidth(shape.adapter_elements(setting.lora_r), setting.rounds, device)
@@ -111,7 +111,7 @@ def _measure(setting: CombineSetting, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _pieces(sizes: dict[str, int], seed: int, device: torch.device) -> dict[str, Tensor]:
+def made_pieces(sizes: dict[str, int], seed: int, device: torch.device) -> dict[str, Tensor]:
     """Views of one flat buffer, as an engine holds them."""
     generator = torch.Generator(device).manual_seed(seed)
     flat_N = torch.randn(sum(sizes.values()), generator=generator, device=device)
@@ -150,7 +150,8 @@ def _now(device: torch.device) -> float:
 
 
 @contextmanager
-def _group_of_one(device: torch.device) -> Iterator[None]:
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """A process group of this process alone."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

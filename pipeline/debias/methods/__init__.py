@@ -9,7 +9,16 @@ from typing import Any
 from debias.config.blocks import make
 from debias.methods.base import GRADIENTS, Rule, StepFacts, Vector, pairs_of
 from debias.methods.cagrad import CAGrad
-from debias.methods.combine import apply_coefficients, as_rows, combine, gram_of_rows, row_gram, take_step
+from debias.methods.combine import (
+    apply_coefficients,
+    as_rows,
+    combine,
+    gram_of_rows,
+    row_gram,
+    take_step,
+    wide_enough,
+    write_update,
+)
 from debias.methods.component_clip import ComponentClip
 from debias.methods.digrap import DiGraP
 from debias.methods.edge import Edge, MainOnly, Orthogonal, Subtract
@@ -67,4 +76,6 @@ __all__ = [
     "pairs_of",
     "row_gram",
     "take_step",
+    "wide_enough",
+    "write_update",
 ]

@@ -8,6 +8,7 @@ to be gathered when they are sharded. G inner products, S numbers that a tensor 
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,6 +108,8 @@ def pairs_of(vectors: int) -> list[tuple[int, int]]:
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """`numerator / denominator` (broadcast), 0 where the denominator is exactly 0; NaN and inf pass through."""
     zero = denominator == 0
+    if denominator.numel() < numerator.numel():  # one pass over the larger one: what is divided by infinity is 0
+        return numerator / denominator.masked_fill(zero, math.inf)
     return (numerator / denominator.masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from debias.engines.torch_engine import STACK_ELEMENTS
+from debias.engines.stacks import STACK_ELEMENTS
 from debias.methods import GRADIENTS, Vector
 from debias.plan.count import Counts, Size
 from debias.plan.trace import Traced
