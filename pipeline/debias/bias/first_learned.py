@@ -38,6 +38,10 @@ class FirstLearned(BaseBiasModel):
     it misleads), and further steps learn the task as well, which would then be corrected away. `learning_rate` and
     `lora_r` are the adapter's own (scaling 2), for the run may train something else. Pictures keep the run's adapter.
 
+    `stop_at`: a share, such as 0.2. Each model then stops as soon as its training loss has fallen by so much of the
+    entropy of the labels, and at `steps` at the latest. Data differ in how many steps their shortcut takes, less in how
+    much of the labels it explains; the loss on training data tells, without a group and without a test set.
+
     Needs training data whose shortcut is easier than its task. Costs `folds` short runs and one forward pass over the
     training data. Fails where honest signal is as easy as the shortcut (overlap and generic words on natural SNLI), or
     where `steps` suffice for the task as well: on SST-2 with a planted cue 100 do, and full correction then cost a
