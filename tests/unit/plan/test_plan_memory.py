@@ -258,6 +258,9 @@ def test_few_looks_find_it_on_every_curve(curve, most, first):
 def test_the_plan_as_json_and_as_a_table(folder, tmp_path, monkeypatch, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(run_of(folder).model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    monkeypatch.setattr(
+        "debias.plan.search.LARGEST_MICRO_BATCH", 8
+    )  # how many would fit is not asked here: a trace each
     debias = command_line(monkeypatch, capsys)
     said = debias("plan", file, "lora_r=4", "--gpu-memory", "1GB", "--seq-length", "16", "--json")
     found = json.loads(said.out)
@@ -406,6 +409,9 @@ def test_a_load_balancing_loss_that_the_model_has_not(tmp_path):
 @pytest.mark.slow
 def test_the_run_before_a_run_is_planned_too(folder, monkeypatch, capsys):
     """JTT's first stage with another micro-batch: where it does not fit, the run does not."""
+    monkeypatch.setattr(
+        "debias.plan.search.LARGEST_MICRO_BATCH", 8
+    )  # how many would fit is not asked here: a trace each
     stage = {"keep": "errors", "settings": {"per_device_train_batch_size": 64}}
     run = run_of(model=folder, order="upsampled", first_stage=stage)
     alone = make_plan(run_of(model=folder, per_device_train_batch_size=64, method="erm"), Machine(), length=32)
