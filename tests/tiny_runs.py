@@ -100,6 +100,22 @@ def save_llama(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def save_foreign_adapter(model: Path, folder: Path) -> Path:
+    """A PEFT adapter of a causal model that no run of ours made, off its start."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(folder)
+    return folder
+
+
 def settings_for(model: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """Settings of a run of four steps on 64 generated pairs."""
     return {

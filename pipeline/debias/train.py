@@ -122,8 +122,8 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     built = build_run(config, arguments, examples, validation, stop)
     built.trainer.train_dataset.facts |= told.facts
     rule = built.trainer.rule
-    method = {"name": rule.name, **dataclasses.asdict(rule)}
-    known = {"seed": config.seed, "method": method, "train_examples": len(examples), **built.sizes}
+    method = {"method": {"name": rule.name, **dataclasses.asdict(rule)}, **config.method_parts()}
+    known = {"seed": config.seed, **method, "train_examples": len(examples), **built.sizes}
     if answers is not None and not answers.fresh:
         started -= answered  # of another run, whose bias model said the same
         known |= _seen_elsewhere(config)

@@ -1,4 +1,7 @@
-"""The same command line under every launcher: two ranks that end with the adapter of one process."""
+"""The same command line under others' launchers: two ranks that end with the adapter of one process.
+
+Of `debias launch local` see `test_journeys.py`, where it is stopped and gone on with.
+"""
 
 import os
 import shutil
@@ -17,13 +20,11 @@ BIN = Path(sys.executable).parent
 MULTI = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29618"]
 # torchrun itself starts the ranks of rank_pool.py, which train as one process does in many a test.
 LAUNCHERS = {
-    "debias": [sys.executable, "-m", "debias.cli", "launch", "local"],
     "accelerate": [str(BIN / "accelerate"), "launch", *MULTI, "--num_processes", "2", "--num_machines", "1"],
     # Without pdsh and GPUs: its own way to start processes of this machine.
     "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", "29617"],
 }
 MODULE = {"accelerate": ["-m", "debias.cli", "train"], "deepspeed": ["--module", "debias.cli", "train"]}
-AFTER = {"debias": ["--nproc", "2"]}
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,13 @@ def test_two_ranks_of_any_launcher_are_one_process(launcher, model, alone, tmp_p
         pytest.skip(f"needs {launcher}")
     run = tmp_path / "a run"
     (tmp_path / "run.yaml").write_text(dump_config(tiny_runs.config_for(model, run, per_device_train_batch_size=4)))
-    words = [*LAUNCHERS[launcher], *MODULE.get(launcher, []), str(tmp_path / "run.yaml"), *AFTER.get(launcher, [])]
+    words = [*LAUNCHERS[launcher], *MODULE[launcher], str(tmp_path / "run.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert tiny_runs.largest_difference(tiny_runs.adapter_of(run), alone) < 1e-6
-    if launcher == "debias":
-        logs = sorted(path.name for path in run.with_name("a run.logs").rglob("stderr.log"))
-        assert logs == ["stderr.log", "stderr.log"]
 
 
 def test_the_reason_of_a_failure_is_the_last_word(model, tmp_path):

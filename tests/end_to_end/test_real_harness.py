@@ -199,21 +199,27 @@ def test_prompts_that_debias_cuts_are_counted(llama: Path, caplog: pytest.LogCap
 def test_the_verbs(
     llama: Path, tiny_suite: Path, tmp_path: Path, debias: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Export, the printed lm_eval command as it stands, import."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(dump_config(tiny_config(llama, SINGLE)))
-
+    """Somebody's adapter, judged; export, the printed lm_eval command as it stands, import: the same answers."""
+    tiny_runs.save_foreign_adapter(llama, tmp_path / "theirs")
+    prompt = tiny_config(llama, SINGLE).prompt
+    assert prompt is not None
+    (tmp_path / "prompt.yaml").write_text(json.dumps(prompt.model_dump()))
     monkeypatch.chdir(tmp_path)
-    made = debias("export-harness", tiny_suite, "--prompt", run, "-o", "tasks", "--limit", 20)
+    asked = ("--model", llama, "--adapter", "theirs", "--prompt", "prompt.yaml", "--limit", 20)
+    judged = debias("eval", *asked, "--suite", tiny_suite, "--overlap", "ignore", "-o", "judged", "--json")
+    assert judged.code == 0, judged.err
+    made = debias("export-harness", tiny_suite, "--prompt", "judged", "-o", "tasks", "--limit", 20)
     assert made.code == 0, made.err
     judge, back = made.out.splitlines()
     environment = os.environ | OFFLINE | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(shlex.split(judge), capture_output=True, check=True, cwd=tmp_path, env=environment)
     brought = debias(*shlex.split(back)[1:], "--json")
     assert brought.code == 0, brought.err
-    assert json.loads(brought.out)[0]["n"] == 20
+    run = tmp_path / "tasks" / "run"
     assert (run / "eval" / "tiny.json").is_file()
+    theirs, own = json.loads(brought.out)[0], json.loads(judged.out)[0]
+    assert (theirs["n"], theirs["accuracy"]) == (20, own["accuracy"])
+    assert theirs["groups"] == own["groups"]
     again = debias("import-harness", "tasks", "-o", run)
     assert again.error.startswith("error: unknown suite 'tiny'")
     assert again.err.count("\n") == 1

@@ -9,7 +9,7 @@ from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.ranks.world import is_first
 from debias.runs.environment import environment
-from debias.runs.names import ASKED, CONFIG, JUDGED, SUMMARY
+from debias.runs.names import ADAPTER, ASKED, CONFIG, JUDGED, MODEL, SUMMARY
 from debias.runs.whole import write_or_say
 from debias_eval.judging.judge import Judging, Outcome, judge
 from debias_eval.judging.overlap import TrainingRows
@@ -116,7 +116,14 @@ def open_out(out: Path, told: dict[str, Any], asked: dict[str, Any]) -> None:
     """Make the folder and say in its run.json whose results it holds."""
     out.mkdir(parents=True, exist_ok=True)
     if is_first() and not (out / SUMMARY).exists():
-        name = Path(told.get("adapter") or told["model"]).name
+        name = _short(told.get("adapter") or told["model"])
         here = {key: value for key, value in environment().items() if key != "command"}  # which `asked` is, whole
         info = {"status": "finished", "method": {"name": name}, JUDGED: told, ASKED: asked, **here}
         write_or_say(out / SUMMARY, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _short(place: str) -> str:
+    """What tables call a model or an adapter: its folder, and of an `adapter/` in a run's folder the run's."""
+    path = Path(place)
+    of_a_run = path.name in (ADAPTER, MODEL) and (path.parent / CONFIG).is_file()
+    return path.resolve().parent.name if of_a_run else path.name

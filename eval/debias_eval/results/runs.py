@@ -58,14 +58,14 @@ class Run:
         `erm` is plain fine-tuning alone: a run with that rule and another loss, order or bias model is no baseline.
         """
         rule = str(self.method.get("name") or "")
-        others = [name for key, usual in PARTS.items() if (name := _name_of(self.config.get(key))) not in ("", usual)]
-        if self.config.get("first_stage"):
-            others.append("first_stage")
-        if isinstance(data := self.config.get("data"), Mapping) and data.get("swap") is not None:
-            others.append("swap")
+        parts = {key: self.config.get(key) if self.config else self.info.get(key) for key in (*PARTS, "first_stage")}
+        others = [name for key, usual in PARTS.items() if (name := _name_of(parts[key])) not in ("", usual)]
+        others += ["class_weights"] if _has(parts["loss"], "class_weights") else []
+        others += ["first_stage"] if parts["first_stage"] else []
+        others += ["swap"] if _has(self.config.get("data") if self.config else self.info, "swap") else []
         if rule.lower() not in BASELINES:
             return " + ".join(name for name in (rule, *others) if name)
-        model = _name_of(self.config.get("bias_model"))
+        model = _name_of(parts["bias_model"])
         return rule if others in ([], [model]) else " + ".join(others)  # a bias model that nobody reads changes nothing
 
     @property
@@ -115,10 +115,15 @@ class Method:
 
     @property
     def is_baseline(self) -> bool:
-        return self.runs[0].called.lower() in BASELINES
+        """Plain fine-tuning: never what was only judged, whatever it is called."""
+        return self.runs[0].called.lower() in BASELINES and not self.runs[0].judged
 
     def results(self, suite: str) -> list[Result]:
         return [run.results[suite] for run in self.runs if suite in run.results]
+
+
+def _has(block: Any, key: str) -> bool:
+    return isinstance(block, Mapping) and block.get(key) is not None
 
 
 def _name_of(block: Any) -> str:

@@ -225,6 +225,12 @@ class RunConfig(Strict):
             self.bias_stages()
         return self
 
+    def method_parts(self) -> dict[str, Any]:
+        """What beside its rule makes this run's method: of plain fine-tuning cross-entropy, the shuffled data alone."""
+        blocks_ = {"loss": self.loss, "bias_model": self.bias_model, "order": self.order}
+        first = self.first_stage and self.first_stage.model_dump(mode="json")
+        return {**blocks_, "first_stage": first, "swap": self.data.swap and self.data.swap.model_dump(mode="json")}
+
     def stage_before(self) -> "RunConfig":
         """The run of the first stage; ValueError where its settings are none of a run."""
         assert self.first_stage is not None

@@ -1,4 +1,12 @@
-"""Templated natural language inference, made on the spot: labels right by construction, balanced, without artefacts.
+"""Templated natural language inference, made on the spot: labels right by construction, and balanced.
+
+The hypothesis alone says nothing of the label; the premise says a little, which nobody planted. A premise that leaves a
+question open does so in frames of its own: "some" (of a number), "planned to", "was asked to" stand in premises of
+neutral pairs alone, "at least" mostly (62 %), and so do "animal" and "plant" of the plain phenomena (79 % and 70 %). A
+linear model of a premise's words is right on 38.4 % out of fold (38.5 % of the plain phenomena), where one in three is
+chance, and few pairs have such a word: 70 of 5,000 have "some" (`debias audit generated --limit 5000`). Overlap goes
+with entailment, as in data that people wrote. Nothing of it is mended: it would be another stream of rows, and figures
+that were measured on this one could not be made again.
 
 train, validation and test share grammar and lexicon and are disjoint as pairs; ood has other words and other frames for
 the same ten phenomena (`group`). The same (split, size, seed) gives the same rows in every process, and a smaller size

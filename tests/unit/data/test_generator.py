@@ -1,4 +1,4 @@
-"""The generator: right labels, no artefacts, disjoint splits, the same rows everywhere."""
+"""The generator: right labels, few artefacts, disjoint splits, the same rows everywhere."""
 
 import hashlib
 import itertools

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from debias.config.run import RunConfig
 from debias_eval.reporting.charts import MAX_POINTS, bucket_means, curve_chart, ticks
 from debias_eval.results.files import Part
 from debias_eval.results.runs import Method, Run, group_runs, read_runs
@@ -49,6 +50,8 @@ def test_many_differing_settings_fall_back_to_the_folder():
         ({"method": "edge", "bias_model": "lexical"}, "edge + lexical"),
         ({"method": "erm", "order": "upsampled", "first_stage": {"keep": "errors"}}, "upsampled + first_stage"),
         ({"method": "erm", "data": {"swap": {}}}, "swap"),
+        ({"method": "erm", "loss": {"name": "cross_entropy", "class_weights": "balanced"}}, "class_weights"),
+        ({"method": "erm", "loss": {"name": "cross_entropy", "class_weights": None}}, "erm"),
         ({}, ""),
     ],
 )
@@ -57,6 +60,21 @@ def test_a_method_is_more_than_its_rule(config, called):
     run = Run("a", None, config)
     assert run.called == called
     assert Method("a", (run,)).is_baseline is (called == "erm")
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "focal"}, {"data": {"train": "generated", "swap": {}}}])
+def test_what_run_json_says_of_a_method_is_what_the_config_says(changes):
+    """A run whose config.yaml was lost is no baseline because of that."""
+    base = {"model": "m", "data": {"train": "generated"}, "output_dir": "o", "method": "erm"}
+    config = RunConfig.model_validate({**base, **changes})
+    told = {"method": config.method, **config.method_parts()}
+    told = json.loads(json.dumps(told))
+    assert Run("a", None, info=told).called == Run("a", None, config.model_dump(mode="json")).called
+
+
+def test_what_was_only_judged_is_no_baseline():
+    run = Run("a", None, info={"method": {"name": "erm"}, "judged": {"model": "erm"}})
+    assert not Method("a", (run,)).is_baseline
 
 
 def test_runs_without_a_config_stand_alone():
