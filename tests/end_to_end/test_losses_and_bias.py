@@ -92,7 +92,8 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
     half = {"gradient_accumulation_steps": 2}
     runs = [settings(place, name, 4, deepspeed=engine, **shared, **half) for name, engine in ways.items()]
     focal = settings(place, "focal_ddp", 2, loss="focal", **sgd)
-    on_ranks(2, [*runs, focal])
+    worst = {**shared, "loss": {"name": "cvar_dro", "alpha": 0.5, "step_size": 0.5}}
+    on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half)])
     alone, focal_alone = (
         run(settings(place, "alone", **shared)),
         run(settings(place, "focal_alone", loss="focal", **sgd)),
@@ -103,8 +104,13 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
             learned(place / name / "checkpoint-4"), learned(alone / "checkpoint-4"), rtol=1e-6, atol=0
         )
     assert largest_difference(adapter_of(place / "focal_ddp"), adapter_of(focal_alone)) < 1e-6
+    worst_alone = run(settings(place, "worst_alone", **worst))
+    assert largest_difference(adapter_of(place / "worst_ddp"), adapter_of(worst_alone)) < 1e-6
+    etas = [float(learned(found / "checkpoint-4")[0]) for found in (place / "worst_ddp", worst_alone)]
+    assert etas[0] == pytest.approx(etas[1], rel=1e-12)
+    assert etas[0] > 0
     plain = run(settings(place, "plain", **sgd))
-    for other in (alone, focal_alone):
+    for other in (alone, focal_alone, worst_alone):
         assert largest_difference(adapter_of(other), adapter_of(plain)) > 1e-4  # a loss that is ignored would pass all
 
 
