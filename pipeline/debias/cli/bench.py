@@ -162,7 +162,9 @@ def bench_growth(
 
 @app.command("quarter")
 def bench_quarter(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for JSON of each part and the page.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for JSON of each part and the page.")] = Path(
+        "quarter"
+    ),
     minutes: Annotated[float | None, typer.Option(min=0.1, max=60, help="For all parts together (11.5).")] = None,
     part: Annotated[
         list[str] | None,
