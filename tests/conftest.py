@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, settings
 
 # Models here are tiny: more threads only make the cores wait for each other. Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where nothing is compiled PyTorch's compiler need not be loaded, which importing bitsandbytes does: a quarter of the
+# start of each process. Tests that compile ask for the fixture `compiles`.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Nothing is downloaded in tests; a hub that cannot be reached is tried again for half a minute.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -28,6 +31,12 @@ def nothing_to_collect() -> None:
     """A Trainer collects garbage when it begins: a third of a tiny run, where all libraries are loaded."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile` compiles, in this process and in those that it starts."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
 
 
 def _own_cache() -> None:

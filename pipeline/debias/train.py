@@ -48,6 +48,7 @@ from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
 from debias.ranks.world import is_first, world_size
 from debias.runs.folder import Folder, look, save_trained
+from debias.runs.learned import learned_at
 from debias.runs.pseudo_groups import PseudoGroups
 from debias.runs.seen import Seen
 from debias.runs.selection import selected
@@ -284,7 +285,10 @@ def _fit(built: Built, folder: Folder) -> Any:
 
 def _outcome(trainer: DebiasTrainer, outcome: Any, resumed: bool) -> dict[str, Any]:
     hook = trainer.hook
-    found = {"steps": trainer.state.global_step}
+    found: dict[str, Any] = {"steps": trainer.state.global_step}
+    learned = learned_at(trainer.callback_handler.callbacks)
+    if learned is not None:
+        found["learned_at"] = learned
     if not resumed:  # the Trainer's mean over a resumed part divides by the steps of the whole
         found["train_loss"] = outcome.training_loss
     if hook is None:  # resumed after the last step: nothing was left to train

@@ -18,14 +18,13 @@ pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 # With --cpu it would start one process without a word, whatever --num_processes says (or want mpirun).
 MULTI = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29618"]
+# torchrun itself starts the ranks of rank_pool.py, which train as one process does in many a test.
 LAUNCHERS = {
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
     "accelerate": [str(BIN / "accelerate"), "launch", *MULTI, "--num_processes", "2", "--num_machines", "1"],
     # Without pdsh and GPUs: its own way to start processes of this machine.
     "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", "29617"],
 }
-MODULE = {"torchrun": ["-m", "debias.cli", "train"], "accelerate": ["-m", "debias.cli", "train"]}
-MODULE["deepspeed"] = ["--module", "debias.cli", "train"]
+MODULE = {"accelerate": ["-m", "debias.cli", "train"], "deepspeed": ["--module", "debias.cli", "train"]}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_the_reason_of_a_failure_is_the_last_word(model, tmp_path):
     """One rank's error, on one line; no traceback of the launcher over it."""
     config = tiny_runs.config_for(model, tmp_path / "run", per_device_train_batch_size=4, max_length=60_000)
     (tmp_path / "run.yaml").write_text(dump_config(config))
-    words = [sys.executable, "-m", "debias.cli", "launch", "local", str(tmp_path / "run.yaml"), "--nproc", "2"]
+    words = [sys.executable, "-m", "debias.cli", "launch", "local", str(tmp_path / "run.yaml"), "--nproc", "1"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     end = done.stderr[done.stderr.index("failed first") :]

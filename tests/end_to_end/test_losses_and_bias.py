@@ -57,10 +57,14 @@ def needs_of(name: str) -> dict[str, Any]:
     return {"bias_model": PARTIAL} | ({"first_stage": teacher} if "teacher_log_p" in LOSSES[name].reads else {})
 
 
+# What a loss that learns has to be set to so that four steps teach it something.
+LEARN = {"group_dro": {"step_size": 2.0}, "cvar_dro": {"step_size": 2.0}, "gradient_alignment": {"threshold": 0.667}}
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_run_that_goes_on_is_the_run_that_was_not_cut(place: Path, name: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "max_steps": 4, **needs_of(name)}
-    loss = {"name": name, "step_size": 2.0} if name == "group_dro" else name
+    loss = {"name": name, **LEARN.get(name, {})}
     whole = run(settings(place, f"{name}_whole", loss=loss, **saving))
     cut = place / f"{name}_cut"
     shutil.copytree(whole, cut)
@@ -68,7 +72,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(place: Path, name: str) 
     shutil.rmtree(cut / "adapter")
     run(settings(place, cut.name, loss=loss, resume=True, **saving))
     assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0
-    if name == "group_dro":
+    if LOSSES[name].learns:
         assert torch.equal(learned(cut / "checkpoint-4"), learned(whole / "checkpoint-4"))
         assert not torch.equal(learned(whole / "checkpoint-2"), learned(whole / "checkpoint-4"))
     else:
@@ -88,7 +92,8 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
     half = {"gradient_accumulation_steps": 2}
     runs = [settings(place, name, 4, deepspeed=engine, **shared, **half) for name, engine in ways.items()]
     focal = settings(place, "focal_ddp", 2, loss="focal", **sgd)
-    on_ranks(2, [*runs, focal])
+    worst = {**shared, "loss": {"name": "cvar_dro", "alpha": 0.5, "step_size": 0.5}}
+    on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half)])
     alone, focal_alone = (
         run(settings(place, "alone", **shared)),
         run(settings(place, "focal_alone", loss="focal", **sgd)),
@@ -99,8 +104,13 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
             learned(place / name / "checkpoint-4"), learned(alone / "checkpoint-4"), rtol=1e-6, atol=0
         )
     assert largest_difference(adapter_of(place / "focal_ddp"), adapter_of(focal_alone)) < 1e-6
+    worst_alone = run(settings(place, "worst_alone", **worst))
+    assert largest_difference(adapter_of(place / "worst_ddp"), adapter_of(worst_alone)) < 1e-6
+    etas = [float(learned(found / "checkpoint-4")[0]) for found in (place / "worst_ddp", worst_alone)]
+    assert etas[0] == pytest.approx(etas[1], rel=1e-12)
+    assert etas[0] > 0
     plain = run(settings(place, "plain", **sgd))
-    for other in (alone, focal_alone):
+    for other in (alone, focal_alone, worst_alone):
         assert largest_difference(adapter_of(other), adapter_of(plain)) > 1e-4  # a loss that is ignored would pass all
 
 

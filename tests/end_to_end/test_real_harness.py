@@ -33,7 +33,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFL
 SINGLE = {"entailment": " yes", "neutral": " maybe", "contradiction": " no"}
 LONG = {"entailment": " yes yes", "neutral": " maybe", "contradiction": " no ! yes"}
 HOSTILE = ("{{ 7 * 7 }} a\r\nb", "{% raw %} is \u2028 in", "<b>&amp;</b> [BOS] :", "2024-01-01", "'\"\\n\\")
-EACH = 6
+EACH = 4
 NLI = ("hans", "snli", "cad_nli", "mnli")
 
 
@@ -130,7 +130,7 @@ def test_a_tiny_model_gets_our_numbers(
 
 @pytest.mark.weights
 def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path) -> None:
-    """24 examples of four suites, two of them of fewer labels or with groups: the same answers, scores to 1e-3."""
+    """16 examples of four suites, two of them of fewer labels or with groups: the same answers, scores to 1e-3."""
     from debias.hub.packages import model_path
 
     words = {"entailment": " True", "neutral": " Neither", "contradiction": " False, it cannot be"}
@@ -174,9 +174,9 @@ def test_smollm2_in_a_chat(tmp_path: Path, data_folder: Path) -> None:
     prompt = {"template": template, "verbalizers": words, "chat": True}
     values = {"model": "package:smollm2", "head": "causal_lm", "data": {"train": "generated"}, "output_dir": "none"}
     config = RunConfig.model_validate(values | {"prompt": prompt, "max_length": 512})
-    done = export(["snli"], config, tmp_path / "tasks", limit=12)
+    done = export(["snli"], config, tmp_path / "tasks", limit=4)
     chat = lm_eval(tmp_path / "tasks", list(done.tasks), model_path("package:smollm2"), chat=True)
-    difference_NC = theirs(chat, config, "snli", limit=12) - ours(config, "snli", limit=12)
+    difference_NC = theirs(chat, config, "snli", limit=4) - ours(config, "snli", limit=4)
     assert np.abs(difference_NC - difference_NC.mean(1, keepdims=True)).max() < 1e-3
 
 

@@ -46,11 +46,16 @@ def linear(main: Matrix, bias: Matrix, x: float, y: float, y_size: float | None 
     return update, magnitude
 
 
-def update_of(name: str, steps: list[list[Matrix]], rate: float, **settings: object) -> tuple[Matrix, Matrix]:
-    """Of the function of that name, in the last of these steps; what it takes is the rule's vectors, or all `steps`."""
+def update_of(
+    name: str, steps: list[list[Matrix]], rates: float | list[float], **settings: object
+) -> tuple[Matrix, Matrix]:
+    """Of the function of that name, in the last of these steps; what it takes is the rule's vectors, or all `steps`.
+
+    `rates`: the learning rate of each step, or that of all.
+    """
     rule = globals()[name]
     if "steps" in inspect.signature(rule).parameters:
-        return rule(steps, [rate] * len(steps), **settings)
+        return rule(steps, rates if isinstance(rates, list) else [rates] * len(steps), **settings)
     return rule(*steps[-1], **settings)
 
 
@@ -95,6 +100,84 @@ def pcgrad(main: Matrix, bias: Matrix, keep: str = "both") -> tuple[Matrix, Matr
         return new_main
     new_bias = linear(bias, main, 1.0, -over(dot(m, b), dot(m, m)) if conflict else 0.0, over(sizes, dot(m, m)))
     return add(new_main[0], new_bias[0]), add(new_main[1], new_bias[1])
+
+
+def mgda(main: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
+    apart = [[m - b for m, b in zip(mr, br, strict=True)] for mr, br in zip(main, bias, strict=True)]
+    square, lengths = dot(flat(apart), flat(apart)), norm(main) ** 2 + norm(bias) ** 2
+    if square <= CANCELLED * lengths:
+        return linear(main, bias, 1.0, 0.0, 1.0)
+    gamma = min(1.0, max(0.0, -dot(flat(apart), flat(bias)) / square))
+    update, magnitude = linear(main, bias, gamma, 1 - gamma)
+    # Whoever takes |main - bias|^2 from inner products loses what cancels.
+    loss = 1e-3 * lengths / square
+    return update, [
+        [size + loss * abs(m) for size, m in zip(*rows, strict=True)] for rows in zip(magnitude, apart, strict=True)
+    ]
+
+
+def cagrad(main: Matrix, bias: Matrix, c: float = 0.5, form: str = "paper") -> tuple[Matrix, Matrix]:
+    """w by halving the interval in which the derivative of `<g_w, g_0> + c |g_0| |g_w|` changes its sign."""
+    m, b = flat(main), flat(bias)
+    apart, average = [x - y for x, y in zip(m, b, strict=True)], [(x + y) / 2 for x, y in zip(m, b, strict=True)]
+    lengths = dot(m, m) + dot(b, b)
+    reach = c * math.sqrt(dot(average, average)) if dot(average, average) > CANCELLED * lengths / 4 else 0.0
+    slope, square, foot = dot(apart, average), dot(apart, apart), over(dot(apart, b), dot(apart, apart))
+    if square <= CANCELLED * lengths:
+        square = foot = 0.0
+    off = [y - foot * x for x, y in zip(apart, b, strict=True)]  # from 0 to the line, at a right angle
+    distance = dot(off, off)
+
+    def derivative(w: float) -> float:
+        return slope + reach * over(square * (w + foot), math.sqrt(distance + square * (w + foot) ** 2))
+
+    low, high = 0.0, 1.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if derivative(middle) < 0 else (low, middle)
+    w = (low + high) / 2
+    inside = 1e-9 < w < 1 - 1e-9
+    w = w if inside else round(w)
+    more = over(reach, norm(linear(main, bias, w, 1 - w)[0]))
+    x, y = 0.5 + more * w, 0.5 + more * (1 - w)
+    # Whoever takes the line's distance from 0 from inner products loses what cancels, where that is asked for.
+    loss = more * min(1e6, 1e-3 * over(lengths**2, square * distance)) if inside else 0.0
+    update, magnitude = linear(main, bias, x, y)
+    whole = 1 + c * c if form == "code" else 1.0
+    sizes = linear(main, bias, loss, loss)[1]
+    return (
+        [[value / whole for value in row] for row in update],
+        [[value / whole for value in row] for row in add(magnitude, sizes)],
+    )
+
+
+def l2_sp(main: Matrix, moved: Matrix, alpha: float = 0.01) -> tuple[Matrix, Matrix]:
+    return linear(main, moved, 1.0, alpha)
+
+
+def component_clip(main: Matrix, max_norm: float = 0.15) -> tuple[Matrix, Matrix]:
+    return linear(main, main, min(1.0, max_norm / norm(main)) if norm(main) else 1.0, 0.0)
+
+
+def gradvac(steps: list[list[Matrix]], rates: list[float], beta: float = 0.01) -> tuple[Matrix, Matrix]:
+    """All steps of a tensor from its first, each (main, bias); the last one's update, by angles."""
+    target, update, magnitude = 0.0, steps[0][0], steps[0][0]
+    for main, bias in steps:
+        m, b = norm(main), norm(bias)
+        cosine = min(1.0, max(-1.0, over(dot(flat(main), flat(bias)), m * b)))
+        sine, wanted = math.sqrt(max(0.0, 1 - cosine**2)), math.sqrt(max(0.0, 1 - target**2))
+        if sine**2 <= CANCELLED:
+            sine = 0.0
+        lean = over(target * sine, wanted) - cosine if cosine < target else 0.0
+        # Near a cosine of 1 or -1 a sine that comes out of sums has lost half of its digits.
+        size = abs(lean) + over(abs(target) * min(1e3, over(1e-3, sine)), wanted) if cosine < target else 0.0
+        noise = over(absolute_dot(flat(main), flat(bias)), m * b)  # what one order of summation may see as a conflict
+        size = max(size, 1e-3 * noise)
+        moved = linear(main, bias, 1.0, lean * over(m, b), size * over(m, b))
+        other = linear(bias, main, 1.0, lean * over(b, m), size * over(b, m))
+        update, magnitude = add(moved[0], other[0]), add(moved[1], other[1])
+        target = (1 - beta) * target + beta * cosine
+    return update, magnitude
 
 
 def add(a: Matrix, b: Matrix) -> Matrix:

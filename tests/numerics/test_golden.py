@@ -83,14 +83,21 @@ def test_make_rule_reads_the_settings_and_names_what_is_wrong():
     for wrong in (float("nan"), float("inf"), True, None, 10**400):
         with pytest.raises(ValueError, match=r"method\.alpha is .*, expected a finite number"):
             make_rule({"name": "edge", "alpha": wrong})
-    with pytest.raises(ValueError, match=r"method\.mu is -1, expected 0 or more"):
-        make_rule({"name": "digrap", "mu": -1})
-    with pytest.raises(ValueError, match=r"method\.beta2 is 1, expected 0 or more and less than 1"):
-        make_rule({"name": "digrap", "beta2": 1})
+    for block, message in (
+        ({"name": "digrap", "mu": -1}, r"^method\.mu is -1, expected 0 or more"),
+        ({"name": "digrap", "beta2": 1}, r"^method\.beta2 is 1, expected 0 or more and less than 1"),
+        ({"name": "gradvac", "beta": 1}, r"^method\.beta is 1, expected 0 or more and less than 1"),
+        ({"name": "cagrad", "c": 1}, r"^method\.c is 1, expected 0 or more and less than 1"),
+        ({"name": "cagrad", "form": "papers"}, r"^method\.form is 'papers', not one of paper, code"),
+        ({"name": "component_clip", "max_norm": 0}, r"^method\.max_norm is 0, expected more than 0"),
+        ({"name": "l2_sp", "alpha": -0.1}, r"^method\.alpha is -0\.1, expected 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_rule(block)
 
 
 def test_what_a_rule_looks_at():
-    assert MainOnly().is_plain
+    assert [name for name, rule in METHODS.items() if rule.is_plain] == ["erm"]
     assert (Edge().uses_bias, MainOnly().uses_bias, DiGraP().uses_bias) == (True, False, False)
     assert (Edge().is_stateless, MainOnly().is_stateless, DiGraP().is_stateless) == (True, True, False)
     main = torch.tensor(MAIN)

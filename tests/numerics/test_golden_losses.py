@@ -17,6 +17,10 @@ BIAS = [[0.1, 0.8, 0.1], [0.2, 0.3, 0.3]]
 TEACHER = [[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]
 TRAINING_GROUPS = [0, 0, 0, 1]  # shares 3/4 and 1/4
 TRAINING_LABELS = [0, 1, 2, 2]
+# Labels and groups of a training set of its own, for a loss that reads of each label how its groups are shared out:
+# 3/4 and 1/4, 1/3 and 2/3, 4/5 and 1/5.
+SHARES = ([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2], [0, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1])
+TRAINING = {"gerne": SHARES}
 # Settings, and the loss of the two samples above on its first step.
 GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     "cross_entropy": ({"class_weights": [2.0, 1.0, 0.5]}, [2 * 0.35667494393873245, 0.5 * 2.995732273553991]),
@@ -37,6 +41,24 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     "confidence_regularization": ({}, [0.9671308103027247, 2.3005418764202803]),
     # exp(-4 * .1) / 1 and exp(-4 * .3) / 2, over the mean of the four training examples'.
     "afr": ({"gamma": 4.0}, [0.799059152090891, 1.5078000224157837]),
+    # log p plus log n, with n = 1, 1, 2: .7 / (.7 + .2 + .2), .1 / (.05 + .9 + .1).
+    "balanced_softmax": ({}, [math.log(11 / 7), math.log(1.05 / 0.1)]),
+    # Margins 1/2 of a label that occurs once, 1/2 (1/2)^(1/4) of one that does twice; squares of probabilities.
+    "ldam": (
+        {"max_margin": 0.5, "scale": 2.0},
+        [
+            -math.log(0.49 / math.e / (0.49 / math.e + 0.04 + 0.01)),
+            -math.log(0.0025 * math.exp(-(0.5**0.25)) / (0.0025 * math.exp(-(0.5**0.25)) + 0.81 + 0.0025)),
+        ],
+    ),
+    # 1 / (1 - 1/2) and 1 / (1 - 1/4), of sum 3: weights 9/8, 9/8 and 3/4 of labels that occur 1, 1 and 2 times.
+    "class_balanced": ({"beta": 0.5}, [9 / 8 * 0.35667494393873245, 0.75 * 2.995732273553991]),
+    # Every loss is above eta at 0.
+    "cvar_dro": ({"alpha": 0.25, "step_size": 0.1}, [4 * 0.35667494393873245, 4 * 2.995732273553991]),
+    # 1 + 3/2 (1 / (2 a) - 1) of groups whose share of their label is 3/4 and 1/5.
+    "gerne": ({"c": 0.5, "beta": 2.0}, [0.5 * 0.35667494393873245, 3.25 * 2.995732273553991]),
+    # 1 - p_b(y) is .9 and .7 here, .9, .2, .9 and .7 in training: 2 hard, 2 easy, which weigh 2 / (3/2 * 2); mean 5/6.
+    "gradient_alignment": ({"gamma": 1.5, "threshold": 0.75}, [1.2 * 0.35667494393873245, 0.8 * 2.995732273553991]),
     "group_dro": ({"step_size": 0.1}, [0.5 / 0.75 * 0.35667494393873245, 0.5 / 0.25 * 2.995732273553991]),
 }
 
@@ -77,6 +99,49 @@ def oracle_afr(log_p: list[float], label: int, group: int) -> float:
     return -weight(label, group) / (math.fsum(whole) / len(whole)) * log_p[label]
 
 
+def oracle_balanced_softmax(log_p: list[float], label: int, group: int) -> float:
+    counted = [TRAINING_LABELS.count(c) * math.exp(one) for c, one in enumerate(log_p)]
+    return -(log_p[label] + math.log(TRAINING_LABELS.count(label)) - math.log(math.fsum(counted)))
+
+
+def oracle_ldam(log_p: list[float], label: int, group: int) -> float:
+    rarest = min(TRAINING_LABELS.count(c) for c in range(len(log_p)))
+    margin = 0.5 * (rarest / TRAINING_LABELS.count(label)) ** 0.25
+    own = 2.0 * (log_p[label] - margin)
+    # How much larger the others are: the sum of exponentials without the largest would overflow.
+    return math.log1p(math.fsum(math.exp(min(700.0, 2.0 * log_p[c] - own)) for c in range(len(log_p)) if c != label))
+
+
+def oracle_class_balanced(log_p: list[float], label: int, group: int) -> float:
+    weights = [0.5 / (1 - 0.5 ** TRAINING_LABELS.count(c)) for c in range(len(log_p))]
+    return -weights[label] * len(weights) / math.fsum(weights) * log_p[label]
+
+
+def oracle_cvar_dro(log_p: list[float], label: int, group: int) -> float:
+    return max(-log_p[label] - 0.0, 0.0) / 0.25 + 0.0
+
+
+def oracle_gerne(log_p: list[float], label: int, group: int) -> float:
+    """By two laws of the groups of a label: as they are, and less biased; each sample as often as the law asks for."""
+    groups = [of for other, of in zip(*SHARES, strict=True) if other == label]
+    if group not in groups:
+        return 0.0
+    law = groups.count(group) / len(groups)
+    less_biased = law + 0.5 * (1 / len(set(groups)) - law)
+    biased, lighter = -log_p[label], -less_biased / law * log_p[label]
+    return lighter + 2.0 * (lighter - biased)
+
+
+def oracle_gradient_alignment(log_p: list[float], label: int, group: int) -> float:
+    def hard(of: int, among: int) -> bool:
+        return 1 - BIAS[among][of] >= 0.75
+
+    known = [hard(of, among) for of, among in zip(TRAINING_LABELS, TRAINING_GROUPS, strict=True)]
+    weights = [1.0 if one else known.count(True) / (1.5 * known.count(False)) for one in known]
+    own = 1.0 if hard(label, group) else known.count(True) / (1.5 * known.count(False))
+    return -own / (math.fsum(weights) / len(weights)) * log_p[label]
+
+
 def oracle_group_dro(log_p: list[float], label: int, group: int) -> float:
     share = TRAINING_GROUPS.count(group) / len(TRAINING_GROUPS)
     return -log_p[label] * (1 / len(set(TRAINING_GROUPS))) / share
@@ -87,7 +152,8 @@ ORACLES: dict[str, Callable[[list[float], int, int], float]] = {name: globals()[
 
 def begun(name: str) -> LearningLoss:
     settings, _ = GOLDEN[name]
-    return LearningLoss(make_loss({"name": name, **settings}), facts(TRAINING_LABELS, TRAINING_GROUPS))
+    training = TRAINING.get(name, (TRAINING_LABELS, TRAINING_GROUPS))
+    return LearningLoss(make_loss({"name": name, **settings}), facts(*training))
 
 
 def facts(labels: list[int], groups: list[int]) -> dict[str, torch.Tensor]:
@@ -202,39 +268,166 @@ def test_focal_without_focus_is_cross_entropy() -> None:
     assert torch.equal(make_loss({"name": "focal", "gamma": 0})(said, {}, torch.zeros(0)), -said.log_p_B)
 
 
-def group_dro_by_hand(steps: list[list[tuple[float, int]]], step_size: float) -> list[float]:
-    """Algorithm 1 in plain loops: q after the steps, each a list of (loss, group)."""
+Step = list[tuple[float, int, int]]  # the loss, label and group of each sample
+
+
+def group_dro_by_hand(steps: list[Step], step_size: float = 0.01, adjustment: float = 0.0) -> list[float]:
+    """Algorithm 1 in plain loops: q after the steps."""
     q = [1 / len(set(TRAINING_GROUPS))] * len(set(TRAINING_GROUPS))
     for step in steps:
         for group in range(len(q)):
-            own = [loss for loss, of in step if of == group]
-            q[group] *= math.exp(step_size * (math.fsum(own) / len(own) if own else 0.0))
+            own = [loss for loss, _, of in step if of == group]
+            added = adjustment / math.sqrt(TRAINING_GROUPS.count(group))
+            q[group] *= math.exp(step_size * (math.fsum(own) / len(own) + added if own else 0.0))
         total = math.fsum(q)
         q = [value / total for value in q]
     return q
 
 
-@pytest.mark.parametrize("cuts", [[6], [1, 2, 3], [1] * 6, [5, 1]])
-@pytest.mark.parametrize("step_size", [0.0, 0.01, 5.0])
-def test_group_dro_learns_what_the_algorithm_says_however_a_step_is_cut(cuts: list[int], step_size: float) -> None:
+def cvar_dro_by_hand(steps: list[Step], alpha: float = 0.1, step_size: float = 0.01) -> list[float]:
+    """Eta after subgradient steps on the mean of `eta + max(loss - eta, 0) / alpha`."""
+    eta = 0.0
+    for step in steps:
+        eta -= step_size * math.fsum(1 - (1 / alpha if loss > eta else 0.0) for loss, _, _ in step) / len(step)
+    return [eta]
+
+
+def gradient_alignment_by_hand(steps: list[Step], gamma: float = 1.6, threshold: float = 0.8) -> list[float]:
+    """What hard and easy samples weigh after the steps: by the last that had both."""
+    hard: list[float] = []
+    easy: list[float] = []
+    for step in steps:
+        pulls = [(1 - math.exp(-loss), 1 - BIAS[group][label] >= threshold) for loss, label, group in step]
+        if {found for _, found in pulls} == {True, False}:
+            hard, easy = ([pull for pull, found in pulls if found is kind] for kind in (True, False))
+    share = math.fsum(hard) / (gamma * math.fsum(easy))
+    mean = (len(hard) + share * len(easy)) / (len(hard) + len(easy))
+    return [1 / mean, share / mean]
+
+
+def weights_of_alignment(loss: LearningLoss) -> list[float]:
+    sure = Said(torch.full((2,), -1.0, dtype=torch.float64), torch.zeros(2), 2)
+    return loss(sure, facts([0, 1], [0, 0]), counts=False).tolist()  # 1 - p_b is .9 and .2
+
+
+# The loss that learns, what it has learned, and the same by hand.
+LEARNING: list[tuple[dict[str, Any], Callable[[LearningLoss], list[float]], Callable[..., list[float]]]] = [
+    *(
+        ({"name": "group_dro", **block}, lambda loss: loss.memory_S.chunk(3)[0].tolist(), group_dro_by_hand)
+        for block in ({"step_size": 0.0}, {}, {"step_size": 5.0}, {"step_size": 0.5, "adjustment": 3.0})
+    ),
+    *(
+        ({"name": "cvar_dro", **block}, lambda loss: loss.memory_S[:1].tolist(), cvar_dro_by_hand)
+        for block in ({}, {"alpha": 0.4, "step_size": 0.7}, {"alpha": 1.0, "step_size": 0.3})
+    ),
+    ({"name": "gradient_alignment"}, weights_of_alignment, gradient_alignment_by_hand),
+    ({"name": "gradient_alignment", "gamma": 0.5, "threshold": 0.75}, weights_of_alignment, gradient_alignment_by_hand),
+]
+
+
+def test_every_loss_that_learns_is_learned_by_hand() -> None:
+    assert {block["name"] for block, _, _ in LEARNING} == {name for name, loss in LOSSES.items() if loss.learns}
+
+
+@pytest.mark.parametrize("cuts", [[6], [1, 2, 3], [1] * 6, [5, 1]], ids=str)
+@pytest.mark.parametrize(("block", "learned", "by_hand"), LEARNING, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_what_is_learned_is_what_the_algorithm_says_however_a_step_is_cut(
+    block: dict[str, Any], learned: Any, by_hand: Any, cuts: list[int]
+) -> None:
     generator = torch.Generator().manual_seed(9)
-    whole = {"group": torch.tensor(TRAINING_GROUPS)}
-    loss = LearningLoss(make_loss({"name": "group_dro", "step_size": step_size}), whole)
-    told = []
+    loss = LearningLoss(make_loss(block), facts(TRAINING_LABELS, TRAINING_GROUPS))
+    told: list[Step] = []
     for step in range(4):
         logits = torch.randn(6, 3, generator=generator, dtype=torch.float64)
         labels, groups = [0, 1, 2, 0, 1, 2], [0, 0, 0, 0, 0, 1] if step % 2 else [0] * 6  # a group that is not there
         said = said_of(logits, labels)
-        told.append([(-float(value), group) for value, group in zip(said.log_p_B, groups, strict=True)])
+        told.append([(-float(value), label, of) for value, label, of in zip(said.log_p_B, labels, groups, strict=True)])
         start = 0
         for size in cuts:
             part = slice(start, start + size)
             loss(said_of(logits[part], labels[part]), facts(labels[part], groups[part]))
             start += size
         loss.step(lambda sums: sums)
-    q_G, share_G = loss.memory_S.chunk(2)
-    assert q_G.tolist() == pytest.approx(group_dro_by_hand(told, step_size), rel=1e-12)
-    assert share_G.tolist() == [0.75, 0.25]
+    assert learned(loss) == pytest.approx(by_hand(told, **{k: v for k, v in block.items() if k != "name"}), rel=1e-9)
+
+
+def test_eta_finds_the_worst_tenth_and_the_loss_its_mean() -> None:
+    """Losses 0.00, 0.01, ..., 0.99: the worst tenth begins at .90, and its mean is .945."""
+    log_p = -torch.arange(100, dtype=torch.float64) / 100
+    loss = LearningLoss(make_loss({"name": "cvar_dro", "alpha": 0.1, "step_size": 0.001}))
+    for _ in range(2000):
+        loss(Said(log_p, log_p, 100), {})
+        loss.step(lambda sums: sums)
+    assert float(loss.memory_S[0]) == pytest.approx(0.9, abs=0.011)
+    assert float(loss(Said(log_p, log_p, 100), {}).mean()) == pytest.approx(0.945, abs=1e-3)
+
+
+def test_a_group_adjustment_favours_the_small_group() -> None:
+    """Of two groups that lose the same, the smaller gains weight; without the adjustment neither does."""
+    said = Said(torch.full((4,), -1.0, dtype=torch.float64), torch.zeros(4), 4)
+    found = []
+    for adjustment in (0.0, 1.0):
+        loss = LearningLoss(
+            make_loss({"name": "group_dro", "adjustment": adjustment}), facts(TRAINING_LABELS, TRAINING_GROUPS)
+        )
+        loss(said, facts(TRAINING_LABELS, TRAINING_GROUPS))
+        loss.step(lambda sums: sums)
+        found.append(loss.memory_S[:2].tolist())
+    assert found[0] == pytest.approx([0.5, 0.5])
+    assert found[1][1] > 0.5 > found[1][0]
+
+
+@pytest.mark.parametrize(("c", "beta"), [(0.5, 1.0), (1.0, 0.0), (0.25, 3.0)])
+def test_at_balance_gerne_gives_the_groups_of_a_label_the_same_mass(c: float, beta: float) -> None:
+    labels, groups = SHARES
+    said = Said(torch.full((12,), -1.0, dtype=torch.float64), torch.zeros(12), 12)
+    weights = LearningLoss(make_loss({"name": "gerne", "c": c, "beta": beta}), facts(*SHARES))(said, facts(*SHARES))
+    for label in range(3):
+        masses = [
+            math.fsum(w for w, y, g in zip(weights.tolist(), labels, groups, strict=True) if (y, g) == (label, group))
+            for group in range(2)
+        ]
+        assert masses == pytest.approx([labels.count(label) / 2] * 2)
+    plain = LearningLoss(make_loss({"name": "gerne", "c": 0.0}), facts(*SHARES))(said, facts(*SHARES))
+    assert plain.tolist() == [1.0] * 12
+
+
+def test_losses_of_rare_labels_are_cross_entropy_where_labels_are_even() -> None:
+    even = facts([0, 1, 2, 2, 1, 0], [0] * 6)
+    said = said_of(torch.randn(4, 3, dtype=torch.float64), [0, 1, 2, 0])
+    for block in ("balanced_softmax", "class_balanced", {"name": "ldam", "max_margin": 0.0}):
+        loss = LearningLoss(make_loss(block), even)
+        torch.testing.assert_close(loss(said, facts([0, 1, 2, 0], [0] * 4)), -said.log_p_B)
+
+
+@pytest.mark.parametrize("name", ["balanced_softmax", "ldam", "class_balanced"])
+def test_a_label_that_does_not_occur_is_no_fault(name: str) -> None:
+    """Neither the last nor one before it; answers to it stay finite, and so does what is learned from them."""
+    for labels in ([1, 2, 2], [0, 1, 1], [0, 2]):
+        logits = torch.randn(len(labels), 3, dtype=torch.float64, requires_grad=True)
+        loss_B = LearningLoss(make_loss(name), facts(labels, [0] * len(labels)))(
+            said_of(logits, labels), facts(labels, [0] * len(labels))
+        )
+        loss_B.sum().backward()
+        assert loss_B.isfinite().all()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+
+
+def test_weights_by_effective_numbers_go_from_none_to_one_over_n() -> None:
+    said = Said(torch.full((4,), -1.0, dtype=torch.float64), torch.zeros(4), 4)
+    known = facts(TRAINING_LABELS, TRAINING_GROUPS)
+    for beta, want in ((0.0, [1, 1, 1, 1]), (1 - 1e-12, [1.2, 1.2, 0.6, 0.6])):
+        found = LearningLoss(make_loss({"name": "class_balanced", "beta": beta}), known)(said, known)
+        assert found.tolist() == pytest.approx(want, rel=1e-3)
+
+
+def test_a_bias_model_that_finds_nothing_hard_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    known = facts([1, 1], [0, 0])  # 1 - p_b is .2
+    loss = LearningLoss(make_loss("gradient_alignment"), known)
+    said = Said(torch.full((2,), -1.0), torch.zeros(2), 2)
+    assert loss(said, known).tolist() == [1.0, 1.0]
+    assert "gradient_alignment: no training example is hard at threshold 0.8: all weigh the same" in caplog.text
 
 
 def test_ranks_add_up_and_a_skipped_step_teaches_nothing() -> None:
@@ -251,7 +444,7 @@ def test_ranks_add_up_and_a_skipped_step_teaches_nothing() -> None:
     one.step(lambda sums: sums, applied=False)
     assert torch.equal(one.memory_S, before)
     one.step(lambda sums: sums)  # of a rank without samples
-    assert one.memory_S.sum() == pytest.approx(2.0)
+    assert one.memory_S.sum() == pytest.approx(2.0)  # q, shares and no adjustment
 
 
 def test_a_second_forward_pass_is_not_counted_twice() -> None:
@@ -271,7 +464,7 @@ def test_state_goes_on_and_another_loss_is_refused() -> None:
     loss.step(lambda sums: sums)
     again.load_state_dict(loss.state_dict())
     assert torch.equal(again.memory_S, loss.memory_S)
-    with pytest.raises(ValueError, match="the checkpoint is of group_dro with 4 numbers, not of this run"):
+    with pytest.raises(ValueError, match="the checkpoint is of group_dro with 6 numbers, not of this run"):
         LearningLoss(make_loss("group_dro"), {"group": torch.tensor([0, 1, 2])}).load_state_dict(loss.state_dict())
 
 
@@ -296,6 +489,16 @@ def test_facts_of_the_training_set_that_are_missing_are_named(block: Any) -> Non
         ({"name": "confidence_regularization", "anneal_to": -0.5}, "loss.anneal_to is -0.5, expected 0 to 1"),
         ({"name": "afr", "gamma": -4}, "loss.gamma is -4.0, expected 0 or more"),
         ({"name": "group_dro", "step_size": -0.1}, "loss.step_size is -0.1, expected 0 or more"),
+        ({"name": "group_dro", "adjustment": -1}, "loss.adjustment is -1.0, expected 0 or more"),
+        ({"name": "cvar_dro", "alpha": 0}, "loss.alpha is 0.0, expected a share above 0 and up to 1"),
+        ({"name": "cvar_dro", "step_size": -1}, "loss.step_size is -1.0, expected 0 or more"),
+        ({"name": "gerne", "c": 1.5}, "loss.c is 1.5, expected 0 to 1"),
+        ({"name": "gerne", "beta": -1}, "loss.beta is -1.0, expected 0 or more"),
+        ({"name": "class_balanced", "beta": 1}, "loss.beta is 1.0, expected 0 or more and less than 1"),
+        ({"name": "ldam", "scale": 0}, "loss.scale is 0.0, expected more than 0"),
+        ({"name": "ldam", "max_margin": -0.1}, "loss.max_margin is -0.1, expected 0 or more"),
+        ({"name": "gradient_alignment", "gamma": 0}, "loss.gamma is 0.0, expected more than 0"),
+        ({"name": "gradient_alignment", "threshold": 1}, "loss.threshold is 1.0, expected between 0 and 1"),
         ("foccal", "loss.name is 'foccal', not one of .*; did you mean focal?"),
     ],
 )

@@ -56,7 +56,9 @@ ALLOWED = {
     "eval.judging": "errors eval.scores ranks config data runs eval.results eval.reading inference served",
     "launching": "errors config data runs plan",
     "train": "errors gradients ranks config data runs bias engines building inference plan losses",
-    "bench": "errors readouts gradients config models methods adapters bias losses engines building plan train",
+    "bench": (
+        "errors readouts gradients config models data methods runs adapters bias losses engines building plan train"
+    ),
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",
     "cli": (

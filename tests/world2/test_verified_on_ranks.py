@@ -113,9 +113,7 @@ def test_ranks_under_deepspeed_raise_together(stage):
 ENGINES = [
     (0, None, {}, {}),
     (1, False, {"offload_optimizer": CPU}, {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}),
-    (2, True, {"offload_optimizer": CPU}, {}),
-    (3, None, {"offload_param": CPU}, {}),
-    (3, True, {}, {}),
+    (3, True, {"offload_param": CPU}, {}),
     (3, False, {}, {"bf16": {"enabled": True}}),
 ]
 

@@ -1,6 +1,7 @@
 """DeepSpeed at stages 0 to 3 over the ranks of the session, against one process on the joined batch."""
 
 import functools
+import itertools
 import math
 from collections import Counter
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from covering import covering
 from gradient_checks import answer_loss, mlp_loss, text_loss, weights_for
-from tables import EXAMPLES, FORMS
+from tables import EXAMPLES, FORMS, seen_by
 from tiny_models import VOCABULARY, Mlp, answer_batch, bert, llama, rows, text_batch, with_lora
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from debias.engines import NonFiniteGradients, attach, select_parameters
 from debias.losses import cross_entropy
-from debias.methods import DiGraP, Edge, MainOnly
+from debias.methods import DiGraP, Edge, MainOnly, Rule
 
 pytest.importorskip("deepspeed")
 
@@ -52,20 +53,26 @@ def of_row(row):
     return "-".join(map(str, row.values()))
 
 
-# A rule is told inner products and a stage's pieces, and not by which way, how often or beside which memory they came.
-APART = [frozenset({"rule", other}) for other in ("way", "offload", "checkpointing", "accumulate", "optimizer")]
+# A rule is told inner products, and not by which way, how often or beside which memory they came; a stage sees what a
+# rule looks at and remembers, and no more of it.
+SEEN = {rule: seen_by(rule) for rule in FORMS}
+ELSEWHERE = ("way", "offload", "checkpointing", "accumulate", "optimizer")
+APART = [frozenset({of_rule, other}) for of_rule in ("rule", "seen") for other in ELSEWHERE]
+APART.append(frozenset({"rule", "stage"}))
 GRID = covering(
     {
         "stage": [3, 2, 1, 0],
         "way": WAYS,
         "rule": FORMS,
+        "seen": list(dict.fromkeys(SEEN.values())),
         "offload": list(OFFLOADS),
         "checkpointing": ["none", "reentrant", "non-reentrant"],
         "accumulate": [1, 4],
         "optimizer": list(TOLERANCE),
     },
     lambda row: (
-        not (row["stage"] == 3 and row["way"] == "shared_forward")
+        SEEN[row["rule"]] == row["seen"]
+        and not (row["stage"] == 3 and row["way"] == "shared_forward")
         and (row["stage"] == 3 or row["offload"] in {"nothing", "optimizer"})
         and (row["stage"] > 0 or row["offload"] == "nothing")
     ),
@@ -152,7 +159,11 @@ def possible(row):
     return not (row["stage"] == 3 and row["way"] == "shared_forward") and not (row["stage"] == 0 and row.get("offload"))
 
 
-ODD = covering({"stage": [0, 1, 2, 3], "way": WAYS, "rule": EXAMPLES}, possible)
+ODD = covering(
+    {"stage": [0, 1, 2, 3], "way": WAYS, "rule": EXAMPLES, "seen": list(dict.fromkeys(map(SEEN.get, EXAMPLES)))},
+    lambda row: possible(row) and SEEN[row["rule"]] == row["seen"],
+    APART,
+)
 
 
 @pytest.mark.parametrize("row", ODD, ids=of_row)
@@ -382,6 +393,7 @@ def test_a_non_finite_loss_on_one_rank_skips_the_step_on_all(kind, where, way):
 
 # With the rate below, at which the weights come back towards their start: what is remembered then counts.
 REMEMBER = [rule for rule in EXAMPLES if not rule.is_stateless]
+EVERYTHING = next(rule for rule in REMEMBER if isinstance(rule, DiGraP))  # where weights started, were and a memory
 
 
 @functools.cache
@@ -409,8 +421,12 @@ def assert_same_state(got, want, tolerance):
     assert same_on_all_ranks(got)
 
 
-@pytest.mark.parametrize("rule", REMEMBER, ids=repr)
-@pytest.mark.parametrize("kind", FP32_ENGINES, ids=of_engine)
+# All that a rule can keep on each engine, and there one of the rules that keep less.
+OTHERS = itertools.cycle([rule for rule in REMEMBER if rule != EVERYTHING])
+KEPT = [(kind, rule) for kind in FP32_ENGINES for rule in (EVERYTHING, next(OTHERS))]
+
+
+@pytest.mark.parametrize(("kind", "rule"), KEPT, ids=lambda v: repr(v) if isinstance(v, Rule) else of_engine(v))
 def test_memory_is_that_of_one_process(kind, rule):
     """After 2 steps at this stage, then 2 more on another engine that goes on from what was saved."""
     stage, blocks, zero = kind
@@ -438,8 +454,7 @@ def test_memory_is_that_of_one_process(kind, rule):
 
 def test_what_is_remembered_matters_here():
     """Or the tests above would show nothing: projections are taken out, and the run is not that of plain training."""
-    rule = next(rule for rule in REMEMBER if isinstance(rule, DiGraP))
-    weights, state = remembered(rule)
+    weights, state = remembered(EVERYTHING)
     plain, _ = remembered(MainOnly())
     assert max(float(t[1]) for name, t in state.items() if name.endswith("/memory")) > 0.1
     assert largest_difference(weights, plain)[0] > 1e-3
@@ -449,7 +464,7 @@ def test_what_is_remembered_matters_here():
 def test_a_rank_that_owns_nothing_of_what_the_rule_acts_on(stage):
     """One element: it lies on one rank, and the others take part in what is collective."""
     with odd_engine(ds_config(stage), odd_sgd) as engine:
-        hook = attach(engine, REMEMBER[0], select=lambda name, p: name == "narrow.bias")
+        hook = attach(engine, EVERYTHING, select=lambda name, p: name == "narrow.bias")
         states = []
         for step in range(2):
             parts = parts_of(dist.get_rank(), 1)
@@ -470,7 +485,7 @@ def test_how_far_bfloat16_weights_moved(kind):
     """By the float32 copies that the optimizer steps on, wherever they are; a skipped step is not remembered."""
     stage, blocks, zero = kind
     model = Odd()
-    rule = REMEMBER[0]
+    rule = EVERYTHING
 
     def loss(model, batch):
         return cross_entropy(model(batch["x"].to(torch.bfloat16)), batch["labels"])

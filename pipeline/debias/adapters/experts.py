@@ -304,7 +304,7 @@ def _nested(module: Any) -> list[Any]:
 
 def _kernel_takes(x_SI: Tensor, sizes: Sequence[int]) -> bool:
     """Whether torch's grouped product can be used; float32 it would take, but gains nothing over a loop on a CPU."""
-    if x_SI.dtype != torch.bfloat16 or not len(x_SI):
+    if x_SI.dtype != torch.bfloat16 or not len(x_SI) or not hasattr(nn.functional, "grouped_mm"):  # torch 2.10 has it
         return False
     if x_SI.is_cuda and torch.cuda.is_available() and torch.cuda.get_device_capability(x_SI.device) < (8, 0):
         return False

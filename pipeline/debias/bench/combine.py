@@ -48,7 +48,10 @@ def combine_setting(**changes: Any) -> CombineSetting:
 
 
 def bench_combine(setting: CombineSetting) -> dict[str, Any]:
-    """Seconds of one combination on the CPU, and on a GPU where there is one, and the floor that memory sets."""
+    """Seconds of one combination on the CPU, and on a GPU where there is one, and the floor that memory sets.
+
+    CPU seconds on a CPU; each combination right before a pass that only moves memory.
+    """
     torch.set_num_threads(setting.threads)
     shape = MODELS[setting.model]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -90,28 +93,29 @@ def _measure(setting: CombineSetting, device: torch.device) -> dict[str, Any]:
         f"{layer}.{index}": torch.Size(size) for layer in range(shape.layers) for index, size in enumerate(adapters)
     }
     layout = Chunked(shapes, rank=0, world=setting.ranks, group=None)
-    with _group_of_one(device):
+    with group_of_one(device):
         plan = make_plan(layout, shapes, None, device)
         sizes = {name: len(piece) for name, piece in layout.pieces.items()}
-        main, bias = (_pieces(sizes, setting.seed + side, device) for side in (0, 1))
-        parts = [_combine(plan, main, bias, device) for _ in range(setting.rounds + 1)][1:]
-    # Of vectors that no cache holds, also where the share is small.
-    bandwidth = triad_bandwidth(shape.adapter_elements(setting.lora_r), setting.rounds, device)
-    floor = (ELEMENT_BYTES * sum(sizes.values()) + ROW_BYTES * plan.rows) / bandwidth
-    seconds = [gram + write for gram, write in parts]
+        main, bias = (made_pieces(sizes, setting.seed + side, device) for side in (0, 1))
+        # Of vectors that no cache holds, also where the share is small; in turn with what it is held against.
+        triad = Triad(shape.adapter_elements(setting.lora_r), device)
+        rounds = [(_combine(plan, main, bias, device), triad.seconds()) for _ in range(setting.rounds + 1)][1:]
+    moved = ELEMENT_BYTES * sum(sizes.values()) + ROW_BYTES * plan.rows
+    floors = [moved / triad.bytes * seconds for _, seconds in rounds]
+    seconds = [gram + write for (gram, write), _ in rounds]
     return {
         "seconds": statistics.median(seconds),
         "seconds_min": min(seconds),
         "seconds_max": max(seconds),
-        "gram_seconds": statistics.median(gram for gram, _ in parts),
-        "write_seconds": statistics.median(write for _, write in parts),
-        "bandwidth": bandwidth,
-        "floor_seconds": floor,
-        "times_floor": statistics.median(seconds) / floor,
+        "gram_seconds": statistics.median(gram for (gram, _), _ in rounds),
+        "write_seconds": statistics.median(write for (_, write), _ in rounds),
+        "bandwidth": moved / statistics.median(floors),
+        "floor_seconds": statistics.median(floors),
+        "times_floor": statistics.median(own / floor for own, floor in zip(seconds, floors, strict=True)),
     }
 
 
-def _pieces(sizes: dict[str, int], seed: int, device: torch.device) -> dict[str, Tensor]:
+def made_pieces(sizes: dict[str, int], seed: int, device: torch.device) -> dict[str, Tensor]:
     """Views of one flat buffer, as an engine holds them."""
     generator = torch.Generator(device).manual_seed(seed)
     flat_N = torch.randn(sum(sizes.values()), generator=generator, device=device)
@@ -132,25 +136,37 @@ def _combine(plan: Plan, main: dict[str, Tensor], bias: dict[str, Tensor], devic
     return between[0] - start, _now(device) - between[0]
 
 
+class Triad:
+    """`a = b + s c` (STREAM's triad) over float32 vectors of that length: `bytes` are 12 an element."""
+
+    def __init__(self, elements: int, device: torch.device) -> None:
+        self.bytes = 12 * elements
+        self._a_N, self._b_N, self._c_N = (torch.ones(elements, device=device) for _ in range(3))
+
+    def seconds(self) -> float:
+        """Of one pass."""
+        start = _now(self._a_N.device)
+        torch.add(self._b_N, self._c_N, alpha=2.0, out=self._a_N)
+        return _now(self._a_N.device) - start
+
+
 def triad_bandwidth(elements: int, rounds: int, device: torch.device) -> float:
-    """Bytes a second of the best `a = b + s c` (STREAM's triad) over float32 vectors of that length: 12 an element."""
-    a_N, b_N, c_N = (torch.ones(elements, device=device) for _ in range(3))
-    best = float("inf")
-    for _ in range(rounds + 1):
-        start = _now(device)
-        torch.add(b_N, c_N, alpha=2.0, out=a_N)
-        best = min(best, _now(device) - start)
-    return 12 * elements / best
+    """Bytes a second of the best of a few triads."""
+    triad = Triad(elements, device)
+    return triad.bytes / min(triad.seconds() for _ in range(rounds + 1))
 
 
 def _now(device: torch.device) -> float:
+    """CPU seconds of this process, which other work on the machine does not add to; on a GPU the clock's."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 @contextmanager
-def _group_of_one(device: torch.device) -> Iterator[None]:
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """A process group of this process alone."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

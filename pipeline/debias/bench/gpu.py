@@ -91,7 +91,7 @@ def qlora(setting: GpuSetting) -> dict[str, Any]:
 
 
 def _ways(setting: GpuSetting, checkpointing: bool, ceiling: dict[str, float]) -> dict[str, Any]:
-    model, batch, counts, config = _made(setting, checkpointing)
+    model, batch, counts, config = made(setting, checkpointing)
     rows: dict[str, dict[str, Any]] = {}
 
     def measure() -> None:
@@ -115,7 +115,8 @@ def _ways(setting: GpuSetting, checkpointing: bool, ceiling: dict[str, float]) -
     }
 
 
-def _made(setting: GpuSetting, checkpointing: bool, length: int | None = None) -> tuple[Any, Any, Counts, Any]:
+def made(setting: GpuSetting, checkpointing: bool, length: int | None = None) -> tuple[Any, Any, Counts, Any]:
+    """The setting's model on its device, a batch of random tokens, what it counts, and its configuration."""
     length = length or setting.length
     run = bench_run(setting.shape, checkpointing=checkpointing, lora_r=setting.lora_r, length=length)
     config = shape_config(setting.shape)
@@ -127,17 +128,21 @@ def _made(setting: GpuSetting, checkpointing: bool, length: int | None = None) -
 
 def cap(setting: GpuSetting) -> dict[str, Any]:
     """The largest micro-batch of single_pass under a memory cap, at the length and twice that."""
-    device = setting.torch_device
+    model = made(setting, checkpointing=True)[0]
+    limit = 512 if setting.device == "cuda" else 3
+    lengths = (setting.length, 2 * setting.length)
+    return {str(length): largest_under_cap(setting, model, length, limit) for length in lengths}
+
+
+def largest_under_cap(setting: GpuSetting, model: Any, length: int, limit: int) -> int:
+    """The largest micro-batch of single_pass that trains under the setting's cap, of at most `limit`."""
+    device, config = setting.torch_device, shape_config(setting.shape)
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         whole = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, setting.cap / whole), device)
     try:
-        model, _, _, config = _made(setting, checkpointing=True)
-        limit = 512 if device.type == "cuda" else 3
-        return {
-            str(length): largest_batch(functools.partial(_trains, model, config, length, device), limit)
-            for length in (setting.length, 2 * setting.length)
-        }
+        return largest_batch(functools.partial(_trains, model, config, length, device), limit)
     finally:
         if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0, device)
@@ -163,7 +168,7 @@ def _large(setting: GpuSetting) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def measure() -> None:
-        model, batch, counts, _ = _made(setting, checkpointing=True)
+        model, batch, counts, _ = made(setting, checkpointing=True)
         timed: dict[str, Timed] = {}
         for way in ("plain", _best_way(model)):
             timed[way] = time_way(way, model, batch, setting.steps)
@@ -216,7 +221,7 @@ def trl(setting: GpuSetting) -> dict[str, Any]:
     """Tokens a second of TRL's SFTTrainer (plain QLoRA) beside plain and single_pass here: same model, same data."""
     from debias.bench.gpu_trl import seconds_of_a_step
 
-    model, batch, _, _ = _made(setting, checkpointing=True)
+    model, batch, _, _ = made(setting, checkpointing=True)
     own = {way: time_way(way, model, batch, setting.steps).seconds for way in ("plain", "single_pass")}
     own["trl"] = seconds_of_a_step(model, batch, setting.steps)
     tokens = setting.batch * setting.length

@@ -15,7 +15,7 @@ from debias.bench.combine import triad_bandwidth
 from debias.bench.step import published_step
 from debias.engines import attach
 from debias.losses import Answers, gce_weight
-from debias.methods import Edge
+from debias.methods import Edge, MainOnly
 from debias.plan.count import Counts
 
 WAYS = ("plain", "single_pass", "shared_forward", "two_pass", "published")
@@ -34,7 +34,10 @@ def random_batch(samples: int, length: int, vocabulary: int, device: torch.devic
 
 @contextmanager
 def stepping(way: str, model: nn.Module, batch: dict[str, Tensor]) -> Iterator[Callable[[], None]]:
-    """Inside, a function that takes one optimizer step of that way; afterwards the model is as before."""
+    """Inside, a function that takes one optimizer step of that way; afterwards the model is as before.
+
+    `plain` is torch alone on PEFT's model, `ours` plain fine-tuning through the hook; the rest are EDGE.
+    """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     readout = Answers([[5], [6], [7]])
     autocast = torch.autocast(batch["input_ids"].device.type, torch.bfloat16)
@@ -55,7 +58,8 @@ def stepping(way: str, model: nn.Module, batch: dict[str, Tensor]) -> Iterator[C
     if way in ("plain", "published"):
         yield plain if way == "plain" else lambda: published_step(model, optimizer, said)
         return
-    hook = attach(model, optimizer, Edge(), way, verify=False)
+    rule, gradients = (MainOnly(), "auto") if way == "ours" else (Edge(), way)
+    hook = attach(model, optimizer, rule, gradients, verify=False)
 
     def step() -> None:
         hook.backward(*forward(), again=forward)

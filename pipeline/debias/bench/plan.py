@@ -125,12 +125,12 @@ def print_growth(case_json: str) -> None:
         small.vocab_size = 1000
     _steps(case.model_copy(update={"batch": 2, "length": 16}), small)()
     gc.collect()  # a hook and its gradient source know each other
-    before = _status("VmRSS")
+    before = status_of("VmRSS")
     step = _steps(case, case.config())
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of building
+    forget_peak()  # of building
     for _ in range(3):
         step()
-    sys.stdout.write(f"{_status('VmHWM') - before}\n")
+    sys.stdout.write(f"{status_of('VmHWM') - before}\n")
 
 
 def _steps(case: Case, config: Any) -> Any:
@@ -189,7 +189,12 @@ def _batch(case: Case, run: RunConfig, config: Any) -> tuple[Any, dict[str, Tens
     return Answers([[5], [6], [7]]), {**batch, "answer_mask": answer_mask_BT}
 
 
-def _status(key: str) -> int:
+def forget_peak() -> None:
+    """Let this process's peak resident size begin anew at what it is."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def status_of(key: str) -> int:
     """Bytes of a line of this process's status."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(key + ":"):

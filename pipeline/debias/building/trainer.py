@@ -12,6 +12,7 @@ from debias.building.padding import PaddingCheck
 from debias.building.task import Task, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
+from debias.data.examples import labels_of
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import selection
 from debias.errors import InputError
@@ -19,6 +20,7 @@ from debias.methods import make_rule
 from debias.ranks.failures import record
 from debias.ranks.hangs import hang_watch
 from debias.ranks.stopping import StopRequest
+from debias.runs.learned import StopWhenLearned, label_entropy
 from debias.runs.metrics import MetricsFile, PlainProgress
 from debias.runs.names import METRICS
 from debias.runs.selection import ValidationFigures
@@ -62,6 +64,8 @@ def build_trainer(
             stop=stop,
         )
     trainer.add_callback(PaddingCheck(task, encoded))
+    if config.stop_when_learned is not None:
+        trainer.add_callback(StopWhenLearned(config.stop_when_learned, label_entropy(labels_of(examples))))
     trainer.add_callback(
         MetricsFile(folder / METRICS, lambda logs: {**trainer.layer_figures(logs), **figures.cells(logs)})
     )

@@ -135,6 +135,59 @@ def bench_gpu(
         print_table(table)
 
 
+@app.command("growth")
+def bench_growth(
+    axis: Annotated[
+        list[str] | None, typer.Option(help="batch, length, rank or layers; may be repeated (all).")
+    ] = None,
+    sizes: Annotated[int | None, typer.Option(min=3, max=5, help="Of each axis, the smallest first (5).")] = None,
+    hidden: Annotated[int | None, typer.Option(min=16)] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Layers of the model (8).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds (5).")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="The curves, as SVG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit how a step's CPU time and memory grow with batch, length, rank and number of adapted layers."""
+    from debias.bench.growth import bench_growth as measure
+    from debias.bench.growth import growth_setting, table_of
+    from debias.bench.growth_picture import picture_of
+    from debias.runs.whole import write_whole
+
+    given: dict[str, Any] = {"sizes": sizes, "hidden": hidden, "depth": depth, "rounds": rounds}
+    result = measure(growth_setting(axes=tuple(axis) if axis else None, **given))
+    if picture is not None:
+        write_whole(picture, picture_of(result))
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
+@app.command("quarter")
+def bench_quarter(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for JSON of each part and the page.")] = Path(
+        "quarter"
+    ),
+    minutes: Annotated[float | None, typer.Option(min=0.1, max=60, help="For all parts together (11.5).")] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="gradients, combination, large, engines, kernels or testbeds; may be repeated (all)."),
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="A study's YAML file, for testbeds.")] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="Tiny sizes, on the CPU.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Measure nothing: the page of what is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The first quarter of an hour on one GPU: six checks, each written down as it comes, so that a cut loses none."""
+    from debias.bench.quarter.page import page_of
+    from debias.bench.quarter.session import Session, gathered, run_session
+    from debias.runs.whole import write_whole
+
+    given: dict[str, Any] = {"minutes": minutes, "study": None if study is None else str(study)}
+    session = Session(out=str(out), rehearse=rehearse, **{key: v for key, v in given.items() if v is not None})
+    found = gathered(out) if page else run_session(session, tuple(part or ()))
+    text = page_of(found)
+    write_whole(out / "quarter.md", text + "\n")
+    typer.echo(json.dumps(found, indent=2) if as_json else text)
+
+
 @app.command("data")
 def bench_data(
     rows: Annotated[int | None, typer.Option(min=64, help="Made-up rows of SNLI's length (500000).")] = None,

@@ -127,6 +127,7 @@ class RunConfig(Strict):
     weight_decay: float = Field(0.0, ge=0)
     num_train_epochs: float = Field(1.0, gt=0)
     max_steps: int = Field(-1, ge=-1, le=LARGEST)  # -1: as many as num_train_epochs makes
+    stop_when_learned: float | None = Field(None, gt=0, lt=1)  # the share of the label entropy the loss is to fall by
     per_device_train_batch_size: int = Field(32, ge=1, le=LARGEST)
     per_device_eval_batch_size: int = Field(64, ge=1, le=LARGEST)
     gradient_accumulation_steps: int = Field(1, ge=1, le=LARGEST)

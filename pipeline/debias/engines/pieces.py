@@ -13,14 +13,12 @@ from torch import Tensor
 
 from debias.engines.layout import Layout, Piece
 from debias.engines.rule_state import RuleState, rescale
+from debias.engines.stacks import blocks, together
 from debias.engines.step import GramSums
-from debias.methods import GRADIENTS, apply_coefficients, gram_of_rows, pairs_of
+from debias.methods import GRADIENTS, gram_of_rows, pairs_of, wide_enough, write_update
 
 # (factor from the given gradients to what the rule should see, factor from their update to what is written).
 ScaleOf = Callable[[list[float]], tuple[float, float]]
-
-# Slices of one kind are combined together up to this many elements; more would only cost memory.
-STACK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Alike:
     """Parameters of one shape [O, I] of which this rank owns the same piece."""
 
     shape_index: int
-    members: Tensor  # which of the parameters of that shape, [K] int64
+    members: slice | Tensor  # which of the parameters of that shape: a stretch of them, or [K] int64
     names: tuple[str, ...]
     piece: Piece
     columns: int
@@ -69,13 +67,11 @@ class Plan:
     def __post_init__(self) -> None:
         self.rows = sum(len(names) * _rows(shape)[0] for shape, names in zip(self.shapes, self.names, strict=True))
 
-    def grams(self, buffer_RG: Tensor) -> list[Tensor]:
-        """Views [K, O, G] of the buffer, one for each shape."""
+    def grams(self, buffer_GR: Tensor) -> list[Tensor]:
+        """Views [K, O, G] of the buffer, one for each shape; each product lies in one piece."""
         sizes = [len(names) * _rows(shape)[0] for shape, names in zip(self.shapes, self.names, strict=True)]
-        views = []
-        for part, shape, names in zip(buffer_RG.split(sizes), self.shapes, self.names, strict=True):
-            views.append(part.view(len(names), _rows(shape)[0], part.shape[-1]))
-        return views
+        parts = zip(buffer_GR.split(sizes, dim=1), self.shapes, self.names, strict=True)
+        return [part.T.unflatten(0, (len(names), _rows(shape)[0])) for part, shape, names in parts]
 
 
 def make_plan(
@@ -87,20 +83,28 @@ def make_plan(
         by_shape.setdefault(shape, []).append(name)
     pieces = layout.pieces
     alike = [
-        Alike(index, torch.tensor([names.index(n) for n in part], device=device), tuple(part), piece, _rows(shape)[1])
+        Alike(index, _members([names.index(n) for n in part], device), tuple(part), piece, _rows(shape)[1])
         for index, (shape, names) in enumerate(by_shape.items())
-        for piece, part in _with_one_piece(names, pieces)
+        for piece, part in _with_one_piece(names, pieces, device)
     ]
     return Plan(list(by_shape), [tuple(names) for names in by_shape.values()], alike, group, layout.sharded, device)
 
 
-def _with_one_piece(names: Sequence[str], pieces: Mapping[str, Piece]) -> Iterator[tuple[Piece, list[str]]]:
+def _members(at: list[int], device: torch.device) -> slice | Tensor:
+    """A stretch where they are one: a view of it takes no copy."""
+    stretch = slice(at[0], at[0] + len(at))
+    return stretch if at == list(range(stretch.start, stretch.stop)) else torch.tensor(at, device=device)
+
+
+def _with_one_piece(
+    names: Sequence[str], pieces: Mapping[str, Piece], device: torch.device
+) -> Iterator[tuple[Piece, list[str]]]:
     groups: dict[Piece, list[str]] = {}
     for name in names:
         if name in pieces:
             groups.setdefault(pieces[name], []).append(name)
     for piece, held in groups.items():
-        size = max(1, STACK_ELEMENTS // len(piece))
+        size = together(len(piece), device)
         for start in range(0, len(held), size):
             yield piece, held[start : start + size]
 
@@ -138,28 +142,33 @@ def combine_pieces(
     buffer = torch.zeros(header + products * plan.rows, dtype=torch.float64, device=plan.device)
     for index, value in enumerate(extras):
         buffer[index] = value
-    grams = plan.grams(buffer[header:].view(-1, products))
+    grams = plan.grams(buffer[header:].view(products, -1))
     stacks = [[_stack(vector, group.names) for vector in vectors] for group in plan.alike]
     for group, stack in zip(plan.alike, stacks, strict=True):
         for rows, slices_KRI in _cut_alike(group, stack):
-            gram_KRG = gram_of_rows(*slices_KRI)
-            grams[group.shape_index][group.members, rows] += gram_KRG.to(plan.device)
+            # A rank has no element of a row twice: what is there is zero.
+            grams[group.shape_index][group.members, rows] = gram_of_rows(*slices_KRI).to(plan.device)
     dist.all_reduce(buffer, group=plan.group)
     summed: list[float] = buffer[:header].tolist()
     seen, written = scale_of(summed)
-    if not plan.sharded:
-        buffer[header:] /= dist.get_world_size(plan.group)  # every rank added the whole
-    scales = [seen if vector in GRADIENTS else 1.0 for vector in rule.looks_at]
-    rescale(buffer[header:].view(-1, products), scales)
-    coefficients = [state.coefficients(names, gram) for names, gram in zip(plan.names, grams, strict=True)]
-    sums = GramSums(rule.looks_at)
-    for names, gram, of_shape in zip(plan.names, grams, coefficients, strict=True):
-        sums.add(names, gram, of_shape)
     factors = [written if vector in GRADIENTS else written / seen for vector in rule.looks_at]
+    scales = [seen if vector in GRADIENTS else 1.0 for vector in rule.looks_at]
+    sums = GramSums(rule.looks_at)
+    dtype = wide_enough([tensor for stack in stacks for tensor in stack])
+    coefficients = []
+    for names, gram_KOG in zip(plan.names, grams, strict=True):
+        of_shape = gram_KOG.new_empty((len(vectors), *gram_KOG.shape[:-1]), dtype=dtype)
+        for part in blocks(gram_KOG):
+            own_KOG = gram_KOG[part]
+            if not plan.sharded:
+                own_KOG /= dist.get_world_size(plan.group)  # every rank added the whole
+            made = state.coefficients(names[part], rescale(own_KOG, scales))
+            sums.add(names[part], own_KOG, made)
+            for into_KO, made_KO, factor in zip(of_shape[:, part], made, factors, strict=True):
+                torch.mul(made_KO, factor, out=into_KO)
+        coefficients.append(of_shape)
     for group, stack in zip(plan.alike, stacks, strict=True):
-        of_shape = coefficients[group.shape_index]
-        mine = [side[group.members] * factor for side, factor in zip(of_shape, factors, strict=True)]
-        _write(group, mine, stack, [vectors[0][name] for name in group.names])
+        _write(group, coefficients[group.shape_index], stack, [vectors[0][name] for name in group.names])
     return Combined(sums, summed)
 
 
@@ -169,11 +178,10 @@ def _cut_alike(group: Alike, stack_KN: Sequence[Tensor]) -> Iterator[tuple[slice
         yield parts[0][0], [view_KRI for _, view_KRI in parts]
 
 
-def _write(group: Alike, coefficients: list[Tensor], stack_KN: list[Tensor], into: list[Tensor]) -> None:
+def _write(group: Alike, coefficients_VKO: Tensor, stack_KN: list[Tensor], into: list[Tensor]) -> None:
     main_KN = stack_KN[0]
     for rows, slices_KRI in _cut_alike(group, stack_KN):
-        of_rows = [side_KO[:, rows].to(main_KN.device) for side_KO in coefficients]
-        slices_KRI[0].copy_(apply_coefficients(of_rows, slices_KRI))
+        write_update([side_KO[group.members, rows].to(main_KN.device) for side_KO in coefficients_VKO], slices_KRI)
     if into[0].data_ptr() != main_KN.data_ptr():
         torch._foreach_copy_(into, main_KN.unbind())
 

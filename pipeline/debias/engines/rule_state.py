@@ -86,7 +86,7 @@ def rescale(gram_RG: Tensor, scales: Sequence[float]) -> Tensor:
     """The Gram, in place, of vectors that are each multiplied by a number."""
     factors = [scales[i] * scales[j] for i, j in pairs_of(len(scales))]
     if len(set(factors)) == 1:
-        return gram_RG.mul_(factors[0])
+        return gram_RG if factors[0] == 1.0 else gram_RG.mul_(factors[0])
     return gram_RG.mul_(torch.tensor(factors, dtype=gram_RG.dtype, device=gram_RG.device))
 
 

@@ -73,12 +73,12 @@ class GramSums:
         # Update = x main + the rest: what of it lies along main, and its own length.
         cross_KO = _sum([y_KO * of[0, j] for j, y_KO in enumerate(others, 1)], mm_KO)
         rest_KO = _sum([_product(coefficients, i, j, of[i, j]) for i, j in of if i], mm_KO)
-        lost_KO = 1 - x_KO
-        removed_KO = lost_KO * (lost_KO * mm_KO - 2 * cross_KO) + rest_KO
-        update_KO = x_KO * (x_KO * mm_KO + 2 * cross_KO) + rest_KO
-        rows = (mm_KO, *self._of_bias(of, mm_KO), removed_KO, update_KO)
+        lost_KO, rest_K = 1 - x_KO, rest_KO.sum(dim=1)
+        removed_K = (lost_KO * torch.sub(lost_KO * mm_KO, cross_KO, alpha=2)).sum(dim=1) + rest_K
+        update_K = (x_KO * torch.add(x_KO * mm_KO, cross_KO, alpha=2)).sum(dim=1) + rest_K
+        sums_K = [row_KO.sum(dim=1) for row_KO in (mm_KO, *self._of_bias(of, mm_KO))]
         self.names.extend(names)
-        self.parts_K5.append(torch.stack([row_KO.sum(dim=1) for row_KO in rows], dim=1))
+        self.parts_K5.append(torch.stack([*sums_K, removed_K, update_K], dim=1))
 
     def _of_bias(self, of: Mapping[tuple[int, int], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
         """`(main.bias, |bias|^2)` row by row; zeros where the rule does not look at the bias gradient."""
@@ -90,7 +90,7 @@ class GramSums:
 
 def _product(coefficients: Sequence[Tensor], i: int, j: int, inner_KO: Tensor) -> Tensor:
     """What vectors i and j add to the squared length of a sum: twice where they are two."""
-    product_KO = coefficients[i] * coefficients[j] * inner_KO
+    product_KO = coefficients[i] * (coefficients[j] * inner_KO)
     return product_KO if i == j else 2 * product_KO
 
 

@@ -23,6 +23,7 @@ from debias.engines.parameters import (
 )
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.rule_state import RuleState, rescale
+from debias.engines.stacks import blocks, together
 from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent, report
 from debias.engines.wrapping import (
     active_ddp,
@@ -33,15 +34,12 @@ from debias.engines.wrapping import (
     why_lost,
 )
 from debias.gradients import GradientSource, Verified, make_source
-from debias.methods import GRADIENTS, Rule, Vector, apply_coefficients, as_rows, gram_of_rows
+from debias.methods import GRADIENTS, Rule, Vector, as_rows, gram_of_rows, write_update
 
 logger = logging.getLogger(__name__)
 
 # A parameter's name with what the rule looks at of it, its main gradient first.
 Looked = tuple[str, Sequence[Tensor]]
-
-# Tensors of one shape are combined together up to this many elements; more would only cost memory.
-STACK_ELEMENTS = 1 << 22
 
 
 class TorchHook(LoopHook):
@@ -247,12 +245,14 @@ class TorchHook(LoopHook):
         # Rules see means: the scale goes into the Gram squared and comes back out of the coefficients.
         scales = [scale if vector in GRADIENTS else 1.0 for vector in self.rule.looks_at]
         gram_KOG = rescale(gram_of_rows(*vectors_KOI), scales)
-        coefficients = self.state.coefficients(names, gram_KOG)
-        sums.add(names, gram_KOG, coefficients)
-        of_sums = [x_KO * factor for x_KO, factor in zip(coefficients, scales, strict=True)]
-        update_KOI = apply_coefficients(of_sums, vectors_KOI)
-        updates = [update_OI.view_as(grad) for grad, update_OI in zip(sides[0], update_KOI.unbind(), strict=True)]
-        torch._foreach_copy_(list(sides[0]), updates)
+        for part in blocks(gram_KOG):
+            coefficients = self.state.coefficients(names[part], gram_KOG[part])
+            sums.add(names[part], gram_KOG[part], coefficients)
+            of_sums = [x_KO * factor for x_KO, factor in zip(coefficients, scales, strict=True)]
+            write_update(of_sums, [vector_KOI[part] for vector_KOI in vectors_KOI])
+        if vectors_KOI[0].data_ptr() != sides[0][0].data_ptr():  # of a stack, which is a copy
+            updates = [main_OI.view_as(grad) for grad, main_OI in zip(sides[0], vectors_KOI[0].unbind(), strict=True)]
+            torch._foreach_copy_(list(sides[0]), updates)
 
     def _saved_name(self, name: str) -> str:
         return name.removeprefix("module.") if isinstance(self.model, DistributedDataParallel) else name
@@ -270,13 +270,14 @@ def _no_averaging(ddp: nn.Module, inputs: Any) -> None:
 
 
 def groups_of_one_shape(looked: Sequence[Looked]) -> Iterator[list[Looked]]:
-    """Parameters of equal shape and dtypes together, as many as make a stack of `STACK_ELEMENTS`."""
+    """Parameters of equal shape and dtypes together, as many as are to be stacked."""
     groups: dict[Any, list[Looked]] = {}
     for name, vectors in looked:
         kind = (vectors[0].shape, vectors[0].device, *(vector.dtype for vector in vectors))
         groups.setdefault(kind, []).append((name, vectors))
     for group in groups.values():
-        size = max(1, STACK_ELEMENTS // max(1, group[0][1][0].numel()))
+        first = group[0][1][0]
+        size = together(first.numel(), first.device)
         for start in range(0, len(group), size):
             yield group[start : start + size]
 

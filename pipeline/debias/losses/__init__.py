@@ -11,13 +11,19 @@ from debias.bias.own import SelfWeight, gce_weight
 from debias.bias.weights import BiasWeightSource
 from debias.config.blocks import make
 from debias.losses.afr import AFR
+from debias.losses.balanced_softmax import BalancedSoftmax
 from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.class_balanced import ClassBalanced
 from debias.losses.confidence_regularization import ConfidenceRegularization
 from debias.losses.cross_entropy import CrossEntropy, cross_entropy
+from debias.losses.cvar_dro import CVaRDRO
 from debias.losses.debiased_focal import DebiasedFocal
 from debias.losses.focal import Focal
+from debias.losses.gerne import GERNE
+from debias.losses.gradient_alignment import GradientAlignment
 from debias.losses.group_dro import GroupDRO
 from debias.losses.label_smoothing import LabelSmoothing
+from debias.losses.ldam import LDAM
 from debias.losses.learning import LearningLoss
 from debias.losses.logit_correction import LogitCorrection
 from debias.readouts.answers import Answers, answer_log_likelihood
@@ -31,11 +37,17 @@ LOSSES: dict[str, type[Loss]] = {
         CrossEntropy,
         Focal,
         GroupDRO,
+        CVaRDRO,
+        GERNE,
+        ClassBalanced,
+        BalancedSoftmax,
+        LDAM,
         LabelSmoothing,
         LogitCorrection,
         DebiasedFocal,
         ConfidenceRegularization,
         AFR,
+        GradientAlignment,
     )
 }
 
@@ -51,15 +63,21 @@ Objective = Readout  # its older name
 __all__ = [
     "AFR",
     "EVERY_LABEL",
+    "GERNE",
+    "LDAM",
     "LOSSES",
     "Answers",
+    "BalancedSoftmax",
     "BiasWeightSource",
+    "CVaRDRO",
+    "ClassBalanced",
     "Classification",
     "ColumnWeight",
     "ConfidenceRegularization",
     "CrossEntropy",
     "DebiasedFocal",
     "Focal",
+    "GradientAlignment",
     "GroupDRO",
     "LabelSmoothing",
     "LearningLoss",

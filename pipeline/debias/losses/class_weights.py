@@ -55,3 +55,8 @@ def weights_of(weights: ClassWeights, facts: Mapping[str, Tensor]) -> Tensor:
     count_C = torch.bincount(facts["labels"].cpu()).double()
     occurs_C = count_C > 0
     return torch.where(occurs_C, count_C.sum() / (occurs_C.sum() * count_C.clamp(min=1)), 0.0)
+
+
+def log_counts(facts: Mapping[str, Tensor]) -> Tensor:
+    """`log n` of the labels up to the last that occurs, float64; of one that does not, as if it did once."""
+    return torch.bincount(facts["labels"].cpu()).double().clamp(min=1).log()

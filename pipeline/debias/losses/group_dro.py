@@ -21,8 +21,11 @@ class GroupDRO(Loss):
     After each step `q_g` grows by `exp(step_size * mean loss of g in the step)` and is normalised; a sample of group g
     counts `q_g / share of g in the training data`, so that the mean over samples is the mean over groups under `q`. The
     weights of a step are those that the steps before it left (the published code updates them first): a sample's loss
-    then does not depend on how the step is cut into micro-batches and ranks. Needs a group of each training example.
-    Costs nothing more. Fails where groups are unknown or tiny: it overfits a small group unless regularised.
+    then does not depend on how the step is cut into micro-batches and ranks. `adjustment`: C of the paper's group
+    adjustments, `C / sqrt(n_g)` added to the loss that weighs a group with n_g training examples, for small groups
+    generalise worse than they train (its gradient is zero, so it acts through the weights alone; 0 to 5 in the paper).
+    Needs a group of each training example. Costs nothing more. Fails where groups are unknown or tiny: it overfits a
+    small group unless regularised.
 
     Source: Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020, arXiv 1911.08731.
     """
@@ -31,30 +34,33 @@ class GroupDRO(Loss):
     reads: ClassVar[frozenset[str]] = frozenset({"group"})
     learns: ClassVar[bool] = True
     step_size: float = 0.01
+    adjustment: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.step_size < 0:
-            raise ValueError(f"step_size is {self.step_size}, expected 0 or more")
+        for name in ("step_size", "adjustment"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        q_G, share_G = memory_S.chunk(2)
+        q_G, share_G, _ = memory_S.chunk(3)
         weight_G = (q_G / share_G).float()
         return -weight_G[facts["group"]] * said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """`q` [G], equal, and the groups' shares of the training data [G]."""
+        """`q` [G], equal, the groups' shares of the training data [G], and what is added to their losses [G]."""
         counts_G = torch.bincount(facts["group"]).double()
-        return torch.cat([torch.full_like(counts_G, 1 / len(counts_G)), counts_G / counts_G.sum()])
+        even_G, added_G = torch.full_like(counts_G, 1 / len(counts_G)), self.adjustment / counts_G.clamp(min=1).sqrt()
+        return torch.cat([even_G, counts_G / counts_G.sum(), added_G])
 
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        """Each group's summed cross-entropy [G] and number of samples [G]."""
-        groups = len(memory_S) // 2
+        """Each group's summed cross-entropy [G], number of samples [G], and nothing [G]."""
+        groups = len(memory_S) // 3
         loss_B = -said.log_p_B.detach().double()
-        both_2B = torch.stack([loss_B, torch.ones_like(loss_B)])
-        return loss_B.new_zeros(2, groups).index_add(1, facts["group"], both_2B).flatten()
+        both_3B = torch.stack([loss_B, torch.ones_like(loss_B), torch.zeros_like(loss_B)])
+        return loss_B.new_zeros(3, groups).index_add(1, facts["group"], both_3B).flatten()
 
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """The multiplicative update; a group without a sample in the step keeps its weight before normalisation."""
-        (loss_G, count_G), (q_G, share_G) = sums.chunk(2), memory_S.chunk(2)
-        log_q_G = q_G.log() + self.step_size * loss_G / count_G.clamp(min=1)
-        return torch.cat([torch.softmax(log_q_G, dim=0), share_G])
+        (loss_G, count_G, _), (q_G, share_G, added_G) = sums.chunk(3), memory_S.chunk(3)
+        adjusted_G = (loss_G / count_G.clamp(min=1) + added_G) * (count_G > 0)
+        return torch.cat([torch.softmax(q_G.log() + self.step_size * adjusted_G, dim=0), share_G, added_G])

@@ -4,10 +4,12 @@ A new edit is one file and one line in `EDITS`.
 """
 
 from debias.merging.edits import Edit
+from debias.merging.greedy_soup import GreedySoup
+from debias.merging.model_stock import ModelStock
 from debias.merging.scale import Scale
 from debias.merging.soup import Soup
 from debias.merging.truncate import Truncate
 
-EDITS: dict[str, type[Edit]] = {edit.name: edit for edit in (Soup, Truncate, Scale)}
+EDITS: dict[str, type[Edit]] = {edit.name: edit for edit in (Soup, GreedySoup, ModelStock, Truncate, Scale)}
 
 __all__ = ["EDITS", "Edit"]

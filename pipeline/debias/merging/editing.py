@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ RECORD = "edits.json"
 # optimizer's state too.
 WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "*processor_config.json", LABELS)
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
+# How well an adapter in a folder does on rows held out; larger is better.
+Score = Callable[[Path], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Edited:
     """What was written: where, by which edit, of which adapters (with the digests of their files).
 
     `ranks`: the smallest and the largest of a module before (of any adapter) and after. `norm`: of all changes
-    together, as a share of the adapters' (their mean). `files`: all that the folder held when it was written.
+    together, as a share of the adapters' (their mean). `files`: all that the folder held when it was written. `tried`:
+    of an edit that chooses, every adapter that was given with how it did on rows held out.
     """
 
     folder: str
@@ -49,22 +53,31 @@ class Edited:
     ranks: dict[str, list[int]]
     norm: float | None
     files: list[str]
+    tried: list[dict[str, Any]]
 
     @property
     def line(self) -> str:
         """All of it in one line."""
         before, after = ("-".join(map(str, dict.fromkeys(self.ranks[when]))) for when in ("before", "after"))
         of = f"{len(self.adapters)} adapter{'s' if len(self.adapters) > 1 else ''}"
+        of += f" (of {len(self.tried)}, chosen on validation rows)" if self.tried else ""
         norm = "" if self.norm is None else f"; the change has {self.norm:.3g} times the norm it had"
         return f"{self.folder}: {self.edit} of {of}, {self.modules} modules, rank {before} to {after}{norm}"
 
 
-def edit_adapters(name: str, given: Sequence[Path], out: Path, settings: Mapping[str, Any] | None = None) -> Edited:
+def edit_adapters(
+    name: str,
+    given: Sequence[Path],
+    out: Path,
+    settings: Mapping[str, Any] | None = None,
+    score: Score | None = None,
+) -> Edited:
     """The edit called `name` of adapters, written to `out` as a plain PEFT adapter; `given`: runs or adapters' folders.
 
     `out` is new, empty, or what an earlier edit wrote. With the adapter come the first one's tokenizer, the settings of
     its run (labels, prompt: what judges it) and `edits.json`. InputError says in one line what cannot be edited
-    exactly, and leaves what was in `out`. No base is loaded.
+    exactly, and leaves what was in `out`. No base is loaded, but by `score`, which an edit that chooses among adapters
+    asks: how a candidate in a folder does on rows held out.
     """
     edit = make_edit(name, settings or {})
     folders, out = [adapter_folder(place) for place in given], Path(out).resolve()
@@ -75,14 +88,14 @@ def edit_adapters(name: str, given: Sequence[Path], out: Path, settings: Mapping
         raise InputError(f"edit: {error}") from None
     adapters = [read_adapter(folder) for folder in folders]
     check_alike(adapters)
+    adapters, tried = _chosen(edit, adapters, score) if edit.asks else (adapters, [])
     changes, norm = _edited(edit, adapters)
     told = _told(edit, adapters, changes)
 
     def save(part: Path) -> None:
-        write_adapter(part, adapters[0].config, changes, _whole(edit, adapters))
-        _copy_words(folders[0], part)
+        _write(part, edit, adapters, changes)
         files = sorted([*(path.name for path in part.iterdir()), RECORD])
-        made = Edited(folder=str(out), **told, norm=norm, files=files)
+        made = Edited(folder=str(out), **told, norm=norm, files=files, tried=tried)
         (part / RECORD).write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n", encoding="utf-8")
 
     try:
@@ -91,6 +104,32 @@ def edit_adapters(name: str, given: Sequence[Path], out: Path, settings: Mapping
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
     return Edited(**json.loads((out / RECORD).read_text(encoding="utf-8")))
+
+
+def _write(folder: Path, edit: Edit, adapters: Sequence[Adapter], changes: Mapping[str, LowRank]) -> None:
+    """The edited adapter, with the words of the first."""
+    write_adapter(folder, adapters[0].config, changes, _whole(edit, adapters))
+    _copy_words(adapters[0].folder, folder)
+
+
+def _chosen(edit: Edit, adapters: Sequence[Adapter], score: Score | None) -> tuple[list[Adapter], list[dict[str, Any]]]:
+    """Those that the edit keeps, and for the record how each did. Candidates are written aside, and go again."""
+    if score is None:
+        raise InputError(f"edit: {edit.name} chooses by how candidates do on rows held out; give it a score")
+    with tempfile.TemporaryDirectory() as place:
+
+        def held_out(members: Sequence[int]) -> float:
+            folder = Path(place) / "-".join(map(str, members))
+            some = [adapters[member] for member in members]
+            _write(folder, edit, some, _edited(edit, some)[0])
+            found = score(folder)
+            logger.info("%s: %.4g on rows held out", " + ".join(str(one.folder) for one in some), found)
+            shutil.rmtree(folder)
+            return found
+
+        tried = edit.choose(len(adapters), held_out)
+    told = [{"folder": str(adapters[one.member].folder), **dataclasses.asdict(one)} for one in tried]
+    return [adapters[one.member] for one in tried if one.kept], told
 
 
 def make_edit(name: str, settings: Mapping[str, Any]) -> Edit:

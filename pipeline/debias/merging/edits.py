@@ -4,7 +4,7 @@ Shapes: O outputs, I inputs, R the rank, K what an SVD keeps. A stack of fused e
 change an expert; everything here acts on the last two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,8 +24,8 @@ class LowRank:
         """R: the rank that is stored, which the product may stay below."""
         return self.a_RI.shape[-2]
 
-    def times(self, factor: float) -> "LowRank":
-        """The change times a number."""
+    def times(self, factor: float | Tensor) -> "LowRank":
+        """The change times a number; of a stack, one number or one for each, [E, 1, 1]."""
         return LowRank(self.a_RI, self.b_OR * factor)
 
     def squared_norm(self) -> float:
@@ -49,20 +49,43 @@ class LowRank:
         return LowRank(root_K.unsqueeze(-1) * vh_KI[..., :count, :], u_OK[..., :count] * root_K.unsqueeze(-2))
 
 
+# How well the edit of some of the adapters, by their places among those given, does on rows held out; larger is better.
+HeldOut = Callable[[Sequence[int]], float]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An adapter (its place among those given) that an edit chose or left, by what was held out.
+
+    `alone`: how it does by itself. `together`: with all that were kept before it. `kept`: whether it is in.
+    """
+
+    member: int
+    alone: float
+    together: float
+    kept: bool
+
+
 @dataclass(frozen=True)
 class Edit:
     """A function of trained changes. Subclasses are frozen dataclasses whose fields are the settings.
 
-    A field that is out of range raises ValueError in one line that begins with the field.
+    A field that is out of range raises ValueError in one line that begins with the field. `asks`: whether the edit
+    chooses among the adapters by how they do on rows held out; all others are functions of the weights alone.
     """
 
     name: ClassVar[str]
     takes_several: ClassVar[bool] = False
+    asks: ClassVar[bool] = False
 
     def check(self, adapters: int) -> None:
         """ValueError where the edit cannot be of so many adapters."""
         if adapters != 1 and not self.takes_several:
             raise ValueError(f"{self.name} is an edit of one adapter, {adapters} were given")
+
+    def choose(self, adapters: int, held_out: HeldOut) -> list[Tried]:
+        """Every adapter in the order in which it was tried, of an edit that asks."""
+        raise NotImplementedError
 
     def change(self, changes: Sequence[LowRank]) -> LowRank:
         """What becomes of one weight's change, float64; one of `changes` for each adapter."""

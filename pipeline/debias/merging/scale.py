@@ -22,6 +22,7 @@ class Scale(Edit):
     """
 
     name: ClassVar[str] = "scale"
+    also_called: ClassVar[tuple[str, ...]] = ("wise_ft",)
     alpha: float = 0.5
 
     def __post_init__(self) -> None:

@@ -8,13 +8,40 @@ from typing import Any
 
 from debias.config.blocks import make
 from debias.methods.base import GRADIENTS, Rule, StepFacts, Vector, pairs_of
-from debias.methods.combine import apply_coefficients, as_rows, combine, gram_of_rows, row_gram, take_step
+from debias.methods.cagrad import CAGrad
+from debias.methods.combine import (
+    apply_coefficients,
+    as_rows,
+    combine,
+    gram_of_rows,
+    row_gram,
+    take_step,
+    wide_enough,
+    write_update,
+)
+from debias.methods.component_clip import ComponentClip
 from debias.methods.digrap import DiGraP
 from debias.methods.edge import Edge, MainOnly, Orthogonal, Subtract
+from debias.methods.gradvac import GradVac
+from debias.methods.l2_sp import L2SP
+from debias.methods.mgda import MGDA
 from debias.methods.norm_balance import NormBalance
 from debias.methods.pcgrad import PCGrad
 
-ROWS: tuple[type[Rule], ...] = (Edge, Subtract, Orthogonal, NormBalance, PCGrad, DiGraP, MainOnly)
+ROWS: tuple[type[Rule], ...] = (
+    Edge,
+    Subtract,
+    Orthogonal,
+    NormBalance,
+    PCGrad,
+    GradVac,
+    MGDA,
+    CAGrad,
+    DiGraP,
+    L2SP,
+    ComponentClip,
+    MainOnly,
+)
 METHODS: dict[str, type[Rule]] = {rule.name: rule for rule in ROWS}
 
 
@@ -25,9 +52,14 @@ def make_rule(block: str | Mapping[str, Any]) -> Rule:
 
 __all__ = [
     "GRADIENTS",
+    "L2SP",
     "METHODS",
+    "MGDA",
+    "CAGrad",
+    "ComponentClip",
     "DiGraP",
     "Edge",
+    "GradVac",
     "MainOnly",
     "NormBalance",
     "Orthogonal",
@@ -44,4 +76,6 @@ __all__ = [
     "pairs_of",
     "row_gram",
     "take_step",
+    "wide_enough",
+    "write_update",
 ]

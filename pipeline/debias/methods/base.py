@@ -8,6 +8,7 @@ to be gathered when they are sharded. G inner products, S numbers that a tensor 
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -56,13 +57,15 @@ class StepFacts:
 class Rule:
     """How gradients become one update. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
 
-    `looks_at` begins with MAIN; a rule that looks at MAIN alone is plain training. `memory`: how many float64 numbers
-    each tensor keeps between steps, 0 at first. A rule without memory defines `coefficients`, one with it `advance`.
+    `looks_at` begins with MAIN. `memory`: how many float64 numbers each tensor keeps between steps, 0 at first. A rule
+    without memory defines `coefficients`, one with it `advance`. `is_plain`: true of the rule whose update is main
+    itself, so that nothing is combined.
     """
 
     name: ClassVar[str]
     looks_at: ClassVar[tuple[Vector, ...]] = (Vector.MAIN, Vector.BIAS)
     memory: ClassVar[int] = 0
+    is_plain: ClassVar[bool] = False
 
     def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
         """Float64 [O] for each vector of `looks_at`, from one parameter's Gram [O, G] of them: `x * main + y * bias`.
@@ -87,9 +90,9 @@ class Rule:
         return Vector.BIAS in self.looks_at
 
     @property
-    def is_plain(self) -> bool:
-        """True for a rule whose update is main itself: nothing is combined."""
-        return self.looks_at == (Vector.MAIN,)
+    def combines(self) -> tuple[Vector, ...]:
+        """The vectors that the update is a sum of; none where it is main itself."""
+        return () if self.is_plain else self.looks_at
 
     @property
     def is_stateless(self) -> bool:
@@ -105,6 +108,8 @@ def pairs_of(vectors: int) -> list[tuple[int, int]]:
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """`numerator / denominator` (broadcast), 0 where the denominator is exactly 0; NaN and inf pass through."""
     zero = denominator == 0
+    if denominator.numel() < numerator.numel():  # one pass over the larger one: what is divided by infinity is 0
+        return numerator / denominator.masked_fill(zero, math.inf)
     return (numerator / denominator.masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
 
 

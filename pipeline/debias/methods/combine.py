@@ -32,19 +32,21 @@ def _check_shapes(vectors: Sequence[Tensor]) -> None:
 
 
 def gram_of_rows(*vectors_OI: Tensor) -> Tensor:
-    """The Gram [..., O, G] float64 of tensors [..., O, I]; leading dimensions are parameters of one shape."""
+    """The Gram [..., O, G] float64 of tensors [..., O, I]; leading dimensions are parameters of one shape.
+
+    A view whose products are apart in memory (G outermost): whoever reads one of them reads it in one piece.
+    """
     shape, columns = vectors_OI[0].shape[:-1], vectors_OI[0].shape[-1]
     flat = [vector_OI.flatten(0, -2) for vector_OI in vectors_OI]
-    block_elements = BLOCK_ELEMENTS if flat[0].device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS
-    step = max(1, block_elements // max(1, columns))
+    rows, device = flat[0].shape[0], flat[0].device
+    step = max(1, (BLOCK_ELEMENTS if device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS) // max(1, columns))
     pairs = pairs_of(len(flat))
-    gram = torch.empty((flat[0].shape[0], len(pairs)), dtype=torch.float64, device=flat[0].device)
-    for start in range(0, flat[0].shape[0], step):
+    gram_GO = torch.empty((len(pairs), rows), dtype=torch.float64, device=device)
+    for start in range(0, rows, step):
         wide = [vector[start : start + step].double() for vector in flat]
-        block = gram[start : start + step]
-        for column, (i, j) in enumerate(pairs):
-            torch.sum(wide[i] * wide[j], dim=1, out=block[:, column])
-    return gram.reshape(*shape, len(pairs))
+        for sum_O, (i, j) in zip(gram_GO[:, start : start + step], pairs, strict=True):
+            torch.sum(wide[i] * wide[j], dim=1, out=sum_O)
+    return gram_GO.T.unflatten(0, shape)
 
 
 def apply_coefficients(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tensor]) -> Tensor:
@@ -52,13 +54,33 @@ def apply_coefficients(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tens
 
     In the dtype of the first vector, computed in float32 or wider.
     """
-    wide = torch.float32
-    for vector_OI in vectors_OI:
-        wide = torch.promote_types(wide, vector_OI.dtype)
+    wide = wide_enough(vectors_OI)
     update_OI = vectors_OI[0].to(wide) * coefficients[0].to(wide).unsqueeze(-1)
+    return _add_others(update_OI, coefficients, vectors_OI).to(vectors_OI[0].dtype)
+
+
+def write_update(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tensor]) -> None:
+    """`apply_coefficients` into the first vector, in place, without a copy of it where its dtype is wide enough."""
+    main_OI, wide = vectors_OI[0], wide_enough(vectors_OI)
+    if main_OI.dtype != wide:
+        main_OI.copy_(apply_coefficients(coefficients, vectors_OI))
+        return
+    _add_others(main_OI.mul_(coefficients[0].to(wide).unsqueeze(-1)), coefficients, vectors_OI)
+
+
+def _add_others(update_OI: Tensor, coefficients: Sequence[Tensor], vectors_OI: Sequence[Tensor]) -> Tensor:
+    wide = update_OI.dtype
     for x_O, vector_OI in zip(coefficients[1:], vectors_OI[1:], strict=True):
         update_OI.addcmul_(vector_OI.to(wide), x_O.to(wide).unsqueeze(-1))
-    return update_OI.to(vectors_OI[0].dtype)
+    return update_OI
+
+
+def wide_enough(vectors: Sequence[Tensor]) -> torch.dtype:
+    """What an update of vectors of these dtypes is computed in: float32 or wider."""
+    wide = torch.float32
+    for vector in vectors:
+        wide = torch.promote_types(wide, vector.dtype)
+    return wide
 
 
 def combine(rule: Rule, main: Tensor, bias: Tensor) -> Tensor:

@@ -50,10 +50,10 @@ class DiGraP(Rule):
     def __post_init__(self) -> None:
         """ValueError for a setting out of range."""
         if self.mu < 0:
-            raise ValueError(f"method.mu is {self.mu:g}, expected 0 or more")
+            raise ValueError(f"mu is {self.mu:g}, expected 0 or more")
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
-                raise ValueError(f"method.{name} is {beta:g}, expected 0 or more and less than 1")
+                raise ValueError(f"{name} is {beta:g}, expected 0 or more and less than 1")
 
     def advance(self, gram_OG: Tensor, memory_S: Tensor, step: StepFacts) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `Rule.advance`; the Gram of (main, moved, moved before) has six columns."""

@@ -99,6 +99,7 @@ class MainOnly(Rule):
     name: ClassVar[str] = "erm"
     also_called: ClassVar[tuple[str, ...]] = ("main_only",)
     looks_at: ClassVar[tuple[Vector, ...]] = (Vector.MAIN,)
+    is_plain: ClassVar[bool] = True
 
     def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
         return (each_row(gram_OG, 1.0),)

@@ -25,7 +25,7 @@ def bytes_sent(
 ) -> int:
     """Bytes that one rank sends in a step; 0 for a rank alone. `gathers` of a tensor in a forward and backward pass.
 
-    `looks_at`: the rule's vectors, whose inner products the ranks sum.
+    `looks_at`: the vectors that the rule combines, whose inner products the ranks sum.
     """
     grams = _grams(counts, source, looks_at)
     if spread.world == 1:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from debias.engines.torch_engine import STACK_ELEMENTS
+from debias.engines.stacks import STACK_ELEMENTS
 from debias.methods import GRADIENTS, Vector
 from debias.plan.count import Counts, Size
 from debias.plan.trace import Traced
@@ -106,7 +106,8 @@ def memory_of(
 ) -> Memory:
     """The parts at the worst moment of a step with this gradient source (`plain`: one gradient only).
 
-    `looks_at`: the rule's vectors; of how far weights moved it keeps float32 copies, sharded like the optimizer's.
+    `looks_at`: the vectors that the rule combines; of how far weights moved it keeps float32 copies, sharded like the
+    optimizer's.
     """
     weights, host = _weights(counts, spread)
     state, more = _optimizer(counts, spread, optim)
@@ -218,7 +219,7 @@ def _buckets(counts: Counts, spread: Sharding) -> int:
 def vectors_of(source: str, looks_at: Sequence[Vector]) -> int:
     """How many vectors are combined; 0 where the update is main itself."""
     plain = source == "plain" and Vector.BIAS in looks_at
-    return 0 if plain or len(looks_at) == 1 else len(looks_at)
+    return 0 if plain else len(looks_at)
 
 
 def _kept(counts: Counts, spread: Sharding, looks_at: Sequence[Vector]) -> int:

@@ -127,7 +127,7 @@ class Planner:
     def memory(self, micro_batch: int) -> Memory:
         """The parts at that micro-batch."""
         traced = self.traced(micro_batch)
-        run, seen, cuda = self.run, self.rule.looks_at, self.machine.cuda
+        run, seen, cuda = self.run, self.rule.combines, self.machine.cuda
         return memory_of(self.counts, traced, self.spread, self.source, run.optim, cuda=cuda, looks_at=seen)
 
     def largest(self) -> int | None:
@@ -192,7 +192,7 @@ class Planner:
         sharded = self.spread.stage == 3 and self.spread.world > 1
         gathers = gathers_of(self.run, self.config) if sharded else lambda name: 0
         accumulation = self.run.gradient_accumulation_steps
-        seen = self.rule.looks_at
+        seen = self.rule.combines
         return bytes_sent(self.counts, self.spread, self.source, gathers, accumulation=accumulation, looks_at=seen)
 
     def _assumptions(self) -> list[str]:

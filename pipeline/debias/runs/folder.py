@@ -43,7 +43,7 @@ class Folder:
 
     `config`: the settings, with `resume: auto` as yes or no. `held`: whether a run was begun here. `checkpoint`: the
     newest whole one that the run goes on from. `ended`: the steps of the run that finished here and is to be gone on
-    with, else 0.
+    with, else 0. `learned`: it ended there because it had learned enough (`stop_when_learned`).
     """
 
     path: Path
@@ -51,6 +51,7 @@ class Folder:
     held: bool
     checkpoint: Path | None = None
     ended: int = 0
+    learned: bool = False
 
     def is_finished(self, examples: int, world: int) -> bool:
         """Whether the run has come to the end of its plan, for so many examples on `world` ranks.
@@ -63,8 +64,8 @@ class Folder:
             raise InputError(
                 f"resume: {self.path} is at step {at} already, and max_steps or num_train_epochs plan {planned}"
             )
-        if self.ended == planned and trained(self.path) is not None:
-            logger.info("resume: %s was finished at step %d and is left as it is", self.path, planned)
+        if (self.ended == planned or self.learned) and trained(self.path) is not None:
+            logger.info("resume: %s was finished at step %d and is left as it is", self.path, self.ended)
             return True
         check_selection(self.config, planned, self.checkpoint)
         return False
@@ -100,7 +101,7 @@ def look(config: RunConfig) -> Folder:
         check_same(config, path)
         summary = read_summary(path)
         ended = int(summary["steps"]) if summary.get("status") == "finished" else 0
-        return Folder(path, config, held, last_checkpoint(path), ended)
+        return Folder(path, config, held, last_checkpoint(path), ended, bool(ended and summary.get("learned_at")))
     if held and not config.overwrite_output_dir:
         raise _another(path)
     if held:

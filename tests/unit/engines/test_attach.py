@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from debias.engines import NonFiniteGradients, attach, not_head, select_parameters
 from debias.engines.reduce import BUCKET_ELEMENTS, _buckets
-from debias.engines.torch_engine import STACK_ELEMENTS, groups_of_one_shape
+from debias.engines.stacks import CPU_LARGE, STACK_ELEMENTS, together
+from debias.engines.torch_engine import groups_of_one_shape
 from debias.losses import Answers, cross_entropy
 from debias.methods import Edge, MainOnly, Rule, Subtract
 
@@ -119,7 +120,7 @@ def test_count_is_the_denominator(gradients):
 
 @dataclasses.dataclass(frozen=True)
 class BySize(Rule):
-    """A rule that does depend on how large the gradients are, unlike those in METHODS."""
+    """A rule that depends on how large the gradients are, and on nothing else."""
 
     name = "by_size"
 
@@ -711,8 +712,10 @@ def test_tensors_are_grouped_by_shape_and_none_is_lost():
     groups = list(groups_of_one_shape(pairs))
     assert sorted(len(group) for group in groups) == [1, 1, 1, 2]
     assert sorted(id(v[0]) for group in groups for _, v in group) == sorted(id(v[0]) for _, v in pairs)
-    large = torch.empty(STACK_ELEMENTS // 2 + 1)
-    assert [len(group) for group in groups_of_one_shape([("name", [large, large])] * 3)] == [1, 1, 1]
+    for device, elements in (("meta", STACK_ELEMENTS // 2 + 1), ("cpu", CPU_LARGE)):
+        large = torch.empty(elements, device=device)
+        assert [len(group) for group in groups_of_one_shape([("name", [large, large])] * 3)] == [1, 1, 1]
+        assert together(elements // 4, large.device) >= 4
 
 
 class Calls(TorchDispatchMode):

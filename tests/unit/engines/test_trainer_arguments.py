@@ -161,7 +161,7 @@ def test_columns_that_are_facts_stay(tmp_path: Any) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_as_a_whole(tmp_path: Any) -> None:
+def test_compiled_as_a_whole(tmp_path: Any, compiles: None) -> None:
     """`torch_compile`, last batch short: two backward passes through one graph of changing sizes."""
     torch._dynamo.reset()
     options = {"max_steps": -1, "num_train_epochs": 2, "data": examples(10)}

@@ -200,7 +200,7 @@ def test_an_adapter_of_a_kind_that_is_not_known_is_named_and_exact(kind, caplog)
 
 
 @pytest.fixture
-def compiling():
+def compiling(compiles):
     """torch's own defaults before and after; buffers are given away where batch sizes change."""
     import torch._dynamo
     import torch._functorch.config

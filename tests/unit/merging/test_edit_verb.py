@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from debias.cli.app import app
+from debias.config.data import DataSource
 from debias.config.reading import dump_config, load_config
 from debias.data import load_examples
 from debias.inference.any_model import Given, load_given
@@ -88,6 +89,39 @@ def test_an_edited_adapter_is_judged_and_folded(
         assert tiny_runs.largest_difference(one, two) < 1e-6
 
 
+def test_a_greedy_soup_is_chosen_on_validation_rows(runs: list[Path], debias: Command, tmp_path: Path) -> None:
+    """Of runs whose settings name them, by accuracies that are those of the adapters themselves; of no others."""
+    validation = DataSource(source="generated", split="validation", limit=40)
+    data = load_config(runs[0] / "config.yaml").data.model_copy(update={"validation": validation})
+    one, two = (with_settings(run, tmp_path / run.name, data=data) for run in runs[:2])
+    said = debias("edit", "greedy_soup", one, two / "adapter", "-o", tmp_path / "out", "--json")
+    assert said.code == 0, said.err
+    tried = json.loads(said.out)["tried"]
+    rows = load_examples(validation, data)
+    right = {}
+    for name, run in (("one", one), ("two", two)):
+        scores = load_run(runs[0].parent / name).label_scores(rows)
+        right[str(run / "adapter")] = np.mean(scores.argmax(axis=1) == [row.label for row in rows])
+    assert {told["folder"]: told["alone"] for told in tried} == pytest.approx(right)
+    assert tried[0]["alone"] == max(right.values())
+    found = load_given(Given(adapter=str(tmp_path / "out"))).label_scores(rows).argmax(axis=1)
+    best = max(told["together"] for told in tried if told["kept"])
+    assert np.mean(found == [row.label for row in rows]) == pytest.approx(best)
+    other = with_settings(two, tmp_path / "other", data=data.model_copy(update={"validation": None}))
+    assert (
+        "other: its settings have no data.validation"
+        in debias("edit", "greedy_soup", one, other, "-o", tmp_path / "x").error
+    )
+    fewer = data.model_copy(update={"validation": validation.model_copy(update={"limit": 20})})
+    other = with_settings(two, tmp_path / "fewer", data=fewer)
+    assert (
+        "fewer: validates on other data than " in debias("edit", "greedy_soup", one, other, "-o", tmp_path / "x").error
+    )
+    bare = shutil.copytree(runs[0] / "adapter", tmp_path / "bare" / "adapter")
+    assert "no settings of a run lie beside it" in debias("edit", "greedy_soup", bare, one, "-o", tmp_path / "x").error
+    assert not (tmp_path / "x").exists()
+
+
 def test_json(runs: list[Path], debias: Command, tmp_path: Path) -> None:
     said = debias("edit", "truncate", runs[0], "-o", tmp_path / "out", "--set", "energy=0.9", "--json")
     assert json.loads(said.out) == json.loads((tmp_path / "out" / "edits.json").read_text())
@@ -133,7 +167,11 @@ def test_settings_of_another_program(
 def test_mistakes_are_one_line(runs: list[Path], debias: Command, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out")
     cases = {
-        ("soop", runs[0], *out): "error: edit.name is 'soop', not one of soup, truncate, scale; did you mean soup?",
+        (
+            "soop",
+            runs[0],
+            *out,
+        ): "error: edit.name is 'soop', not one of soup, greedy_soup, model_stock, truncate, scale, wise_ft;",
         ("truncate", runs[0], *out, "--set", "kep=1"): "edit.kep: truncate has no such setting; did you mean keep?",
         ("truncate", runs[0], *out, "--set", "keep"): "error: 'keep': expected key=value",
         ("truncate", runs[0], *out): "error: edit.keep and energy: give one of them",

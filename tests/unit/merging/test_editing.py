@@ -119,6 +119,16 @@ def by_energy(weight: np.ndarray, share: float) -> np.ndarray:
     raise AssertionError
 
 
+def stock(changes: Sequence[np.ndarray]) -> np.ndarray:
+    """Of two, of a stack each by itself."""
+    if changes[0].ndim == 3:
+        return np.stack([stock(of_one) for of_one in zip(*changes, strict=True)])
+    one, two = changes
+    lengths = math.sqrt(float((one**2).sum()) * float((two**2).sum()))
+    cosine = max(0.0, float((one * two).sum()) / lengths) if lengths else 0.0
+    return 2 * cosine / (1 + cosine) * (one + two) / 2
+
+
 Oracle = Callable[[Sequence[np.ndarray]], np.ndarray]
 # name of the edit, settings, how many adapters, what becomes of dense changes, and of what was trained whole
 CASES: dict[str, tuple[str, dict[str, Any], int, Oracle, Oracle]] = {
@@ -126,6 +136,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Oracle, Oracle]] = {
     "soup of one": ("soup", {}, 1, mean(), mean()),
     "weighted": ("soup", {"weights": [1, 3]}, 2, mean(1, 3), mean(1, 3)),
     "soup, rank 2": ("soup", {"rank": 2}, 2, lambda changes: best(mean()(changes), 2), mean()),
+    "greedy_soup": ("greedy_soup", {}, 3, mean(), mean()),  # nothing makes it worse: all are in
+    "model_stock": ("model_stock", {}, 2, stock, mean()),
     "truncate": ("truncate", {"keep": 1}, 1, lambda changes: best(changes[0], 1), mean()),
     "whole rank": ("truncate", {"keep": 99}, 1, mean(), mean()),
     "energy": ("truncate", {"energy": 0.8}, 1, lambda changes: by_energy(changes[0], 0.8), mean()),
@@ -145,7 +157,7 @@ def test_an_edited_adapter_is_the_edit_of_dense_changes(
 ) -> None:
     edit, settings, count, layers, whole = CASES[case]
     given = adapters[name][:count]
-    edit_adapters(edit, given, tmp_path / "out", settings)
+    edit_adapters(edit, given, tmp_path / "out", settings, score=lambda folder: 0.5)
     changes = [dense_changes(name, folder) for folder in given]
     wanted = {
         path: (whole if path.startswith(HEADS) else layers)([one[path] for one in changes]) for path in changes[0]
@@ -371,6 +383,33 @@ def test_nothing_is_half_written(
         edit_adapters("soup", [one, two], tmp_path / "other")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_greedy_soup_says_what_it_chose_by(adapters: dict[str, list[Path]], tmp_path: Path) -> None:
+    """Candidates are whole adapters, and are gone afterwards; the one that makes it worse is in the record alone."""
+    given, seen = adapters["plain"], []
+
+    def score(folder: Path) -> float:
+        ranks = {read_adapter(folder).rank(module) for module in read_adapter(folder).pairs}
+        seen.append((folder, ranks))
+        return [0.6, 0.9, 0.7, 0.8, 0.95][len(seen) - 1]
+
+    made = edit_adapters("greedy_soup", given, tmp_path / "out", score=score)
+    assert [ranks for _, ranks in seen] == [{3}, {3}, {3}, {6}, {6}]
+    assert not any(folder.exists() for folder, _ in seen)
+    assert [(one["folder"], one["alone"], one["together"], one["kept"]) for one in made.tried] == [
+        (str(given[1]), 0.9, 0.9, True),
+        (str(given[2]), 0.7, 0.8, False),
+        (str(given[0]), 0.6, 0.95, True),
+    ]
+    assert [one["folder"] for one in made.adapters] == [str(given[1]), str(given[0])]
+    assert ": greedy_soup of 2 adapters (of 3, chosen on validation rows), 14 modules, rank 3 to 6;" in made.line
+    dense = [dense_changes("plain", folder) for folder in (given[0], given[1], tmp_path / "out")]
+    for path, change in dense[2].items():
+        np.testing.assert_allclose(change, (dense[0][path] + dense[1][path]) / 2, atol=1e-6)
+    with pytest.raises(InputError, match="greedy_soup chooses by how candidates do on rows held out; give it a score"):
+        edit_adapters("greedy_soup", given, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 # What cannot be edited exactly.

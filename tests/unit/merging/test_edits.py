@@ -1,15 +1,18 @@
 """debias.merging's edits as mathematics: against plain loops and numpy in float64 on the dense changes."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from debias.errors import InputError
-from debias.merging import EDITS
+from debias.merging import EDITS, Edit
 from debias.merging.editing import make_edit
-from debias.merging.edits import LowRank
+from debias.merging.edits import LowRank, Tried
+from debias.merging.greedy_soup import GreedySoup
+from debias.merging.model_stock import ModelStock
 from debias.merging.scale import Scale
 from debias.merging.soup import Soup
 from debias.merging.truncate import Truncate, directions
@@ -119,6 +122,95 @@ def test_soup_of_what_was_trained_whole() -> None:
     assert Soup().whole(steps).tolist() == [3]
 
 
+# Greedy soup.
+
+# How well soups do on rows held out, by their members.
+TOLD = {"0": 0.70, "1": 0.80, "2": 0.75, "3": 0.80, "1-3": 0.82, "1-3-2": 0.81, "1-3-0": 0.82}
+
+
+def test_greedy_soup_keeps_what_does_not_make_it_worse() -> None:
+    """Best first (of equals the first given); the third makes it worse and stays out, the fourth changes nothing."""
+    asked: list[str] = []
+
+    def held_out(members: Sequence[int]) -> float:
+        asked.append("-".join(map(str, members)))
+        return TOLD[asked[-1]]
+
+    tried = GreedySoup().choose(4, held_out)
+    assert tried == [
+        Tried(1, 0.80, 0.80, kept=True),
+        Tried(3, 0.80, 0.82, kept=True),
+        Tried(2, 0.75, 0.81, kept=False),
+        Tried(0, 0.70, 0.82, kept=True),
+    ]
+    assert asked == ["0", "1", "2", "3", "1-3", "1-3-2", "1-3-0"]  # 2 N - 1 passes
+    kept = [drawn(one.member, 5, 9, 3) for one in tried if one.kept]
+    np.testing.assert_allclose(dense(GreedySoup().change(kept)), sum(map(dense, kept)) / 3, atol=1e-12)
+    np.testing.assert_allclose(dense(GreedySoup(1).change(kept)), best(sum(map(dense, kept)) / 3, 1), atol=1e-12)
+
+
+# Model Stock.
+
+
+def stocked(weights: list[np.ndarray]) -> np.ndarray:
+    """By plain loops on dense changes, and in the plane of the paper: the foot of the perpendicular from the centre."""
+    pairs = [(one, other) for place, one in enumerate(weights) for other in weights[place + 1 :]]
+    cosines = []
+    for one, other in pairs:
+        inner = math.fsum(float(a) * float(b) for a, b in zip(one.flat, other.flat, strict=True))
+        cosines.append(inner / math.sqrt(float((one**2).sum()) * float((other**2).sum())))
+    cosine = max(0.0, math.fsum(cosines) / len(cosines))
+    return len(weights) * cosine / (1 + (len(weights) - 1) * cosine) * sum(weights) / len(weights)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(("o", "i", "r"), SIZES)
+def test_model_stock(o: int, i: int, r: int, stack: tuple[int, ...], count: int) -> None:
+    """Of adapters that share a change and have one of their own each; of a stack each expert by itself."""
+    shared = drawn(9, o, i, r, stack)
+    changes = [
+        Soup((1.0, 0.5)).change([shared, drawn(seed, o, i, rank, stack)]) for seed, rank in enumerate((r, 1, 2, r))
+    ]
+    made = ModelStock().change(changes[:count])
+    dense_ones = [dense(change) for change in changes[:count]]
+    wanted = np.stack([stocked([one[e] for one in dense_ones]) for e in range(3)]) if stack else stocked(dense_ones)
+    np.testing.assert_allclose(dense(made), wanted, atol=1e-12)
+    assert made.rank == sum(change.rank for change in changes[:count])
+    if not stack:
+        np.testing.assert_allclose(dense(ModelStock(rank=1).change(changes[:count])), best(wanted, 1), atol=1e-12)
+
+
+def test_model_stock_of_two_by_hand() -> None:
+    """Lengths 1 at 60 degrees: t = 2 * 0.5 / 1.5; at right angles nothing is left, nor where they conflict."""
+
+    def row(*values: float) -> LowRank:
+        return LowRank(torch.tensor([values], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+
+    found = dense(ModelStock().change([row(1.0, 0.0), row(0.5, math.sqrt(0.75))]))
+    np.testing.assert_allclose(found, [[2 / 3 * 0.75, 2 / 3 * math.sqrt(0.75) / 2]], atol=1e-12)
+    for other in (row(0.0, 2.0), row(-1.0, 0.1)):
+        np.testing.assert_allclose(dense(ModelStock().change([row(1.0, 0.0), other])), [[0.0, 0.0]], atol=1e-12)
+    one = drawn(1, 5, 9, 3)
+    np.testing.assert_allclose(dense(ModelStock().change([one, one, one])), dense(one), atol=1e-12)
+
+
+def test_model_stock_is_the_nearest_point_to_the_centre_of_a_sphere() -> None:
+    """The paper's geometry: many models of one centre and one radius; the foot for two of them is nearer to it."""
+    generator = torch.Generator().manual_seed(3)
+    centre = torch.randn(40, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, 40, generator=generator, dtype=torch.float64)
+    noise -= (noise @ centre / (centre @ centre)).unsqueeze(1) * centre  # at right angles to the centre ...
+    noise[1] -= (noise[1] @ noise[0]) / (noise[0] @ noise[0]) * noise[0]  # ... and to each other
+    noise *= 2 * centre.norm() / noise.norm(dim=1, keepdim=True)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    changes = [LowRank((centre + part).unsqueeze(0), one) for part in noise]
+    found = torch.from_numpy(dense(ModelStock().change(changes)))[0]
+    mean = (changes[0].a_RI + changes[1].a_RI)[0] / 2
+    assert abs(float((found - centre) @ mean)) < 1e-10
+    assert float((found - centre).norm()) < float((mean - centre).norm()) < float(noise[0].norm())
+
+
 # Truncate.
 
 
@@ -185,8 +277,8 @@ def test_energy_is_that_of_each_expert() -> None:
 def test_a_change_that_is_zero_stays_zero() -> None:
     """An adapter as it begins: B is zero."""
     change = LowRank(torch.randn(3, 9, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64))
-    for edit in (Truncate(keep=2), Truncate(energy=0.5), Soup(rank=1), Scale(0.5)):
-        made = edit.change([change])
+    for edit in (Truncate(keep=2), Truncate(energy=0.5), Soup(rank=1), Scale(0.5), ModelStock()):
+        made = edit.change([change] * (2 if isinstance(edit, ModelStock) else 1))
         assert dense(made).any() == np.False_
         assert made.a_RI.isfinite().all()
         assert made.b_OR.isfinite().all()
@@ -216,15 +308,22 @@ def test_settings() -> None:
     assert make_edit("soup", {"weights": [1, 2.5], "rank": 3}) == Soup((1.0, 2.5), 3)
     assert make_edit("truncate", {"keep": 4}) == Truncate(keep=4)
     assert make_edit("truncate", {"energy": "1e-1"}) == Truncate(energy=0.1)
-    assert make_edit("scale", {"alpha": 1}) == Scale(1.0)
+    assert make_edit("scale", {"alpha": 1}) == make_edit("wise_ft", {"alpha": 1}) == Scale(1.0)
+    assert make_edit("model_stock", {"rank": 3}) == ModelStock(3)
     assert all(name == edit.name and edit.__doc__ and "arXiv" in edit.__doc__ for name, edit in EDITS.items())
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("soop", {}, r"edit.name is 'soop', not one of soup, truncate, scale; did you mean soup\?"),
-        ("wise", {}, r"edit.name is 'wise', not one of soup, truncate, scale"),
+        (
+            "soop",
+            {},
+            r"edit.name is 'soop', not one of soup, greedy_soup, model_stock, .*, wise_ft; did you mean soup\?",
+        ),
+        ("wise", {}, r"edit.name is 'wise', not one of soup, greedy_soup, model_stock, truncate, scale, wise_ft"),
+        ("model_stock", {"rank": 0}, r"edit.rank is 0, expected 1 or more"),
+        ("greedy_soup", {"rank": 0}, r"edit.rank is 0, expected 1 or more"),
         ("truncate", {"kep": 4}, r"edit.kep: truncate has no such setting; did you mean keep\?"),
         ("scale", {"zz": 4}, r"edit.zz: scale has no such setting; it has alpha"),
         ("scale", {"name": "soup"}, r"edit.name is 'soup', but the edit is scale"),
@@ -258,8 +357,10 @@ def test_settings_that_are_wrong(name: str, settings: dict[str, object], message
         (Scale(0.5), 3, "scale is an edit of one adapter, 3 were given"),
         (Soup((1.0, 2.0)), 3, "weights: 2 of them for 3 adapters"),
         (Soup(), 0, "soup of no adapters"),
+        (GreedySoup(), 1, "greedy_soup chooses among two adapters or more, 1 given"),
+        (ModelStock(), 1, "model_stock is of two adapters or more, 1 given; `scale` draws one to its base"),
     ],
 )
-def test_how_many_adapters(edit: Soup | Truncate | Scale, adapters: int, message: str) -> None:
+def test_how_many_adapters(edit: Edit, adapters: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         edit.check(adapters)

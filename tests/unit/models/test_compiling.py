@@ -36,7 +36,7 @@ def two_gradients(model: Any, way: str, samples: int) -> dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Any:
+def counted(monkeypatch: pytest.MonkeyPatch, compiles: None) -> Any:
     """Compiled without a C++ compiler; what torch traces and where it gives up is counted."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: compile_module(self, backend="aot_eager", **kw))

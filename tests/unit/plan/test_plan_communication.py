@@ -6,7 +6,7 @@ from planned_runs import run_of
 from debias.bench.cost import bench_cost
 from debias.bench.zero import ZeroSetting
 from debias.bench.zero_rank import config_of
-from debias.methods import DiGraP, MainOnly
+from debias.methods import ComponentClip, DiGraP, MainOnly
 from debias.plan.communication import bytes_sent
 from debias.plan.count import count
 from debias.plan.gathers import gathers_of
@@ -68,10 +68,14 @@ def test_each_micro_batch_gathers_and_reduces_for_itself():
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_rule_sends_the_inner_products_of_what_it_looks_at(stage):
-    """Of three vectors six sums a row, and two flags a tensor; beside them what plain training sends."""
+    """Of three vectors six sums a row, of one one, and two flags a tensor; beside them what plain training sends."""
     counts = count(run_of(deepspeed="zero3"), find_config("Qwen3-0.6B"))
-    plain, digrap = (bytes_sent(counts, Sharding(2, stage), "plain", lambda name: 2, looks_at=rule.looks_at)
-                     for rule in (MainOnly, DiGraP))  # fmt: skip
+    plain, clipped, digrap = (
+        bytes_sent(counts, Sharding(2, stage), "plain", lambda name: 2, looks_at=rule.combines)
+        for rule in (MainOnly(), ComponentClip(), DiGraP())
+    )
     selected = [size for size in counts.sizes if size.selected]
     # Between two ranks an all-reduce sends its payload once.
-    assert digrap - plain == pytest.approx(6 * 8 * sum(size.rows for size in selected) + 2 * 8 * len(selected), abs=1)
+    for sent, sums in ((digrap, 6), (clipped, 1)):
+        each = sums * 8 * sum(size.rows for size in selected) + 2 * 8 * len(selected)
+        assert sent - plain == pytest.approx(each, abs=1)

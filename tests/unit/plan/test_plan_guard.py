@@ -76,6 +76,9 @@ def test_without_a_gpu_the_machines_memory_counts(run, monkeypatch, memory, worl
 @pytest.mark.slow
 def test_a_plan_for_cpus(run, tmp_path, monkeypatch, capsys):
     """Less than the same on a GPU, which takes some itself; and the verdict is of the machine's memory."""
+    monkeypatch.setattr(
+        "debias.plan.search.LARGEST_MICRO_BATCH", 8
+    )  # how many would fit is not asked here: a trace each
     config = tmp_path / "run.yaml"
     config.write_text(dump_config(run))
     monkeypatch.setattr(planner, "host_memory_here", lambda: 10**9)

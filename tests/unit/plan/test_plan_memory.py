@@ -51,7 +51,7 @@ def test_live_bytes_of_a_chain_of_linears_by_hand():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "adapter", "checkpointing"),
-    [("qwen3", "lora", False), ("qwen3", "full", True), ("llama4_text", "lora", True), ("llama4_text", "full", False)],
+    [("qwen3", "full", False), ("llama4_text", "lora", True)],
 )
 def test_a_deep_model_is_what_a_few_of_its_layers_say(name, adapter, checkpointing, monkeypatch):
     config = family_config(name, num_hidden_layers=12, vocab_size=40)
@@ -189,10 +189,10 @@ def test_a_rule_that_looks_at_how_far_weights_moved_keeps_copies():
     assert of(Sharding()).parts["rule's state"] == 8 * n
     assert of(Sharding(4, 2, bucket=1)).parts["rule's state"] == pytest.approx(2 * n, abs=8)
     assert of(Sharding(4, 0)).parts["rule's state"] == 8 * n
-    assert "rule's state" not in of(Sharding(), MainOnly.looks_at).parts
+    assert "rule's state" not in of(Sharding(), MainOnly().combines).parts
     offloaded = Sharding(4, 3, offload_optimizer=True)
     assert "rule's state" not in of(offloaded).parts
-    assert of(offloaded).host - of(offloaded, MainOnly.looks_at).host == pytest.approx(2 * n, abs=8)
+    assert of(offloaded).host - of(offloaded, MainOnly().combines).host == pytest.approx(2 * n, abs=8)
     # Three stacks, the update, and the way moved; where nothing else is large that is the worst moment.
     small = Traced(peak=4 * n, gradients=4 * n, others=0)
     memory = memory_of(counts, small, Sharding(), "plain", "sgd", cuda=False, looks_at=DiGraP.looks_at)
@@ -258,6 +258,9 @@ def test_few_looks_find_it_on_every_curve(curve, most, first):
 def test_the_plan_as_json_and_as_a_table(folder, tmp_path, monkeypatch, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(run_of(folder).model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    monkeypatch.setattr(
+        "debias.plan.search.LARGEST_MICRO_BATCH", 8
+    )  # how many would fit is not asked here: a trace each
     debias = command_line(monkeypatch, capsys)
     said = debias("plan", file, "lora_r=4", "--gpu-memory", "1GB", "--seq-length", "16", "--json")
     found = json.loads(said.out)
@@ -406,6 +409,9 @@ def test_a_load_balancing_loss_that_the_model_has_not(tmp_path):
 @pytest.mark.slow
 def test_the_run_before_a_run_is_planned_too(folder, monkeypatch, capsys):
     """JTT's first stage with another micro-batch: where it does not fit, the run does not."""
+    monkeypatch.setattr(
+        "debias.plan.search.LARGEST_MICRO_BATCH", 8
+    )  # how many would fit is not asked here: a trace each
     stage = {"keep": "errors", "settings": {"per_device_train_batch_size": 64}}
     run = run_of(model=folder, order="upsampled", first_stage=stage)
     alone = make_plan(run_of(model=folder, per_device_train_batch_size=64, method="erm"), Machine(), length=32)

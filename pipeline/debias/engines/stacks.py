@@ -1,0 +1,26 @@
+"""How many tensors of one kind are combined together, and how many rows get their coefficients at a time."""
+
+import torch
+from torch import Tensor
+
+# On an accelerator each call is a launch: tensors of one kind are stacked up to this many elements; more would only
+# cost memory.
+STACK_ELEMENTS = 1 << 22
+# On a CPU a stack is a copy, which pays for small tensors alone, and while it stays in the cache.
+CPU_STACK_ELEMENTS, CPU_LARGE = 1 << 17, 1 << 15
+# On a CPU, rows whose coefficients are made together: what is in between stays in the cache.
+CPU_ROWS = 1 << 14
+
+
+def together(elements: int, device: torch.device) -> int:
+    """How many tensors of so many elements are stacked."""
+    if device.type != "cpu":
+        return max(1, STACK_ELEMENTS // max(1, elements))
+    return 1 if elements >= CPU_LARGE else CPU_STACK_ELEMENTS // max(1, elements)
+
+
+def blocks(gram_KOG: Tensor) -> list[slice]:
+    """Which of the K parameters of a Gram [K, O, G] get their coefficients together."""
+    members, rows, _ = gram_KOG.shape
+    size = max(1, CPU_ROWS // max(1, rows)) if gram_KOG.device.type == "cpu" else max(1, members)
+    return [slice(start, start + size) for start in range(0, members, size)]

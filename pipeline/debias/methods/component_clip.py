@@ -1,0 +1,40 @@
+"""Component-wise gradient norm clipping (Yang & Ma, EMNLP 2022, arXiv 2210.10325)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from debias.methods.base import Rule, Vector, divide, each_row, totals
+
+
+@dataclass(frozen=True)
+class ComponentClip(Rule):
+    """The ordinary gradient, each tensor's clipped by its own norm: `main min(1, max_norm / |main|)`.
+
+    Layers and modules converge at different speeds, and one norm for all lets a large gradient of one component hold
+    all others back; that one (`max_grad_norm`) is taken afterwards, of the result. The authors' code clips each
+    micro-batch's gradient, this one that of the whole step, so that it does not matter how a step is cut.
+
+    Needs nothing beside the labels. Costs nothing more: no bias gradient is computed. Fails where a shortcut explains
+    the labels: it makes fine-tuning steadier over seeds, and does not know what is easy. Under Adam, which scales each
+    element by itself, it acts in steps whose gradient is larger than usual, and in no others.
+
+    Source: Yang & Ma, Improving Stability of Fine-Tuning Pretrained Language Models via Component-Wise Gradient Norm
+    Clipping, EMNLP 2022, arXiv 2210.10325, and its authors' code (whose default is 0.15).
+    """
+
+    name: ClassVar[str] = "component_clip"
+    looks_at: ClassVar[tuple[Vector, ...]] = (Vector.MAIN,)
+    max_norm: float = 0.15
+
+    def __post_init__(self) -> None:
+        """ValueError for a setting out of range."""
+        if self.max_norm <= 0:
+            raise ValueError(f"max_norm is {self.max_norm:g}, expected more than 0")
+
+    def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
+        (mm,) = totals(gram_OG)
+        within = mm <= self.max_norm**2
+        share = divide(self.max_norm + 0 * mm, mm.sqrt()).masked_fill(within, 1.0)  # what is not finite must be seen
+        return (each_row(gram_OG, share),)

@@ -1,0 +1,41 @@
+"""A run that ends once it has learned so much: the early stop of a model that is to know what is easy, and no more."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+LOGS = 2  # the loss of one batch says little: the mean of so many logs, each of `logging_steps` steps
+
+
+def label_entropy(labels: Sequence[int] | np.ndarray) -> float:
+    """In nats, of the labels' shares: the loss of a model that knows these alone. 0 for one label or none."""
+    counts = np.unique(np.asarray(labels), return_counts=True)[1]
+    share_C = counts / max(1, counts.sum())
+    return float(-(share_C * np.log(share_C)).sum())
+
+
+class StopWhenLearned(TrainerCallback):
+    """Ends training at the first log after which the mean of the last two logged losses is `(1 - share) * entropy`.
+
+    The logged loss is that of all ranks, the same on each: they stop together. It is taken from the Trainer's history,
+    which a checkpoint holds, so that a run that is gone on with stops where it would have. A non-finite loss is no sign
+    of learning. `at` is the step, once it has stopped.
+    """
+
+    def __init__(self, share: float, entropy: float) -> None:
+        self.bar = (1 - share) * entropy
+        self.at: int | None = None
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Looks at what was logged so far."""
+        losses = [log["loss"] for log in state.log_history if "loss" in log][-LOGS:]
+        if len(losses) == LOGS and float(np.mean(losses)) <= self.bar and self.at is None:
+            self.at = state.global_step
+            control.should_training_stop = True
+
+
+def learned_at(callbacks: Iterable[TrainerCallback]) -> int | None:
+    """The step at which a run with these callbacks had learned enough; None where it had not, or was not asked."""
+    return next((one.at for one in callbacks if isinstance(one, StopWhenLearned)), None)
