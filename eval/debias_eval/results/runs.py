@@ -70,6 +70,12 @@ class Run:
         return rule if others in ([], [model]) else " + ".join(others)  # a bias model that nobody reads changes nothing
 
     @property
+    def formula(self) -> str:
+        """The names of rule and loss alone: `edge + cross_entropy`."""
+        loss = self.config.get("loss") if self.config else self.info.get("loss")
+        return f"{self.method.get('name') or 'unknown'} + {_name_of(loss) or PARTS['loss']}"
+
+    @property
     def judged(self) -> Mapping[str, Any]:
         """Whose results the folder holds where no run of ours made the model; else empty."""
         told = self.info.get(JUDGED)
