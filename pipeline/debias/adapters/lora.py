@@ -148,8 +148,11 @@ def _check_attached(adapted: Any, chosen: Targets) -> None:
     config = adapted.peft_config[adapted.active_adapter]
     given = set(chosen.parameters), None if chosen.modules == "all-linear" else set(chosen.modules)
     done = set(config.target_parameters or ()), None if given[1] is None else set(config.target_modules)
-    if given != done:
-        turned = sorted((given[1] or set()) - (done[1] or set()))
+    # Many whole paths PEFT shortens to ends that name the same modules.
+    names, shortened = given[1] or set(), done[1] or set()
+    turned = sorted(one for one in names if not any(ends(one, end) for end in shortened))
+    added = [end for end in shortened if not any(ends(one, end) for one in names)]
+    if turned or added or given[0] != done[0] or (given[1] is None) != (done[1] is None):
         raise InputError(
             f"adapter.targets: PEFT takes {', '.join(turned)} of a {adapted.config.model_type} for its fused experts;"
             " leave them out, and give adapter.target_parameters for the experts"

@@ -1,7 +1,8 @@
 """How a step grows: CPU time and memory against batch, length, rank of the adapters and how many there are.
 
 Of each axis a few sizes, the others held; every size is measured in turn, round by round, and each step of EDGE stands
-beside a plain one. What grows is fitted as `a + b n^p`: p is 1 where the work is in proportion.
+beside a plain one. Memory is what a step makes, beyond weights and optimizer state: the most bytes of tensors that live
+at once. What grows is fitted as `a + b n^p`: p is 1 where it is in proportion.
 """
 
 import gc
@@ -19,9 +20,9 @@ from pydantic import Field
 from torch import nn
 
 from debias.bench.gpu_measure import random_batch, stepping
-from debias.bench.plan import MALLOC, forget_peak, status_of
 from debias.config.data import Strict
 from debias.errors import InputError
+from debias.plan.live import Live
 
 WAYS = ("plain", "single_pass")
 # Batch, length, rank and adapted layers where they are not what varies; and the sizes of each that are measured.
@@ -61,7 +62,7 @@ def growth_setting(**changes: Any) -> GrowthSetting:
 def bench_growth(setting: GrowthSetting) -> dict[str, Any]:
     """For each axis and way the sizes, CPU seconds, bytes, and their fits; measured in a process of its own."""
     code = "import sys; from debias.bench.growth import print_measured; print_measured(sys.argv[1])"
-    environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", code, setting.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -123,8 +124,7 @@ def _axis(setting: GrowthSetting, name: str, sizes: Sequence[int]) -> dict[str, 
     for way in WAYS:
         of_size = list(zip(*[[one[way] for one in turn] for turn in rounds], strict=True))
         found[way] = {
-            # The least of a few, for what else runs on the machine only ever adds; the most, for what an earlier size
-            # left in the heap only ever takes away.
+            # The least of a few: what else runs on the machine only ever adds.
             "seconds": [min(seconds for seconds, _ in one) for one in of_size],
             "bytes": [max(size for _, size in one) for one in of_size],
         }
@@ -132,17 +132,17 @@ def _axis(setting: GrowthSetting, name: str, sizes: Sequence[int]) -> dict[str, 
 
 
 def _measure(setting: GrowthSetting, at: dict[str, int]) -> dict[str, tuple[float, int]]:
-    """Of each way CPU seconds of a step, and bytes by which the process is larger while it runs than before."""
+    """Of each way CPU seconds of a step, and the most bytes that live at once of what the step makes."""
     found = {}
     for way in WAYS:
-        resting = status_of("VmRSS")
         model = _model(setting, at)
         batch = random_batch(at["batch"], at["length"], setting.vocabulary, torch.device("cpu"))
         with stepping(way, model, batch) as step:
             step()
-            forget_peak()
             seconds = min(_cpu_seconds(step) for _ in range(2))
-            found[way] = (seconds, status_of("VmHWM") - resting)
+            with Live() as live:
+                step()
+            found[way] = (seconds, max(live.curve()))
         del model, batch, step
         gc.collect()
     return found

@@ -8,6 +8,7 @@ again.
 import hashlib
 import json
 import logging
+import mmap
 import os
 import secrets
 import tempfile
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from debias.errors import InputError
 from debias.hub.packages import cache_folder
@@ -26,8 +27,10 @@ logger = logging.getLogger(__name__)
 ROWS = 2048  # of each batch of a table but the last: where a row lies is a division
 TABLE, NOTES, LOCK = "table.arrow", "notes.json", "lock"
 PART = f".{TABLE}."  # and a token: a table that is being written
+LET_GO = 16 * ROWS  # rows, some megabytes
 DEAD = 24 * 3600.0  # seconds without a write, after which nobody writes where files cannot be locked
 Notes = dict[str, Any]
+Row = TypeVar("Row")
 Batches = Iterable[Any]  # of pyarrow, of ROWS rows each but the last
 
 
@@ -38,6 +41,20 @@ class Table:
     key: str
     batches: Sequence[Any]
     notes: Notes
+    mapped: mmap.mmap
+
+    def let_go(self) -> None:
+        """Count no longer as this process's memory what was read of the file: it is there to be read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self.mapped.madvise(mmap.MADV_DONTNEED)
+
+    def from_end_to_end(self, rows: Sequence[Row]) -> Iterator[Row]:
+        """All rows that are read of this table, letting go on the way: else the process would grow by the file."""
+        for place in range(len(rows)):
+            if place % LET_GO == LET_GO - 1:
+                self.let_go()
+            yield rows[place]
+        self.let_go()
 
 
 class _Unwritable(Exception):
@@ -203,11 +220,15 @@ def _read(place: Path, key: str) -> Table | None:
     try:
         told = json.loads((place / NOTES).read_text(encoding="utf-8"))
         whole = told["key"] == key and told["bytes"] == (place / TABLE).stat().st_size
-        batches = pa.ipc.open_file(pa.memory_map(str(place / TABLE))).read_all().to_batches() if whole else []
+        if not whole:
+            raise ValueError("another size or key")
+        with (place / TABLE).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        batches = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all().to_batches()
         sizes = [batch.num_rows for batch in batches]
         if not sizes or set(sizes[:-1]) - {ROWS} or sizes[-1] > ROWS:
             raise ValueError("no table of ours")
-        return Table(key, batches, told["notes"])
+        return Table(key, batches, told["notes"], mapped)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException):

@@ -65,7 +65,7 @@ class Examples(Sequence[Example]):
         )
 
     def __iter__(self) -> Iterator[Example]:
-        return map(self.__getitem__, range(self._size))
+        return self.table.from_end_to_end(self)
 
     def _row(self, place: int) -> int:
         if not -self._size <= place < self._size:
@@ -80,6 +80,7 @@ class Examples(Sequence[Example]):
     def column(self, name: str) -> NDArray[Any]:
         """As `InColumns` has it."""
         whole = self._column(name).whole()
+        self.table.let_go()
         return whole if self.chosen is None else whole[self.chosen]
 
 

@@ -20,6 +20,7 @@ class Tokens(Sequence[Feature]):
 
     def __init__(self, table: Table) -> None:
         names = table.batches[0].schema.names
+        self._table = table
         self._size = sum(map(len, table.batches))
         self._columns = {
             name: Ragged([batch.column(name) for batch in table.batches], KINDS.get(name, np.int32)) for name in names
@@ -36,11 +37,13 @@ class Tokens(Sequence[Feature]):
         return {name: column[place % self._size].tolist() for name, column in self._columns.items()}
 
     def __iter__(self) -> Iterator[Feature]:
-        return map(self.__getitem__, range(self._size))
+        return self._table.from_end_to_end(self)
 
     def lengths(self) -> NDArray[np.int32]:
         """The tokens of each example, [N]."""
-        return self._columns["input_ids"].lengths()
+        found = self._columns["input_ids"].lengths()
+        self._table.let_go()
+        return found
 
 
 def lengths_of(features: Sequence[Feature]) -> Sequence[int] | NDArray[np.int32]:

@@ -74,8 +74,8 @@ class GramSums:
         cross_KO = _sum([y_KO * of[0, j] for j, y_KO in enumerate(others, 1)], mm_KO)
         rest_KO = _sum([_product(coefficients, i, j, of[i, j]) for i, j in of if i], mm_KO)
         lost_KO, rest_K = 1 - x_KO, rest_KO.sum(dim=1)
-        removed_K = (lost_KO * torch.sub(lost_KO * mm_KO, cross_KO, alpha=2)).sum(dim=1) + rest_K
-        update_K = (x_KO * torch.add(x_KO * mm_KO, cross_KO, alpha=2)).sum(dim=1) + rest_K
+        removed_K = (lost_KO * mm_KO).sub_(cross_KO, alpha=2).mul_(lost_KO).sum(dim=1) + rest_K
+        update_K = (x_KO * mm_KO).add_(cross_KO, alpha=2).mul_(x_KO).sum(dim=1) + rest_K
         sums_K = [row_KO.sum(dim=1) for row_KO in (mm_KO, *self._of_bias(of, mm_KO))]
         self.names.extend(names)
         self.parts_K5.append(torch.stack([*sums_K, removed_K, update_K], dim=1))

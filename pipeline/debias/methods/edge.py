@@ -38,10 +38,10 @@ class Edge(Rule):
         mm, _, bb = totals(gram_O3)
         main_norm, bias_norm = mm.sqrt(), bb.sqrt()
         # A zero gradient has no direction to share: `divide` drops its term of c.
-        share_O = divide(mb_O, main_norm) + divide(bb_O, bias_norm)
+        share_O = divide(mb_O, main_norm).add_(divide(bb_O, bias_norm))
         share_O = self._project(gram_O3, share_O)
-        x_O = 1 + self.alpha * divide(share_O, main_norm)
-        y_O = self.alpha * (divide(share_O, bias_norm) - 1)
+        x_O = divide(share_O, main_norm).mul_(self.alpha).add_(1)
+        y_O = divide(share_O, bias_norm).sub_(1).mul_(self.alpha)
         return x_O, y_O
 
     def _project(self, gram_O3: Tensor, share_O: Tensor) -> Tensor:

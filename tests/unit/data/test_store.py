@@ -60,6 +60,39 @@ def test_what_is_kept_is_made_once(folders: Path) -> None:
         kept("another", never)
 
 
+def in_files() -> int:
+    """Bytes of files that count as this process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssFile")).split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what is resident")
+def test_who_reads_all_does_not_grow_by_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = pa.record_batch({"x": pa.array(range(ROWS), type=pa.int64())})
+    table = kept(KEY, lambda notes: [batch] * 2048)  # 32 MiB
+    monkeypatch.setattr(store, "LET_GO", 16)
+
+    class Batches:
+        def __len__(self) -> int:
+            return len(table.batches)
+
+        def __getitem__(self, place: int) -> int:
+            return int(table.batches[place].column("x").to_numpy().sum())
+
+    def largest(sums: Iterator[int]) -> int:
+        before, most = in_files(), 0
+        for found in sums:
+            assert found == ROWS * (ROWS - 1) // 2
+            most = max(most, in_files() - before)
+        return most
+
+    table.let_go()
+    assert largest(table.from_end_to_end(Batches())) < 4 * 2**20  # type: ignore[arg-type]
+    assert largest(map(Batches().__getitem__, range(2048))) > 24 * 2**20
+    table.let_go()
+    check(kept("another", batches))
+
+
 def damage_table(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda place: (place / TABLE).write_bytes(change((place / TABLE).read_bytes())) and None
 

@@ -124,6 +124,8 @@ def run_part(name: str, session: Session, seconds: float) -> None:
     start = time.monotonic()
     found: dict[str, Any] = {"part": name, "budget": round(seconds, 1), "device": session.device, "items": {}}
     found["versions"] = _versions()
+    if session.device == "cuda":
+        found["device"] = importlib.import_module("torch").cuda.get_device_name()
     module = importlib.import_module(f"debias.bench.quarter.{name}")
     items: Iterator[Item] = module.items(session, lambda: seconds - (time.monotonic() - start))
     for title, measure in items:

@@ -61,7 +61,8 @@ def build(
             base = prepare_quantized(
                 load_model(str(Path(folder)), kind, ["a", "b", "c"], dtype=dtype, load_in_4bit=True)
             )
-    base = base.to(device) if four_bit else base.to(device=device, dtype=dtype)
+    else:
+        base = base.to(device=device, dtype=dtype)
     if checkpointing:
         checkpoint_activations(base)
     model = add_lora(base, r=8, alpha=16, dropout=0.0, targets="auto", classification=classify).train().to(device)
