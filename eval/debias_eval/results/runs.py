@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from debias.runs.kept import SUFFIX, unpack
 from debias.runs.names import CONFIG, EVAL, JUDGED, METRICS, SUMMARY
 from debias_eval.results.chosen import oracle_choice
 from debias_eval.results.files import Result, read_results
+from debias_eval.results.older import completed
 
 # What two seeds of one method may differ in.
 SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to")
@@ -67,6 +68,12 @@ class Run:
             return " + ".join(name for name in (rule, *others) if name)
         model = _name_of(parts["bias_model"])
         return rule if others in ([], [model]) else " + ".join(others)  # a bias model that nobody reads changes nothing
+
+    @property
+    def formula(self) -> str:
+        """The names of rule and loss alone: `edge + cross_entropy`."""
+        loss = self.config.get("loss") if self.config else self.info.get("loss")
+        return f"{self.method.get('name') or 'unknown'} + {_name_of(loss) or PARTS['loss']}"
 
     @property
     def judged(self) -> Mapping[str, Any]:
@@ -171,7 +178,9 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     depth = 1
     while depth < 6 and len({folder.parts[-depth:] for folder in folders}) < len(folders):
         depth += 1
-    return [read_run(folder, "/".join(folder.parts[-depth:])) for folder in folders]
+    runs = [read_run(folder, "/".join(folder.parts[-depth:])) for folder in folders]
+    configs = completed([run.config for run in runs])
+    return [replace(run, config=config) for run, config in zip(runs, configs, strict=True)]
 
 
 def _unpacked(path: Path) -> Path:

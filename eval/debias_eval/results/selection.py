@@ -203,9 +203,10 @@ class Configuration:
 
 
 def choices_in(folder: Path, rule: str, suite: str | None = None) -> list[Choice]:
-    """One choice for each method below a folder: for each recipe of a sweep, else for each `method.name`.
+    """One choice for each method below a folder: for each recipe of a sweep, else for what runs call their method.
 
-    Runs that have not finished are no candidates. InputError as `select`, and for a folder without runs.
+    Where the grid of a recipe goes over rules or losses, each of these is a method of its own. Runs that have not
+    finished are no candidates. InputError as `select`, and for a folder without runs.
     """
     chosen = rule_of(rule)
     if suite is not None and not chosen.sees_test:
@@ -249,6 +250,11 @@ def _candidates(folder: Path) -> dict[str, list[Configuration]]:
         below = run.path.resolve().relative_to(folder).parts
         name = below[0] if is_sweep and len(below) > 1 else run.called or run.name
         methods.setdefault(name, []).append(run)
+    for recipe, members in list(methods.items()):
+        if is_sweep and len({run.formula for run in members}) > 1:
+            del methods[recipe]
+            for run in members:
+                methods.setdefault(f"{recipe}: {run.formula}", []).append(run)
     return {name: _configurations(members, folder) for name, members in methods.items()}
 
 

@@ -10,6 +10,7 @@ from debias.data.rows import is_missing
 from debias.data.sources import rows_of
 from debias.errors import InputError
 
+IDS = ("id", "uid", "guid", "idx", "index", "pairid", "pair_id", "example_id", "row_id")
 LENGTHS = (64, 128, 256, 512)
 TOKENS_A_WORD = 1.5  # of English in the vocabularies of today's models, punctuation counted
 
@@ -30,6 +31,13 @@ def guess_group(table: Table, taken: Sequence[str]) -> str | None:
     named = [name for name in table.header if name.lower() in GROUPS and name not in taken]
     found = [name for name in named if 2 <= len(set(map(str, table.values(name)))) <= 5 * MOST_VALUES]
     return found[0] if len(found) == 1 else None
+
+
+def guess_id(table: Table, taken: Sequence[str]) -> str | None:
+    """The column that names a row: one that is called so, in which no two rows have the same; None without one."""
+    named = [name for name in table.header if name.lower() in IDS and name not in taken]
+    found = [name for name in named if len(set(map(str, table.values(name)))) == len(table.rows)]
+    return "id" if "id" in found else found[0] if len(found) == 1 else None
 
 
 def labels_in(table: Table, label_field: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from debias.config.reading import parse, yaml_value
 from debias.config.run import RunConfig
 from debias.data.prompt import check_template
 from debias.errors import InputError
-from debias.init.guessing import guess_group, labels_in, max_length, others, read_table
+from debias.init.guessing import guess_group, guess_id, labels_in, max_length, others, read_table
 from debias.runs.outputs import check_files
 
 Ask = Callable[[str, str], str]  # what is asked, and what an empty answer means
@@ -127,7 +127,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         f"  text_fields: {_yaml(list(wanted.text_fields))}  # columns that the model reads, in this order",
         f"  label_field: {_yaml(wanted.label_field)}",
         f"  labels: {_yaml(list(labels))}  # what occurs in {seen}",
-        f"  id_field: {_yaml('id' if 'id' in table.header else None)}",
+        f"  id_field: {_yaml(guess_id(table, used))}",
         _group_line(wanted, unused),
         "",
         *(_prompt_lines(wanted.text_fields, labels) if wanted.head == "causal_lm" else []),

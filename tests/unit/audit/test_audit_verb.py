@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,22 @@ def test_a_file_with_a_clear_header_needs_no_more(tmp_path: Path, debias: Comman
     assert said.code == 0, said.err
     for told in ("200 examples; ham", "Words that give a label away", "hi ", "buy ", "bias_model: {name: lexical}"):
         assert told in said.out
+
+
+def test_columns_are_guessed_as_init_guesses_them(tmp_path: Path, debias: Command) -> None:
+    """No name says which is the label, its values do; what is printed is the command that `init` takes."""
+    rows = [{"nr": i, "what they wrote": f"{row['text']} of these, all in all", "verdict": row["class"]} for i, row in
+            enumerate(mails())]  # fmt: skip
+    said = debias("audit", written(tmp_path / "my mails.csv", rows))
+    assert said.code == 0, said.err
+    (line,) = [one for one in said.out.splitlines() if "debias init" in one]
+    words = shlex.split(line[line.index("debias init") :])
+    columns = ["--text-field", "what they wrote", "--label-field", "verdict"]
+    wanted = ["debias", "init", "--data", str(tmp_path / "my mails.csv"), *columns, "--model", "package:minilm"]
+    assert words == wanted
+    assert debias(*words[1:], "-o", tmp_path / "run.yaml").code == 0
+    fair = debias("audit", written(tmp_path / "fair.csv", mails(told=0.0)))
+    assert "debias init" not in fair.out  # nothing is to be corrected
 
 
 def test_json_and_the_page_say_the_same(tmp_path: Path, debias: Command) -> None:

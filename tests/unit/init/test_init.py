@@ -62,6 +62,20 @@ def test_a_file_whose_header_leaves_no_doubt(debias: Command, tmp_path: Path) ->
     assert "what occurs in all 24 rows" in text
 
 
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [({"id": 1}, "id"), ({"pairID": 1}, "pairID"), ({"id": 0}, None), ({"uid": 1, "idx": 1}, None), ({"nr": 1}, None)],
+)
+def test_the_column_that_names_a_row(
+    columns: dict[str, int], found: str | None, debias: Command, tmp_path: Path
+) -> None:
+    """One that is called so, and is another in each row (here: i, or 0 everywhere)."""
+    rows = [{**row, **{name: i * step for name, step in columns.items()}} for i, row in enumerate(pairs())]
+    table(tmp_path / "my.csv", rows)
+    assert debias("init", "--data", "my.csv", *MODEL).code == 0
+    assert load_config(tmp_path / "run.yaml").data.id_field == found
+
+
 def test_columns_are_told_by_what_is_in_them(debias: Command, tmp_path: Path) -> None:
     """No name says anything: two columns have a few short values, and one is named as the label."""
     table(tmp_path / "r.csv", REVIEWS)

@@ -187,6 +187,19 @@ def test_a_choice_for_each_recipe(sweep):
     assert not any(run.is_oracle for one in choices for run in one.runs)
 
 
+def test_a_grid_over_rules_is_one_of_methods(sweep):
+    """Of each rule one configuration is chosen, and not the better rule of the two."""
+    (sweep / "erm").rename(sweep / "edge" / "erm")
+    for path in list((sweep / "edge" / "erm").iterdir()):
+        path.rename(sweep / "edge" / f"method=erm,{path.name}")
+    (sweep / "edge" / "erm").rmdir()
+    choices = choices_in(sweep, "validation")
+    assert [(one.method, one.name, one.candidates) for one in choices] == [
+        ("edge: edge + cross_entropy", "edge/learning_rate=0.2", 2),
+        ("edge: erm + cross_entropy", "edge/method=erm,learning_rate=0.2", 2),
+    ]
+
+
 def test_an_oracle_is_flagged_in_every_table_from_then_on(sweep):
     choices = choices_in(sweep, "oracle")
     assert {one.name for one in choices} == {"edge/learning_rate=0.1", "erm/learning_rate=0.1"}
