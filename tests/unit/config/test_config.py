@@ -54,7 +54,7 @@ def accepted(settings: dict[str, Any], *overrides: str) -> RunConfig:
         ("data.planted_bias.prevalance=0.3", "data.planted_bias.prevalance", "data.planted_bias.prevalence?"),
         ("data.train.sorce=x", "data.train.sorce", "data.train.source"),
         ("targts=[q]", "targts", "adapter.targets?"),
-        ("alhpa=2", "alhpa", "method.alpha?"),
+        ("alhpa=2", "alhpa", "method.alpha or loss.alpha?"),
         ("adapter.lora_r=4", "adapter.lora_r", "did you mean lora_r?"),
         ("prevalence=0.3", "prevalence", "data.planted_bias.prevalence?"),
         ("verbalizers={}", "verbalizers", "prompt.verbalizers?"),
