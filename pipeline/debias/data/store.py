@@ -138,7 +138,10 @@ def _alone(place: Path) -> Iterator[None]:
 
 def _clear(folder: Path, mine: Path) -> None:
     """Remove what writers left that were killed: old, and of a table that nobody is writing. `mine` is locked by us."""
-    for part in folder.glob(f"*/{PART}*"):
+    parts: list[Path] = []
+    with suppress(OSError):  # somebody may be deleting tables
+        parts.extend(folder.glob(f"*/{PART}*"))
+    for part in parts:
         with suppress(OSError):  # another run may clear it, too
             if time.time() - part.stat().st_mtime > DEAD and (part.parent == mine or _is_free(part.parent)):
                 part.unlink()
