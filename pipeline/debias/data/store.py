@@ -41,11 +41,15 @@ class Table:
     key: str
     batches: Sequence[Any]
     notes: Notes
-    mapped: mmap.mmap
+    mapped: mmap.mmap | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A process that is sent the table, as workers are that do not fork, has the rows in its own memory."""
+        return {**self.__dict__, "mapped": None}
 
     def let_go(self) -> None:
         """Count no longer as this process's memory what was read of the file: it is there to be read again."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             self.mapped.madvise(mmap.MADV_DONTNEED)
 
     def from_end_to_end(self, rows: Sequence[Row]) -> Iterator[Row]:
