@@ -1,4 +1,4 @@
-"""Draw `shortcut.svg`, the picture on the first page: what a shortcut costs, from the demo's table in BENCHMARKS.md.
+"""Draw `shortcut.svg`, the picture on the first page: what a shortcut costs, from a study's table in BENCHMARKS.md.
 
 `python eval/shortcut_picture.py` writes it anew. No figure stands in this file: all are read from that table.
 """
@@ -11,20 +11,28 @@ HERE = Path(__file__).parent
 TABLE = HERE.parent / "BENCHMARKS.md"
 PICTURE = HERE / "shortcut.svg"
 
-# Columns of the demo's table, what a bar of each is called, and its colour (apart for the colour-blind, and in grey).
-BARS = (("shortcut right", "shortcut right", "#7a9cc6"), ("shortcut wrong", "shortcut wrong", "#b3442c"))
+SECTION = "Planted SST-2"
+# Arms of the study, and what they are called in the picture.
+SHOWN = {
+    "erm": "Plain fine-tuning",
+    "logit_correction_stopped": "Logit correction by what the model itself learns first (no group labels)",
+    "oracle": "Plain fine-tuning on data without the shortcut",
+}
+# Columns of the table, what a bar of each is called, and its colour (apart for the colour-blind, and in grey).
+BARS = (("cue right", "shortcut right", "#7a9cc6"), ("cue wrong", "shortcut wrong", "#b3442c"))
 WIDTH, LEFT, SCALE = 720, 132, 5.2  # SCALE: pixels of a percent
 TOP, BAR, STEP = 66, 22, 92
 
 Rows = list[tuple[str, dict[str, str]]]
 
 
-def demo_rows(page: str) -> Rows:
-    """`(method, {column: text})` of the table under `## The demo`."""
-    section = re.split(r"^## ", page.partition("\n## The demo\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+def study_rows(page: str) -> Rows:
+    """`(method, {column: text})` of the shown arms, from the first table under the study's heading."""
+    section = re.split(r"^## ", page.partition(f"\n## {SECTION}")[2], maxsplit=1, flags=re.MULTILINE)[0]
     lines = [line.strip("| \n").split(" | ") for line in section.splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip(" |") for cell in cells] for cells in lines]
-    return [(cells[0], dict(zip(head[-len(cells) + 1 :], cells[1:], strict=True))) for cells in rows]
+    found = {cells[0].split("`")[1]: dict(zip(head[1:], cells[1:], strict=True)) for cells in rows}
+    return [(name, found[arm]) for arm, name in SHOWN.items()]
 
 
 def draw(rows: Rows) -> str:
@@ -39,7 +47,7 @@ def draw(rows: Rows) -> str:
     for place, (method, figures) in enumerate(rows):
         parts += _method(method, figures, TOP + place * STEP)
     parts.append(
-        _text(20, height - 14, "MiniLM on the demo's data, one seed each: an illustration, no claim.", size=12)
+        _text(20, height - 14, f"MiniLM on SST-2 with a planted cue: means of {rows[0][1]['seeds']} seeds.", size=12)
     )
     return "\n".join([*parts, "</svg>", ""])
 
@@ -47,10 +55,10 @@ def draw(rows: Rows) -> str:
 def _method(method: str, figures: dict[str, str], top: int) -> list[str]:
     parts = [_text(20, top, method, size=14, weight="bold")]
     for place, (column, label, colour) in enumerate(BARS):
-        y, length = top + 10 + place * (BAR + 4), float(figures[column]) * SCALE
+        y, length = top + 10 + place * (BAR + 4), float(figures[column].split()[0]) * SCALE
         parts.append(_text(LEFT - 10, y + 16, label, size=12, anchor="end"))
         parts.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>')
-        parts.append(_text(LEFT + length + 8, y + 16, figures[column], size=14))
+        parts.append(_text(LEFT + length + 8, y + 16, figures[column].split()[0], size=14))
     return parts
 
 
@@ -62,4 +70,4 @@ def _text(x: float, y: float, text: str, *, size: int, weight: str = "normal", a
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(draw(demo_rows(TABLE.read_text(encoding="utf-8"))), encoding="utf-8")
+    PICTURE.write_text(draw(study_rows(TABLE.read_text(encoding="utf-8"))), encoding="utf-8")

@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from debias.building.cards import cards
 from debias.config.places import find_recipe
 from debias.config.reading import load_config, parse
 from debias.config.run import RunConfig
+from debias.runs.kept import kept, result_of
 from debias_eval.reading.suite import load_suite
 
 ROOT = Path(__file__).parents[1]
@@ -173,12 +175,28 @@ def test_the_table_of_methods_is_true():
 
 def test_the_picture_is_of_the_measured_table():
     script = runpy.run_path(str(ROOT / "eval" / "shortcut_picture.py"))
-    rows = script["demo_rows"]((ROOT / "BENCHMARKS.md").read_text(encoding="utf-8"))
-    assert [name for name, _ in rows] == ["plain fine-tuning (erm)", "EDGE, published form"]
+    rows = script["study_rows"]((ROOT / "BENCHMARKS.md").read_text(encoding="utf-8"))
+    assert len(rows) == 3
     assert (ROOT / "eval" / "shortcut.svg").read_text(encoding="utf-8") == script["draw"](rows)
     (told,) = re.findall(r"!\[(.*?)\]\(eval/shortcut\.svg\)", README)
-    figures = [figures[column] for _, figures in rows for column in ("shortcut right", "shortcut wrong")]
+    figures = [figures[column] for _, figures in rows for column in ("cue right", "cue wrong")]
     assert re.findall(r"\d+\.\d", told) == figures
+
+
+def test_the_studys_table_is_of_the_kept_runs():
+    """Seeds and means over them, of every arm."""
+    arms = defaultdict(list)
+    for record in kept(ROOT / "eval" / "studies" / "planted_sst2.jsonl"):
+        groups, clean = result_of(record, "biased_sst2")["groups"], result_of(record, "sst2")["accuracy"]
+        cue = [groups[name]["accuracy"] for name in ("bias-aligned", "bias-conflicting")]
+        arms[record["run"].partition("/")[0]].append([100 * value for value in (*cue, clean)])
+    page = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8").partition("\n## Planted SST-2")[2].partition("\n## ")[0]
+    table = re.findall(r"^\| `(\w+)`.*?((?: \| [\d.]+)+) \|$", page, flags=re.MULTILINE)
+    told = {arm: [float(number) for number in numbers.split(" | ")[1:]] for arm, numbers in table}
+    assert told.keys() == arms.keys()
+    for arm, rows in arms.items():
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        assert told[arm] == pytest.approx([len(rows), *means], abs=0.051), arm
 
 
 def test_tree_exists():

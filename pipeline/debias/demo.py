@@ -1,4 +1,4 @@
-"""The embedded default: MiniLM trained plainly and with EDGE on generated pairs with a planted shortcut."""
+"""The embedded default: MiniLM on made-up pairs with a planted shortcut: plainly, with EDGE, with logit correction."""
 
 import logging
 from pathlib import Path
@@ -10,13 +10,17 @@ from debias.train import train
 
 logger = logging.getLogger(__name__)
 
-# Both recipes differ in the method alone. The suites plant the same cue where it no longer predicts the label.
-RECIPES = {"erm": "minilm_generated_erm", "edge": "minilm_generated_edge"}
+# The recipes differ in the method alone. The suites plant the same cue where it no longer predicts the label.
+RECIPES = {
+    "erm": "minilm_generated_erm",
+    "edge": "minilm_generated_edge",
+    "logit_correction": "minilm_generated_logit_correction",
+}
 SUITES = ("generated", "generated_ood")
 
 
 def run_demo(folder: Path) -> tuple[Any, Path]:
-    """Train both runs in `folder` (an earlier demo there is replaced) and judge them; the table and the page."""
+    """Train all runs in `folder` (an earlier demo there is replaced) and judge them; the table and the page."""
     from debias_eval.judging.evaluate import evaluate_run
     from debias_eval.judging.predict import load
     from debias_eval.reporting.report import write_report

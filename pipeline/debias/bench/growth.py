@@ -36,6 +36,7 @@ AXES: dict[str, tuple[int, ...]] = {
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # What differs by less than this share from the smallest size to the largest does not grow.
 FLAT = 0.05
+TIMED = 5  # steps of each size in a round
 EXPONENTS = np.arange(0.05, 3.0, 0.01)
 
 
@@ -139,7 +140,7 @@ def _measure(setting: GrowthSetting, at: dict[str, int]) -> dict[str, tuple[floa
         batch = random_batch(at["batch"], at["length"], setting.vocabulary, torch.device("cpu"))
         with stepping(way, model, batch) as step:
             step()
-            seconds = min(_cpu_seconds(step) for _ in range(2))
+            seconds = min(_cpu_seconds(step) for _ in range(TIMED))
             with Live() as live:
                 step()
             found[way] = (seconds, max(live.curve()))

@@ -107,7 +107,7 @@ def train(
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the two runs and the report.")] = Path("demo"),
 ) -> None:
-    """Train MiniLM twice on generated data with a planted shortcut, plainly and with EDGE, and compare."""
+    """Train MiniLM on generated data with a planted shortcut, plainly and with two methods, and compare."""
     from debias.demo import run_demo
 
     table, page = run_demo(out)

@@ -67,6 +67,9 @@ class GramSums:
 
     def add(self, names: Sequence[str], gram_KOG: Tensor, coefficients: Sequence[Tensor]) -> None:
         """Add K parameters by name: their Gram and the coefficients [K, O] of their update, one for each vector."""
+        if all(x_KO.stride(-1) == 0 for x_KO in coefficients):  # one number for all rows: their sums are enough
+            gram_KOG = gram_KOG.sum(dim=1, keepdim=True)
+            coefficients = [x_KO[:, :1] for x_KO in coefficients]
         of = dict(zip(pairs_of(len(self.looks_at)), gram_KOG.unbind(dim=-1), strict=True))
         x_KO, *others = coefficients
         mm_KO = of[0, 0]

@@ -179,12 +179,11 @@ def test_peft_would_turn_dense_layers_into_experts(caplog: pytest.LogCaptureFixt
 
 
 def test_many_whole_paths_that_peft_shortens() -> None:
-    """From 20 on it keeps the shortest ends that name the same modules."""
-    model = tiny_models.llama(layers=4)
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and ".3." not in path]
-    paths.remove("lm_head")
+    """From 20 on it keeps a few ends that name the same modules."""
+    model = tiny_models.llama(layers=3)
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path != "lm_head"]
     assert len(paths) == 21
-    assert len(adapted(lora(model, paths))) == 21
+    assert adapted(lora(model, paths)) == set(paths)
 
 
 def mixtral(kind: str = "mixtral") -> Any:

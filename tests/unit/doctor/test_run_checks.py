@@ -54,7 +54,7 @@ def test_the_adapters_size_is_that_of_training(patient, kind):
 
     here = patient(adapter=kind)
     trains = describe(build_model(here.run))["trainable"]
-    assert by_name(here)["adapter"].found.startswith(f"{kind}: {trains:,} of ")
+    assert by_name(here)["adapter"].found.startswith(f"{kind}: {trains:,} parameters in ")
     assert here.bytes_written() == 4 * trains  # nothing is saved on the way
     kept = patient(save_strategy="epoch", save_total_limit=2, adapter=kind)
     assert kept.bytes_written() == 4 * trains * (1 + 3 * 3)
