@@ -69,6 +69,8 @@ class FirstLearned(BaseBiasModel):
             raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
         if self.stop_at is not None and not 0 < self.stop_at < 1:
             raise ValueError(f"stop_at is {self.stop_at}, expected a share between 0 and 1")
+        if self.stop_at is not None and self.steps <= LOOK_EVERY:
+            raise ValueError(f"steps is {self.steps}; with stop_at, which looks every {LOOK_EVERY}, expected more")
         check_folds(self.folds)
 
     def stages(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -197,7 +197,12 @@ NOT_TOLD = {
 
 def told_of(stage: RunConfig) -> str:
     """What a run before the run depends on, beside its examples; the same on any number of ranks."""
-    return repr((stage.model_dump(exclude=NOT_TOLD), _samples_a_step(stage)))
+    told = stage.model_dump(exclude=NOT_TOLD)
+    if stage.stop_when_learned is None:  # a run of a version that had no such setting
+        del told["stop_when_learned"]
+    else:  # how often it looks decides where it stops
+        told["logging_steps"] = stage.logging_steps
+    return repr((told, _samples_a_step(stage)))
 
 
 def _samples_a_step(run: RunConfig) -> int:
@@ -207,7 +212,9 @@ def _samples_a_step(run: RunConfig) -> int:
 def seen_by_stages(config: RunConfig) -> int | None:
     """Examples that the runs see which the bias model asks; None where their settings alone do not say it."""
     stages = config.bias_stages()
-    return sum(one.max_steps * _samples_a_step(one) for one in stages) if all(s.max_steps > 0 for s in stages) else None
+    if any(stage.max_steps < 0 or stage.stop_when_learned is not None for stage in stages):
+        return None
+    return sum(stage.max_steps * _samples_a_step(stage) for stage in stages)
 
 
 EPOCHS = 5  # of Utama et al.: a model that sees the examples of its folds more often has learned them by heart

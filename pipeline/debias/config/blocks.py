@@ -122,7 +122,7 @@ def _row(setting: str, table: Table[T], name: Any) -> type[T]:
     names = names_of(table)
     if name is None:
         raise ValueError(f"{setting}: missing; give one of {', '.join(names)}")
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ValueError(f"{setting} is {name!r}, not one of {', '.join(names)}{_nearest(str(name), list(names))}")
     return table[names[name]]
 

@@ -202,6 +202,17 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _what_is_learned_can_be_told(self) -> "RunConfig":
+        if self.stop_when_learned is None:
+            return self
+        needs = "stop_when_learned holds the loss against the entropy of the labels, so it needs"
+        if self.loss.get("name") != "cross_entropy" or self.loss.get("class_weights") is not None:
+            raise ValueError(f"{needs} loss cross_entropy, all labels weighed alike; loss is {self.loss}")
+        if self.loss_mean != "samples":
+            raise ValueError(f"{needs} loss_mean 'samples'; it is {self.loss_mean!r}")
+        return self
+
+    @model_validator(mode="after")
     def _bias_model_is_there_and_used(self) -> "RunConfig":
         if self.bias_weight.source == "bias_model" and not self.has_bias_log_p:
             raise ValueError("bias_weight.source is 'bias_model', but bias_model is missing; name one")

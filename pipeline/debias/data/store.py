@@ -41,11 +41,15 @@ class Table:
     key: str
     batches: Sequence[Any]
     notes: Notes
-    mapped: mmap.mmap
+    mapped: mmap.mmap | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A process that is sent the table, as workers are that do not fork, has the rows in its own memory."""
+        return {**self.__dict__, "mapped": None}
 
     def let_go(self) -> None:
         """Count no longer as this process's memory what was read of the file: it is there to be read again."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             self.mapped.madvise(mmap.MADV_DONTNEED)
 
     def from_end_to_end(self, rows: Sequence[Row]) -> Iterator[Row]:
@@ -138,7 +142,10 @@ def _alone(place: Path) -> Iterator[None]:
 
 def _clear(folder: Path, mine: Path) -> None:
     """Remove what writers left that were killed: old, and of a table that nobody is writing. `mine` is locked by us."""
-    for part in folder.glob(f"*/{PART}*"):
+    parts: list[Path] = []
+    with suppress(OSError):  # somebody may be deleting tables
+        parts.extend(folder.glob(f"*/{PART}*"))
+    for part in parts:
         with suppress(OSError):  # another run may clear it, too
             if time.time() - part.stat().st_mtime > DEAD and (part.parent == mine or _is_free(part.parent)):
                 part.unlink()

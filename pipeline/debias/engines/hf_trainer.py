@@ -29,6 +29,7 @@ from debias.ranks.stopping import StopRequest
 from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
 from debias.readouts.said import KNOWN_FACTS
 from debias.runs.environment import peak_memory_mb
+from debias.runs.learned import StopWhenLearned
 
 if TYPE_CHECKING:
     from debias.engines.torch_engine import TorchHook
@@ -251,9 +252,12 @@ class DebiasTrainer(CheckpointingTrainer):
             self.hook.detach()
 
     def _done(self, checkpoint: Path) -> TrainOutput | None:
-        """A checkpoint of the last step, loaded: the Trainer would take a step more before it looks at max_steps."""
+        """A checkpoint of the last step, loaded: the Trainer would take a step more before it looks at max_steps, or
+        callbacks at their history.
+        """
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if not 0 < self.args.max_steps <= state.global_step:
+        stops = [one for one in self.callback_handler.callbacks if isinstance(one, StopWhenLearned)]
+        if not 0 < self.args.max_steps <= state.global_step and not any(one.had_learned(state) for one in stops):
             return None
         self.state = state
         self._find_best()

@@ -3,7 +3,7 @@
 Shapes: B samples, G groups, N training examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,25 +42,34 @@ class GroupDRO(Loss):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        q_G, share_G, _ = memory_S.chunk(3)
+        q_G, share_G, *_ = self._parts(memory_S)
         weight_G = (q_G / share_G).float()
         return -weight_G[facts["group"]] * said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """`q` [G], equal, the groups' shares of the training data [G], and what is added to their losses [G]."""
+        """`q` [G], equal, the groups' shares of the training data [G], and with an adjustment what is added to their
+        losses [G]: without one a checkpoint is what it was before there were any.
+        """
         counts_G = torch.bincount(facts["group"]).double()
-        even_G, added_G = torch.full_like(counts_G, 1 / len(counts_G)), self.adjustment / counts_G.clamp(min=1).sqrt()
-        return torch.cat([even_G, counts_G / counts_G.sum(), added_G])
+        begun = [torch.full_like(counts_G, 1 / len(counts_G)), counts_G / counts_G.sum()]
+        added = [self.adjustment / counts_G.clamp(min=1).sqrt()] if self.adjustment else []
+        return torch.cat([*begun, *added])
 
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        """Each group's summed cross-entropy [G], number of samples [G], and nothing [G]."""
-        groups = len(memory_S) // 3
+        """Each group's summed cross-entropy [G], number of samples [G], and nothing where the memory has more."""
+        parts = len(self._parts(memory_S))
         loss_B = -said.log_p_B.detach().double()
-        both_3B = torch.stack([loss_B, torch.ones_like(loss_B), torch.zeros_like(loss_B)])
-        return loss_B.new_zeros(3, groups).index_add(1, facts["group"], both_3B).flatten()
+        both_2B = torch.stack([loss_B, torch.ones_like(loss_B)])
+        sums_PG = loss_B.new_zeros(parts, len(memory_S) // parts)
+        sums_PG[:2].index_add_(1, facts["group"], both_2B)
+        return sums_PG.flatten()
 
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """The multiplicative update; a group without a sample in the step keeps its weight before normalisation."""
-        (loss_G, count_G, _), (q_G, share_G, added_G) = sums.chunk(3), memory_S.chunk(3)
+        (loss_G, count_G, *_), (q_G, *kept) = self._parts(sums), self._parts(memory_S)
+        added_G = kept[1] if self.adjustment else 0.0
         adjusted_G = (loss_G / count_G.clamp(min=1) + added_G) * (count_G > 0)
-        return torch.cat([torch.softmax(q_G.log() + self.step_size * adjusted_G, dim=0), share_G, added_G])
+        return torch.cat([torch.softmax(q_G.log() + self.step_size * adjusted_G, dim=0), *kept])
+
+    def _parts(self, numbers_S: Tensor) -> Sequence[Tensor]:
+        return numbers_S.chunk(3 if self.adjustment else 2)

@@ -43,7 +43,7 @@ def plan_adapter(run: RunConfig, machine: Machine, adapter: Path, *, length: int
     counts = Counts(tuple(sizes_of(model, selection(debias_head=run.debias_head))), share)
     base = Counts(tuple(sizes_of(base_skeleton(run, planner.config), selection(debias_head=False))), share)
     choice = _choice(planner, model, counts, base)
-    spread, seen = planner.spread, planner.rule.looks_at
+    spread, seen = planner.spread, planner.rule.combines
     memory = memory_of(counts, Traced(0, 0, 0), spread, choice.name, run.optim, cuda=machine.cuda, looks_at=seen)
     limit = machine.gpu_memory
     return Plan(

@@ -20,8 +20,9 @@ class StopWhenLearned(TrainerCallback):
     """Ends training at the first log after which the mean of the last two logged losses is `(1 - share) * entropy`.
 
     The logged loss is that of all ranks, the same on each: they stop together. It is taken from the Trainer's history,
-    which a checkpoint holds, so that a run that is gone on with stops where it would have. A non-finite loss is no sign
-    of learning. `at` is the step, once it has stopped.
+    which a checkpoint holds, so that a run that is gone on with stops where it would have, if it was saved at a log
+    (what was lost since the last log is in no checkpoint). A non-finite loss is no sign of learning. Where steps
+    say when to validate and to save, both are done at the end as well. `at` is the step, once it has stopped.
     """
 
     def __init__(self, share: float, entropy: float) -> None:
@@ -30,10 +31,18 @@ class StopWhenLearned(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Looks at what was logged so far."""
-        losses = [log["loss"] for log in state.log_history if "loss" in log][-LOGS:]
-        if len(losses) == LOGS and float(np.mean(losses)) <= self.bar and self.at is None:
-            self.at = state.global_step
+        if self.at is None and self.had_learned(state):
             control.should_training_stop = True
+            control.should_evaluate |= args.eval_strategy == "steps"
+            control.should_save |= args.save_strategy == "steps"
+
+    def had_learned(self, state: TrainerState) -> bool:
+        """Whether a run in this state, perhaps a checkpoint's, has learned enough; `at` is its step then."""
+        losses = [log["loss"] for log in state.log_history if "loss" in log][-LOGS:]
+        enough = len(losses) == LOGS and float(np.mean(losses)) <= self.bar
+        if enough:
+            self.at = state.global_step
+        return enough
 
 
 def learned_at(callbacks: Iterable[TrainerCallback]) -> int | None:

@@ -196,6 +196,12 @@ def test_first_learneds_runs_are_plain_and_leave_out_one_fold_each() -> None:
         make_bias_model("first_learned").stages({**run, "data": {**run["data"], "leave_out": left_out[0]}})  # type: ignore[dict-item]
 
 
+def test_first_learned_that_could_never_stop_early_is_refused() -> None:
+    assert make_bias_model({"name": "first_learned", "stop_at": 0.2, "steps": 6})
+    with pytest.raises(ValueError, match=r"steps is 5; with stop_at, which looks every 5, expected more"):
+        make_bias_model({"name": "first_learned", "stop_at": 0.2, "steps": 5})
+
+
 def test_a_base_is_no_bias_model_by_itself() -> None:
     with pytest.raises(ValueError, match="bias_model embedding asks the base model of a run, and here is none"):
         make_bias_model("embedding").log_p(shortcut(4), 3, FIELDS, seed=0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from debias.building.examples import training_examples
-from debias.building.facts import ask_bias_model, check_groups, facts_of_stage, guessed
+from debias.building.facts import ask_bias_model, check_groups, facts_of_stage, guessed, seen_by_stages, told_of
 from debias.building.method import build_bias_model
 from debias.config.places import resolve_paths
 from debias.config.reading import dump_config, load_config
@@ -135,6 +135,18 @@ def test_one_who_knows_all_is_refused_and_one_too_sure_is_named(
     sure = [{**row, "p_yes": round(row["p_yes"]), "p_no": 1 - round(row["p_yes"])} for row in rows(400)]
     ask(config(tmp_path, COLUMNS, sure))
     assert "bias model column is not calibrated: confidence and accuracy are" in caplog.text
+
+
+def test_how_often_a_run_looks_is_told_where_it_decides_when_the_run_ends(tmp_path: Path) -> None:
+    plain = config(tmp_path, None, rows()).model_copy(update={"loss": {"name": "cross_entropy"}})
+    often = {"logging_steps": 5}
+    assert told_of(plain) == told_of(plain.model_copy(update=often))
+    stopped = plain.model_copy(update={"stop_when_learned": 0.2})
+    assert len({told_of(plain), told_of(stopped), told_of(stopped.model_copy(update=often))}) == 3
+    assert "stop_when_learned" not in told_of(plain)  # which older versions did not have
+    steps = {"name": "first_learned", "steps": 40}
+    assert seen_by_stages(config(tmp_path, steps, rows())) == 2 * 40 * 32
+    assert seen_by_stages(config(tmp_path, {**steps, "stop_at": 0.2}, rows())) is None
 
 
 def test_a_first_stage_that_knows_all_is_named(caplog: pytest.LogCaptureFixture) -> None:

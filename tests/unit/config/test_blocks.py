@@ -57,6 +57,7 @@ def test_settings_are_read_as_yaml_gives_them() -> None:
     [
         ("peice", "kind.name is 'peice', not one of piece, needy, old_piece; did you mean piece?"),
         ({"strength": 1}, "kind.name: missing; give one of piece, needy, old_piece"),
+        ({"name": ["piece"]}, "kind.name is ['piece'], not one of piece, needy, old_piece"),
         ({"name": 3}, "kind.name is 3, not one of piece, needy, old_piece"),
         ({"name": "piece", "strenght": 1}, "kind.strenght: piece has no such setting; did you mean strength?"),
         ({"name": "needy", "zzz": 1}, "kind.zzz: needy has no such setting; it has column"),

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -50,6 +51,12 @@ def check(table: Table) -> None:
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_table_is_sent_to_another_process_with_its_rows(folders: Path) -> None:
+    sent = pickle.loads(pickle.dumps(kept(KEY, batches)))
+    check(sent)
+    sent.let_go()
 
 
 def test_what_is_kept_is_made_once(folders: Path) -> None:

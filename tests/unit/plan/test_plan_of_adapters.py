@@ -55,6 +55,11 @@ def test_counts_are_those_of_the_adapter_that_peft_makes(settings, single_pass, 
     assert "activations" not in found["parts"]
 
 
+def test_plain_training_combines_nothing(planned):
+    plain = json.loads(planned(KINDS["loha"][0], "method=erm", "--json").out)
+    assert not [part for part in plain["parts"] if "combin" in part]
+
+
 def test_a_person_is_told_what_is_not_known(planned):
     settings = KINDS["vera"][0]
     lines = planned(settings, "--gpu-memory", "24GB").out.splitlines()
