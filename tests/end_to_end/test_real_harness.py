@@ -33,8 +33,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFL
 SINGLE = {"entailment": " yes", "neutral": " maybe", "contradiction": " no"}
 LONG = {"entailment": " yes yes", "neutral": " maybe", "contradiction": " no ! yes"}
 HOSTILE = ("{{ 7 * 7 }} a\r\nb", "{% raw %} is \u2028 in", "<b>&amp;</b> [BOS] :", "2024-01-01", "'\"\\n\\")
-EACH = 4
-NLI = ("hans", "snli", "cad_nli", "mnli")
+EACH = 6
+NLI = ("hans", "snli", "cad_nli")
 
 
 def lm_eval(tasks: Path, names: list[str], model: str, *, chat: bool = False) -> Path:
@@ -130,7 +130,7 @@ def test_a_tiny_model_gets_our_numbers(
 
 @pytest.mark.weights
 def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path) -> None:
-    """16 examples of four suites, two of them of fewer labels or with groups: the same answers, scores to 1e-3."""
+    """18 examples of three suites, two of them of fewer labels or with groups: the same answers, scores to 1e-3."""
     from debias.hub.packages import model_path
 
     words = {"entailment": " True", "neutral": " Neither", "contradiction": " False, it cannot be"}
@@ -154,7 +154,7 @@ def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path) -> None:
         found, expected = theirs(logged, config, suite, limit=EACH), ours(config, suite, limit=EACH)
         assert np.abs(found - expected).max() < 1e-3, suite
         same += (found.argmax(1) == expected.argmax(1)).tolist()
-    assert len(same) == pytest.approx(4 * EACH, abs=4)  # whole pairs: a few places may stay empty
+    assert len(same) == pytest.approx(len(NLI) * EACH, abs=4)  # whole pairs: a few places may stay empty
     assert np.mean(same) >= 0.99
     results = {result["suite"]: result for result in import_samples([logged], tmp_path / "run")}
     (summary,) = logged.rglob("results_*.json")
