@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -29,6 +30,8 @@ STEPS_IN_BACKWARD = ("lomo", "adalomo")
 
 # A large model may take this long to load on one rank while the others wait.
 LOADING_WAIT = timedelta(minutes=30)
+USE_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"  # what accelerate's Accelerator sets where it is given a DeepSpeed plugin
+_ASKED_FOR_DEEPSPEED = os.environ.get(USE_DEEPSPEED)  # by whoever started this process
 
 
 def training_arguments(config: RunConfig) -> Any:
@@ -43,6 +46,8 @@ def training_arguments(config: RunConfig) -> Any:
     launched = world_size() > 1
     if config.deepspeed is not None:
         values["deepspeed"] = _deepspeed(config)
+    else:
+        _no_deepspeed_of_a_run_before()
     report_to = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
     extra = {
         "report_to": report_to,
@@ -122,6 +127,17 @@ def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{key} is {value!r}, not one of {', '.join(known)}{hint}")
+
+
+def _no_deepspeed_of_a_run_before() -> None:
+    """A run with DeepSpeed leaves word of it in the environment, by which the next one of the process would be, too.
+
+    What whoever started the process said there (`accelerate launch --use_deepspeed`) stays.
+    """
+    if _ASKED_FOR_DEEPSPEED is None:
+        os.environ.pop(USE_DEEPSPEED, None)
+    else:
+        os.environ[USE_DEEPSPEED] = _ASKED_FOR_DEEPSPEED
 
 
 def forget_accelerate() -> None:
