@@ -130,12 +130,16 @@ def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
 
 
 def _no_deepspeed_of_a_run_before() -> None:
-    """A run with DeepSpeed leaves word of it in the environment, by which the next one of the process would be, too.
+    """A run with DeepSpeed leaves word of it behind, by which the next one of the process would be of its kind, too:
+    in the environment, and for how weights are loaded (stage 3: in shards).
 
-    What whoever started the process said there (`accelerate launch --use_deepspeed`) stays.
+    What whoever started the process said in the environment (`accelerate launch --use_deepspeed`) stays.
     """
     if _ASKED_FOR_DEEPSPEED is None:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
         os.environ.pop(USE_DEEPSPEED, None)
+        unset_hf_deepspeed_config()
     else:
         os.environ[USE_DEEPSPEED] = _ASKED_FOR_DEEPSPEED
 
