@@ -46,8 +46,9 @@ class FirstLearned(BaseBiasModel):
     training data. Fails where honest signal is as easy as the shortcut (overlap and generic words on natural SNLI), or
     where `steps` suffice for the task as well: on SST-2 with a planted cue 100 do, and full correction then cost a
     quarter of the accuracy on clean data (two seeds). With `stop_at: 0.2` it stopped after 40 to 45 steps there, and
-    five seeds closed the whole gap that the cue makes (BENCHMARKS.md). The accuracy on validation data shows the
-    damage; an earlier stop, or a smaller `tau`, then take less away.
+    five seeds closed the whole gap that the cue makes (BENCHMARKS.md). Where there is no shortcut, what is learned
+    first is the task: full correction cost ten points there. The accuracy on validation data shows the damage; an
+    earlier stop, or a smaller `tau`, then take less away.
 
     Source: Utama et al., Towards Debiasing NLU Models from Unknown Biases, EMNLP 2020, arXiv 2009.12303; the early stop
     of Liu et al., ICML 2021, arXiv 2107.09044; the cross-fitting is ours.
