@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from debias.merging.edits import Edit, HeldOut, LowRank, Tried
-from debias.merging.soup import Soup
+from debias.merging.soup import Soup, check_rank
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class GreedySoup(Edit):
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank is {self.rank}, expected 1 or more")
+        check_rank(self.rank)
 
     def check(self, adapters: int) -> None:
         """ValueError unless there is something to choose from."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from debias.merging.edits import Edit, LowRank
-from debias.merging.soup import Soup
+from debias.merging.soup import Soup, check_rank
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class ModelStock(Edit):
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank is {self.rank}, expected 1 or more")
+        check_rank(self.rank)
 
     def check(self, adapters: int) -> None:
         """ValueError unless there are two adapters to take an angle between."""

@@ -35,8 +35,7 @@ class Soup(Edit):
     def __post_init__(self) -> None:
         if self.weights is not None and not _are_weights(self.weights):
             raise ValueError(f"weights are {list(self.weights)}, expected numbers of 0 or more, one of them above 0")
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank is {self.rank}, expected 1 or more")
+        check_rank(self.rank)
 
     def check(self, adapters: int) -> None:
         """ValueError unless there is an adapter, and a weight for each if any."""
@@ -65,6 +64,12 @@ class Soup(Edit):
         shares = self.shares(len(tensors))
         average = sum(tensor.double() * share for tensor, share in zip(tensors, shares, strict=True))
         return torch.as_tensor(average).to(tensors[0].dtype)
+
+
+def check_rank(rank: int | None) -> None:
+    """ValueError for a `rank` to keep that is none; without one all are kept."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}, expected 1 or more")
 
 
 def _are_weights(weights: Sequence[float]) -> bool:

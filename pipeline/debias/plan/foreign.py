@@ -46,29 +46,13 @@ def plan_adapter(run: RunConfig, machine: Machine, adapter: Path, *, length: int
     spread, seen = planner.spread, planner.rule.combines
     memory = memory_of(counts, Traced(0, 0, 0), spread, choice.name, run.optim, cuda=machine.cuda, looks_at=seen)
     limit = machine.gpu_memory
-    return Plan(
-        model=run.model,
-        architecture=planner.config.model_type,
+    return planner.told(
+        memory,
         parameters=parameters_of(counts).model_copy(update={"base": base.base, "active": base.active}),
         gradients=choice.name,
-        stage=spread.stage,
-        gpus=machine.gpus if machine.cuda else 0,
-        nodes=machine.nodes,
-        micro_batch=run.per_device_train_batch_size,
-        accumulation=run.gradient_accumulation_steps,
-        length=planner.length,
-        answer_tokens=planner.answer_tokens,
-        gradient_checkpointing=run.gradient_checkpointing,
-        optimizer=run.optim,
-        parts=memory.parts,
-        moment=memory.moment,
-        total=memory.total,
-        host=memory.host,
         sent=0,
-        gpu_memory=limit,
         fits=False if limit is not None and memory.total > limit else None,
         largest_micro_batch=None,
-        advice=[],
         assumptions=[f"gradients {choice.name}: {choice.why}"] if choice.why else [],
         unknown=f"of {settings.peft_type.value} adapters: activations, and what ranks send; {_taken(settings)}",
     )

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -142,18 +143,29 @@ class Planner:
     def plan(self) -> Plan:
         """Everything."""
         run, counts = self.run, self.counts
-        size = run.per_device_train_batch_size
-        memory, largest = self.memory(size), self.largest()
-        limit = self.machine.gpu_memory
-        found = Plan(
-            model=run.model,
-            architecture=self.config.model_type,
+        memory, limit = self.memory(run.per_device_train_batch_size), self.machine.gpu_memory
+        found = self.told(
+            memory,
             parameters=parameters_of(counts),
             gradients=self.source,
+            sent=self._sent(),
+            fits=None if limit is None else memory.total <= limit,
+            largest_micro_batch=self.largest(),
+            assumptions=self._assumptions(),
+        )
+        others = Others(self._fits_accumulated, self._saved_by_four_bit)
+        return found.model_copy(update={"advice": advice(found, run, counts, others)})
+
+    def told(self, memory: Memory, **found: Any) -> Plan:
+        """A plan of this run on this machine, with that memory and what else was found; without advice."""
+        run = self.run
+        return Plan(
+            model=run.model,
+            architecture=self.config.model_type,
             stage=self.spread.stage,
             gpus=self.machine.gpus if self.machine.cuda else 0,
             nodes=self.machine.nodes,
-            micro_batch=size,
+            micro_batch=run.per_device_train_batch_size,
             accumulation=run.gradient_accumulation_steps,
             length=self.length,
             answer_tokens=self.answer_tokens,
@@ -163,15 +175,10 @@ class Planner:
             moment=memory.moment,
             total=memory.total,
             host=memory.host,
-            sent=self._sent(),
-            gpu_memory=limit,
-            fits=None if limit is None else memory.total <= limit,
-            largest_micro_batch=largest,
+            gpu_memory=self.machine.gpu_memory,
             advice=[],
-            assumptions=self._assumptions(),
+            **found,
         )
-        others = Others(self._fits_accumulated, self._saved_by_four_bit)
-        return found.model_copy(update={"advice": advice(found, run, counts, others)})
 
     def _fits_accumulated(self, size: int) -> bool:
         """Whether a micro-batch fits beside the gradients of earlier ones of the step."""
