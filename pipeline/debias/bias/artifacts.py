@@ -197,10 +197,11 @@ class _Candidates:
     def best(self, label_N: Ints, p_NC: Floats, labels: int, least: float) -> int | None:
         """The feature that would lower the log loss of p most, by `least` nats and surely; None if none does."""
         gain_V, degrees_V = self._gains(np.eye(labels)[label_N], p_NC[: self.size])
-        gain_V[[name == "" for name in self.names]] = 0.0
-        if not len(gain_V) or gain_V.max() < least:
+        fair_V = gain_V - degrees_V / (2 * self.size)  # what as many cells gain by chance alone
+        fair_V[[name == "" for name in self.names]] = 0.0
+        if not len(fair_V) or fair_V.max() < least:
             return None
-        best = int(gain_V.argmax())
+        best = int(fair_V.argmax())
         from scipy.stats import chi2
 
         chance = float(chi2.sf(2 * self.size * gain_V[best], degrees_V[best])) * len(gain_V)
