@@ -146,7 +146,8 @@ class Artifacts(BiasModel):
                 if "scikit-learn" in str(error):
                     raise
                 continue  # no word occurs that often
-            found.add_words(counts_NV, [f"“{text}” in {field}" for text in texts])
+            order = sorted(range(len(texts)), key=lambda at: texts[at].count(" "))  # the shorter of equals
+            found.add_words(counts_NV[:, order], [f"“{texts[at]}” in {field}" for at in order])
         if self.relations:
             values_NR, names = relations(words_FN, fields)
             for value_N, name in zip(values_NR.T, names, strict=True):
