@@ -40,7 +40,7 @@ def _next(audit: Audit) -> list[str]:
         "--label-field",
         audit.label_field,
     ]
-    words = ["debias", "init", "--data", audit.name, *columns, "--model", "package:minilm"]
+    words = ["debias", "init", "--data", audit.name, *columns, "--model", "package:minilm", "--method", "erm"]
     return [f"What corrects for it, for a run's file such as this command writes: {shlex.join(words)}"]
 
 
