@@ -61,7 +61,7 @@ def test_columns_are_guessed_as_init_guesses_them(tmp_path: Path, debias: Comman
     words = shlex.split(line[line.index("debias init") :])
     columns = ["--text-field", "what they wrote", "--label-field", "verdict"]
     wanted = ["debias", "init", "--data", str(tmp_path / "my mails.csv"), *columns, "--model", "package:minilm"]
-        wanted += ["--method", "erm"]  # the two lines below go into its file
+    wanted += ["--method", "erm"]  # the two lines below go into its file
     assert words == wanted
     assert debias(*words[1:], "-o", tmp_path / "run.yaml").code == 0
     fair = debias("audit", written(tmp_path / "fair.csv", mails(told=0.0)))
