@@ -15,7 +15,7 @@ SECTION = "Planted SST-2"
 # Arms of the study, and what they are called in the picture.
 SHOWN = {
     "erm": "Plain fine-tuning",
-    "logit_correction_stopped": "Logit correction by what the model itself learns first (no group labels)",
+    "artifacts": "Logit correction by what single features give away (no group labels)",
     "oracle": "Plain fine-tuning on data without the shortcut",
 }
 # Columns of the table, what a bar of each is called, and its colour (apart for the colour-blind, and in grey).
