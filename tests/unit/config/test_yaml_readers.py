@@ -11,7 +11,8 @@ from debias.config import reading
 
 HERE = Path(__file__).parents[3]
 FILES = sorted(file for room in ("launch", "eval", "pipeline") for file in (HERE / room).rglob("*.yaml"))
-WORDS = r"a:|b:|-|?|:|[|]|{|}|,|'|#|&a|*a|!!str|---|...|\|1|0x_|1e3|2024-13-40|~|é|<<:|@|`|>-".split("|")
+WORDS = ["a:", "b:", "1", "0x_", "1e3", "2024-13-40", "é", "&a", "*a", "!!str", "---", "...", "<<:", ">-"]
+WORDS += list("-?:[]{},'#|\\~@`\"")
 PIECES = [
     *WORDS,
     *(word + " " for word in WORDS),
