@@ -17,7 +17,7 @@ from debias.config.run import SELECTIONS, RunConfig
 from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
 from debias.gradients.choice import choose
-from debias.models.kernels import liger_settings
+from debias.models.kernels import forget_liger, liger_settings
 from debias.models.precision import usable_bf16
 from debias.ranks.world import world_size
 
@@ -153,6 +153,7 @@ def a_run_of_its_own() -> Iterator[None]:
             yield
         finally:
             _no_deepspeed_of_a_run_before()
+            forget_liger()
 
 
 def forget_accelerate() -> None:
