@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -21,9 +22,22 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Nothing is downloaded in tests; a hub that cannot be reached is tried again for half a minute.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# What Python compiled is kept for other workers, processes that tests start and the next run: a fifth of each start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Of properties that do not say how many examples they want; how long one takes depends on who else uses the machine.
 settings.register_profile("suite", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+def pytest_sessionstart() -> None:
+    """While tests are found, hundreds of modules are loaded, and none of it is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,17 +13,20 @@ from pathlib import Path
 
 import yaml
 
-from debias.config.reading import apply_overrides, read_yaml
-
 
 def main() -> int:
     verb, first, *rest = sys.argv[3:]
     return train(Path(first), rest) if verb == "train" else evaluate(Path(first), rest)
 
 
+def read(file: Path) -> dict:
+    """The settings as they were written, by nothing of debias: its readers take ten times as long to load as this."""
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
 def train(recipe: Path, overrides: list[str]) -> int:
-    # The settings as they were written: reading them as a run would load the tables of methods, and torch with them.
-    config = apply_overrides(read_yaml(recipe), overrides)
+    changes = (setting.partition("=") for setting in overrides)  # a dotted key stays one: nothing here asks for it
+    config = read(recipe) | {key: yaml.safe_load(value) for key, _, value in changes}
     folder = recipe.parent / config["output_dir"]
     rate, resume = config.get("learning_rate"), config.get("resume", False)
     if resume != (folder / "config.yaml").exists() and not config.get("overwrite_output_dir", False):
@@ -51,7 +54,7 @@ def train(recipe: Path, overrides: list[str]) -> int:
 
 
 def evaluate(run: Path, rest: list[str]) -> int:
-    if read_yaml(run / "config.yaml").get("weight_decay") == 0.5:
+    if read(run / "config.yaml").get("weight_decay") == 0.5:
         print("Traceback\nRuntimeError: weight decay")
         return 1
     (run / "eval").mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from debias.bias.base import BaseBiasModel, BiasModel, digest_of
 from debias.bias.given import said_of_validation
-from debias.building.arguments import forget_accelerate, training_arguments
+from debias.building.arguments import a_run_of_its_own, forget_accelerate, training_arguments
 from debias.building.examples import training_examples, validation_examples
 from debias.building.facts import (
     Answers,
@@ -81,7 +81,7 @@ def train(config: RunConfig | Mapping[str, Any] | str | Path, base: Path | None 
     """
     config, base = _read(config, base)
     # From the start: a signal that comes while the model is loaded ends the run at its first step, with a checkpoint.
-    with StopRequest(config.sigterm_grace_seconds) as stop:
+    with StopRequest(config.sigterm_grace_seconds) as stop, a_run_of_its_own():
         return _train(config, base, stop)
 
 

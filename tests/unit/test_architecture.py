@@ -38,7 +38,7 @@ ALLOWED = {
     "eval.results": "errors eval.scores config data runs",
     "fetch": "errors hub config data",
     "push": "errors hub runs",
-    "sweep": "errors config runs",
+    "sweep": "errors ranks config runs",
     "eval.reading": "errors config data bias",
     "losses": "readouts config bias",
     "merging": "errors config models runs adapters",
@@ -57,7 +57,8 @@ ALLOWED = {
     "launching": "errors config data runs plan",
     "train": "errors gradients ranks config data runs bias engines building inference plan losses",
     "bench": (
-        "errors readouts gradients config models data methods runs adapters bias losses engines building plan train"
+        "errors readouts gradients ranks config models data methods runs adapters bias losses engines building plan "
+        "train"
     ),
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",

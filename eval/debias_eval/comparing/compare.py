@@ -24,7 +24,9 @@ WHERE = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods, how many seeds each has, their differences, the verdict in words, and what keeps it from a claim."""
+    """Two methods, how many seeds each has (0: it was only judged), their differences, the verdict in words, and what
+    keeps it from a claim.
+    """
 
     first: str
     second: str
@@ -48,7 +50,7 @@ def compare(first: Method, second: Method) -> Comparison:
         if apart is None:
             found += _on_suite(suite, first, second)
     differences = _with_holm(found)
-    seeds = (first.seeds, second.seeds)
+    seeds = (first.trained, second.trained)
     words = verdict(first.name, second.name, seeds, differences, objections)
     return Comparison(first.name, second.name, seeds, tuple(differences), words, tuple(objections))
 
@@ -103,14 +105,14 @@ def _on_suite(suite: str, first: Method, second: Method) -> list[Difference]:
     runs = [[run for run in method.runs if suite in run.results] for method in (first, second)]
     answers = read_answers(runs[0], runs[1], suite)
     result = runs[0][0].results[suite]
-    note = _note(result, answers)
+    note = _note(result, answers, judged=first.only_judged or second.only_judged)
     return [replace(one, suite=suite, note=note) for one in differences_of(answers, result.consistency is not None)]
 
 
-def _note(result: Result, answers: Answers) -> str:
+def _note(result: Result, answers: Answers, judged: bool) -> str:
     notes = []
     if len(answers.right_RN) == 2:
-        notes.append("one seed each: the interval counts test examples, not training runs")
+        notes.append(f"{'' if judged else 'one seed each: '}the interval counts test examples, not training runs")
     elif min(answers.firsts, len(answers.right_RN) - answers.firsts) == 1:
         notes.append("a lone seed is taken to vary as the others do")
     if result.limited:
@@ -139,7 +141,7 @@ def verdict(
     primary = [one for one in differences if one.primary]
     if not primary:
         return f"{first} and {second} were not compared: {'; '.join(objections)}."
-    many = _seeds(seeds)
+    many = seeds_words(seeds)
     if objections:
         listed = "; ".join(_measured(one, first, second) for one in primary)
         opening = headline(first, second, primary, objections).rstrip(".")
@@ -153,10 +155,17 @@ def verdict(
     return " ".join([headline(first, second, primary), *words])
 
 
-def _seeds(seeds: tuple[int, int]) -> str:
+def seeds_words(seeds: tuple[int, int]) -> str:
+    """How many seeds two methods have; of a model that was only judged none is known."""
+    if not all(seeds):
+        return "both only judged" if not any(seeds) else f"{_some(max(seeds))}, and a model that was only judged"
     if seeds[0] != seeds[1]:
         return f"{seeds[0]} and {seeds[1]} seeds"
     return "1 seed each" if seeds[0] == 1 else f"{seeds[0]} seeds each"
+
+
+def _some(seeds: int) -> str:
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def _suites(count: int) -> str:

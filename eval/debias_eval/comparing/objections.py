@@ -26,6 +26,8 @@ def about_training(first: Method, second: Method) -> list[str]:
 
 
 def _few_seeds(method: Method) -> str:
+    if method.only_judged:
+        return f"{method.name} was only judged, not trained here: what another seed would do is not known"
     return f"{method.name} has {method.seeds} seed{'' if method.seeds == 1 else 's'}, fewer than {FEWEST_SEEDS}"
 
 

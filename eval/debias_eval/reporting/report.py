@@ -103,7 +103,7 @@ def _compared(first: Method, second: Method) -> Comparison:
     try:
         return compare(first, second)
     except InputError as error:
-        return Comparison(first.name, second.name, (first.seeds, second.seeds), (), "", (str(error),))
+        return Comparison(first.name, second.name, (first.trained, second.trained), (), "", (str(error),))
 
 
 def _with(pair: Comparison, p_holm: Mapping[int, float]) -> Comparison:
@@ -208,7 +208,7 @@ def _notes(rows: Sequence[Row], pairs: Sequence[Comparison], suites: Sequence[Su
         return []
     tested = [significance_note(pairs)] if any(pair.differences for pair in pairs) else []
     of_suites = [f"{suite.name} {note}" for suite in suites for note in suite.notes]
-    return [interval_note(max(row.accuracy.seeds for row in rows)), *tested, *of_suites, *floor_notes(rows)]
+    return [interval_note(rows), *tested, *of_suites, *floor_notes(rows)]
 
 
 def _suite(name: str, rows: Sequence[Row], methods: Sequence[Method]) -> Suite:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from debias_eval.comparing.compare import Comparison
+from debias_eval.comparing.compare import Comparison, seeds_words
 from debias_eval.reporting.figures import MEASURES, p_text, signed, stars
 from debias_eval.reporting.latex_text import latex_text
 from debias_eval.results.runs import Method, group_runs, read_runs
@@ -46,13 +46,19 @@ def marks_of(comparisons: Sequence[Comparison]) -> Marks:
     }
 
 
-def interval_note(seeds: int) -> str:
+def interval_note(rows: Sequence[Row]) -> str:
     """What the brackets are."""
-    if seeds == 1:
-        return "Brackets: 95 % interval of the test examples (one training seed)."
-    return (
-        "Brackets: 95 % interval of the mean over training seeds (Student's t), with the test examples' own added in."
-    )
+    trained = [row for row in rows if not row.method.only_judged]
+    judged = list(dict.fromkeys(row.method.name for row in rows if row.method.only_judged))
+    if not trained:
+        return "Brackets: 95 % interval of the test examples (only judged: nothing was trained)."
+    several = max(row.accuracy.seeds for row in trained) > 1
+    over = "of the mean over training seeds (Student's t), with the test examples' own added in"
+    note = f"Brackets: 95 % interval {over if several else 'of the test examples (one training seed)'}."
+    if not judged:
+        return note
+    theirs = " (interval of the test examples)" if several else ""
+    return f"{note} Only judged, not trained: {', '.join(judged)}{theirs}."
 
 
 def result_grid(rows: Sequence[Row], methods: Sequence[Method], comparisons: Sequence[Comparison] = ()) -> Grid:
@@ -78,7 +84,7 @@ def _line(row: Row, keys: Sequence[str], marks: Marks) -> tuple[Cell, ...]:
     return (
         Cell(row.suite, name=True),
         Cell(row.method.name, name=True),
-        Cell(str(row.accuracy.seeds)),
+        Cell(FLAT if row.method.only_judged else str(row.accuracy.seeds)),
         Cell(row.examples),
         *numbers,
         Cell(points(row.ece)),
@@ -90,7 +96,7 @@ def _number(estimate: Estimate | None, mark: str) -> Cell:
 
 
 def _notes(rows: Sequence[Row], methods: Sequence[Method], comparisons: Sequence[Comparison]) -> list[str]:
-    notes = [interval_note(max((one.accuracy.seeds for one in rows), default=1))]
+    notes = [interval_note(rows)]
     if comparisons:
         notes.append(significance_note(comparisons))
     for suite in dict.fromkeys(one.suite for one in rows):
@@ -125,7 +131,7 @@ def comparison_grid(pair: Comparison) -> Grid:
         for one in pair.differences
     )
     header = ("Suite", "Measure", "Difference", "95 % interval", "Adjusted p", "Examples", "Test")[: len(lines[0])]
-    title = f"{pair.second} minus {pair.first}, in points ({pair.seeds[1]} and {pair.seeds[0]} seeds)"
+    title = f"{pair.second} minus {pair.first}, in points ({seeds_words((pair.seeds[1], pair.seeds[0]))})"
     notes = [f"Test of all differences: {tests[0]}."] if len(tests) == 1 else []
     return Grid(title, header, (lines,), (*notes, *pair.objections))
 
@@ -133,7 +139,7 @@ def comparison_grid(pair: Comparison) -> Grid:
 def terminal_table(runs: Sequence[Path]) -> Table:
     """The rows of the report as a rich table: suites by runs, each number with its interval, the floors under them."""
     rows = table(group_runs(read_runs(runs)))
-    caption = interval_note(max((one.accuracy.seeds for one in rows), default=1))
+    caption = interval_note(rows)
     result = Table(caption=Text(caption), caption_justify="left")
     for name in ("suite", "method"):
         result.add_column(name, overflow="fold")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from debias_eval.comparing.compare import WHERE, Comparison, Difference, headline, p_text
+from debias_eval.comparing.compare import WHERE, Comparison, Difference, headline, p_text, seeds_words
 from debias_eval.results.summary import Estimate, Row, points
 
 SENTENCES = 5  # of one pair of methods; the rest is in the forest plot
@@ -75,21 +75,24 @@ def _shared_notes(pairs: Sequence[Comparison]) -> list[str]:
 def _seeds_of(pairs: Sequence[Comparison]) -> str:
     counts = {pairs[0].first: pairs[0].seeds[0]} | {pair.second: pair.seeds[1] for pair in pairs}
     if len(set(counts.values())) == 1:
-        seeds = f"{_seeds(pairs[0].seeds[0])} each"
+        seeds = seeds_words(pairs[0].seeds)
     else:
         seeds = ", ".join(f"{name}: {_seeds(count)}" for name, count in counts.items())
-    over = "test examples" if max(counts.values()) == 1 else "seeds and examples"
+    over = "test examples" if max(counts.values()) <= 1 else "seeds and examples"
     shared = "".join(f" {note[0].upper()}{note[1:]}." for note in _shared_notes(pairs))
     return f"{seeds}; 95\u00a0% intervals over {over}; p-values adjusted for the number of tests (Holm).{shared}"
 
 
 def _seeds(count: int) -> str:
+    if count == 0:
+        return "only judged"
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _why_alone(rows: Sequence[Row]) -> str:
     if len({one.method.name for one in rows}) == 1:
-        return f"One method, {_seeds(rows[0].accuracy.seeds)}: there is nothing here to compare it with."
+        count = 0 if rows[0].method.only_judged else rows[0].accuracy.seeds
+        return f"One method, {_seeds(count)}: there is nothing here to compare it with."
     return "The methods here were not compared."
 
 

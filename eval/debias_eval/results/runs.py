@@ -121,6 +121,16 @@ class Method:
         return len(self.runs)
 
     @property
+    def only_judged(self) -> bool:
+        """Whether no run of ours made the model: then it has no seeds, however often it was judged."""
+        return all(run.judged for run in self.runs)
+
+    @property
+    def trained(self) -> int:
+        """How many seeds it was trained with."""
+        return 0 if self.only_judged else self.seeds
+
+    @property
     def is_baseline(self) -> bool:
         """Plain fine-tuning: never what was only judged, whatever it is called."""
         return self.runs[0].called.lower() in BASELINES and not self.runs[0].judged

@@ -4,7 +4,8 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from debias.config.run import SELECTIONS, RunConfig
 from debias.engines.zero import launch as zero_launch
 from debias.errors import InputError
 from debias.gradients.choice import choose
-from debias.models.kernels import liger_settings
+from debias.models.kernels import forget_liger, liger_settings
 from debias.models.precision import usable_bf16
 from debias.ranks.world import world_size
 
@@ -142,6 +143,17 @@ def _no_deepspeed_of_a_run_before() -> None:
         unset_hf_deepspeed_config()
     else:
         os.environ[USE_DEEPSPEED] = _ASKED_FOR_DEEPSPEED
+
+
+@contextmanager
+def a_run_of_its_own() -> Iterator[None]:
+    """As a context: what a run leaves in its process is gone behind it, for the next one and for its children."""
+    with zero_launch.own_group():
+        try:
+            yield
+        finally:
+            _no_deepspeed_of_a_run_before()
+            forget_liger()
 
 
 def forget_accelerate() -> None:

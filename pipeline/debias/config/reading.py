@@ -1,7 +1,9 @@
 """A run's YAML file: read, merged with what it extends and with `key=value`, validated; what is wrong in one line."""
 
+import contextlib
 import copy
 import difflib
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +51,7 @@ def _are_blocks(under: Any, over: Any) -> bool:
     return isinstance(under, dict) and isinstance(over, dict)
 
 
-class _KeysOnce(yaml.SafeLoader):
+class _KeysOnce(yaml.constructor.SafeConstructor):
     """Of a key that is written twice, plain YAML takes the last without a word.
 
     A scalar that looks like a date or a number and is none (`2024-13-40`, `0x_`) is a YAML error of its line.
@@ -73,10 +75,38 @@ class _KeysOnce(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Loader(_KeysOnce, yaml.SafeLoader):
+    """The reader whose words for a mistake are shown."""
+
+
+try:
+
+    class _FastLoader(_KeysOnce, yaml.CSafeLoader):
+        """libyaml's reader: ten times as fast, and a sweep has a thousand files of settings."""
+
+except AttributeError:  # a PyYAML without libyaml
+    _FastLoader = _Loader  # type: ignore[misc, assignment]
+
+# What the two read differently: tabs, marks of the byte order, keys behind a question mark, and one within brackets.
+_READ_DIFFERENTLY = re.compile(r"[\t\ufeff]|(?<!\w)\?(?:\s|$)|[\[{][^?]*\?")
+# Deeper than this is for the slower reader, which knows when it is too deep for all that follows. An indented line
+# begins a level, and so does a bracket.
+_DEEP = re.compile(r"^[ -]{100}", re.MULTILINE)
+_MANY_BRACKETS = 100
+
+
+def _load(text: str) -> Any:
+    deep = _DEEP.search(text) or text.count("[") + text.count("{") > _MANY_BRACKETS
+    if not deep and not _READ_DIFFERENTLY.search(text):
+        with contextlib.suppress(yaml.YAMLError, UnicodeError):  # read once more, to be said in the same words
+            return yaml.load(text, Loader=_FastLoader)
+    return yaml.load(text, Loader=_Loader)
+
+
 def yaml_value(text: str) -> Any:
     """The value of a YAML text; yaml.YAMLError for whatever is wrong with it."""
     try:
-        return yaml.load(text, Loader=_KeysOnce)
+        return _load(text)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
 
@@ -85,7 +115,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping."""
     check_regular(path)
     try:
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_KeysOnce)
+        loaded = _load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8

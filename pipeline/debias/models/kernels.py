@@ -1,6 +1,7 @@
 """`use_liger_kernel`: Liger's norms, activations and rotary positions; not its loss."""
 
 import importlib
+import sys
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from debias.errors import InputError
 # Its loss takes the place of the causal model's forward, which our own loss calls with the positions to keep, or of
 # torch's cross_entropy for the whole process. Its MLPs call their linear layers, so adapters and single_pass see them.
 NOT_ITS_LOSS = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+
+# What modules of models held before Liger wrote its own norms and positions there, for the whole process.
+_before: dict[str, dict[str, Any]] = {}
 
 
 def liger_settings() -> dict[str, bool]:
@@ -30,6 +34,15 @@ def check_liger(model: Any) -> None:
             f"use_liger_kernel: Liger replaces the fused experts of {kind!r} models, which adapters act on; set it to"
             " false"
         )
+    home = type(model).__module__
+    _before.setdefault(home, dict(vars(sys.modules[home])))
+
+
+def forget_liger() -> None:
+    """Behind a run: the next model of its kind is built without Liger's parts, unless it asks for them."""
+    while _before:
+        home, names = _before.popitem()
+        vars(sys.modules[home]).update(names)
 
 
 def _liger() -> Any:

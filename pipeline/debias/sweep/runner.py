@@ -4,7 +4,6 @@ What is done is read from the runs' folders; the records tell what happened. A r
 log is locked, and the lock is its children's, too.
 """
 
-import ctypes
 import fcntl
 import json
 import logging
@@ -22,6 +21,7 @@ from types import FrameType
 from typing import Any, BinaryIO, Protocol
 
 from debias.errors import InputError, Interrupted
+from debias.ranks.parents import end_with_parent
 from debias.runs.names import CONFIG, SUMMARY
 from debias.runs.records import append_record, read_records
 from debias.runs.time_left import TimeLeft, in_words
@@ -241,14 +241,15 @@ class Sweep:
         child.log.write(f"$ {shlex.join(child.step.command)}\n".encode())
         child.log.flush()
         child.started = time.monotonic()
-        # A session of its own: the terminal's ctrl-C comes to the child once, from here, as the SIGTERM it saves on.
+        # A session of its own: the terminal's ctrl-C comes to the child once, from here, as the SIGTERM it saves on; so
+        # it does where this process is killed.
         child.process = subprocess.Popen(
             child.step.command,
             stdin=subprocess.DEVNULL,
             stdout=child.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_with_parent,  # noqa: PLW1509 (this process starts no thread)
+            preexec_fn=end_with_parent,  # noqa: PLW1509 (this process starts no thread)
         )
         if self._stopping:
             child.process.terminate()
@@ -322,10 +323,3 @@ def _sweep_leftovers(folder: Path) -> None:
     if folder.is_dir() and not (folder / CONFIG).exists() and not (folder / SUMMARY).exists():
         for path in folder.glob(f".{CONFIG}.*"):
             path.unlink(missing_ok=True)
-
-
-def _with_parent() -> None:
-    """In the child: SIGTERM when this sweep is killed, so that no run goes on unseen. Linux only; elsewhere nothing."""
-    prctl: Callable[..., Any] | None = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -9,8 +9,9 @@ import pytest
 import tiny_models
 import tiny_runs
 import torch
+from transformers.models.llama import modeling_llama
 
-from debias.building.arguments import training_arguments
+from debias.building.arguments import a_run_of_its_own, training_arguments
 from debias.building.model import build_model
 from debias.errors import InputError
 from debias.models.kernels import check_liger, liger_settings
@@ -48,6 +49,19 @@ def test_models(liger: None) -> None:
         check_liger(tiny_models.gpt2())
     with pytest.raises(InputError, match="Liger replaces the fused experts of 'qwen3_moe' models"):
         check_liger(tiny_models.qwen3_moe())
+
+
+def test_the_next_run_is_without_it(liger: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liger writes its norm into transformers' own module, from which every later Llama would be built."""
+    norm, positions = modeling_llama.LlamaRMSNorm, modeling_llama.apply_rotary_pos_emb
+    with a_run_of_its_own():
+        check_liger(tiny_models.llama())
+        monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", torch.nn.Identity)
+        monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *rest: (q, k))
+        assert type(tiny_models.llama().model.norm) is torch.nn.Identity
+    assert modeling_llama.LlamaRMSNorm is norm
+    assert modeling_llama.apply_rotary_pos_emb is positions
+    assert type(tiny_models.llama().model.norm) is norm
 
 
 def test_the_setting_reaches_the_trainer_and_the_model(liger: None, monkeypatch: Any, tmp_path: Path) -> None:

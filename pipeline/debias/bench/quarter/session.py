@@ -8,6 +8,7 @@ turn, so that imports are not waited for.
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from pydantic import Field
 
 from debias.config.data import Strict
 from debias.errors import InputError
+from debias.ranks.parents import end_with_parent
 from debias.runs.whole import write_whole
 
 # Each part's share of the time, in seconds of a session of eleven and a half minutes: what one leaves goes to the rest.
@@ -173,6 +175,7 @@ def gathered(out: Path) -> dict[str, Any]:
 
 def main(name: str, session_json: str) -> None:
     """One part in a process of its own: load what takes long, wait for the turn, run."""
+    end_with_parent(signal.SIGKILL)  # its own children get SIGTERM then, and save
     session = Session.model_validate_json(session_json)
     if not session.rehearse:
         importlib.import_module(f"debias.bench.quarter.{name}")

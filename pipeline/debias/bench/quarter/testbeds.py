@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from debias.bench.quarter.session import Item, Session
+from debias.ranks.parents import end_with_parent
 
 ARMS = ("erm", "oracle", "logit_correction_50", "edge")
 MARGIN = 8.0  # seconds that are left for what follows the study
@@ -33,13 +34,17 @@ def study(session: Session, left: Callable[[], float]) -> dict[str, Any]:
     command += ["--dry-run"] if session.rehearse else ["-o", str(file.with_suffix("")), "--jobs", str(_jobs())]
     log = file.with_suffix(".log")
     with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        # Where this part is ended, at the end of its time or by a person, the study ends its runs, which are saved.
+        process = subprocess.Popen(command, stdout=out, stderr=out, preexec_fn=end_with_parent)  # noqa: PLW1509
+        code: int | None = None
         try:
-            code: int | None = process.wait(max(1.0, left() - MARGIN))
+            code = process.wait(max(1.0, left() - MARGIN))
         except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-            code = None
+            pass
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                process.wait()
     if code:
         raise RuntimeError(f"the study ended with code {code}: {log.read_text(encoding='utf-8')[-1000:]}")
     if session.rehearse:

@@ -4,8 +4,10 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +20,8 @@ from torch import nn
 LONGEST_WAIT = timedelta(minutes=5)
 # A build takes minutes; a lock that is older than this was left by a process that is gone.
 STALE_LOCK_SECONDS = 1800
+# What a process without a launcher says of itself, before it opens a group of one.
+ALONE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def prepare() -> None:
@@ -44,6 +48,36 @@ def open_group(timeout: timedelta = LONGEST_WAIT) -> torch.device:
     on_gpu = torch.cuda.is_available()
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False, timeout=timeout)
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+@contextmanager
+def own_group() -> Iterator[None]:
+    """As a context: a group of one that is opened in it, for want of a launcher, is closed behind it.
+
+    Left open, the next run of the process would be one of ranks, and its children would wait at this group's port.
+    So is what stage 3 puts in the place of torch's linear layer, for the whole process and for ever.
+    """
+    linear, hook = nn.functional.linear, sys.excepthook
+    alone = not torch.distributed.is_initialized() and "RANK" not in os.environ
+    before = {name: os.environ.get(name) for name in ALONE}
+    try:
+        yield
+    finally:
+        nn.functional.linear = linear
+        if alone and "RANK" in os.environ:
+            _close()
+            sys.excepthook = hook
+            for name in ALONE:
+                os.environ.pop(name, None)
+            os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _close() -> None:
+    """DeepSpeed's own function forgets the groups that it remembers, too; torch's does not."""
+    if torch.distributed.is_initialized():
+        import deepspeed.comm
+
+        deepspeed.comm.destroy_process_group()
 
 
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[str, Any]) -> Any:

@@ -130,6 +130,30 @@ def test_terminal_table_has_the_same_rows(make_run):
     assert "one training seed" in " ".join(lines[-2:])
 
 
+def only_judged(run):
+    """As `debias eval --model` leaves a folder: results, and whose they are."""
+    (run / "config.yaml").unlink()
+    (run / "run.json").write_text(json.dumps({"judged": {"model": "some/model"}}))
+    return run
+
+
+def test_what_was_only_judged_has_no_training_seed(make_run, tmp_path):
+    judged = only_judged(make_run("base", suites={"s": CONFLICT}))
+    trained = [make_run(f"edge{seed}", seed=seed, suites={"s": BETTER}) for seed in range(2)]
+    alone, one, several = (table_text([judged, *more]) for more in ([], trained[:1], trained))
+    assert "(only judged: nothing was trained)" in " ".join(alone.split())
+    assert "seed" not in alone
+    assert "(one training seed). Only judged, not trained: base" in " ".join(one.split())
+    assert "Only judged, not trained: base (interval of the test examples)" in " ".join(several.split())
+    alone, one = (spaced(page([judged, *more], tmp_path).text) for more in ([], trained[:1]))
+    assert "One method, only judged: there is nothing here to compare it with" in alone
+    assert "1 seed" not in alone
+    assert "base has 1 seed" not in one
+    assert "base was only judged, not trained here" in one
+    assert "base: only judged, edge: 1 seed" in one
+    assert "one seed each" not in one
+
+
 def test_a_subset_is_said_everywhere(make_run, put, tmp_path):
     runs = [make_run("a", "erm"), make_run("b", "edge")]
     for run in runs:
