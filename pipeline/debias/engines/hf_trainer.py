@@ -113,7 +113,7 @@ class DebiasTrainer(CheckpointingTrainer):
 
         def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
             with self.compute_loss_context_manager():
-                said = self.readout.said(model, batch, every_label=self.loss.every_label)
+                said = self.readout.said(model, batch, **self.loss.asks)
             return self.loss(said, facts, counts=not again), self.bias_weight(said, facts), said.count
 
         loss_B, weight_B, count = forward(again=False)

@@ -12,7 +12,7 @@ from debias.bias.weights import BiasWeightSource
 from debias.config.blocks import make
 from debias.losses.afr import AFR
 from debias.losses.balanced_softmax import BalancedSoftmax
-from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.base import EVERY_LABEL, HIDDEN, Loss
 from debias.losses.class_balanced import ClassBalanced
 from debias.losses.confidence_regularization import ConfidenceRegularization
 from debias.losses.cross_entropy import CrossEntropy, cross_entropy
@@ -24,6 +24,7 @@ from debias.losses.gradient_alignment import GradientAlignment
 from debias.losses.group_dro import GroupDRO
 from debias.losses.label_smoothing import LabelSmoothing
 from debias.losses.ldam import LDAM
+from debias.losses.learned_mixin import LearnedMixin
 from debias.losses.learning import LearningLoss
 from debias.losses.logit_correction import LogitCorrection
 from debias.readouts.answers import Answers, answer_log_likelihood
@@ -44,6 +45,7 @@ LOSSES: dict[str, type[Loss]] = {
         LDAM,
         LabelSmoothing,
         LogitCorrection,
+        LearnedMixin,
         DebiasedFocal,
         ConfidenceRegularization,
         AFR,
@@ -64,6 +66,7 @@ __all__ = [
     "AFR",
     "EVERY_LABEL",
     "GERNE",
+    "HIDDEN",
     "LDAM",
     "LOSSES",
     "Answers",
@@ -80,6 +83,7 @@ __all__ = [
     "GradientAlignment",
     "GroupDRO",
     "LabelSmoothing",
+    "LearnedMixin",
     "LearningLoss",
     "LogitCorrection",
     "Loss",
