@@ -27,6 +27,7 @@ from debias.losses.ldam import LDAM
 from debias.losses.learned_mixin import LearnedMixin
 from debias.losses.learning import LearningLoss
 from debias.losses.logit_correction import LogitCorrection
+from debias.losses.ula import ULA
 from debias.readouts.answers import Answers, answer_log_likelihood
 from debias.readouts.classification import Classification
 from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
@@ -46,6 +47,7 @@ LOSSES: dict[str, type[Loss]] = {
         LabelSmoothing,
         LogitCorrection,
         LearnedMixin,
+        ULA,
         DebiasedFocal,
         ConfidenceRegularization,
         AFR,
@@ -69,6 +71,7 @@ __all__ = [
     "HIDDEN",
     "LDAM",
     "LOSSES",
+    "ULA",
     "Answers",
     "BalancedSoftmax",
     "BiasWeightSource",
