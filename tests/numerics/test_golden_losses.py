@@ -27,6 +27,8 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     "focal": ({"gamma": 2.0}, [0.09 * 0.35667494393873245, 0.9025 * 2.995732273553991]),
     # p is [.7, .2, .1] and [.05, .9, .05], the bias model's BIAS.
     "logit_correction": ({"tau": 1.0}, [-math.log(0.07 / 0.24), -math.log(0.015 / 0.295)]),
+    # The detector knows nothing before the first step: a half, squared.
+    "blind": ({"gamma": 2.0}, [0.25 * 0.35667494393873245, 0.25 * 2.995732273553991]),
     # Guess 1 of both; labels in training by guess 1: .8, .8 and .8 + .3.
     "ula": ({"tau": 1.0}, [-math.log(0.56 / 0.83), -math.log(0.055 / 0.815)]),
     # g is log 2 before the first step: the bias model's probabilities to that power, and a tenth of their entropy.
@@ -84,6 +86,10 @@ def oracle_label_smoothing(log_p: list[float], label: int, group: int) -> float:
 def oracle_logit_correction(log_p: list[float], label: int, group: int) -> float:
     product = [math.exp(one) * bias for one, bias in zip(log_p, BIAS[group], strict=True)]
     return -math.log(product[label] / math.fsum(product))
+
+
+def oracle_blind(log_p: list[float], label: int, group: int) -> float:
+    return -(0.5**2) * log_p[label]
 
 
 def oracle_ula(log_p: list[float], label: int, group: int) -> float:
@@ -365,7 +371,7 @@ LEARNING: list[tuple[dict[str, Any], Callable[[LearningLoss], list[float]], Call
 
 
 def test_every_loss_that_learns_is_learned_by_hand() -> None:
-    elsewhere = {"learned_mixin"}  # whose hidden states are its own test's
+    elsewhere = {"learned_mixin", "blind"}  # whose hidden states are its own test's
     found = {block["name"] for block, _, _ in LEARNING}
     assert found | elsewhere == {name for name, loss in LOSSES.items() if loss.learns}
 
@@ -526,6 +532,8 @@ def test_facts_of_the_training_set_that_are_missing_are_named(block: Any) -> Non
     ("block", "message"),
     [
         ({"name": "focal", "gamma": -1}, "loss.gamma is -1.0, expected 0 or more"),
+        ({"name": "blind", "gamma": -1}, "loss.gamma is -1.0, expected 0 or more"),
+        ({"name": "blind", "temperature": 0}, "loss.temperature is 0.0, expected more than 0"),
         ({"name": "ula", "tau": -1}, "loss.tau is -1.0, expected 0 or more"),
         ({"name": "learned_mixin", "penalty": -0.1}, "loss.penalty is -0.1, expected 0 or more"),
         ({"name": "learned_mixin", "step_size": -1}, "loss.step_size is -1.0, expected 0 or more"),

@@ -13,6 +13,7 @@ from debias.config.blocks import make
 from debias.losses.afr import AFR
 from debias.losses.balanced_softmax import BalancedSoftmax
 from debias.losses.base import EVERY_LABEL, HIDDEN, Loss
+from debias.losses.blind import Blind
 from debias.losses.class_balanced import ClassBalanced
 from debias.losses.confidence_regularization import ConfidenceRegularization
 from debias.losses.cross_entropy import CrossEntropy, cross_entropy
@@ -51,6 +52,7 @@ LOSSES: dict[str, type[Loss]] = {
         DebiasedFocal,
         ConfidenceRegularization,
         AFR,
+        Blind,
         GradientAlignment,
     )
 }
@@ -75,6 +77,7 @@ __all__ = [
     "Answers",
     "BalancedSoftmax",
     "BiasWeightSource",
+    "Blind",
     "CVaRDRO",
     "ClassBalanced",
     "Classification",

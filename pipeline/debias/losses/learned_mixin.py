@@ -1,7 +1,6 @@
 """Learned-mixin: how far a bias model is trusted is learned, sample by sample (Clark et al., EMNLP 2019).
 
-Shapes: B samples, C labels, H hidden columns, S numbers: V = H + 1 weights, two moments of
-each and a count.
+Shapes: B samples, C labels, H hidden columns, S numbers that are learned (`learned_linear`).
 """
 
 from collections.abc import Mapping
@@ -11,10 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from debias.losses import learned_linear
 from debias.losses.base import EVERY_LABEL, HIDDEN, Loss
 from debias.readouts.said import Said
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class LearnedMixin(Loss):
         return loss_B
 
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        """The gradient of the summed loss by w and c, [V] of S numbers, and in the last place how many samples.
+        """The gradient of the summed loss by w and c, and how many samples there are.
 
         By g it is `E_r log p_b - log p_b(y)`, with r the mixed probabilities, less `penalty g Var_q log p_b`, with
         `q = softmax(g log p_b)`.
@@ -77,23 +75,11 @@ class LearnedMixin(Loss):
         off_mean_BC = bias_BC - (q_BC * bias_BC).sum(dim=-1, keepdim=True)
         by_trust_B = by_trust_B - self.penalty * trust_B * (q_BC * off_mean_BC**2).sum(dim=-1)
         by_score_B = by_trust_B * -torch.expm1(-trust_B)  # softplus' is sigmoid, which is 1 - exp(-softplus)
-        by_weights_V = torch.cat([by_score_B @ hidden_BH, by_score_B.sum().reshape(1)])
-        moments = by_weights_V.new_zeros(2 * len(by_weights_V))
-        return torch.cat([by_weights_V, moments, moments.new_tensor([len(by_score_B)])])
+        return learned_linear.summed(by_score_B, hidden_BH)
 
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """One step of Adam on w and c."""
-        if not sums.numel() or not sums[-1]:
-            return memory_S
-        memory_S = memory_S if memory_S.numel() else torch.zeros_like(sums)
-        size, step = (len(sums) - 1) // 3, memory_S[-1] + 1
-        weights_V, first_V, second_V = memory_S[:-1].split(size)
-        gradient_V = sums[:size] / sums[-1]
-        first_V = BETA1 * first_V + (1 - BETA1) * gradient_V
-        second_V = BETA2 * second_V + (1 - BETA2) * gradient_V**2
-        length_V = (second_V / (1 - BETA2**step)).sqrt() + EPSILON
-        weights_V = weights_V - self.step_size * first_V / (1 - BETA1**step) / length_V
-        return torch.cat([weights_V, first_V, second_V, step.reshape(1)])
+        return learned_linear.step(sums, memory_S, self.step_size)
 
 
 def _heard(said: Said) -> tuple[Tensor, Tensor]:
@@ -104,9 +90,5 @@ def _heard(said: Said) -> tuple[Tensor, Tensor]:
 
 
 def _trust(hidden_BH: Tensor, memory_S: Tensor) -> Tensor:
-    """g(x) [B], of the dtype of the hidden states; before the first step w and c are 0."""
-    columns = hidden_BH.shape[1]
-    if not memory_S.numel():
-        return torch.nn.functional.softplus(hidden_BH.new_zeros(len(hidden_BH)))
-    weights_V = memory_S[: columns + 1].to(hidden_BH.dtype)
-    return torch.nn.functional.softplus(hidden_BH @ weights_V[:-1] + weights_V[-1])
+    """g(x) [B], of the dtype of the hidden states."""
+    return torch.nn.functional.softplus(learned_linear.score(hidden_BH, memory_S))
