@@ -25,6 +25,11 @@ def hearing(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def check_hidden(model: nn.Module) -> None:
+    """ValueError where `hearing` would find nothing to hear."""
+    _backbone(model)
+
+
 def means_of(hidden_BTH: Tensor, mask_BT: Tensor | None = None) -> Tensor:
     """The mean over each row's tokens that the mask marks, [B, H] float32; over all without a mask.
 
