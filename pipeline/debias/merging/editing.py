@@ -44,7 +44,8 @@ class Edited:
 
     `ranks`: the smallest and the largest of a module before (of any adapter) and after. `norm`: of all changes
     together, as a share of the adapters' (their mean). `files`: all that the folder held when it was written. `tried`:
-    of an edit that chooses, every adapter that was given with how it did on rows held out.
+    of an edit that chooses, every adapter that was given with how it did on rows held out. `rows`: of an edit that fits
+    the last layer to rows held out, how many there are, and the share on which it is right before and after.
     """
 
     folder: str
@@ -58,6 +59,7 @@ class Edited:
     norm: float | None
     files: list[str]
     tried: list[dict[str, Any]]
+    rows: dict[str, float]
 
     @property
     def line(self) -> str:
@@ -95,13 +97,13 @@ def edit_adapters(
     check_alike(adapters)
     adapters, tried = _chosen(edit, adapters, score) if edit.asks else (adapters, [])
     changes, norm = _edited(edit, adapters)
-    whole = _retrained(edit, adapters[0], layer_inputs) if edit.retrains else None
+    whole, rows = _retrained(edit, adapters[0], layer_inputs) if edit.retrains else (None, {})
     told = _told(edit, adapters, changes)
 
     def save(part: Path) -> None:
         _write(part, edit, adapters, changes, whole)
         files = sorted([*(path.name for path in part.iterdir()), RECORD])
-        made = Edited(folder=str(out), **told, norm=norm, files=files, tried=tried)
+        made = Edited(folder=str(out), **told, norm=norm, files=files, tried=tried, rows=rows)
         (part / RECORD).write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n", encoding="utf-8")
 
     try:
@@ -144,8 +146,10 @@ def _chosen(edit: Edit, adapters: Sequence[Adapter], score: Score | None) -> tup
     return [adapters[one.member] for one in tried if one.kept], told
 
 
-def _retrained(edit: Edit, adapter: Adapter, layer_inputs: LayerInputs | None) -> dict[str, Any]:
-    """What the adapter trained whole, its last layer retrained."""
+def _retrained(
+    edit: Edit, adapter: Adapter, layer_inputs: LayerInputs | None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What the adapter trained whole, its last layer retrained; and how that does on the rows it was fitted to."""
     if layer_inputs is None:
         raise InputError(f"edit: {edit.name} fits the last layer to rows held out; give it these")
     weights = [name for name, one in adapter.whole.items() if name.endswith(".weight") and one.ndim == 2]
@@ -158,9 +162,28 @@ def _retrained(edit: Edit, adapter: Adapter, layer_inputs: LayerInputs | None) -
     weight_CD, bias_C = adapter.whole[f"{layer}.weight"], adapter.whole.get(f"{layer}.bias")
     inputs, labels = (torch.as_tensor(one) for one in layer_inputs(adapter.folder, layer))
     own = None if bias_C is None else bias_C.double()
-    made = edit.retrained(LastLayer(inputs.double(), labels.long(), weight_CD.double(), own))
+    last = LastLayer(inputs.double(), labels.long(), weight_CD.double(), own)
+    made = edit.retrained(last)
     whole = {**adapter.whole, f"{layer}.weight": made.weight_CD.to(weight_CD.dtype)}
-    return whole if made.bias_C is None else {**whole, f"{layer}.bias": made.bias_C.to(weight_CD.dtype)}
+    if made.bias_C is not None:
+        whole[f"{layer}.bias"] = made.bias_C.to(weight_CD.dtype)
+    return whole, _on_its_rows(edit, last, made)
+
+
+def _on_its_rows(edit: Edit, before: LastLayer, after: LastLayer) -> dict[str, float]:
+    """For the record; said, with a warning where one label for all would do better."""
+    most = float(torch.bincount(before.label_N).max()) / len(before.label_N)
+    told = (edit.name, 100 * before.right, len(before.label_N), 100 * after.right)
+    logger.info("%s: right on %.1f %% of %d rows before, on %.1f %% after", *told)
+    if after.right < most:
+        logger.warning(
+            "WARNING: %s: the last layer is right on %.1f %% of its own rows now, the most frequent label would be on"
+            " %.1f %%: it has learned to be wrong; take a smaller gamma",
+            edit.name,
+            100 * after.right,
+            100 * most,
+        )
+    return {"count": len(before.label_N), "right_before": before.right, "right_after": after.right}
 
 
 def make_edit(name: str, settings: Mapping[str, Any]) -> Edit:

@@ -78,6 +78,17 @@ class LastLayer:
     weight_CD: Tensor
     bias_C: Tensor | None
 
+    @property
+    def logits_NC(self) -> Tensor:
+        """What the layer gives of its rows."""
+        logits_NC = self.inputs_ND @ self.weight_CD.T
+        return logits_NC if self.bias_C is None else logits_NC + self.bias_C
+
+    @property
+    def right(self) -> float:
+        """The share of its rows on which it is right."""
+        return float((self.logits_NC.argmax(dim=1) == self.label_N).double().mean())
+
 
 @dataclass(frozen=True)
 class Edit:

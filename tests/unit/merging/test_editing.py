@@ -6,6 +6,7 @@ The oracle takes the dense changes from PEFT's own merging, edits them with nump
 import copy
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -440,6 +441,13 @@ def test_a_last_layer_is_retrained_and_all_else_stays(adapters: dict[str, list[P
         if not path.startswith(HEADS):
             np.testing.assert_allclose(two[path], one[path], atol=1e-6, err_msg=path)
     assert made.settings["steps"] == 7
+    right = [
+        float(((inputs @ w.T + b).argmax(axis=1) == labels).mean())
+        for w, b in (
+            (one.whole["classifier.weight"].numpy(), one.whole["classifier.bias"].numpy()) for one in (before, after)
+        )
+    ]
+    assert made.rows == {"count": 12, "right_before": pytest.approx(right[0]), "right_after": pytest.approx(right[1])}
     with pytest.raises(InputError, match="afr_last_layer fits the last layer to rows held out; give it these"):
         edit_adapters("afr_last_layer", [given], tmp_path / "other")
     with pytest.raises(
@@ -447,6 +455,23 @@ def test_a_last_layer_is_retrained_and_all_else_stays(adapters: dict[str, list[P
     ):
         edit_adapters("afr_last_layer", adapters["plain"][:1], tmp_path / "other", layer_inputs=layer_inputs)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_last_layer_that_learned_to_be_wrong_is_told(
+    adapters: dict[str, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eight rows in ten are right and sure, and two are wrong and sure, where the same is to be seen: these win."""
+    caplog.set_level(logging.INFO, "debias")
+    head = read_adapter(adapters["head"][0]).whole
+    weight = head["classifier.weight"].numpy()
+    inputs = np.repeat(20 * weight[:1] / (weight[0] @ weight[0]), 10, axis=0)  # label 0, as the head has it
+    settings = {"gamma": 20.0, "steps": 200, "learning_rate": 1.0, "max_norm": 0.0}
+    labels = np.array([0] * 8 + [1] * 2)
+    given = (adapters["head"][:1], tmp_path / "out", settings)
+    made = edit_adapters("afr_last_layer", *given, layer_inputs=lambda folder, layer: (inputs, labels))
+    assert made.rows == {"count": 10, "right_before": 0.8, "right_after": 0.2}
+    assert "afr_last_layer: right on 80.0 % of 10 rows before, on 20.0 % after" in caplog.text
+    assert "is right on 20.0 % of its own rows now, the most frequent label would be on 80.0 %" in caplog.text
 
 
 # What cannot be edited exactly.
