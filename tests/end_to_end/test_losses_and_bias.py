@@ -86,6 +86,7 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
     Plain SGD: Adam makes a step of the rounding of a gradient that is almost zero.
     """
     pytest.importorskip("deepspeed")
+    pytest.importorskip("sklearn")
     sgd = {"optim": "sgd", "learning_rate": 0.05}
     shared = {"save_strategy": "steps", "save_steps": 4, "loss": {"name": "group_dro", "step_size": 2.0}, **sgd}
     ways = {"ddp": None, "zero2": "zero2", "zero3": "zero3"}
@@ -93,7 +94,9 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
     runs = [settings(place, name, 4, deepspeed=engine, **shared, **half) for name, engine in ways.items()]
     focal = settings(place, "focal_ddp", 2, loss="focal", **sgd)
     worst = {**shared, "loss": {"name": "cvar_dro", "alpha": 0.5, "step_size": 0.5}}
-    on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half)])
+    mixed = {**shared, "loss": {"name": "learned_mixin", "penalty": 0.1, "step_size": 0.1}, "bias_model": PARTIAL}
+    mixes = [settings(place, f"mixed_{name}", 4, deepspeed=ways[name], **mixed, **half) for name in ("ddp", "zero3")]
+    on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half), *mixes])
     alone, focal_alone = (
         run(settings(place, "alone", **shared)),
         run(settings(place, "focal_alone", loss="focal", **sgd)),
@@ -109,9 +112,16 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
     etas = [float(learned(found / "checkpoint-4")[0]) for found in (place / "worst_ddp", worst_alone)]
     assert etas[0] == pytest.approx(etas[1], rel=1e-12)
     assert etas[0] > 0
+    mixed_alone = run(settings(place, "mixed_alone", **mixed))
+    for name in ("mixed_ddp", "mixed_zero3"):
+        assert largest_difference(adapter_of(place / name), adapter_of(mixed_alone)) < 1e-6, name
+        found, want = (learned(run / "checkpoint-4")[:17] for run in (place / name, mixed_alone))  # w [16] and c
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
+        assert float(want.abs().min()) > 1e-3
     plain = run(settings(place, "plain", **sgd))
     for other in (alone, focal_alone, worst_alone):
         assert largest_difference(adapter_of(other), adapter_of(plain)) > 1e-4  # a loss that is ignored would pass all
+    assert largest_difference(adapter_of(mixed_alone), adapter_of(plain)) > 1e-5
 
 
 def test_a_causal_model_takes_every_loss(place: Path) -> None:

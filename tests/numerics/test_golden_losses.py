@@ -27,6 +27,12 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     "focal": ({"gamma": 2.0}, [0.09 * 0.35667494393873245, 0.9025 * 2.995732273553991]),
     # p is [.7, .2, .1] and [.05, .9, .05], the bias model's BIAS.
     "logit_correction": ({"tau": 1.0}, [-math.log(0.07 / 0.24), -math.log(0.015 / 0.295)]),
+    # The detector knows nothing before the first step: a half, squared.
+    "blind": ({"gamma": 2.0}, [0.25 * 0.35667494393873245, 0.25 * 2.995732273553991]),
+    # Guess 1 of both; labels in training by guess 1: .8, .8 and .8 + .3.
+    "ula": ({"tau": 1.0}, [-math.log(0.56 / 0.83), -math.log(0.055 / 0.815)]),
+    # g is log 2 before the first step: the bias model's probabilities to that power, and a tenth of their entropy.
+    "learned_mixin": ({"penalty": 0.1}, [0.9396324286891521, 3.0924497078370066]),
     # 0.6 of cross-entropy, 0.4 of its mean over the three labels.
     "label_smoothing": (
         {"epsilon": 0.4},
@@ -80,6 +86,25 @@ def oracle_label_smoothing(log_p: list[float], label: int, group: int) -> float:
 def oracle_logit_correction(log_p: list[float], label: int, group: int) -> float:
     product = [math.exp(one) * bias for one, bias in zip(log_p, BIAS[group], strict=True)]
     return -math.log(product[label] / math.fsum(product))
+
+
+def oracle_blind(log_p: list[float], label: int, group: int) -> float:
+    return -(0.5**2) * log_p[label]
+
+
+def oracle_ula(log_p: list[float], label: int, group: int) -> float:
+    guess = BIAS[group].index(max(BIAS[group]))
+    among = list(zip(TRAINING_LABELS, TRAINING_GROUPS, strict=True))
+    masses = [math.fsum(BIAS[of][guess] for y, of in among if y == c) for c in range(3)]
+    mixed = [math.exp(one) * mass / math.fsum(masses) for one, mass in zip(log_p, masses, strict=True)]
+    return -math.log(mixed[label]) + math.log(math.fsum(mixed))
+
+
+def oracle_learned_mixin(log_p: list[float], label: int, group: int) -> float:
+    trusted = [bias ** math.log(2) for bias in BIAS[group]]
+    mixed = [math.exp(one) * bias for one, bias in zip(log_p, trusted, strict=True)]
+    q = [bias / math.fsum(trusted) for bias in trusted]
+    return -math.log(mixed[label] / math.fsum(mixed)) - 0.1 * math.fsum(one * math.log(one) for one in q)
 
 
 def oracle_debiased_focal(log_p: list[float], label: int, group: int) -> float:
@@ -165,7 +190,7 @@ def facts(labels: list[int], groups: list[int]) -> dict[str, torch.Tensor]:
 def said_of(logits_BC: torch.Tensor, labels: list[int]) -> Said:
     log_p_BC = torch.log_softmax(logits_BC, dim=-1)
     log_p_B = log_p_BC.gather(1, torch.tensor(labels).unsqueeze(1)).squeeze(1)
-    return Said(log_p_B, log_p_B.detach(), len(labels), log_p_BC)
+    return Said(log_p_B, log_p_B.detach(), len(labels), log_p_BC, torch.ones(len(labels), 2, dtype=log_p_BC.dtype))
 
 
 def test_every_loss_has_a_golden_row() -> None:
@@ -244,6 +269,26 @@ def test_a_teachers_answer_is_its_own_where_the_bias_model_is_lost_and_even_wher
     # The gradient is p - target; p is a third each.
     assert (1 / 3 - logits.grad[0]).tolist() == pytest.approx(TEACHER[0], abs=1e-4)
     assert (1 / 3 - logits.grad[1]).tolist() == pytest.approx([1 / 3] * 3, abs=1e-4)
+
+
+def test_ula_reads_the_guess_and_not_how_sure_it_is() -> None:
+    sure, unsure = [0.05, 0.9, 0.05], [0.3, 0.4, 0.3]
+    training = torch.tensor([[0.8, 0.1, 0.1], sure, unsure, [0.1, 0.2, 0.7], [0.2, 0.2, 0.6]], dtype=torch.float64)
+    known = {"labels": torch.tensor([0, 1, 0, 2, 2]), "bias_log_p": training.log()}
+    said = said_of(torch.zeros(3, 3, dtype=torch.float64), [0, 0, 0])
+    asked = {"labels": torch.tensor([0, 0, 0]), "bias_log_p": torch.tensor([sure, unsure, training[0].tolist()]).log()}
+    found = LearningLoss(make_loss({"name": "ula", "tau": 2.0}), known)(said, asked).tolist()
+    want = []
+    for guess in (1, 1, 0):
+        masses = [
+            sum(float(p[guess]) for p, y in zip(training, known["labels"], strict=True) if y == c) for c in range(3)
+        ]
+        want.append(-math.log(masses[0] ** 2 / sum(mass**2 for mass in masses)))
+    assert found == pytest.approx(want)
+    # A label that no example has is unlikely, and not impossible.
+    of_two = {"labels": torch.tensor([0, 1, 0, 1, 1]), "bias_log_p": training.log()}
+    rare = LearningLoss(make_loss("ula"), of_two)(said, {**asked, "labels": torch.tensor([2, 2, 2])})
+    assert rare.tolist() == pytest.approx([-math.log(1e-4 / (1 + 1e-4))] * 3, rel=1e-6)
 
 
 def test_weights_of_afr_have_mean_1_and_even_labels_at_gamma_0() -> None:
@@ -326,7 +371,9 @@ LEARNING: list[tuple[dict[str, Any], Callable[[LearningLoss], list[float]], Call
 
 
 def test_every_loss_that_learns_is_learned_by_hand() -> None:
-    assert {block["name"] for block, _, _ in LEARNING} == {name for name, loss in LOSSES.items() if loss.learns}
+    elsewhere = {"learned_mixin", "blind"}  # whose hidden states are its own test's
+    found = {block["name"] for block, _, _ in LEARNING}
+    assert found | elsewhere == {name for name, loss in LOSSES.items() if loss.learns}
 
 
 @pytest.mark.parametrize("cuts", [[6], [1, 2, 3], [1] * 6, [5, 1]], ids=str)
@@ -485,6 +532,11 @@ def test_facts_of_the_training_set_that_are_missing_are_named(block: Any) -> Non
     ("block", "message"),
     [
         ({"name": "focal", "gamma": -1}, "loss.gamma is -1.0, expected 0 or more"),
+        ({"name": "blind", "gamma": -1}, "loss.gamma is -1.0, expected 0 or more"),
+        ({"name": "blind", "temperature": 0}, "loss.temperature is 0.0, expected more than 0"),
+        ({"name": "ula", "tau": -1}, "loss.tau is -1.0, expected 0 or more"),
+        ({"name": "learned_mixin", "penalty": -0.1}, "loss.penalty is -0.1, expected 0 or more"),
+        ({"name": "learned_mixin", "step_size": -1}, "loss.step_size is -1.0, expected 0 or more"),
         ({"name": "debiased_focal", "gamma": -1}, "loss.gamma is -1.0, expected 0 or more"),
         ({"name": "debiased_focal", "anneal_to": 1.5}, "loss.anneal_to is 1.5, expected 0 to 1"),
         ({"name": "confidence_regularization", "anneal_to": -0.5}, "loss.anneal_to is -0.5, expected 0 to 1"),

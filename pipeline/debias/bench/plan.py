@@ -148,7 +148,7 @@ def _steps(case: Case, config: Any) -> Any:
 
     def forward() -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.bf16):
-            said = readout.said(model, batch, every_label=loss.every_label)
+            said = readout.said(model, batch, **loss.asks)
         _, facts = inputs_and_facts(batch)
         return loss(said, facts), gce_weight(said.log_p_B)
 

@@ -17,7 +17,10 @@ def add_to(app: typer.Typer) -> None:
 
 def edit(
     name: Annotated[
-        str, typer.Argument(metavar="EDIT", help="soup, greedy_soup, model_stock, truncate or scale (wise_ft).")
+        str,
+        typer.Argument(
+            metavar="EDIT", help="soup, greedy_soup, model_stock, truncate, scale (wise_ft) or afr_last_layer."
+        ),
     ],
     adapters: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Folders of runs or adapters.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the edited adapter.")],
@@ -27,11 +30,12 @@ def edit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Edit what was learned, without training: average several adapters, cut a change's tail, scale it."""
+    """Edit what was learned: average several adapters, cut a change's tail, scale it, retrain the last layer."""
     from debias.config.reading import apply_overrides
     from debias.inference.held_out import HeldOutAccuracy
+    from debias.inference.last_layer import LastLayerInputs
     from debias.merging.editing import edit_adapters
 
     score = HeldOutAccuracy(tuple(adapters))
-    edited = edit_adapters(name, adapters, out, apply_overrides({}, settings or []), score)
+    edited = edit_adapters(name, adapters, out, apply_overrides({}, settings or []), score, LastLayerInputs(score))
     typer.echo(json.dumps(dataclasses.asdict(edited), indent=2) if as_json else edited.line)

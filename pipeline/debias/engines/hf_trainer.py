@@ -27,6 +27,7 @@ from debias.losses import LearningLoss, Loss
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
 from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
+from debias.readouts.hidden import check_hidden
 from debias.readouts.said import KNOWN_FACTS
 from debias.runs.environment import peak_memory_mb
 from debias.runs.learned import StopWhenLearned
@@ -77,6 +78,8 @@ class DebiasTrainer(CheckpointingTrainer):
         self.loss = LearningLoss(loss_of(self.args, loss, self.readout), facts)
         if self.loss.every_label:
             self.readout.check_every_label()
+        if "hidden" in self.loss.asks:
+            check_hidden(self.model)
         self.bias_weight = bias_weight or SelfWeight()
         self.gradients = gradients
         self.select = select
@@ -113,7 +116,7 @@ class DebiasTrainer(CheckpointingTrainer):
 
         def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
             with self.compute_loss_context_manager():
-                said = self.readout.said(model, batch, every_label=self.loss.every_label)
+                said = self.readout.said(model, batch, **self.loss.asks)
             return self.loss(said, facts, counts=not again), self.bias_weight(said, facts), said.count
 
         loss_B, weight_B, count = forward(again=False)

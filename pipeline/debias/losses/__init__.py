@@ -12,7 +12,8 @@ from debias.bias.weights import BiasWeightSource
 from debias.config.blocks import make
 from debias.losses.afr import AFR
 from debias.losses.balanced_softmax import BalancedSoftmax
-from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.base import EVERY_LABEL, HIDDEN, Loss
+from debias.losses.blind import Blind
 from debias.losses.class_balanced import ClassBalanced
 from debias.losses.confidence_regularization import ConfidenceRegularization
 from debias.losses.cross_entropy import CrossEntropy, cross_entropy
@@ -24,8 +25,10 @@ from debias.losses.gradient_alignment import GradientAlignment
 from debias.losses.group_dro import GroupDRO
 from debias.losses.label_smoothing import LabelSmoothing
 from debias.losses.ldam import LDAM
+from debias.losses.learned_mixin import LearnedMixin
 from debias.losses.learning import LearningLoss
 from debias.losses.logit_correction import LogitCorrection
+from debias.losses.ula import ULA
 from debias.readouts.answers import Answers, answer_log_likelihood
 from debias.readouts.classification import Classification
 from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
@@ -44,9 +47,12 @@ LOSSES: dict[str, type[Loss]] = {
         LDAM,
         LabelSmoothing,
         LogitCorrection,
+        LearnedMixin,
+        ULA,
         DebiasedFocal,
         ConfidenceRegularization,
         AFR,
+        Blind,
         GradientAlignment,
     )
 }
@@ -64,11 +70,14 @@ __all__ = [
     "AFR",
     "EVERY_LABEL",
     "GERNE",
+    "HIDDEN",
     "LDAM",
     "LOSSES",
+    "ULA",
     "Answers",
     "BalancedSoftmax",
     "BiasWeightSource",
+    "Blind",
     "CVaRDRO",
     "ClassBalanced",
     "Classification",
@@ -80,6 +89,7 @@ __all__ = [
     "GradientAlignment",
     "GroupDRO",
     "LabelSmoothing",
+    "LearnedMixin",
     "LearningLoss",
     "LogitCorrection",
     "Loss",

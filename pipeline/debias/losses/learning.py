@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.base import EVERY_LABEL, HIDDEN, OF_READOUT, Loss
 from debias.readouts.said import Said
 
 
@@ -45,12 +45,17 @@ class LearningLoss:
         """Whether the loss reads the log-probabilities of all labels."""
         return EVERY_LABEL in self.loss.reads
 
+    @property
+    def asks(self) -> dict[str, bool]:
+        """What a readout's `said` is asked for beside the batch, as its arguments."""
+        return {"every_label": self.every_label, **({"hidden": True} if HIDDEN in self.loss.reads else {})}
+
     def __call__(self, said: Said, facts: Mapping[str, Tensor], *, counts: bool = True) -> Tensor:
         """`loss_B`; `counts`: false for a second look at a micro-batch that was counted already.
 
         Raises ValueError, with its name, where a fact that the loss reads is not in the batch.
         """
-        if missing := sorted(self.loss.reads - {EVERY_LABEL} - set(facts)):
+        if missing := sorted(self.loss.reads - OF_READOUT - set(facts)):
             raise ValueError(f"loss {self.loss.name} reads {missing[0]!r}, which this batch lacks: {sorted(facts)}")
         memory_S = self.memory_S.to(said.log_p_B.device)
         if counts and self.learns:
@@ -75,6 +80,7 @@ class LearningLoss:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; ValueError for one of another loss, or of other data."""
         held: Tensor = state["memory"]
-        if state["name"] != self.loss.name or held.shape != self.memory_S.shape:
+        begun = self.memory_S.numel()  # 0 where the first step makes the memory
+        if state["name"] != self.loss.name or (begun and held.numel() != begun):
             raise ValueError(f"loss: the checkpoint is of {state['name']} with {held.numel()} numbers, not of this run")
         self.memory_S = held.clone()

@@ -3,6 +3,7 @@
 A new edit is one file and one line in `EDITS`.
 """
 
+from debias.merging.afr_last_layer import AFRLastLayer
 from debias.merging.edits import Edit
 from debias.merging.greedy_soup import GreedySoup
 from debias.merging.model_stock import ModelStock
@@ -10,6 +11,8 @@ from debias.merging.scale import Scale
 from debias.merging.soup import Soup
 from debias.merging.truncate import Truncate
 
-EDITS: dict[str, type[Edit]] = {edit.name: edit for edit in (Soup, GreedySoup, ModelStock, Truncate, Scale)}
+EDITS: dict[str, type[Edit]] = {
+    edit.name: edit for edit in (Soup, GreedySoup, ModelStock, Truncate, Scale, AFRLastLayer)
+}
 
 __all__ = ["EDITS", "Edit"]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from debias.adapters.loading import same_model
 from debias.config.blocks import make
 from debias.config.reading import dump_config, load_config
@@ -18,7 +20,7 @@ from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.merging import EDITS, Edit
 from debias.merging.changes import Adapter, read_adapter, write_adapter
-from debias.merging.edits import LowRank
+from debias.merging.edits import LastLayer, LowRank
 from debias.merging.folders import check_place, find_adapter, run_around
 from debias.runs.folder import settings_beside
 from debias.runs.names import LABELS, ORIGIN
@@ -32,6 +34,8 @@ WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 # How well an adapter in a folder does on rows held out; larger is better.
 Score = Callable[[Path], float]
+# What the layer of this name is given of rows held out, by the adapter in a folder [N, D], and their labels [N].
+LayerInputs = Callable[[Path, str], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Edited:
 
     `ranks`: the smallest and the largest of a module before (of any adapter) and after. `norm`: of all changes
     together, as a share of the adapters' (their mean). `files`: all that the folder held when it was written. `tried`:
-    of an edit that chooses, every adapter that was given with how it did on rows held out.
+    of an edit that chooses, every adapter that was given with how it did on rows held out. `rows`: of an edit that fits
+    the last layer to rows held out, how many there are, and the share on which it is right before and after.
     """
 
     folder: str
@@ -54,6 +59,7 @@ class Edited:
     norm: float | None
     files: list[str]
     tried: list[dict[str, Any]]
+    rows: dict[str, float]
 
     @property
     def line(self) -> str:
@@ -71,13 +77,14 @@ def edit_adapters(
     out: Path,
     settings: Mapping[str, Any] | None = None,
     score: Score | None = None,
+    layer_inputs: LayerInputs | None = None,
 ) -> Edited:
     """The edit called `name` of adapters, written to `out` as a plain PEFT adapter; `given`: runs or adapters' folders.
 
     `out` is new, empty, or what an earlier edit wrote. With the adapter come the first one's tokenizer, the settings of
     its run (labels, prompt: what judges it) and `edits.json`. InputError says in one line what cannot be edited
     exactly, and leaves what was in `out`. No base is loaded, but by `score`, which an edit that chooses among adapters
-    asks: how a candidate in a folder does on rows held out.
+    asks: how a candidate in a folder does on rows held out; and by `layer_inputs`, which one that retrains asks.
     """
     edit = make_edit(name, settings or {})
     folders, out = [adapter_folder(place) for place in given], Path(out).resolve()
@@ -90,12 +97,13 @@ def edit_adapters(
     check_alike(adapters)
     adapters, tried = _chosen(edit, adapters, score) if edit.asks else (adapters, [])
     changes, norm = _edited(edit, adapters)
+    whole, rows = _retrained(edit, adapters[0], layer_inputs) if edit.retrains else (None, {})
     told = _told(edit, adapters, changes)
 
     def save(part: Path) -> None:
-        _write(part, edit, adapters, changes)
+        _write(part, edit, adapters, changes, whole)
         files = sorted([*(path.name for path in part.iterdir()), RECORD])
-        made = Edited(folder=str(out), **told, norm=norm, files=files, tried=tried)
+        made = Edited(folder=str(out), **told, norm=norm, files=files, tried=tried, rows=rows)
         (part / RECORD).write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n", encoding="utf-8")
 
     try:
@@ -106,9 +114,15 @@ def edit_adapters(
     return Edited(**json.loads((out / RECORD).read_text(encoding="utf-8")))
 
 
-def _write(folder: Path, edit: Edit, adapters: Sequence[Adapter], changes: Mapping[str, LowRank]) -> None:
-    """The edited adapter, with the words of the first."""
-    write_adapter(folder, adapters[0].config, changes, _whole(edit, adapters))
+def _write(
+    folder: Path,
+    edit: Edit,
+    adapters: Sequence[Adapter],
+    changes: Mapping[str, LowRank],
+    whole: Mapping[str, Any] | None = None,
+) -> None:
+    """The edited adapter, with the words of the first; `whole`: what was trained whole, where the edit gave it."""
+    write_adapter(folder, adapters[0].config, changes, _whole(edit, adapters) if whole is None else whole)
     _copy_words(adapters[0].folder, folder)
 
 
@@ -130,6 +144,46 @@ def _chosen(edit: Edit, adapters: Sequence[Adapter], score: Score | None) -> tup
         tried = edit.choose(len(adapters), held_out)
     told = [{"folder": str(adapters[one.member].folder), **dataclasses.asdict(one)} for one in tried]
     return [adapters[one.member] for one in tried if one.kept], told
+
+
+def _retrained(
+    edit: Edit, adapter: Adapter, layer_inputs: LayerInputs | None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What the adapter trained whole, its last layer retrained; and how that does on the rows it was fitted to."""
+    if layer_inputs is None:
+        raise InputError(f"edit: {edit.name} fits the last layer to rows held out; give it these")
+    weights = [name for name, one in adapter.whole.items() if name.endswith(".weight") and one.ndim == 2]
+    if not weights:
+        raise InputError(
+            f"adapter: {adapter.folder} trained no last layer whole, as adapters of classifiers do; there is"
+            f" nothing that {edit.name} could retrain"
+        )
+    layer = min(weights, key=lambda name: len(adapter.whole[name])).removesuffix(".weight")
+    weight_CD, bias_C = adapter.whole[f"{layer}.weight"], adapter.whole.get(f"{layer}.bias")
+    inputs, labels = (torch.as_tensor(one) for one in layer_inputs(adapter.folder, layer))
+    own = None if bias_C is None else bias_C.double()
+    last = LastLayer(inputs.double(), labels.long(), weight_CD.double(), own)
+    made = edit.retrained(last)
+    whole = {**adapter.whole, f"{layer}.weight": made.weight_CD.to(weight_CD.dtype)}
+    if made.bias_C is not None:
+        whole[f"{layer}.bias"] = made.bias_C.to(weight_CD.dtype)
+    return whole, _on_its_rows(edit, last, made)
+
+
+def _on_its_rows(edit: Edit, before: LastLayer, after: LastLayer) -> dict[str, float]:
+    """For the record; said, with a warning where one label for all would do better."""
+    most = float(torch.bincount(before.label_N).max()) / len(before.label_N)
+    told = (edit.name, 100 * before.right, len(before.label_N), 100 * after.right)
+    logger.info("%s: right on %.1f %% of %d rows before, on %.1f %% after", *told)
+    if after.right < most:
+        logger.warning(
+            "WARNING: %s: the last layer is right on %.1f %% of its own rows now, the most frequent label would be on"
+            " %.1f %%: it has learned to be wrong; take a smaller gamma",
+            edit.name,
+            100 * after.right,
+            100 * most,
+        )
+    return {"count": len(before.label_N), "right_before": before.right, "right_after": after.right}
 
 
 def make_edit(name: str, settings: Mapping[str, Any]) -> Edit:

@@ -1,7 +1,7 @@
 """What every edit after training is: low-rank changes of a weight in, one low-rank change out.
 
-Shapes: O outputs, I inputs, R the rank, K what an SVD keeps. A stack of fused experts has a leading dimension, one
-change an expert; everything here acts on the last two.
+Shapes: O outputs, I inputs, R the rank, K what an SVD keeps; N rows, C labels, D what a last layer is given. A stack of
+fused experts has a leading dimension, one change an expert; everything here acts on the last two.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,16 +67,42 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class LastLayer:
+    """A last layer that was trained whole, `logits = x W^T + b`, and what it is given of rows held out.
+
+    `inputs_ND` and the layer's own `weight_CD` and `bias_C` (None where it has none) in float64, `label_N` in int64.
+    """
+
+    inputs_ND: Tensor
+    label_N: Tensor
+    weight_CD: Tensor
+    bias_C: Tensor | None
+
+    @property
+    def logits_NC(self) -> Tensor:
+        """What the layer gives of its rows."""
+        logits_NC = self.inputs_ND @ self.weight_CD.T
+        return logits_NC if self.bias_C is None else logits_NC + self.bias_C
+
+    @property
+    def right(self) -> float:
+        """The share of its rows on which it is right."""
+        return float((self.logits_NC.argmax(dim=1) == self.label_N).double().mean())
+
+
+@dataclass(frozen=True)
 class Edit:
     """A function of trained changes. Subclasses are frozen dataclasses whose fields are the settings.
 
     A field that is out of range raises ValueError in one line that begins with the field. `asks`: whether the edit
-    chooses among the adapters by how they do on rows held out; all others are functions of the weights alone.
+    chooses among the adapters by how they do on rows held out; `retrains`: whether it fits the last layer to such rows.
+    All others are functions of the weights alone.
     """
 
     name: ClassVar[str]
     takes_several: ClassVar[bool] = False
     asks: ClassVar[bool] = False
+    retrains: ClassVar[bool] = False
 
     def check(self, adapters: int) -> None:
         """ValueError where the edit cannot be of so many adapters."""
@@ -85,6 +111,10 @@ class Edit:
 
     def choose(self, adapters: int, held_out: HeldOut) -> list[Tried]:
         """Every adapter in the order in which it was tried, of an edit that asks."""
+        raise NotImplementedError
+
+    def retrained(self, last: LastLayer) -> LastLayer:
+        """The last layer after an edit that retrains it."""
         raise NotImplementedError
 
     def change(self, changes: Sequence[LowRank]) -> LowRank:

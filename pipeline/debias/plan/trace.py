@@ -8,7 +8,7 @@ the peak of each grows linearly with the number of layers, so a deep model is tr
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -176,11 +176,20 @@ class Step:
         targets_BK = ids_BT[:, -load.answer_tokens :]
         log_p_BKN = said_at(self.model, inputs, keep_K, targets_BK, others, self.run.loss_chunk_size)
         log_p_BN = log_p_BKN.sum(dim=1)
-        return Said(log_p_BN[:, 0], log_p_BN[:, 0].detach(), load.micro_batch, log_p_BN[:, 1:] if others else None)
+        told = log_p_BN[:, 1:] if others else None
+        return Said(log_p_BN[:, 0], log_p_BN[:, 0].detach(), load.micro_batch, told, self._hidden())
 
     def _classified(self, inputs: dict[str, Any]) -> Said:
         batch = {"inputs": inputs, "facts": self._facts()}
-        return Classification().said(self.model, batch, every_label=self.loss.every_label)
+        said = Classification().said(self.model, batch, every_label=self.loss.every_label)
+        return replace(said, hidden_BH=self._hidden())
+
+    def _hidden(self) -> Tensor | None:
+        """In the place of what is averaged over tokens, which is small."""
+        if "hidden" not in self.loss.asks:
+            return None
+        config: Any = self.model.config
+        return torch.zeros(self.load.micro_batch, config.get_text_config().hidden_size)
 
     def _facts(self) -> dict[str, Tensor]:
         """Those that the run's loss reads, of samples that do not matter."""

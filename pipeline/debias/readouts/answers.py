@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from debias.readouts.chunks import causal_forward, token_losses
+from debias.readouts.hidden import hearing, means_of, means_of_packed
 from debias.readouts.said import Said, inputs_and_facts
 
 
@@ -40,7 +41,9 @@ class Answers:
         self.mean_over = mean_over
         self.chunk = chunk
 
-    def said(self, model: nn.Module, batch: Mapping[str, Any], *, every_label: bool = False) -> Said:
+    def said(
+        self, model: nn.Module, batch: Mapping[str, Any], *, every_label: bool = False, hidden: bool = False
+    ) -> Said:
         """Log-likelihood summed over each sample's answer tokens, [B].
 
         `every_label` needs answers of one token each, whose log-probabilities lie in the logits that are there anyway;
@@ -49,16 +52,18 @@ class Answers:
         inputs, facts = inputs_and_facts(batch)
         others = self._tokens_of_labels() if every_label else None
         mask_BT, sample_BT = facts["answer_mask"], facts.get("sample_index")
-        if sample_BT is None:
-            log_p_BN = _padded(model, inputs, mask_BT, others, self.chunk)
-            tokens_B = mask_BT.sum(dim=1)
-        else:
-            log_p_BN = _packed(model, inputs, mask_BT, sample_BT, others, self.chunk)
-            tokens_B = torch.bincount(sample_BT[mask_BT.bool()], minlength=len(log_p_BN))
+        with hearing(model, wanted=hidden) as heard:
+            if sample_BT is None:
+                log_p_BN = _padded(model, inputs, mask_BT, others, self.chunk)
+                tokens_B = mask_BT.sum(dim=1)
+            else:
+                log_p_BN = _packed(model, inputs, mask_BT, sample_BT, others, self.chunk)
+                tokens_B = torch.bincount(sample_BT[mask_BT.bool()], minlength=len(log_p_BN))
         log_p_B = log_p_BN[:, 0]
         confidence_B = log_p_B.detach() / (tokens_B if self.probability == "geometric_mean" else 1)
         count = int(tokens_B.sum()) if self.mean_over == "tokens" else log_p_B.numel()
-        return Said(log_p_B, confidence_B, count, log_p_BN[:, 1:] if every_label else None)
+        hidden_BH = _of_prompts(heard[0], inputs, mask_BT, sample_BT) if heard else None
+        return Said(log_p_B, confidence_B, count, log_p_BN[:, 1:] if every_label else None, hidden_BH)
 
     def check_every_label(self) -> None:
         """ValueError unless each answer is one token."""
@@ -143,6 +148,14 @@ def _packed(
     given = without_cache(model, inputs)
     log_p_KN = said_at(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], others, chunk).squeeze(0)
     return log_p_KN.new_zeros(samples, log_p_KN.shape[1]).index_add(0, sample_K, log_p_KN)
+
+
+def _of_prompts(hidden_BTH: Tensor, inputs: dict[str, Any], mask_BT: Tensor, sample_BT: Tensor | None) -> Tensor:
+    """Hidden states averaged over what stands before the answer, [B, H]: an answer would tell its own label."""
+    if sample_BT is None:
+        return means_of(hidden_BTH, inputs["attention_mask"].bool() & ~mask_BT.bool())
+    sample_T = sample_BT.squeeze(0)
+    return means_of_packed(hidden_BTH, (sample_T >= 0) & ~mask_BT.squeeze(0).bool(), sample_T)
 
 
 def said_at(

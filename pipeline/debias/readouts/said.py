@@ -1,4 +1,4 @@
-"""What a model said of a batch, apart from what a loss makes of it. Shapes: B samples, C labels.
+"""What a model said of a batch, apart from what a loss makes of it. Shapes: B samples, C labels, H hidden columns.
 
 A batch is two mappings: `inputs`, which the model is given, and `facts`, what is known of its samples beside (right
 labels, groups, a bias model's log-probabilities), which readouts and losses read.
@@ -28,19 +28,28 @@ class Said:
     `confidence_B` (detached): the same as a bias weight reads it, which may be a mean over tokens. `count`: the batch's
     share of the one denominator of both gradients (samples or tokens). `log_p_BC`: of every label, where it was asked
     for; log-probabilities of a causal model's answers are those of its whole vocabulary and sum to less than 1.
+    `hidden_BH` (float32, differentiable): the last hidden states averaged over a sample's tokens, without its answer;
+    where they were asked for.
     """
 
     log_p_B: Tensor
     confidence_B: Tensor
     count: int
     log_p_BC: Tensor | None = None
+    hidden_BH: Tensor | None = None
 
 
 class Readout(Protocol):
     """How a model's answer is read."""
 
-    def said(self, model: nn.Module, batch: Mapping[str, Any], *, every_label: bool = False) -> Said:
-        """What the model says of a batch, with its graph; `every_label`: log-probabilities of all labels too."""
+    def said(
+        self, model: nn.Module, batch: Mapping[str, Any], *, every_label: bool = False, hidden: bool = False
+    ) -> Said:
+        """What the model says of a batch, with its graph; `every_label`: log-probabilities of all labels too.
+
+        `hidden`: `hidden_BH` as well; ValueError where the model has none. A readout that knows of no such thing need
+        not take it: it is given only where a loss reads them.
+        """
 
     def check_every_label(self) -> None:
         """ValueError where `every_label` is not to be had, with what would help."""

@@ -197,6 +197,16 @@ def test_first_learneds_runs_are_plain_and_leave_out_one_fold_each() -> None:
         make_bias_model("first_learned").stages({**run, "data": {**run["data"], "leave_out": left_out[0]}})  # type: ignore[dict-item]
 
 
+def test_first_learneds_runs_compute_in_16_bits_where_it_says_so() -> None:
+    run = {"seed": 4, "bf16": False, "adapter": {"type": "lora"}, "data": {"text_fields": ["a"], "leave_out": None}}
+    blocks: list[dict[str, Any]] = [{}, {"bf16": True}, {"bf16": False}]
+    plain, half, whole = (make_bias_model({"name": "first_learned", **more}) for more in blocks)
+    assert "bf16" not in plain.stages(run)[0]  # as the run
+    assert [model.stages(run)[0]["bf16"] for model in (half, whole)] == [True, False]
+    # What its runs are asked is in their settings; of a version without the setting, the same question.
+    assert repr(half) == repr(plain)
+
+
 def test_first_learned_that_could_never_stop_early_is_refused() -> None:
     assert make_bias_model({"name": "first_learned", "stop_at": 0.2, "steps": 6})
     with pytest.raises(ValueError, match=r"steps is 5; with stop_at, which looks every 5, expected more"):

@@ -17,6 +17,7 @@ from debias.config.data import DataSource
 from debias.config.reading import dump_config, load_config
 from debias.data import load_examples
 from debias.inference.any_model import Given, load_given
+from debias.inference.last_layer import inputs_of
 from debias.inference.loading import load_run
 from debias.merging import EDITS
 from debias.merging.editing import edit_adapters
@@ -122,6 +123,33 @@ def test_a_greedy_soup_is_chosen_on_validation_rows(runs: list[Path], debias: Co
     assert not (tmp_path / "x").exists()
 
 
+def test_a_last_layer_is_retrained_on_validation_rows(runs: list[Path], debias: Command, tmp_path: Path) -> None:
+    validation = DataSource(source="generated", split="validation", limit=40)
+    data = load_config(runs[0] / "config.yaml").data.model_copy(update={"validation": validation})
+    one, causal = (with_settings(run, tmp_path / run.name, data=data) for run in (runs[0], runs[2]))
+    rows = load_examples(validation, data)
+    predictor = load_run(one)
+    scores_NC = predictor.label_scores(rows)
+    inputs_ND = inputs_of(predictor, rows, "classifier")
+    head = load_file(one / "adapter" / "adapter_model.safetensors")
+    weight, bias = (head[f"base_model.model.classifier.{name}"].double().numpy() for name in ("weight", "bias"))
+    logits_NC = inputs_ND @ weight.T + bias
+    said_NC = logits_NC - np.logaddexp.reduce(logits_NC, axis=1, keepdims=True)
+    np.testing.assert_allclose(said_NC, scores_NC, atol=1e-5)  # what the layer is given is what makes the scores
+    told = ("--set", "gamma=0", "--set", "steps=300", "--set", "learning_rate=0.5", "--set", "max_norm=0")
+    said = debias("edit", "afr_last_layer", one, "-o", tmp_path / "out", *told)
+    assert said.code == 0, said.err
+    after_NC = load_given(Given(adapter=str(tmp_path / "out"))).label_scores(rows)
+    label_N = np.array([row.label for row in rows])
+    # At gamma 0 every label weighs the same, and on the rows it was fitted to each label's mean loss is what falls.
+    before, after = (
+        np.mean([-scores[label_N == label, label].mean() for label in range(3)]) for scores in (scores_NC, after_NC)
+    )
+    assert after < before - 1e-3
+    assert "trained no last layer whole" in debias("edit", "afr_last_layer", causal, "-o", tmp_path / "x").error
+    assert not (tmp_path / "x").exists()
+
+
 def test_json(runs: list[Path], debias: Command, tmp_path: Path) -> None:
     said = debias("edit", "truncate", runs[0], "-o", tmp_path / "out", "--set", "energy=0.9", "--json")
     assert json.loads(said.out) == json.loads((tmp_path / "out" / "edits.json").read_text())
@@ -171,7 +199,7 @@ def test_mistakes_are_one_line(runs: list[Path], debias: Command, tmp_path: Path
             "soop",
             runs[0],
             *out,
-        ): "error: edit.name is 'soop', not one of soup, greedy_soup, model_stock, truncate, scale, wise_ft;",
+        ): "error: edit.name is 'soop', not one of soup, greedy_soup, model_stock, truncate, scale, ",
         ("truncate", runs[0], *out, "--set", "kep=1"): "edit.kep: truncate has no such setting; did you mean keep?",
         ("truncate", runs[0], *out, "--set", "keep"): "error: 'keep': expected key=value",
         ("truncate", runs[0], *out): "error: edit.keep and energy: give one of them",

@@ -6,6 +6,7 @@ The oracle takes the dense changes from PEFT's own merging, edits them with nump
 import copy
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from safetensors.torch import load_file, save_file
 from debias.adapters.lora import add_lora
 from debias.errors import InputError
 from debias.merging import EDITS, editing
+from debias.merging.afr_last_layer import AFRLastLayer
 from debias.merging.changes import read_adapter
 from debias.merging.editing import RECORD, edit_adapters
+from debias.merging.edits import LastLayer
 
 HEADS = ("classifier", "score")
 PATTERNS = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"k_proj": 1, "up_proj": 20}}
@@ -146,7 +149,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Oracle, Oracle]] = {
 
 
 def test_every_edit_has_a_case() -> None:
-    assert {edit for edit, *_ in CASES.values()} == set(EDITS)
+    elsewhere = {"afr_last_layer"}  # of which no dense change is an oracle: below
+    assert {edit for edit, *_ in CASES.values()} | elsewhere == set(EDITS)
 
 
 @pytest.mark.slow
@@ -410,6 +414,64 @@ def test_a_greedy_soup_says_what_it_chose_by(adapters: dict[str, list[Path]], tm
     with pytest.raises(InputError, match="greedy_soup chooses by how candidates do on rows held out; give it a score"):
         edit_adapters("greedy_soup", given, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_last_layer_is_retrained_and_all_else_stays(adapters: dict[str, list[Path]], tmp_path: Path) -> None:
+    given, asked = adapters["head"][0], []
+    generator = torch.Generator().manual_seed(1)
+    inputs, labels = torch.randn(12, 16, generator=generator).numpy(), np.arange(12) % 3
+
+    def layer_inputs(folder: Path, layer: str) -> tuple[np.ndarray, np.ndarray]:
+        asked.append((folder, layer))
+        return inputs, labels
+
+    settings = {"gamma": 2.0, "steps": 7, "learning_rate": 0.5}
+    made = edit_adapters("afr_last_layer", [given], tmp_path / "out", settings, layer_inputs=layer_inputs)
+    assert asked == [(given, "classifier")]
+    before, after = read_adapter(given), read_adapter(tmp_path / "out")
+    weight, bias = (before.whole[f"classifier.{name}"].double() for name in ("weight", "bias"))
+    last = LastLayer(torch.from_numpy(inputs).double(), torch.from_numpy(labels), weight, bias)
+    wanted = AFRLastLayer(gamma=2.0, steps=7, learning_rate=0.5).retrained(last)
+    torch.testing.assert_close(after.whole["classifier.weight"], wanted.weight_CD.float())
+    assert wanted.bias_C is not None
+    torch.testing.assert_close(after.whole["classifier.bias"], wanted.bias_C.float())
+    assert float((after.whole["classifier.weight"] - before.whole["classifier.weight"]).abs().max()) > 1e-2
+    one, two = (dense_changes("head", folder) for folder in (given, tmp_path / "out"))
+    for path in one:
+        if not path.startswith(HEADS):
+            np.testing.assert_allclose(two[path], one[path], atol=1e-6, err_msg=path)
+    assert made.settings["steps"] == 7
+    right = [
+        float(((inputs @ w.T + b).argmax(axis=1) == labels).mean())
+        for w, b in (
+            (one.whole["classifier.weight"].numpy(), one.whole["classifier.bias"].numpy()) for one in (before, after)
+        )
+    ]
+    assert made.rows == {"count": 12, "right_before": pytest.approx(right[0]), "right_after": pytest.approx(right[1])}
+    with pytest.raises(InputError, match="afr_last_layer fits the last layer to rows held out; give it these"):
+        edit_adapters("afr_last_layer", [given], tmp_path / "other")
+    with pytest.raises(
+        InputError, match="plain0 trained no last layer whole, as adapters of classifiers do; there is no"
+    ):
+        edit_adapters("afr_last_layer", adapters["plain"][:1], tmp_path / "other", layer_inputs=layer_inputs)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_last_layer_that_learned_to_be_wrong_is_told(
+    adapters: dict[str, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eight rows in ten are right and sure, and two are wrong and sure, where the same is to be seen: these win."""
+    caplog.set_level(logging.INFO, "debias")
+    head = read_adapter(adapters["head"][0]).whole
+    weight = head["classifier.weight"].numpy()
+    inputs = np.repeat(20 * weight[:1] / (weight[0] @ weight[0]), 10, axis=0)  # label 0, as the head has it
+    settings = {"gamma": 20.0, "steps": 200, "learning_rate": 1.0, "max_norm": 0.0}
+    labels = np.array([0] * 8 + [1] * 2)
+    given = (adapters["head"][:1], tmp_path / "out", settings)
+    made = edit_adapters("afr_last_layer", *given, layer_inputs=lambda folder, layer: (inputs, labels))
+    assert made.rows == {"count": 10, "right_before": 0.8, "right_after": 0.2}
+    assert "afr_last_layer: right on 80.0 % of 10 rows before, on 20.0 % after" in caplog.text
+    assert "is right on 20.0 % of its own rows now, the most frequent label would be on 80.0 %" in caplog.text
 
 
 # What cannot be edited exactly.

@@ -1,5 +1,6 @@
 """debias.merging's edits as mathematics: against plain loops and numpy in float64 on the dense changes."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -9,8 +10,9 @@ import torch
 
 from debias.errors import InputError
 from debias.merging import EDITS, Edit
+from debias.merging.afr_last_layer import AFRLastLayer
 from debias.merging.editing import make_edit
-from debias.merging.edits import LowRank, Tried
+from debias.merging.edits import LastLayer, LowRank, Tried
 from debias.merging.greedy_soup import GreedySoup
 from debias.merging.model_stock import ModelStock
 from debias.merging.scale import Scale
@@ -300,6 +302,97 @@ def test_what_was_trained_whole_stays(edit: Truncate | Scale) -> None:
     assert edit.whole([head]) is head
 
 
+# AFR's second stage.
+
+Rows = list[list[float]]
+
+
+def afr_by_hand(edit: AFRLastLayer, inputs: Rows, labels: list[int], weight: Rows, bias: list[float]) -> list[float]:
+    """All of W, then b, after the steps: by central differences of the loss as it is written."""
+    columns, start = len(inputs[0]), [*(w for row in weight for w in row), *bias]
+
+    def log_p(theta: list[float], x: list[float], label: int) -> float:
+        rows = [theta[c * columns : (c + 1) * columns] for c in range(len(bias))]
+        logits = [math.fsum(w * one for w, one in zip(row, x, strict=True)) for row in rows]
+        logits = [one + b for one, b in zip(logits, theta[len(bias) * columns :] or [0.0] * len(bias), strict=True)]
+        return logits[label] - math.log(math.fsum(math.exp(one) for one in logits))
+
+    raw = [
+        math.exp(-edit.gamma * math.exp(log_p(start, x, y))) / labels.count(y)
+        for x, y in zip(inputs, labels, strict=True)
+    ]
+    shares = [one / math.fsum(raw) for one in raw]
+
+    def loss(theta: list[float]) -> float:
+        fit = math.fsum(-w * log_p(theta, x, y) for w, x, y in zip(shares, inputs, labels, strict=True))
+        return fit + edit.pull * math.fsum((a - b) ** 2 for a, b in zip(theta, start, strict=True))
+
+    theta = start[:]
+    for _ in range(edit.steps):
+        slope = []
+        for place in range(len(theta)):
+            ends = [loss([one + way * (at == place) for at, one in enumerate(theta)]) for way in (1e-5, -1e-5)]
+            slope.append((ends[0] - ends[1]) / 2e-5)
+        length = math.sqrt(math.fsum(one**2 for one in slope))
+        cut = edit.max_norm / length if 0 < edit.max_norm < length else 1.0
+        theta = [one - edit.learning_rate * cut * s for one, s in zip(theta, slope, strict=True)]
+    return theta
+
+
+def last_layer(rows: int = 7, labels: int = 3, columns: int = 2) -> LastLayer:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((rows, columns), (labels, columns), (labels,))
+    inputs, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return LastLayer(inputs, torch.tensor([0, 1, 2, 0, 0, 2, 0][:rows]), weight, bias)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        AFRLastLayer(gamma=0.0, steps=1, learning_rate=0.5, max_norm=0.0),
+        AFRLastLayer(gamma=3.0, pull=0.4, steps=4, learning_rate=0.5),
+        AFRLastLayer(gamma=9.0, steps=3, learning_rate=1.0, max_norm=0.05),
+    ],
+    ids=repr,
+)
+def test_afr_retrains_the_last_layer_as_it_is_written(edit: AFRLastLayer) -> None:
+    last = last_layer()
+    made = edit.retrained(last)
+    assert last.bias_C is not None
+    assert made.bias_C is not None
+    wanted = afr_by_hand(
+        edit, last.inputs_ND.tolist(), last.label_N.tolist(), last.weight_CD.tolist(), last.bias_C.tolist()
+    )
+    assert [*made.weight_CD.flatten().tolist(), *made.bias_C.tolist()] == pytest.approx(wanted, abs=1e-8)
+
+
+def test_afr_of_a_layer_without_bias_and_of_one_that_is_held() -> None:
+    last = last_layer()
+    bare = dataclasses.replace(last, bias_C=torch.zeros(3, dtype=torch.float64))
+    without = AFRLastLayer(steps=1).retrained(dataclasses.replace(last, bias_C=None))
+    assert without.bias_C is None
+    # A first step with a bias of 0 moves W alike, but for what its length cuts off: nothing here.
+    torch.testing.assert_close(without.weight_CD, AFRLastLayer(steps=1).retrained(bare).weight_CD)
+    free, held = (AFRLastLayer(pull=pull, steps=400).retrained(last).weight_CD for pull in (0.0, 5.0))
+    moved = [float((one - last.weight_CD).norm()) for one in (free, held)]
+    assert moved[1] < 0.1 * moved[0]
+
+
+def test_afr_mends_the_rows_that_are_hard() -> None:
+    """A cue in column 0 that is right nine times in ten, and what is honest in column 1: gamma moves weight over."""
+    label_N = torch.tensor([0, 1] * 20)
+    sign_N = 2.0 * label_N.double() - 1
+    cue_N = torch.where(torch.arange(40) < 36, sign_N, -sign_N)
+    inputs_ND = torch.stack([cue_N, sign_N], dim=1)
+    weight_CD = torch.tensor([[-2.0, -0.1], [2.0, 0.1]], dtype=torch.float64)
+    last = LastLayer(inputs_ND, label_N, weight_CD, torch.zeros(2, dtype=torch.float64))
+    right = {}
+    for gamma in (0.0, 8.0):
+        made = AFRLastLayer(gamma=gamma, steps=200, learning_rate=0.05).retrained(last)
+        right[gamma] = ((inputs_ND[36:] @ made.weight_CD.T).argmax(dim=1) == label_N[36:]).double().mean()
+    assert (float(right[0.0]), float(right[8.0])) == (0.0, 1.0)
+
+
 # Settings.
 
 
@@ -321,7 +414,10 @@ def test_settings() -> None:
             {},
             r"edit.name is 'soop', not one of soup, greedy_soup, model_stock, .*, wise_ft; did you mean soup\?",
         ),
-        ("wise", {}, r"edit.name is 'wise', not one of soup, greedy_soup, model_stock, truncate, scale, wise_ft"),
+        ("wise", {}, r"edit.name is 'wise', not one of soup, greedy_soup, model_stock, truncate, scale, .*wise_ft"),
+        ("afr_last_layer", {"gamma": -1}, r"edit.gamma is -1.0, expected 0 or more"),
+        ("afr_last_layer", {"steps": 0}, r"edit.steps is 0, expected 1 or more"),
+        ("afr_last_layer", {"learning_rate": 0}, r"edit.learning_rate is 0.0, expected more than 0"),
         ("model_stock", {"rank": 0}, r"edit.rank is 0, expected 1 or more"),
         ("greedy_soup", {"rank": 0}, r"edit.rank is 0, expected 1 or more"),
         ("truncate", {"kep": 4}, r"edit.kep: truncate has no such setting; did you mean keep\?"),

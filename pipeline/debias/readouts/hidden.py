@@ -1,0 +1,61 @@
+"""The last hidden states of a model, heard while it is called. Shapes: B samples, T tokens, H hidden columns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def hearing(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
+    """Inside, the last hidden states [B, T, H] of each call of `model`, with their graph; none unless `wanted`.
+
+    Wrappers around the model (PEFT, DistributedDataParallel, DeepSpeed) see one ordinary call, and nothing is computed
+    twice. ValueError where the model is none of transformers' with a backbone and a head.
+    """
+    heard: list[Tensor] = []
+    if not wanted:
+        yield heard
+        return
+    handle = _backbone(model).register_forward_hook(lambda _, __, output: heard.append(output[0]))
+    try:
+        yield heard
+    finally:
+        handle.remove()
+
+
+def check_hidden(model: nn.Module) -> None:
+    """ValueError where `hearing` would find nothing to hear."""
+    _backbone(model)
+
+
+def means_of(hidden_BTH: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """The mean over each row's tokens that the mask marks, [B, H] float32; over all without a mask.
+
+    Of more states than the mask has places, those before it are a learned prompt's, and are left out.
+    """
+    wide_BTH = hidden_BTH.float()
+    if mask_BT is None:
+        return wide_BTH if wide_BTH.ndim == 2 else wide_BTH.mean(dim=1)
+    marked_BT1 = mask_BT.unsqueeze(2).to(wide_BTH.dtype)
+    sums_BH = (wide_BTH[:, -mask_BT.shape[1] :] * marked_BT1).sum(dim=1)
+    return sums_BH / marked_BT1.sum(dim=1).clamp(min=1)
+
+
+def means_of_packed(hidden_1TH: Tensor, mask_T: Tensor, sample_T: Tensor) -> Tensor:
+    """As `means_of`, [B, H], of samples packed in one row; `sample_T`: the sample of each token."""
+    places_K = mask_T.nonzero().squeeze(1)
+    samples, wide_KH = int(sample_T.max()) + 1, hidden_1TH[0, places_K].float()
+    sums_BH = wide_KH.new_zeros(samples, wide_KH.shape[1]).index_add(0, sample_T[places_K], wide_KH)
+    counts_B = torch.bincount(sample_T[places_K], minlength=samples).clamp(min=1)
+    return sums_BH / counts_B.unsqueeze(1)
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """The part before the head of the outermost model of transformers in `model`."""
+    for module in model.modules():
+        prefix = getattr(type(module), "base_model_prefix", "")  # a class attribute of transformers' models
+        if prefix and isinstance(child := module._modules.get(prefix), nn.Module):
+            return child
+    raise ValueError(f"the loss reads hidden states, and {type(model).__name__} holds no backbone of transformers")
