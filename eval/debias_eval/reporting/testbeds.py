@@ -126,7 +126,8 @@ def _range(interval: Interval | None, times: float, digits: int) -> str:
 
 def heads_of(bed: Testbed) -> tuple[str, str, str, str]:
     """What the columns of a testbed are called."""
-    clean = "/".join(part for part in bed.bed.clean or () if part != "all")
+    suite, group = bed.bed.clean or ("", "")
+    clean = group if suite == bed.bed.suite else suite if group == "all" else f"{suite}/{group}"
     return "closed", f"clean ({clean})" if clean else "clean", "CPU", "seeds"
 
 

@@ -227,7 +227,7 @@ def test_the_verb_lays_studies_side_by_side(study: Callable[..., Path], tmp_path
     page, table = tmp_path / "page.html", tmp_path / "table.md"
     assert run(*files, "--page", str(page), "--markdown", str(table)) == f"{page}\n"
     html = page.read_text()
-    assert html.count("<section id=") == 3
+    assert html.count("<section id=") == 4
     assert re.search(r"<b>0\.51</b> <span class=\"range\">\[0\.\d\d, 0\.\d\d\]</span>", html)
     assert "two: no run is kept of half" in html
     assert "| half |  | 0.51 [" in table.read_text()
