@@ -8,6 +8,7 @@ from typing import Any
 from debias_eval.comparing.closing import default_group
 from debias_eval.comparing.costs import Cost, costs_of
 from debias_eval.comparing.objections import about_suite
+from debias_eval.comparing.roles import by_arm
 from debias_eval.results.files import part_of
 from debias_eval.results.runs import Method, Run, read_runs
 from debias_eval.scores.closing import Closed, gap_closed
@@ -88,7 +89,7 @@ class Testbed:
 
 def read_testbed(bed: Bed) -> Testbed:
     """What the kept runs of one study say. InputError where its folder holds none."""
-    methods = _by_arm(bed)
+    methods = {method.name: method for method in by_arm(read_runs([bed.folder]))}
     floor, ceiling = methods.get(bed.floor), methods.get(bed.ceiling)
     group = bed.group or default_group([one for method in methods.values() for one in method.results(bed.suite)])
     notes = [
@@ -105,13 +106,6 @@ def read_testbed(bed: Bed) -> Testbed:
     missing = tuple(arm for arm in bed.arms if arm not in methods)
     notes += [f"{bed.name}: {arm} is trained on other data than floor and ceiling, and left out" for arm in no_harm]
     return Testbed(bed, group, effects, harms, missing, tuple(dict.fromkeys(notes)))
-
-
-def _by_arm(bed: Bed) -> dict[str, Method]:
-    runs: dict[str, list[Run]] = {}
-    for run in read_runs([bed.folder]):
-        runs.setdefault(run.path.relative_to(bed.folder.resolve()).parts[0], []).append(run)
-    return {arm: Method(arm, tuple(members)) for arm, members in runs.items()}
 
 
 def _effect(

@@ -20,6 +20,7 @@ from debias.losses import LOSSES
 from debias.runs.kept import keep
 from debias.sweep.study import kept_beside, plan_study, read_study
 from debias_eval.comparing.testbeds import TOLD_GROUPS, Bed, in_order, read_testbed, told_groups
+from debias_eval.reading.suite import load_suite
 from debias_eval.reporting.testbeds import Entry, findings, lines_of, markdown_of, notes_of
 
 ERM, ORACLE, HALF = (50, 52, 51, 49, 48), (70, 74, 72, 71, 73), (60, 63, 61, 60, 62)
@@ -205,8 +206,9 @@ def study(bed: Callable[..., Bed], tmp_path: Path) -> Callable[..., Path]:
             made = folder / run.name
             if arms and made.is_dir():
                 for old, new in {"hard": "hans", "clean": "generated"}.items():
-                    path = made / "eval" / f"{new}.json"
-                    path.write_text(json.dumps(json.loads((made / f"eval/{old}.json").read_text()) | {"suite": new}))
+                    result = json.loads((made / f"eval/{old}.json").read_text())
+                    result |= {"suite": new, "version": load_suite(new).version}
+                    (made / f"eval/{new}.json").write_text(json.dumps(result))
                 shutil.rmtree(made / "stages", ignore_errors=True)
                 keep(kept_beside(file), made, run.name, digest=run.digest, seed=run.seed)
         return file
@@ -246,3 +248,14 @@ def test_the_verb_lays_studies_side_by_side(study: Callable[..., Path], tmp_path
 def test_no_file_of_kept_runs_is_no_testbed(bed: Callable[..., Bed], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such run folder"):
         read_testbed(Bed("none", tmp_path / "none", ("erm",), "erm", "oracle", "hard"))
+
+
+def test_a_study_of_floor_and_ceiling_alone_ends_well(study: Callable[..., Path], tmp_path: Path) -> None:
+    """Their runs are made, which was asked for; that there is nothing to tell yet is no error of it."""
+    file = study("one", {"erm": ERM, "oracle": ORACLE})
+    words = ["study", str(file), "--arm", "erm", "--arm", "oracle"]
+    done = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.exception
+    assert "all runs that were asked for are kept; no table yet: no method beside the floor" in done.stderr
+    with pytest.raises(InputError, match="no method beside the floor"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
