@@ -21,8 +21,11 @@ from debias.building.cards import cards
 from debias.config.places import find_recipe
 from debias.config.reading import load_config, parse
 from debias.config.run import RunConfig
-from debias.runs.kept import kept, result_of
+from debias.runs.kept import kept, result_of, unpack
+from debias.sweep.study import read_study
+from debias_eval.comparing.testbeds import Bed, read_testbed
 from debias_eval.reading.suite import load_suite
+from debias_eval.reporting.testbeds import lines_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -183,20 +186,56 @@ def test_the_picture_is_of_the_measured_table():
     assert re.findall(r"\d+\.\d", told) == figures
 
 
-def test_the_studys_table_is_of_the_kept_runs():
+# Section of BENCHMARKS.md, its study, and of each column of means the suite and the group.
+STUDIES = {
+    "Planted SST-2": (
+        "planted_sst2",
+        [("biased_sst2", "bias-aligned"), ("biased_sst2", "bias-conflicting"), ("sst2", None)],
+    ),
+    "Colored MNIST: a study": (
+        "colored_mnist",
+        [("colored_mnist", "bias-aligned"), ("colored_mnist", "bias-conflicting")],
+    ),
+}
+
+
+def rows_of_study(section: str) -> dict[str, list[str]]:
+    """Of the first table of a section, by arm, the cells after it."""
+    page = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8").partition(f"\n## {section}")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| (.+) \|$", page, flags=re.MULTILINE)
+    return {arm: cells.split(" | ") for arm, cells in rows}
+
+
+@pytest.mark.parametrize("section", STUDIES)
+def test_the_studys_table_is_of_the_kept_runs(section):
     """Seeds and means over them, of every arm."""
+    name, columns = STUDIES[section]
     arms = defaultdict(list)
-    for record in kept(ROOT / "eval" / "studies" / "planted_sst2.jsonl"):
-        groups, clean = result_of(record, "biased_sst2")["groups"], result_of(record, "sst2")["accuracy"]
-        cue = [groups[name]["accuracy"] for name in ("bias-aligned", "bias-conflicting")]
-        arms[record["run"].partition("/")[0]].append([100 * value for value in (*cue, clean)])
-    page = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8").partition("\n## Planted SST-2")[2].partition("\n## ")[0]
-    table = re.findall(r"^\| `(\w+)`.*?((?: \| [\d.]+)+) \|$", page, flags=re.MULTILINE)
-    told = {arm: [float(number) for number in numbers.split(" | ")[1:]] for arm, numbers in table}
+    for record in kept(ROOT / "eval" / "studies" / f"{name}.jsonl"):
+        parts = [(result_of(record, suite), group) for suite, group in columns]
+        rates = [100 * (result["groups"][group] if group else result)["accuracy"] for result, group in parts]
+        arms[record["run"].partition("/")[0]].append(rates)
+    told = rows_of_study(section)
     assert told.keys() == arms.keys()
     for arm, rows in arms.items():
         means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-        assert told[arm] == pytest.approx([len(rows), *means], abs=0.051), arm
+        assert [float(cell) for cell in told[arm][: 1 + len(means)]] == pytest.approx([len(rows), *means], abs=0.051), (
+            arm
+        )
+
+
+def test_what_is_closed_and_what_it_cost_is_what_the_study_prints(tmp_path):
+    """The last two cells of a row, and the order of the rows."""
+    study = read_study(ROOT / "eval" / "studies" / "colored_mnist.yaml")
+    unpack(ROOT / "eval" / "studies" / "colored_mnist.jsonl", tmp_path)
+    assert study.floor is not None
+    assert study.ceiling is not None
+    bed = read_testbed(Bed("bed", tmp_path, tuple(study.arms), study.floor, study.ceiling, study.suites[0]))
+    (want,) = [[(line.arm, *line.entries) for line in lines_of([bed])]]
+    told = {arm: cells[-2:] for arm, cells in rows_of_study("Colored MNIST: a study").items()}
+    shown = {arm: [entry.closed.whole, entry.cost.whole] for arm, entry in want}
+    assert [arm for arm in told if arm in shown] == list(shown)
+    assert {arm: cells for arm, cells in told.items() if arm in shown} == shown
 
 
 def test_tree_exists():

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import browser
 import pytest
@@ -11,7 +12,9 @@ import simulated_runs
 import yaml
 from simulated_runs import simulate
 
+from debias_eval.comparing.testbeds import Bed, read_testbed
 from debias_eval.reporting.report import write_report
+from debias_eval.reporting.testbeds import write_testbeds
 
 PROGRAM = browser.installed()
 pytestmark = pytest.mark.skipif(
@@ -131,11 +134,29 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "bare").mkdir()
     (folder / "bare" / "run.json").write_text("{}")
     runs = {"ordinary": ordinary, "hostile": hostile, "bare": [folder / "bare"]}
-    return {name: write_report(paths, folder / f"{name}.html") for name, paths in runs.items()}
+    written = {name: write_report(paths, folder / f"{name}.html") for name, paths in runs.items()}
+    return written | {"testbeds": write_testbeds(beds_in(folder), folder / "testbeds.html")}
+
+
+def beds_in(folder: Path) -> list[Any]:
+    """Methods of three seeds on one testbed, and some of them with hostile names on another; an arm without a run."""
+    sides = {"plain": ("erm", "edge", "pcgrad"), f"<b>{LONG[:60]}": ("erm", "edge", "pcgrad", "subtract")}
+    beds = []
+    for i, (name, methods) in enumerate(sides.items()):
+        place = folder / f"bed{i}"
+        for run in simulate(folder / f"of_bed{i}", methods, 3, ("wanli", "cad_nli"), 90):
+            arm = run.name.partition("_")[0] + ("" if i == 0 else f"<b>{LONG[:30]}")
+            (place / arm / "default").mkdir(parents=True, exist_ok=True)
+            run.rename(place / arm / "default" / run.name.partition("_")[2])
+        arms = tuple(sorted(path.name for path in place.iterdir()))
+        roles = [next(arm for arm in arms if arm.startswith(method)) for method in ("erm", "pcgrad")]
+        bed = Bed(name, place, (*arms, HOSTILE), *roles, "wanli", "all", ("cad_nli", "all"))
+        beds.append(read_testbed(bed))
+    return beds
 
 
 @pytest.mark.parametrize(("width", "dark"), LOOKS, ids=str)
-@pytest.mark.parametrize("name", ["ordinary", "hostile", "bare"])
+@pytest.mark.parametrize("name", ["ordinary", "hostile", "bare", "testbeds"])
 def test_the_page_can_be_read(chromium, pages, name, width, dark):
     chromium.problems.clear()
     chromium.open(pages[name], width, dark=dark)

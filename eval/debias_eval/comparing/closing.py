@@ -103,7 +103,7 @@ def _row(suite: str, floor: Method, ceiling: Method, method: Method, group: str 
     """None where some run lacks the group."""
     sides = [{_seed(run.seed, run.name): run.results[suite] for run in one.runs if suite in run.results} for one in
              (floor, ceiling, method)]  # fmt: skip
-    name = group or _group_of([result for side in sides for result in side.values()])
+    name = group or default_group([result for side in sides for result in side.values()])
     parts = [{seed: part_of(result, name) for seed, result in side.items()} for side in sides]
     values = [{seed: part.accuracy for seed, part in side.items() if part is not None} for side in parts]
     if any(len(known) < len(side) for known, side in zip(values, sides, strict=True)):
@@ -129,7 +129,8 @@ def _seed(seed: Any, name: str) -> str:
     return f"run {name}" if seed is None else str(seed)
 
 
-def _group_of(results: Sequence[Result]) -> str:
+def default_group(results: Sequence[Result]) -> str:
+    """The group where the gap is, if nobody names one: the first of these that all results have."""
     return next(name for name in ("conflicting", "worst_group", "all") if all(part_of(one, name) for one in results))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from debias_eval.comparing.objections import examples_seen
 from debias_eval.results.runs import Method, Run, stages_of
+from debias_eval.scores.intervals import Interval
 
 CLOCKS = ("seconds", "cpu_seconds")  # of run.json
 CLOSE = 1.1  # seconds of one machine vary by so much from run to run
@@ -17,7 +18,9 @@ class Cost:
 
     `seconds` by the clock, and `cpu_seconds` of the first rank's process: of run.json, which holds the runs before the
     run, its bias model and earlier attempts. `examples`: seen in training, and `before` in the runs before the run.
-    `over_floor`, `cpu_over_floor`: over the floor's. `machines`: on which.
+    `over_floor`, `cpu_over_floor`: over the floor's, of the seeds that both have, where they have any: runs of one seed
+    are made side by side, and a busy machine is slow for both. `cpu_range`: the least and the most of these seeds.
+    `machines`: on which.
     """
 
     method: str
@@ -28,28 +31,36 @@ class Cost:
     examples: float | None
     before: float | None
     machines: tuple[str, ...]
+    cpu_range: tuple[float, float] | None = None
 
 
 def costs_of(methods: Sequence[Method]) -> list[Cost]:
     """The cost of each method; the first is the floor."""
-    wall, cpu = (_over_first([_mean([_seconds(run, name) for run in one.runs]) for one in methods]) for name in CLOCKS)
-    return [
-        Cost(
-            method.name,
-            *wall[i],
-            *cpu[i],
-            _mean([examples_seen(run) for run in method.runs]),
-            _mean([_before(run) for run in method.runs]),
-            tuple(sorted({_machine(run) for run in method.runs})),
-        )
-        for i, method in enumerate(methods)
-    ]
+    return [_cost(methods[0], method) for method in methods]
 
 
-def _over_first(means: Sequence[float | None]) -> list[tuple[float | None, float | None]]:
-    """Each with its ratio to the first, where both are known."""
-    first = means[0]
-    return [(mean, mean / first if mean is not None and first else None) for mean in means]
+def _cost(floor: Method, method: Method) -> Cost:
+    (wall, over, _), (cpu, cpu_over, cpu_range) = (_on_a_clock(floor, method, name) for name in CLOCKS)
+    return Cost(
+        *(method.name, wall, over, cpu, cpu_over),
+        _mean([examples_seen(run) for run in method.runs]),
+        _mean([_before(run) for run in method.runs]),
+        tuple(sorted({_machine(run) for run in method.runs})),
+        cpu_range,
+    )
+
+
+def _on_a_clock(floor: Method, method: Method, name: str) -> tuple[float | None, float | None, Interval | None]:
+    """The mean of the method's seconds, its ratio to the floor's, and the least and most of that over shared seeds."""
+    mean = _mean([_seconds(run, name) for run in method.runs])
+    sides = [{run.seed: _seconds(run, name) for run in one.runs if run.seed is not None} for one in (floor, method)]
+    pairs = [(sides[0][seed], sides[1][seed]) for seed in sides[0] if seed in sides[1]]
+    known = [(low, own) for low, own in pairs if low is not None and own is not None]
+    if not known or len(known) < len(pairs):
+        first = _mean([_seconds(run, name) for run in floor.runs])
+        return mean, mean / first if mean is not None and first else None, None
+    ratios = [own / low for low, own in known]
+    return mean, sum(own for _, own in known) / sum(low for low, _ in known), (min(ratios), max(ratios))
 
 
 def cost_notes(costs: Sequence[Cost]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from debias.errors import InputError
@@ -20,9 +19,7 @@ def methods_and_roles(
     outside = [Path(word) for word in (floor, ceiling) if Path(word).is_dir()]
     given, runs = read_runs(folders), read_runs([*folders, *outside])
     known = {run.path.resolve() for run in given}
-    methods = group_runs(runs)
-    if arms:
-        methods = [replace(method, name=_recipe(method.runs[0]) or method.name) for method in methods]
+    methods = by_arm(runs) if arms else group_runs(runs)
     low, high = _named("--floor", floor, methods), _named("--ceiling", ceiling, methods)
     if low is high:
         raise InputError(f"--ceiling {ceiling!r} is {high.name}, which --floor is as well; name another method")
@@ -30,6 +27,17 @@ def methods_and_roles(
     if not others:
         raise InputError(f"no method beside the floor ({low.name}) and the ceiling ({high.name}); add runs of one")
     return low, high, others
+
+
+def by_arm(runs: Sequence[Run]) -> list[Method]:
+    """The runs of a study, ARM/default/seedN, as methods that are called by their arms.
+
+    Not by their settings: two arms may differ in what no run records, and one may have runs of two versions.
+    """
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(_recipe(run) or run.name, []).append(run)
+    return [Method(arm, tuple(members), style) for style, (arm, members) in enumerate(arms.items())]
 
 
 def _named(option: str, word: str, methods: Sequence[Method]) -> Method:

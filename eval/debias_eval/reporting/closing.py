@@ -1,5 +1,7 @@
 """Gaps closed as tables, for a terminal and in Markdown."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
@@ -35,8 +37,13 @@ def closing_markdown(found: Closings) -> str:
 
 def closing_tables(found: Closings) -> list[Table]:
     """Both as rich tables; names are plain text, no markup."""
+    return grid_tables(closing_grids(found))
+
+
+def grid_tables(grids: Sequence[Grid]) -> list[Table]:
+    """Tables for a terminal, without their notes; names are plain text, no markup."""
     tables = []
-    for grid in closing_grids(found):
+    for grid in grids:
         table = Table(title=Text(printable(grid.title)), title_justify="left")
         for i, name in enumerate(grid.header):
             table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")

@@ -21,11 +21,11 @@ from debias.inference.answer_scores import Scoring
 from debias.inference.answers import AnswerScorer
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
 from debias.models.rounding import tolerance
+from debias.models.vision import positions_of
 from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)
 CHECKED = 8  # examples that the adapter is checked on
-PICTURE_TOKENS = 200  # what a picture counts as in a batch's budget
 
 
 class Predictor:
@@ -128,7 +128,8 @@ class Predictor:
             there = {key: value.to(device) for key, value in inputs.items()}
             return batch, self.task.readout.label_scores(self.model, there).double().cpu().numpy()
 
-        lengths = [len(feature.get("input_ids", ())) or PICTURE_TOKENS for feature in encoded.features]
+        of_picture = positions_of(self.model.config)
+        lengths = [len(feature.get("input_ids", ())) or of_picture for feature in encoded.features]
         unpadded = self.padding.forbids(lengths, compute)
         batches = by_length(lengths, budget_for(lengths, device.type, join()[1]), most, unpadded=unpadded)
         return score_batches(batches, compute, len(encoded), len(self.labels), everywhere=everywhere)

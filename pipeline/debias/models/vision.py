@@ -22,12 +22,14 @@ from debias.models.source import ModelSource
 
 PREFIX = "vision:"
 SIDE = 28  # of MNIST; other pictures are resized to it
+USUAL_POSITIONS = 200  # of a picture: 224 pixels in patches of 16
 
 
 class MlpConfig(PretrainedConfig):
     """Sizes of a perceptron over all pixels; three layers of 100 as in Nam et al., NeurIPS 2020 (LfF)."""
 
     model_type = "debias_mlp"
+    positions = 1  # a picture is one vector
 
     def __init__(self, image_size: int = SIDE, hidden_size: int = 100, num_hidden_layers: int = 3, **more: Any) -> None:
         self.image_size = image_size
@@ -99,6 +101,20 @@ def load_image_model(
         **options,
     )
     return model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
+
+
+def positions_of(config: Any) -> int:
+    """How many tokens of a text a picture counts as in a batch: its patches; as usual where the config names none."""
+    if (own := getattr(config, "positions", None)) is not None:
+        return int(own)
+    side, patch = (_area(getattr(config, name, None)) for name in ("image_size", "patch_size"))
+    return max(1, side // patch) if side and patch else USUAL_POSITIONS
+
+
+def _area(size: Any) -> int:
+    """Of a side, or of height and width; 0 of what is neither."""
+    sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, list | tuple) else []
+    return sides[0] * sides[1] if len(sides) == 2 and all(isinstance(side, int) for side in sides) else 0
 
 
 def _drawn(name: str, labels: Sequence[str], options: dict[str, Any], seed: int) -> Any:

@@ -8,6 +8,7 @@
     suites: [biased_sst2, sst2]
     floor: erm
     ceiling: oracle
+    clean: sst2                         # where a method should lose nothing: a suite, or suite/group
     arms:
       erm: {}
       oracle: {data.planted_bias: null}
@@ -48,6 +49,7 @@ class Study(Strict):
     floor: str | None = None
     ceiling: str | None = None
     group: str | None = None
+    clean: str | None = Field(None, min_length=1)
 
     @field_validator("seeds")
     @classmethod

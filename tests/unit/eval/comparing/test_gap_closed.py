@@ -148,6 +148,25 @@ def test_what_a_reader_may_object(sweep: Path) -> None:
     assert "unknown cost: a run of erm has no seconds" in "\n".join(closings_in([sweep], "erm", "pcgrad").objections)
 
 
+def test_seconds_are_held_against_those_of_the_same_seed(sweep: Path) -> None:
+    """A busy machine is slow for all runs of a seed; a method of few seeds must not pay for the floor's other ones."""
+    for seed, busy in enumerate((1.0, 2.0, 4.0, 1.0, 1.0)):
+        change(sweep / f"recipe_erm/default/seed{seed}", seconds=100 * busy, cpu_seconds=80 * busy)
+        change(sweep / f"recipe_edge/default/seed{seed}", seconds=150 * busy, cpu_seconds=(88 + 8 * seed) * busy)
+    for seed in (0, 3, 4):
+        shutil.rmtree(sweep / f"recipe_edge/default/seed{seed}")
+    (cost,) = [one for one in closings_in([sweep], "erm", "pcgrad").costs if one.method == "edge"]
+    assert cost.over_floor == pytest.approx(1.5)
+    assert cost.seconds == pytest.approx(450)
+    assert cost.cpu_over_floor == pytest.approx((96 * 2 + 104 * 4) / (80 * 6))
+    assert cost.cpu_range == pytest.approx((1.2, 1.3))
+    # Without a seed in common there are only the means.
+    for seed in (1, 2):
+        shutil.rmtree(sweep / f"recipe_erm/default/seed{seed}")
+    (cost,) = [one for one in closings_in([sweep], "erm", "pcgrad").costs if one.method == "edge"]
+    assert (cost.over_floor, cost.cpu_range) == (pytest.approx(4.5), None)
+
+
 def test_other_examples_give_no_number(sweep: Path) -> None:
     file = sweep / "recipe_pcgrad/default/seed2/eval/hard.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"examples_sha256": "others"}))
@@ -185,7 +204,7 @@ def test_the_verb(sweep: Path, tmp_path: Path) -> None:
     assert told["rows"][0]["closed"] == pytest.approx(12 / 22)
     assert told["costs"][0] == {
         **{"method": "erm", "seconds": pytest.approx(75.4), "over_floor": pytest.approx(1)},
-        **{"cpu_seconds": None, "cpu_over_floor": None},
+        **{"cpu_seconds": None, "cpu_over_floor": None, "cpu_range": None},
         **{"examples": 1280, "before": 0, "machines": ["unknown"]},
     }
     assert run(str(sweep), "--floor", "erm").startswith("--ceiling is missing")
