@@ -15,7 +15,8 @@ from debias.errors import InputError
 from debias.inference.any_model import Given, load_given
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
 from debias.inference.held_out import HeldOutAccuracy
-from debias.inference.predictor import PICTURE_TOKENS, Predictor
+from debias.inference.predictor import Predictor
+from debias.models.vision import positions_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def inputs_of(predictor: Predictor, examples: Sequence[Example], layer: str) -> 
     last = _layer(model, layer, len(predictor.labels))
     encoded = predictor.task.encode(examples, with_answer=False)
     device = next(model.parameters()).device
-    lengths = [len(feature.get("input_ids", ())) or PICTURE_TOKENS for feature in encoded.features]
+    of_picture = positions_of(model.config)
+    lengths = [len(feature.get("input_ids", ())) or of_picture for feature in encoded.features]
     batches = by_length(lengths, budget_for(lengths, device.type, join()[1]))
 
     def compute(batch: Sequence[int]) -> Scores:
