@@ -57,12 +57,12 @@ def study(
 def _one(
     file: Path, out: Path | None, arm: list[str], jobs: int, dry_run: bool, markdown: Path | None, as_json: bool
 ) -> None:
-    from debias.sweep.study import Keeper, kept_beside, plan_study, read_study
+    from debias.sweep.study import Keeper, kept_beside, plan_study, read_study, suites_of
     from debias_eval.judging.missing import Missing
 
     planned = read_study(file)
-    judge = Missing(planned.suites, planned.limit)
-    keeper = Keeper(kept_beside(file), {name: suite.version for name, suite in judge.suites.items()}, planned.limit)
+    judge = Missing(suites_of(planned, file), planned.limit)
+    keeper = Keeper(kept_beside(file), {one.name: one.version for one in judge.suites.values()}, planned.limit)
     runs = plan_study(planned, file, out or Path(), arm)
     left = [run for run in runs if not keeper.holds(run)]
     if dry_run:
@@ -118,12 +118,12 @@ def _side_by_side(files: "Sequence[Path]", page: Path | None, markdown: Path | N
 
 def _bed(file: Path, place: Path) -> Any:
     """A study as a testbed, its kept runs unpacked below `place`."""
-    from debias.sweep.study import Keeper, kept_beside, plan_study, read_study
+    from debias.sweep.study import Keeper, kept_beside, plan_study, read_study, suites_of
     from debias_eval.comparing.testbeds import Bed
     from debias_eval.judging.missing import Missing
 
     study = read_study(file)
-    suites = Missing(study.suites, study.limit).suites
+    suites = [one.name for one in Missing(suites_of(study, file), study.limit).suites.values()]
     if study.floor is None or study.ceiling is None or not suites:
         raise InputError(f"{file}: no gap to lay beside another: it needs suites, and a floor and a ceiling")
     clean, _, group = (study.clean or "").partition("/")
@@ -134,7 +134,7 @@ def _bed(file: Path, place: Path) -> Any:
     folder = _unpacked(keeper, plan_study(study, file, Path()), place)
     if not any(folder.iterdir()):
         raise InputError(f"{keeper.path} keeps no run of the study yet; make them with `debias study {file} -o FOLDER`")
-    where = (study.floor, study.ceiling, next(iter(suites)), study.group)
+    where = (study.floor, study.ceiling, suites[0], study.group)
     return Bed(study.name, folder, tuple(study.arms), *where, (clean, group or "all") if clean else None)
 
 

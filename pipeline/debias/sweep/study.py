@@ -44,7 +44,7 @@ class Study(Strict):
     arms: dict[ArmName, dict[str, Any]] = Field(min_length=1)
     seeds: int | tuple[int, ...] = Field(5)
     new_data: bool = False
-    suites: tuple[str, ...] = Field((), description="as `debias eval --suite` takes them")
+    suites: tuple[str, ...] = Field((), description="as `debias eval --suite` takes them, files beside the study too")
     limit: int | None = Field(None, ge=1)
     floor: str | None = None
     ceiling: str | None = None
@@ -80,6 +80,12 @@ def read_study(path: Path) -> Study:
 def kept_beside(path: Path) -> Path:
     """Where the finished runs of a study's file are kept."""
     return path.with_suffix(SUFFIX)
+
+
+def suites_of(study: Study, path: Path) -> tuple[str, ...]:
+    """The study's suites as `debias eval --suite` takes them; one that is a file beside the study's is found there."""
+    beside = {name: path.parent / name for name in study.suites}
+    return tuple(str(file) if file.is_file() else name for name, file in beside.items())
 
 
 def plan_study(study: Study, path: Path, out: Path, arms: Sequence[str] = ()) -> list[PlannedRun]:
@@ -119,7 +125,7 @@ class Keeper:
     """The file of kept runs of one study: what it holds already, and one more."""
 
     def __init__(self, path: Path, suites: Mapping[str, int], limit: int | None) -> None:
-        """`suites`: name to version."""
+        """`suites`: what each is called in results, to its version."""
         self.path, self.suites, self.limit = path, suites, limit
         self._held = {record["run"]: record for record in kept(path)}
 

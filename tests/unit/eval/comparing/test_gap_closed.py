@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import debias_eval
 from debias.cli.app import app
 from debias.errors import InputError
 from debias.runs.kept import keep
@@ -245,6 +246,12 @@ def test_a_study_shows_what_its_kept_runs_close_by_the_names_of_its_arms(sweep: 
     assert [cost["method"] for cost in told["costs"]] == ["plain_one", "best_one", "half"]
     assert "15 of 15 runs are kept" in study("--dry-run")
     assert "Gap closed, from plain_one to best_one" in study()
+    # A suite that is a file beside the study is known by its own name, wherever the command is given.
+    (tmp_path / "of").mkdir()
+    own = (Path(debias_eval.__file__).parent / "suites" / "qqp" / "suite.yaml").read_text()
+    (tmp_path / "of" / "own.yaml").write_text(own.replace("name: qqp\n", "name: hard\n", 1))
+    file.write_text(f"{STUDY}suites: [of/own.yaml]\n")
+    assert "15 of 15 runs are kept" in study("--dry-run")
     # An arm whose settings change has no results any more, until it is made anew; nor has one that is gone.
     file.write_text(STUDY.replace("half: {lora_r: 2}", "half: {lora_r: 3}, more: {lora_r: 6}"))
     assert study().startswith("no method beside the floor (plain_one) and the ceiling (best_one)")
