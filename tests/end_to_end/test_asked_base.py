@@ -85,6 +85,15 @@ def test_each_half_is_judged_by_the_model_of_the_other(place: Path, done: Path) 
         assert largest_difference(adapter_of(done), adapter_of(other)) > 1e-5
 
 
+def test_in_16_bits_it_says_almost_the_same_and_the_run_itself_stays(place: Path, done: Path) -> None:
+    half = run(settings(place, "half", save_strategy="no", **{**ASKED, "bias_model": {**FIRST, "bf16": True}}))
+    stages = [load_config(half / "stages" / f"bias_{number}" / "config.yaml") for number in (1, 2)]
+    assert [stage.bf16 for stage in stages] == [True, True]
+    assert not load_config(half / "config.yaml").bf16
+    moved = np.abs(np.exp(said(half)) - np.exp(said(done)))
+    assert 0 < moved.max() < 0.05
+
+
 def test_a_stage_is_made_again_by_its_own_config(place: Path, done: Path) -> None:
     stage = done / "stages" / "bias_2"
     config = load_config(stage / "config.yaml", [f"output_dir={place / 'again'}", "resume=false"])
