@@ -1,5 +1,6 @@
 """Tiny random models with tokenizers of their own, in folders that `from_pretrained` reads, and runs on them."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ PROMPT = {
 EXTRA = ("premise", "question", "answer", ":", "yes", "no", "maybe", "!!")
 
 
-def words() -> list[str]:
+@cache
+def words() -> tuple[str, ...]:
     """The words of the generator's first pairs, and those that prompts and cues need."""
     rows = generate("train", 300, 0) + generate("validation", 60, 0)
     text = " ".join(row[field] for row in rows for field in ("premise", "hypothesis")).lower()
-    return sorted({*text.replace(".", " . ").replace(",", " , ").split(), *EXTRA})
+    return tuple(sorted({*text.replace(".", " . ").replace(",", " , ").split(), *EXTRA}))
 
 
 def tokenizer(*, causal: bool) -> Any:

@@ -41,6 +41,13 @@ torch.set_num_threads(1)
 
 rules = pytest.mark.parametrize("rule", RULES, ids=repr)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+# Rules that differ in a number alone are one code: each number in float32, each form in the other types.
+rules_and_types = pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [(rule, dtype) for dtype in DTYPES for rule in (RULES if dtype == torch.float32 else FORMS)],
+    ids=lambda value: repr(value) if isinstance(value, Rule) else str(value),
+)
+forms = pytest.mark.parametrize("rule", FORMS, ids=repr)
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2.0**-8}
 SMALLEST = 1e-44  # a step of float32's subnormal numbers
 
@@ -98,8 +105,7 @@ def well_defined(rule: Rule, main: list[list[float]], bias: list[list[float]], d
     return all(ratio <= 1e-15 or ratio >= low for ratio in oracle.cancellation(main, bias))
 
 
-@rules
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@rules_and_types
 @given(data=st.data())
 @quick
 def test_combine_is_the_oracle(rule, dtype, data):
@@ -111,7 +117,7 @@ def test_combine_is_the_oracle(rule, dtype, data):
 SCALES = [1e-20, 1e-7, 1.0, 1e6, 1e15]
 
 
-@pytest.mark.parametrize("rule", FORMS, ids=repr)  # the slowest: rules that differ in a number alone are one code
+@forms
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_scale_of_each_side(rule, dtype):
     for main_scale, bias_scale in itertools.product(SCALES, SCALES):
@@ -155,8 +161,7 @@ def ugly() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 # A test for each rule and type, not for each input: what pytest does around a test takes longer than a rule.
-@rules
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@rules_and_types
 def test_ugly_inputs(rule, dtype):
     for name, tensors in ugly().items():
         main, bias = (t.to(dtype) for t in tensors)
@@ -166,8 +171,7 @@ def test_ugly_inputs(rule, dtype):
         assert update_of(rule, main, bias).isfinite().all(), name
 
 
-@rules
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@rules_and_types
 def test_any_number_of_dimensions(rule, dtype):
     for shape in ((), (5,), (1,), (2, 3, 4), (3, 2, 2, 2), (1, 2, 3)):
         main, bias = pair(*shape, dtype=dtype)
@@ -184,7 +188,7 @@ def test_nothing_in_nothing_out(rule):
         assert update_of(rule, torch.zeros(shape), torch.zeros(shape)).shape == shape
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if not isinstance(rule, ComponentClip)], ids=repr)
+@pytest.mark.parametrize("rule", [rule for rule in FORMS if not isinstance(rule, ComponentClip)], ids=repr)
 @given(data=st.data(), s=st.sampled_from([1e-12, 1e-3, 0.3, 7.0, 1e9]))
 @quick
 def test_scaling_both_scales_the_update(rule, data, s):
@@ -324,7 +328,7 @@ def test_published_edge_on_a_tall_matrix_is_nearly_subtraction():
     assert 0 < float((update - (main - bias)).norm() / bias.norm()) < 0.01
 
 
-@rules
+@forms
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_input_reaches_the_output(rule, value):
     sides = (0, 1) if len(rule.looks_at) > 1 else (0,)
@@ -357,7 +361,7 @@ def test_a_non_finite_gram_is_not_masked(rule, value):
     assert not torch.stack(coefficients).isfinite().all()
 
 
-@rules
+@forms
 @given(data=st.data(), count=st.integers(1, 4))
 @quick
 def test_batched_coefficients_are_those_of_one_at_a_time(rule, data, count):
@@ -409,8 +413,7 @@ def test_gram_does_not_lose_small_elements_in_float32():
     assert row_gram(ones, ones)[0, 0].item() == 1e10 + 4999
 
 
-@rules
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@rules_and_types
 def test_inputs_stay_as_they_are(rule, dtype):
     main, bias = pair(4, 5, dtype=dtype)
     kept = main.clone(), bias.clone()

@@ -152,7 +152,7 @@ def test_pieces_are_the_whole(world, kind, rule):
 
 
 @pytest.mark.parametrize("rule", FORMS, ids=repr)
-@pytest.mark.parametrize("scale", [1e-20, 1e-10, 1e6, 1e15])
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
 def test_gradients_of_any_size(scale, rule):
     main, bias = ({name: t * scale for name, t in side.items() if name != "rows"} for side in ugly(0))
     want = {name: update_of(rule, main[name], bias[name]) for name in main}

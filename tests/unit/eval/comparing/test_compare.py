@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -24,38 +25,40 @@ from debias_eval.scores.robustness import effective_robustness
 from debias_eval.scores.scoring import Judged, score
 
 SIDES = (("bias-aligned",), ("bias-conflicting",))
+SIDE_BY_SIDE = ("erm", "edge")
 
 
 @pytest.fixture
 def judged_run(make_run: Callable[..., Path]) -> Callable[..., Path]:
     """A run whose answers are given: `right` by suite, the first half of the examples aligned."""
+    return partial(judged, make_run)
 
-    def make(
-        name: str,
-        method: str,
-        seed: int,
-        right: dict[str, Sequence[bool]],
-        clusters: Sequence[str] = (),
-        change: dict | None = None,
-        info: dict | None = None,
-    ) -> Path:
-        run = make_run(name, method, seed)
-        for suite, flags in right.items():
-            put_answers(run, suite, np.asarray(flags), clusters, change or {})
-        known = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps(known | {"selection": "last"} | (info or {})))
-        return run
 
-    return make
+def judged(
+    make: Callable[..., Path],
+    name: str,
+    method: str,
+    seed: int,
+    right: dict[str, Sequence[bool]],
+    clusters: Sequence[str] = (),
+    change: dict | None = None,
+    info: dict | None = None,
+) -> Path:
+    run = make(name, method, seed)
+    for suite, flags in right.items():
+        put_answers(run, suite, np.asarray(flags), clusters, change or {})
+    known = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(known | {"selection": "last"} | (info or {})))
+    return run
 
 
 def put_answers(run, suite, right, clusters=(), change=None):
     n = len(right)
-    judged, numbers = scored(tuple(map(bool, right)), tuple(clusters))
+    scores, numbers = scored(tuple(map(bool, right)), tuple(clusters))
     named = clusters or [None] * n
-    examples = [Example(str(i), ("a", "b"), 0, judged.groups[i], cluster=named[i]) for i in range(n)]
+    examples = [Example(str(i), ("a", "b"), 0, scores.groups[i], cluster=named[i]) for i in range(n)]
     known = {"suite": suite, "version": 1, "available": n, "examples_sha256": "same"}
-    write_results(run, known | deepcopy(numbers) | (change or {}), examples, judged)
+    write_results(run, known | deepcopy(numbers) | (change or {}), examples, scores)
 
 
 @cache
@@ -73,17 +76,29 @@ def noise(seed, level, n=600):
     return shared * 0.7 + np.random.default_rng(seed + 1).random(n) * 0.3 < level
 
 
-@pytest.fixture
-def five_seeds(judged_run):
+@pytest.fixture(scope="module")
+def plain_runs(make_run_in, tmp_path_factory):
     """erm and edge, five seeds each: edge is far better on `big`, and no other on `same`."""
+    make = partial(make_run_in, tmp_path_factory.mktemp("plain"))
+    return {method: seeds_of(make, method) for method in SIDE_BY_SIDE}
 
-    def make(**kwargs):
-        runs = []
-        for rank, method in enumerate(("erm", "edge")):
-            for seed in range(5):
-                right = {"big": noise(seed + 10 * rank, 0.5 + 0.2 * rank), "same": noise(seed + 10 * rank, 0.6)}
-                runs.append(judged_run(f"{method}{seed}", method, seed, right, **kwargs.get(method, {})))
-        return runs
+
+def seeds_of(make, method, **changes):
+    rank = SIDE_BY_SIDE.index(method)
+    levels = {"big": 0.5 + 0.2 * rank, "same": 0.6}
+    right = [{suite: noise(seed + 10 * rank, level) for suite, level in levels.items()} for seed in range(5)]
+    return [judged(make, f"{method}{seed}", method, seed, right[seed], **changes) for seed in range(5)]
+
+
+@pytest.fixture
+def five_seeds(plain_runs, make_run, tmp_path):
+    """The plain runs, or one side made with changes; folders of this test alone."""
+
+    def make(**changes):
+        kept = [run for method in SIDE_BY_SIDE if method not in changes for run in plain_runs[method]]
+        here = {run.name: Path(copytree(run, tmp_path / run.name)) for run in kept}
+        here |= {run.name: run for method, one in changes.items() for run in seeds_of(make_run, method, **one)}
+        return [here[f"{method}{seed}"] for method in SIDE_BY_SIDE for seed in range(5)]
 
     return make
 
