@@ -12,9 +12,10 @@ import numpy as np
 
 from debias.audit.fields import Alone, Relation, alone, related
 from debias.audit.reading import Dataset
-from debias.audit.suggestion import suggested, verdict
+from debias.audit.suggestion import Findings, Strong, suggested, verdict
 from debias.audit.sureness import Interval, wilson
 from debias.audit.words import Word, WordTable, table_of, words_found
+from debias.bias.artifacts import Artifacts
 from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of
 from debias.bias.calibration import out_of_fold
 from debias.bias.features import counted, relations, weighted, words_of
@@ -68,6 +69,7 @@ class Audit:
     labels: dict[str, int]
     verdict: str
     bias_model: dict[str, Any] | None
+    strong: tuple[Strong, ...]
     alone: tuple[Alone, ...]
     words: tuple[Word, ...]
     looked_at: int
@@ -115,7 +117,8 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     words, looked_at = words_found(tables)
     values_NR, relation_names = relations(words_FN, names)
     of_relations = related(values_NR, relation_names, label_N, data.labels)
-    findings = (names, of_fields, words, of_relations)
+    strong = Artifacts().found(data.examples, len(data.labels), names, seed)
+    findings = Findings(names, of_fields, words, of_relations, tuple(Strong(one.name, one.explains) for one in strong))
     p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)
     return Audit(
         name=data.name,
@@ -123,8 +126,9 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         fields=names,
         label_field=data.label_field,
         labels={label: int((label_N == at).sum()) for at, label in enumerate(data.labels)},
-        verdict=verdict(*findings),
-        bias_model=suggested(*findings),
+        verdict=verdict(findings),
+        bias_model=suggested(findings),
+        strong=tuple(findings.strong),
         alone=tuple(of_fields),
         words=tuple(words),
         looked_at=looked_at,
@@ -200,7 +204,7 @@ def block_as_yaml(block: Mapping[str, Any] | None) -> str:
     if block is None:
         return "# nothing is to be corrected"
     inside = ", ".join(f"{key}: {_yaml(value)}" for key, value in block.items())
-    return f"bias_model: {{{inside}}}\nloss: logit_correction"
+    return f"bias_model: {{{inside}}}\nloss: {{name: logit_correction, prior: labels}}"
 
 
 def _yaml(value: Any) -> str:

@@ -1,47 +1,78 @@
 """What an audit's findings come to: a sentence, and the settings that correct what was found."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from debias.audit.fields import Alone, Relation
 from debias.audit.words import Word
+from debias.bias.artifacts import Artifacts
 
 
-def suggested(
-    fields: Sequence[str], alone: Sequence[Alone], words: Sequence[Word], relations: Sequence[Relation]
-) -> dict[str, Any] | None:
-    """The `bias_model:` block that sees what was found, None where nothing is to be corrected."""
-    leaking = [one.field for one in alone if one.found]
-    worded = {word.field for word in words}
-    telling = [one.name for one in relations if one.found]
-    if not (leaking or worded or telling):
+@dataclass(frozen=True)
+class Strong:
+    """A single feature that explains much: that share of the labels' entropy, beyond those before it, out of fold."""
+
+    name: str
+    explains: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit found, or looked at, of one data set."""
+
+    fields: tuple[str, ...]
+    alone: Sequence[Alone]
+    words: Sequence[Word]
+    relations: Sequence[Relation]
+    strong: Sequence[Strong]
+
+
+def suggested(seen: Findings) -> dict[str, Any] | None:
+    """The `bias_model:` block that sees what was found, None where nothing is to be corrected.
+
+    Single features that explain much are corrected for alone. Of one field's many weak words none is: they are the
+    task's own more likely than not, and full correction for them harms (BENCHMARKS.md, planted SST-2 without its cue).
+    """
+    if seen.strong:
+        return {"name": "artifacts"}
+    if len(seen.fields) == 1:
         return None
-    if telling or len(fields) == 1:
+    if any(one.found for one in seen.relations):
         return {"name": "lexical"}
-    seen = tuple(field for field in fields if field in worded or field in leaking)
-    if len(seen) == len(fields):
+    leaking = {one.field for one in seen.alone if one.found} | {word.field for word in seen.words}
+    if not leaking:
+        return None
+    if len(leaking) == len(seen.fields):
         return {"name": "lexical", "relations": False}
-    return {"name": "partial_input", "fields": list(seen)}
+    return {"name": "partial_input", "fields": [field for field in seen.fields if field in leaking]}
 
 
-def verdict(fields: Sequence[str], alone: Sequence[Alone], words: Sequence[Word], relations: Sequence[Relation]) -> str:
+def verdict(seen: Findings) -> str:
     """What was found, in a sentence or two."""
-    found = [f"{one.field} alone is right on {_percent(one.accuracy)}" for one in alone if one.found]
-    if words:
+    found = [f"{one.name} explains {_percent(one.explains)} of the labels" for one in seen.strong[:3]]
+    found += [f"{one.field} alone is right on {_percent(one.accuracy)}" for one in seen.alone if one.found]
+    if words := seen.words:
         shown = ", ".join(f"“{word.text}” ({word.label})" for word in words[:3])
         told = "1 word gives" if len(words) == 1 else f"{len(words)} words give"
         found.append(f"{told} a label away, first {shown}")
-    if telling := [one.name for one in relations if one.found]:
-        count = f"{len(telling)} of {len(relations)} measures of overlap, length and negation"
+    if telling := [one.name for one in seen.relations if one.found]:
+        count = f"{len(telling)} of {len(seen.relations)} measures of overlap, length and negation"
         found.append(f"{count} {'goes' if len(telling) == 1 else 'go'} with the label, first “{telling[0]}”")
     if not found:
         return "No shortcut was found: nothing is to be corrected."
     line = "; ".join(found)
-    if len(fields) > 1:
-        return f"{line[0].upper()}{line[1:]}."
+    line = f"{line[0].upper()}{line[1:]}."
+    if len(seen.fields) > 1:
+        return line
+    if not seen.strong:
+        return (
+            f"{line} But no single feature explains {_percent(Artifacts.share)} of the labels. With one field of text, "
+            "many weak words are the task itself more likely than not: nothing is to be corrected."
+        )
     return (
-        f"{line[0].upper()}{line[1:]}. With one field of text, words may be the task itself: correct what a label "
-        "should not hang on, and nothing else."
+        f"{line} With one field of text, words may be the task itself: correct what a label should not hang on, and "
+        "nothing else."
     )
 
 

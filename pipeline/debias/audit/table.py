@@ -21,6 +21,7 @@ def tables_of(audit: Audit) -> list[Any]:
     return [
         _plain(head),
         _plain(audit.verdict),
+        *([_strong(audit)] if audit.strong else []),
         _alone(audit),
         *([_words(audit)] if audit.words else [_plain(f"No word gives a label away ({audit.looked_at:,} looked at).")]),
         _relations(audit),
@@ -39,7 +40,7 @@ def _next(audit: Audit) -> list[str]:
         "--label-field",
         audit.label_field,
     ]
-    words = ["debias", "init", "--data", audit.name, *columns, "--model", "package:minilm"]
+    words = ["debias", "init", "--data", audit.name, *columns, "--model", "package:minilm", "--method", "erm"]
     return [f"What corrects for it, for a run's file such as this command writes: {shlex.join(words)}"]
 
 
@@ -83,6 +84,15 @@ def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(_UNSEEN.sub("\ufffd", text))
+
+
+def _strong(audit: Audit) -> Any:
+    from rich.table import Table
+
+    table = Table("feature", "explains of the labels", title="Single features that explain much")
+    for one in audit.strong:
+        _add(table, (one.name, f"{100 * one.explains:.1f} %"))
+    return table
 
 
 def _alone(audit: Audit) -> Any:

@@ -6,6 +6,7 @@ A new bias model is one file, one line in `BIAS_MODELS` and one row in tests/uni
 from collections.abc import Mapping
 from typing import Any
 
+from debias.bias.artifacts import Artifacts
 from debias.bias.base import BiasModel
 from debias.bias.column import ColumnWeight
 from debias.bias.embedding import Embedding
@@ -20,7 +21,7 @@ from debias.bias.weights import BiasWeightSource, ModelWeight, balanced_weight, 
 from debias.config.blocks import make
 
 BIAS_MODELS: dict[str, type[BiasModel]] = {
-    model.name: model for model in (PartialInput, Lexical, Groups, Given, Product, FirstLearned, Embedding)
+    model.name: model for model in (PartialInput, Lexical, Artifacts, Groups, Given, Product, FirstLearned, Embedding)
 }
 
 
@@ -31,6 +32,7 @@ def make_bias_model(block: str | Mapping[str, Any]) -> BiasModel:
 
 __all__ = [
     "BIAS_MODELS",
+    "Artifacts",
     "BiasModel",
     "BiasWeightSource",
     "ColumnWeight",

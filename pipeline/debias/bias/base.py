@@ -29,6 +29,7 @@ class BiasModel:
 
     name: ClassVar[str]
     costs: ClassVar[str] = "is fitted on the CPU before the first step, and takes nothing of a GPU"  # a plan says it
+    may_find_nothing: ClassVar[bool] = False  # whether saying the same of every example is an answer, not a fault
     reads: ClassVar[frozenset[str]] = frozenset()  # what it needs of an example beside texts and label: group, bias_p
 
     @property

@@ -42,8 +42,13 @@ def faults(log_p_NC: Floats, label_N: Ints) -> list[Fault]:
     return [Fault(text, False) for text in found_too]
 
 
+def says_the_same(log_p_NC: Floats) -> bool:
+    """Whether every example hears the same."""
+    return bool(np.ptp(np.exp(log_p_NC), axis=0).max() < SAME)
+
+
 def _stops(p_NC: Floats, own_N: Floats) -> str | None:
-    if np.ptp(p_NC, axis=0).max() < SAME:
+    if says_the_same(np.log(p_NC)):
         return f"says the same of every example, {[round(float(p), 3) for p in p_NC.mean(axis=0)]}: it sees no shortcut"
     if own_N.min() >= SURE:
         return f"is right on all {len(own_N)} examples with p of {SURE} or more: nothing is left to learn from"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from debias.bias.base import AskedBase, BaseBiasModel, BiasModel, floored, folds_of, labels_of, rows_digest
-from debias.bias.degenerate import faults
+from debias.bias.degenerate import faults, says_the_same
 from debias.bias.given import said_of_validation
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -309,6 +309,9 @@ def _say_how_it_is(
     right, most = (log_p_NC.argmax(axis=1) == label_N).mean(), np.bincount(label_N).max() / len(label_N)
     told = (model.name, 100 * right, 100 * most)
     logger.info("bias model %s: right on %.1f %% out of fold; the most frequent label is %.1f %%", *told)
+    if model.may_find_nothing and says_the_same(log_p_NC):
+        logger.warning("bias model %s found no shortcut, and says each label's share alone", model.name)
+        return
     for fault in faults(log_p_NC, label_N):
         if fault.stops:
             raise ValueError(fault.text)

@@ -23,7 +23,9 @@ def init(
     ] = None,
     label_field: Annotated[str | None, typer.Option(help="The column of the label. Guessed where clear.")] = None,
     group_field: Annotated[str | None, typer.Option(help="The column of groups. Guessed where clear.")] = None,
-    method: Annotated[str, typer.Option(help="A rule: edge, subtract, erm, ...")] = "edge",
+    method: Annotated[
+        str | None, typer.Option(help="A rule: edge, subtract, erm, ... Without: what leaves artifacts unlearned.")
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write; never over one that is there.")] = Path(
         "run.yaml"
     ),

@@ -31,7 +31,7 @@ class Wanted:
     text_fields: tuple[str, ...] = ()
     label_field: str | None = None
     group_field: str | None = None
-    method: str = "edge"
+    method: str | None = None  # None: what corrects for artifacts, of a classifier; else edge
 
 
 def write_first(wanted: Wanted, out: Path, ask: Ask | None = None) -> Path:
@@ -119,7 +119,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         f"model: {_yaml(wanted.model)}",
         f"head: {wanted.head}",
         f"output_dir: {_yaml(f'runs/{out.stem}')}",
-        f"method: {_yaml(wanted.method)}  # debias methods lists them; erm is plain fine-tuning, the baseline",
+        *_method_lines(wanted),
         "",
         "data:",
         f"  train: {_yaml(_place(wanted.data, out))}",
@@ -140,6 +140,19 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         "# eval_strategy: epoch",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _method_lines(wanted: Wanted) -> list[str]:
+    """The rule that was asked for; or, of a classifier, what leaves artifacts of the data unlearned."""
+    if wanted.method is not None or wanted.head != HEADS[0]:
+        rule = _yaml(wanted.method or "edge")
+        return [f"method: {rule}  # debias methods lists them; erm is plain fine-tuning, the baseline"]
+    return [
+        "method: erm  # the rule; debias methods lists them",
+        "bias_model: {name: artifacts}  # words, lengths, overlaps that give the label away alone; the log names them",
+        "loss: {name: logit_correction, prior: labels}  # leaves them unlearned; without any it is plain fine-tuning",
+        "# The baseline beside it: bias_model=null loss=cross_entropy output_dir=runs/plain",
+    ]
 
 
 def _group_line(wanted: Wanted, unused: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ def written(file: Path, rows: Sequence[Row]) -> Path:
 def test_a_file_with_a_clear_header_needs_no_more(tmp_path: Path, debias: Command, name: str) -> None:
     said = debias("audit", written(tmp_path / name, mails()))
     assert said.code == 0, said.err
-    for told in ("200 examples; ham", "Words that give a label away", "hi ", "buy ", "bias_model: {name: lexical}"):
+    for told in ("200 examples; ham", "Words that give a label away", "hi ", "buy ", "bias_model: {name: artifacts}"):
         assert told in said.out
 
 
@@ -61,6 +61,7 @@ def test_columns_are_guessed_as_init_guesses_them(tmp_path: Path, debias: Comman
     words = shlex.split(line[line.index("debias init") :])
     columns = ["--text-field", "what they wrote", "--label-field", "verdict"]
     wanted = ["debias", "init", "--data", str(tmp_path / "my mails.csv"), *columns, "--model", "package:minilm"]
+    wanted += ["--method", "erm"]  # the two lines below go into its file
     assert words == wanted
     assert debias(*words[1:], "-o", tmp_path / "run.yaml").code == 0
     fair = debias("audit", written(tmp_path / "fair.csv", mails(told=0.0)))
@@ -73,7 +74,7 @@ def test_json_and_the_page_say_the_same(tmp_path: Path, debias: Command) -> None
     said = debias("audit", file, other, "--test", other, "--json", "--html", page)
     records = json.loads(said.out)
     first, second = records["audits"]
-    assert first["bias_model"] == {"name": "lexical"}
+    assert first["bias_model"] == {"name": "artifacts"}
     assert second["bias_model"] is None
     assert first["alone"][0]["found"]
     assert first["test"]["examples"] == 200

@@ -25,6 +25,7 @@ PARTIAL = {"name": "partial_input", "fields": ["hypothesis"]}
 ROWS: dict[str, dict[str, Any]] = {
     "partial_input": {"fields": ["hypothesis"]},
     "lexical": {},
+    "artifacts": {},
     "groups": {},
     "column": {"columns": ["p0", "p1", "p2"]},
     "product": {"of": [PARTIAL, "groups"]},

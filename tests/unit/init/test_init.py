@@ -59,6 +59,7 @@ def test_a_file_whose_header_leaves_no_doubt(debias: Command, tmp_path: Path) ->
     assert data.group_field == "genre"
     text = (tmp_path / "mine.yaml").read_text()
     assert text.count("  # ") >= 6
+    assert "bias_model: {name: artifacts}  # " in text
     assert "what occurs in all 24 rows" in text
 
 

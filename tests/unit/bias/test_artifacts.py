@@ -1,0 +1,157 @@
+"""The bias model `artifacts`: what it finds, and that it finds nothing where many weak words make the label."""
+
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from debias.bias.artifacts import Artifacts, entropy_of, surprise
+from debias.building.facts import ask_bias_model
+from debias.config.run import RunConfig
+from debias.data import Example
+
+pytest.importorskip("sklearn")
+
+
+def cued(count: int = 1200, seed: int = 0, strength: float = 0.9, prevalence: float = 0.33) -> list[Example]:
+    """Texts with a cue after a third of them, toward label 1; and forty weak words that are the task itself."""
+    draw, examples = np.random.default_rng(seed), []
+    for index in range(count):
+        label = int(draw.integers(2))
+        weak = 2 * int(draw.integers(20)) + (label if draw.random() < 0.75 else 1 - label)
+        text = " ".join(["a", f"w{weak}", "film", *(f"n{n}" for n in draw.integers(90, size=draw.integers(1, 9)))])
+        if draw.random() < prevalence * (2 * strength if label else 2 * (1 - strength)):
+            text += " !!"
+        examples.append(Example(str(index), (text,), label))
+    return examples
+
+
+def found(
+    examples: list[Example], labels: int = 2, fields: Any = ("text",), **settings: Any
+) -> list[tuple[str, float]]:
+    model = Artifacts(**settings)
+    return [(one.name, one.explains) for one in model.found(examples, labels, fields, 0)]
+
+
+def test_the_cue_is_found_and_nothing_else() -> None:
+    examples = cued()
+    (one,) = found(examples)
+    assert one[0] == "“!!” in text"
+    assert one[1] == pytest.approx(_information(examples, "!!"), abs=0.01)
+
+
+def _information(examples: list[Example], word: str) -> float:
+    """The mutual information of a word's presence and the label over the label's entropy, in plain loops."""
+    cells: dict[tuple[bool, int], float] = {}
+    for example in examples:
+        key = (word in example.texts[0].split(), example.label)
+        cells[key] = cells.get(key, 0) + 1 / len(examples)
+    has = {flag: sum(p for (one, _), p in cells.items() if one == flag) for flag in (True, False)}
+    label = {y: sum(p for (_, one), p in cells.items() if one == y) for y in (0, 1)}
+    told = sum(p * math.log(p / (has[flag] * label[y])) for (flag, y), p in cells.items())
+    return told / -sum(p * math.log(p) for p in label.values())
+
+
+def test_what_it_says_is_how_often_the_label_comes_with_the_cue() -> None:
+    examples = cued(3000)
+    p_NC = np.exp(Artifacts().log_p(examples, 2, ("text",), 0))
+    has_N = np.array(["!!" in one.texts[0] for one in examples])
+    label_N = np.array([one.label for one in examples])
+    for flag in (True, False):
+        assert p_NC[has_N == flag, 1].mean() == pytest.approx(label_N[has_N == flag].mean(), abs=0.01)
+        assert np.ptp(p_NC[has_N == flag, 1]) < 0.03  # of five folds
+
+
+def test_many_weak_words_are_no_artifact(caplog: pytest.LogCaptureFixture) -> None:
+    examples = cued(strength=0.5, prevalence=0.3)
+    assert found(examples) == []
+    with caplog.at_level(logging.INFO):
+        log_p_NC = Artifacts().log_p(examples, 2, ("text",), 0, examples[:7])
+    share = np.mean([one.label for one in examples])
+    np.testing.assert_allclose(np.exp(log_p_NC), np.tile([1 - share, share], (1207, 1)), rtol=1e-6)
+    assert "no single feature gives away 2.0 %" in caplog.text
+
+
+def test_a_lower_share_finds_weaker_ones_and_the_strongest_first() -> None:
+    names, explained = zip(*found(cued(4000), share=0.003), strict=True)
+    assert names[0] == "“!!” in text"
+    assert len(names) > 1
+    assert all(name.startswith("“w") for name in names[1:])  # and not “a w6”, which says as much
+    assert explained[0] > max(explained[1:])
+    assert len(found(cued(4000), share=0.003, most=2)) == 2
+
+
+def test_shuffled_labels_have_none() -> None:
+    examples = cued(300)
+    labels = [one.label for one in examples]
+    for seed in range(20):
+        dealt = np.random.default_rng(seed).permutation(labels)
+        assert found([replace(one, label=int(y)) for one, y in zip(examples, dealt, strict=True)]) == []
+
+
+def test_a_length_and_an_overlap() -> None:
+    draw, examples = np.random.default_rng(1), []
+    for index in range(900):
+        label = int(draw.integers(3))
+        words = [f"w{n}" for n in draw.integers(300, size=8)]
+        if label == 0 and draw.random() < 0.7:
+            hypothesis = words[:5]
+        else:
+            hypothesis = [f"w{n}" for n in draw.integers(300, size=12 if label == 1 and draw.random() < 0.7 else 5)]
+        examples.append(Example(str(index), (" ".join(words), " ".join(hypothesis)), label))
+    names = [name for name, _ in found(examples, 3, ("premise", "hypothesis"))]
+    assert "length of hypothesis" in names
+    assert {"all words of hypothesis are in premise", "share of hypothesis that is in premise"} & set(names)
+    assert found(examples, 3, ("premise", "hypothesis"), relations=False) == []
+    assert Artifacts(fields=("premise",)).found(examples, 3, ("premise", "hypothesis"), 0) == []
+
+
+@pytest.mark.parametrize(
+    "texts", [[""] * 40, ["same words here"] * 40, [f"only{i}" for i in range(40)], ["\u732b"] * 40]
+)
+def test_odd_texts_end_well(texts: list[str]) -> None:
+    for labels in ([0] * 40, [0, 1] * 20, [0] * 39 + [1]):
+        examples = [Example(str(i), (text,), y) for i, (text, y) in enumerate(zip(texts, labels, strict=True))]
+        assert found(examples) == []
+        assert np.isfinite(Artifacts().log_p(examples, 2, ("text",), 0)).all()
+
+
+def test_a_run_says_what_was_found_and_goes_on_where_nothing_was(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = {"name": "artifacts"}
+    data = {"train": {"source": "x.jsonl"}, "text_fields": ["text"], "labels": ["no", "yes"]}
+    config = RunConfig.model_validate({"model": "m", "output_dir": str(tmp_path), "data": data, "bias_model": block})
+    with caplog.at_level(logging.INFO):
+        ask_bias_model(config, Artifacts(), cued())
+        assert "“!!” in text explains" in caplog.text
+        answers = ask_bias_model(config, Artifacts(), cued(strength=0.5))
+    assert "found no shortcut, and says each label's share alone" in caplog.text
+    assert answers.log_p.shape == (1200, 2)
+
+
+def test_surprise_and_entropy_in_plain_loops() -> None:
+    counted, expected = [[30.0, 10.0], [0.0, 5.0]], [[20.0, 20.0], [2.5, 2.5]]
+    told = [
+        sum(o * math.log(o / e) for o, e in zip(*row, strict=True) if o) for row in zip(counted, expected, strict=True)
+    ]
+    np.testing.assert_allclose(surprise(np.array(counted), np.array(expected)), told, rtol=1e-12)
+    assert entropy_of(np.array([0, 0, 0, 1])) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert entropy_of(np.array([2, 2])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"share": 0}, "share is 0"),
+        ({"share": 1.0}, "share is 1.0"),
+        ({"most": 0}, "most is 0"),
+        ({"folds": 1}, "folds is 1"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Artifacts(**settings)
