@@ -22,7 +22,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Nothing is downloaded in tests; a hub that cannot be reached is tried again for half a minute.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# What Python compiled is kept for other workers, processes that tests start and the next run: a fifth of each start.
+# What Python and pytest compiled is kept for the next run and the processes that tests start: a third of finding tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

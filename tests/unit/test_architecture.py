@@ -94,12 +94,17 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(node: ast.AST, *, inside_functions: bool = True, typing_only: bool = True) -> Iterator[str]:
+@functools.cache  # a dozen tests ask
+def imports(node: ast.AST, *, inside_functions: bool = True) -> tuple[str, ...]:
     """Every imported module; `from a import b` gives a.b where that is a module of ours, else a."""
+    return tuple(_imports(node, inside_functions))
+
+
+def _imports(node: ast.AST, inside_functions: bool) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not inside_functions:
             continue
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test) and not typing_only:
+        if isinstance(child, ast.expr):  # no statement lies within one
             continue
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
@@ -110,7 +115,7 @@ def imports(node: ast.AST, *, inside_functions: bool = True, typing_only: bool =
                 inner = f"{child.module}.{alias.name}"
                 yield inner if inner in MODULES else child.module
         else:
-            yield from imports(child, inside_functions=inside_functions, typing_only=typing_only)
+            yield from _imports(child, inside_functions)
 
 
 def within(module: str, rooms: tuple[str, ...]) -> bool:
