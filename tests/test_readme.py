@@ -196,6 +196,10 @@ STUDIES = {
         "colored_mnist",
         [("colored_mnist", "bias-aligned"), ("colored_mnist", "bias-conflicting")],
     ),
+    "QQP and PAWS: a study": (
+        "qqp_paws",
+        [("qqp_heldout", None), ("paws_qqp", None), ("paws_qqp", "not_duplicate"), ("paws_qqp", "duplicate")],
+    ),
 }
 
 
