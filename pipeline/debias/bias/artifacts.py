@@ -184,7 +184,7 @@ class _Candidates:
     def add_cells(self, value_N: Floats, name: str) -> None:
         from scipy import sparse
 
-        edges = np.unique(np.quantile(value_N[: self.size], np.linspace(0, 1, CELLS + 1)[1:-1]))
+        edges = edges_of(value_N[: self.size])
         cell_N = np.searchsorted(edges, value_N, side="right")
         seen_NK = sparse.csc_matrix(np.eye(len(edges) + 1)[cell_N])
         self.seen.append(seen_NK[:, np.asarray(seen_NK[: self.size].sum(axis=0)).ravel() > 0])
@@ -200,13 +200,11 @@ class _Candidates:
         gain_V, degrees_V = self._gains(np.eye(labels)[label_N], p_NC[: self.size])
         fair_V = gain_V - degrees_V / (2 * self.size)  # what as many cells gain by chance alone
         fair_V[[name == "" for name in self.names]] = 0.0
-        if not len(fair_V) or fair_V.max() < least:
-            return None
-        best = int(fair_V.argmax())
         from scipy.stats import chi2
 
-        chance = float(chi2.sf(2 * self.size * gain_V[best], degrees_V[best])) * len(gain_V)
-        return best if chance < SURE else None
+        # One that is likelier chance must not hide one that says a little less, and surely.
+        fair_V[chi2.sf(2 * self.size * gain_V, degrees_V) * len(gain_V) >= SURE] = 0.0
+        return int(fair_V.argmax()) if len(fair_V) and fair_V.max() >= least else None
 
     def _gains(self, one_NC: Floats, p_NC: Floats) -> tuple[Floats, Floats]:
         """How many nats an example each feature says beyond p, and the degrees of freedom of that, both [V]."""
@@ -223,6 +221,18 @@ class _Candidates:
             gain_V[at] = surprise(cells_NK.T @ one_NC, cells_NK.T @ p_NC).sum()
             degrees_V[at] = max(1, cells_NK.shape[1] - 1) * (one_NC.shape[1] - 1)
         return gain_V / self.size, degrees_V
+
+
+def edges_of(value_N: Floats) -> Floats:
+    """Where the cells of a value begin, but the first: each value its own where they are few, else eighths of the data.
+
+    A value that fills an eighth or more by itself is a cell of its own: what is rare beside it is not lost in it.
+    """
+    distinct = np.unique(value_N)
+    if len(distinct) <= CELLS:
+        return distinct[1:]
+    edges, times = np.unique(np.quantile(value_N, np.linspace(0, 1, CELLS + 1)[1:-1]), return_counts=True)
+    return np.unique([*edges, *np.nextafter(edges[times > 1], np.inf)])
 
 
 def surprise(counted_KC: Floats, expected_KC: Floats) -> Floats:

@@ -291,6 +291,8 @@ def guessed(log_p_MC: np.ndarray, validation: Sequence[Example], config: RunConf
             raise InputError(f"selection 'pseudo_groups': {error}") from None
         logger.warning("pseudo groups are not recorded: %s", error)
         return None
+    if says_the_same(log_p_MC):
+        logger.warning("the bias model says the same of every validation example: its pseudo groups are the labels")
     sizes = [f"{cell.name} ({len(cell.where)})" for cell in groups.cells if cell.counts]
     logger.info("pseudo groups of validation: %s", ", ".join(sizes))
     if left_out := groups.left_out():

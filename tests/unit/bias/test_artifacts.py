@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from debias.bias.artifacts import Artifacts, entropy_of, surprise
+from debias.bias.artifacts import Artifacts, edges_of, entropy_of, surprise
 from debias.building.facts import ask_bias_model
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -155,3 +155,36 @@ def test_surprise_and_entropy_in_plain_loops() -> None:
 def test_settings_that_cannot_be(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Artifacts(**settings)
+
+
+def test_what_is_rare_among_equals_has_a_cell_of_its_own() -> None:
+    draw, examples = np.random.default_rng(2), []
+    for index in range(900):
+        label = int(draw.integers(2))
+        words = [f"w{n}" for n in draw.integers(300, size=6)]
+        copied = draw.random() < 0.1
+        label = int(draw.random() < 0.95) if copied else label
+        other = words[1:4] if copied else [f"w{n}" for n in draw.integers(300, size=3)]
+        examples.append(Example(str(index), (" ".join(words), " ".join(other)), label))
+    ((name, explains),) = found(examples, 2, ("a", "b"))
+    assert name in {"share of b that is in a", "all words of b are in a", "b stands in a as it is"}
+    assert explains > 0.04
+
+
+@pytest.mark.parametrize(
+    ("values", "cells"),
+    [
+        ([0.0] * 95 + [1.0] * 5, 2),
+        ([0.0] * 5 + [1.0] * 95, 2),
+        ([0.0] * 95 + [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], 2),
+        ([0.0] * 8, 1),
+        (list(range(800)), 8),
+    ],
+)
+def test_cells(values: list[float], cells: int) -> None:
+    value_N = np.array(values, dtype=np.float64)
+    cell_N = np.searchsorted(edges_of(value_N), value_N, side="right")
+    assert len(np.unique(cell_N)) == cells
+    if cells == 2:
+        assert len(np.unique(cell_N[value_N == 0.0])) == 1
+        assert not set(cell_N[value_N == 0.0]) & set(cell_N[value_N > 0.0])

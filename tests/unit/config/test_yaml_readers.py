@@ -12,7 +12,7 @@ from debias.config import reading
 HERE = Path(__file__).parents[3]
 FILES = sorted(file for room in ("launch", "eval", "pipeline") for file in (HERE / room).rglob("*.yaml"))
 WORDS = ["a:", "b:", "1", "0x_", "1e3", "2024-13-40", "é", "&a", "*a", "!!str", "---", "...", "<<:", ">-"]
-WORDS += list("-?:[]{},'#|\\~@`\"")
+WORDS += list("!-?:[]{},'#|\\~@`\"")
 PIECES = [
     *WORDS,
     *(word + " " for word in WORDS),
@@ -43,6 +43,7 @@ def slowly(text):
 @example("a: 1\na: 2")
 @example("{true2024a:b!!str ?\n0x1F*a}")
 @example("\n\ufeff")
+@example("a: !")
 @example("? {a: ?b}\n: c")
 def test_both_readers_say_the_same(text):
     assert said(reading._load, text) == said(slowly, text)
