@@ -87,8 +87,8 @@ try:
 except AttributeError:  # a PyYAML without libyaml
     _FastLoader = _Loader  # type: ignore[misc, assignment]
 
-# What the two read differently: tabs, marks of the byte order, a tag that is its mark alone, keys behind a question mark,
-# and one within brackets.
+# What the two read differently: tabs, marks of the byte order, a tag that is its mark alone, keys behind a question
+# mark, and one within brackets.
 _READ_DIFFERENTLY = re.compile(r"[\t\ufeff]|!(?:\s|\Z)|(?<!\w)\?(?:\s|$)|[\[{][^?]*\?")
 # Deeper than this is for the slower reader, which knows when it is too deep for all that follows. An indented line
 # begins a level, and so does a bracket.
