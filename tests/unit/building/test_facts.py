@@ -280,6 +280,9 @@ def test_cells_that_are_too_small(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     groups = guessed(said, validation, run)
     assert groups is not None
     assert "pseudo groups of fewer than 10 examples do not count: " in caplog.text
+    assert "says the same of every validation example" not in caplog.text
+    guessed(np.log(np.full((40, 2), 0.5)), validation, run)
+    assert "says the same of every validation example: its pseudo groups are the labels" in caplog.text
     one_label = [replace(example, label=0) for example in validation]
     assert guessed(said, one_label, run) is None
     message = "the validation data has 0 examples of label 'no', in no pseudo group more than 0"
