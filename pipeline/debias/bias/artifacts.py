@@ -47,9 +47,10 @@ class Artifacts(BiasModel):
     `share` is 0.02. A cue on a third of the examples that is right nine times in ten explains 0.19 of two labels and
     0.37 of three; of SST-2's own words the first, “bad”, explains 0.011, of SNLI's 0.013. These are training data.
 
-    Needs scikit-learn and no group labels. Costs seconds on one core, and no training. Fails on shortcuts that are no
-    word, length or overlap (a style, a topic, a colour) and on many small ones: `first_learned`, `lexical` see those;
-    and where the task itself hangs on few words (abuse, long reviews), which are then taken away.
+    Needs scikit-learn and no group labels. Costs seconds on one core (with a hundred labels half a minute), and no
+    training. Fails on shortcuts that are no word, length or overlap (a style, a topic, a colour) and on many small
+    ones, which `first_learned` and `lexical` see; and where the task itself hangs on few words (abuse, long reviews),
+    which are then taken away.
 
     Source: Gardner et al., Competency Problems: On Finding and Removing Artifacts in Language Data, EMNLP 2021, arXiv
     2104.08646; the search and its two conditions are ours.

@@ -91,7 +91,7 @@ def ask_bias_model(
         if (unseen := model.unseen(examples, len(labels), config.seed)) and len(labels) > 1:
             raise ValueError(
                 f"label {labels[unseen[0]]!r} lies in one fold alone: no model that saw one can judge its examples; "
-                "give more of them, or leave the label out"
+                "give more of them, leave the label out, or go without: bias_model=null loss=cross_entropy"
             )
         return _Asking(config, examples, base, _those_it_can_judge(config, model, validation)).of(model)
     except InputError:  # of a run that it asks

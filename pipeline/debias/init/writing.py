@@ -119,7 +119,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         f"model: {_yaml(wanted.model)}",
         f"head: {wanted.head}",
         f"output_dir: {_yaml(f'runs/{out.stem}')}",
-        *_method_lines(wanted),
+        *_method_lines(wanted, out),
         "",
         "data:",
         f"  train: {_yaml(_place(wanted.data, out))}",
@@ -142,16 +142,17 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _method_lines(wanted: Wanted) -> list[str]:
+def _method_lines(wanted: Wanted, out: Path) -> list[str]:
     """The rule that was asked for; or, of a classifier, what leaves artifacts of the data unlearned."""
     if wanted.method is not None or wanted.head != HEADS[0]:
         rule = _yaml(wanted.method or "edge")
         return [f"method: {rule}  # debias methods lists them; erm is plain fine-tuning, the baseline"]
     return [
+        "# The next three leave unlearned what single features give away; they need scikit-learn (debias[eval]).",
         "method: erm  # the rule; debias methods lists them",
         "bias_model: {name: artifacts}  # words, lengths, overlaps that give the label away alone; the log names them",
         "loss: {name: logit_correction, prior: labels}  # leaves them unlearned; without any it is plain fine-tuning",
-        "# The baseline beside it: bias_model=null loss=cross_entropy output_dir=runs/plain",
+        _comment(f"# The baseline beside it: bias_model=null loss=cross_entropy output_dir=runs/{out.stem}_plain"),
     ]
 
 
