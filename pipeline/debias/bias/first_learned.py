@@ -54,7 +54,7 @@ class FirstLearned(BaseBiasModel):
     there is no shortcut, what is learned first is the task: full correction cost ten points there. The accuracy on
     validation data shows the damage; an earlier stop, or a smaller `tau`, then take less away. And it failed on
     Colored MNIST, where the shortcut explains 94 % of the entropy and not 19 % as on that SST-2: correction did harm
-    there with `stop_at: 0.2` (five seeds), and after 100 steps (one seed; BENCHMARKS.md). With `tau: 0.5` SST-2
+    there with `stop_at: 0.2`, and after 100 steps (five seeds; BENCHMARKS.md). With `tau: 0.5` SST-2
     without a cue was as good as plain training (five seeds): where nothing is known of the data, begin with that.
 
     Source: Utama et al., Towards Debiasing NLU Models from Unknown Biases, EMNLP 2020, arXiv 2009.12303; the early stop
