@@ -12,7 +12,7 @@ import numpy as np
 
 from debias.bias.base import BiasModel, Floats, Ints, check_folds, floored, folds_by_source, labels_of
 from debias.bias.features import counted, relations, words_of
-from debias.bias.lexical import judged_out_of_fold, linear_classifier
+from debias.bias.lexical import check_words, judged_out_of_fold
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -74,12 +74,7 @@ class Artifacts(BiasModel):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
 
     def check(self, text_fields: Sequence[str]) -> None:
-        if not text_fields:
-            raise ValueError("bias_model artifacts reads words, and the data has no text field")
-        unknown = [field for field in self.fields if field not in text_fields]
-        if unknown:
-            raise ValueError(f"bias_model.fields: {unknown[0]!r} is not one of data.text_fields {list(text_fields)}")
-        linear_classifier()
+        check_words(self.name, self.fields, text_fields)
 
     def fold_N(self, examples: Sequence[Example], seed: int) -> Ints:
         return folds_by_source(examples, self.folds, seed)

@@ -43,12 +43,7 @@ class Lexical(BiasModel):
             raise ValueError(f"longest is {self.longest}, expected 1 or more words in a sequence")
 
     def check(self, text_fields: Sequence[str]) -> None:
-        if not text_fields:
-            raise ValueError("bias_model lexical reads words, and the data has no text field")
-        unknown = [field for field in self.fields if field not in text_fields]
-        if unknown:
-            raise ValueError(f"bias_model.fields: {unknown[0]!r} is not one of data.text_fields {list(text_fields)}")
-        linear_classifier()
+        check_words(self.name, self.fields, text_fields)
 
     def log_p(
         self,
@@ -82,6 +77,16 @@ class Lexical(BiasModel):
         if not blocks:
             raise ValueError(f"bias_model lexical: no word occurs in 2 of {len(examples)} texts: nothing to fit on")
         return sparse.hstack(blocks, format="csr")
+
+
+def check_words(name: str, fields: Sequence[str], text_fields: Sequence[str]) -> None:
+    """ValueError where a bias model of words could not read these fields of the data, or has no classifier."""
+    if not text_fields:
+        raise ValueError(f"bias_model {name} reads words, and the data has no text field")
+    unknown = [field for field in fields if field not in text_fields]
+    if unknown:
+        raise ValueError(f"bias_model.fields: {unknown[0]!r} is not one of data.text_fields {list(text_fields)}")
+    linear_classifier()
 
 
 def _counts_of(words_FN: Sequence[Sequence[Sequence[str]]], longest: int, learned_from: int) -> list[Any]:
