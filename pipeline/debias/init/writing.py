@@ -150,7 +150,7 @@ def _method_lines(wanted: Wanted, table: Table, labels: Sequence[str], out: Path
         rule = _yaml(wanted.method or "edge")
         return [f"method: {rule}  # debias methods lists them; erm is plain fine-tuning, the baseline"]
     return [
-        "# The next three leave unlearned what single words give away; they need scikit-learn (debias[eval]).",
+        "# The next three leave unlearned what single words give away.",
         "method: erm  # the rule; debias methods lists them",
         *_artifact_lines(wanted, table, labels),
         "loss: {name: logit_correction, prior: labels}  # leaves them unlearned; without any it is plain fine-tuning",
