@@ -74,7 +74,7 @@ def _of_what_is_easy(config: RunConfig) -> dict[str, str]:
     stage = config.first_stage
     found = {}
     asked = asks_bias_model(config) or _makes_groups(config)
-    why = "neither the loss nor the bias weight reads it (selection pseudo_groups does)"
+    why = "neither the loss, the order nor the bias weight reads it (selection pseudo_groups does)"
     if not asked:
         found["bias_model"] = why
     if stage is None:
@@ -89,9 +89,10 @@ def _of_what_is_easy(config: RunConfig) -> dict[str, str]:
 
 
 def asks_bias_model(config: RunConfig) -> bool:
-    """Whether the loss, the bias weight or the selection reads what a bias model says."""
+    """Whether the loss, the order, the bias weight or the selection reads what a bias model says."""
     weighted = make_rule(config.method).uses_bias and config.bias_weight.source == "bias_model"
-    return weighted or config.selection == "pseudo_groups" or "bias_log_p" in make_loss(config.loss).reads
+    reads = make_loss(config.loss).reads | make_order(config.order).reads
+    return weighted or config.selection == "pseudo_groups" or "bias_log_p" in reads
 
 
 def _makes_groups(config: RunConfig) -> bool:

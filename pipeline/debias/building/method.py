@@ -36,6 +36,8 @@ def build_order(config: RunConfig) -> Order:
         raise InputError("order resampled needs a group of each row; set data.group_field to the column that has it")
     if "error" in order.reads and (config.first_stage is None or config.first_stage.keep != "errors"):
         raise InputError(f"order {order.name} sees more of what a first stage got wrong; set first_stage.keep: errors")
+    if "bias_log_p" in order.reads and not config.has_bias_log_p:
+        raise InputError(f"order {order.name} reads a bias model's probabilities, but bias_model is missing; name one")
     return order
 
 
