@@ -52,3 +52,8 @@ class Resampled(Order):
             drawn = torch.randint(len(groups), (size,), generator=generator)
         place = torch.rand(size, generator=generator, dtype=torch.float64) * count_G[drawn]
         return sorted_N[first_G[drawn] + place.long()]
+
+
+def reads_groups(order: Order) -> bool:
+    """Whether an order sees to the groups of examples."""
+    return isinstance(order, Resampled) and order.by == "group"

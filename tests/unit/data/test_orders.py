@@ -15,6 +15,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "resampled": {"by": "group"},
     "upsampled": {"times": 4},
     "disagreement": {},
+    "spare": {},
 }
 GROUPS = [0] * 90 + [1] * 9 + [2]
 FACTS = {
@@ -22,6 +23,7 @@ FACTS = {
     "labels": torch.tensor([0, 1] * 50),
     "group": torch.tensor(GROUPS),
     "error": torch.tensor([i % 10 == 3 for i in range(100)]),
+    "draw_weight": torch.tensor([1.0 + i % 5 for i in range(100)]),
     "bias_log_p": torch.log(torch.tensor([[0.9 - i / 125, 0.1 + i / 125] for i in range(100)])),
 }
 
@@ -115,6 +117,12 @@ def test_disagreement_draws_what_the_bias_model_does_not_say() -> None:
         wanted = 30_000 * weight / sum(weights)
         assert drawn[i] == pytest.approx(wanted, abs=5 * wanted**0.5)
     assert max(weights) > 5 * min(weights)
+
+
+def test_spare_draws_by_the_weights_of_its_clusters() -> None:
+    drawn = Counter(i for seed in range(300) for i in epoch(order_of("spare"), seed))
+    for i in range(100):
+        assert drawn[i] == pytest.approx(100 * (1 + i % 5), abs=5 * (100 * (1 + i % 5)) ** 0.5)
 
 
 def test_a_place_without_weight_is_never_drawn() -> None:
