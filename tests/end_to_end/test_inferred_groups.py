@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_runs import adapter_of, largest_difference, save_bert, settings_for
+from train_many import on_ranks
 
 from debias.bias.base import floored
 from debias.building.examples import training_examples
@@ -107,6 +108,20 @@ def test_a_run_gone_on_with_has_the_same_groups(place: Path, monkeypatch: pytest
         run(settings(place, name, **asked, resume=True))
         assert len(made) == bool(gone)
         assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(place: Path) -> None:
+    """The first rank makes the groups, and the other reads them."""
+    sgd = {"optim": "sgd", "learning_rate": 0.05, "groups": {"name": "spare", "clusters": 2}, **EARLY}
+    ways: dict[str, dict[str, Any]] = {"dro": DRO, "drawn": {"order": "spare", "method": "erm"}}
+    two = [
+        settings(place, f"two_{name}", **{**sgd, **way, "per_device_train_batch_size": 6}) for name, way in ways.items()
+    ]
+    on_ranks(2, two)
+    for name, way in ways.items():
+        one = run(settings(place, f"one_{name}", **sgd, **way))
+        assert largest_difference(adapter_of(place / f"two_{name}"), adapter_of(one)) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -209,8 +209,9 @@ NOT_TOLD = {
 def told_of(stage: RunConfig) -> str:
     """What a run before the run depends on, beside its examples; the same on any number of ranks."""
     told = stage.model_dump(exclude=NOT_TOLD)
-    del told["groups"]  # a stage has none, and one of a version before had no such setting
-    if stage.stop_when_learned is None:  # a run of a version that had no such setting
+    if stage.groups is None:  # a run of a version that had no such setting
+        del told["groups"]
+    if stage.stop_when_learned is None:  # nor this one
         del told["stop_when_learned"]
     else:  # how often it looks decides where it stops
         told["logging_steps"] = stage.logging_steps
