@@ -18,7 +18,7 @@ from debias.audit.words import Word, WordTable, table_of, words_found
 from debias.bias.artifacts import Artifacts
 from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of
 from debias.bias.calibration import out_of_fold
-from debias.bias.features import counted, relations, weighted, words_of
+from debias.bias.features import KINDS, counted, relations, weighted, words_of
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
 from debias.data import Example
 from debias.errors import InputError
@@ -117,8 +117,8 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     words, looked_at = words_found(tables)
     values_NR, relation_names = relations(words_FN, names)
     of_relations = related(values_NR, relation_names, label_N, data.labels)
-    strong = Artifacts().found(data.examples, len(data.labels), names, seed)
-    findings = Findings(names, of_fields, words, of_relations, tuple(Strong(one.name, one.explains) for one in strong))
+    strong = Artifacts(relations=KINDS).found(data.examples, len(data.labels), names, seed)
+    findings = Findings(names, of_fields, words, of_relations, tuple(map(Strong.of, strong)))
     p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)
     return Audit(
         name=data.name,

@@ -6,7 +6,7 @@ from typing import Any
 
 from debias.audit.fields import Alone, Relation
 from debias.audit.words import Word
-from debias.bias.artifacts import Artifacts
+from debias.bias.artifacts import WORD, Artifact, Artifacts
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,11 @@ class Strong:
 
     name: str
     explains: float
+    kind: str  # word, overlap, length or negation
+
+    @classmethod
+    def of(cls, found: Artifact) -> "Strong":
+        return cls(found.name, found.explains, found.kind)
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,12 @@ class Findings:
 def suggested(seen: Findings) -> dict[str, Any] | None:
     """The `bias_model:` block that sees what was found, None where nothing is to be corrected.
 
-    Single features that explain much are corrected for alone. Of one field's many weak words none is: they are the
-    task's own more likely than not, and full correction for them harms (BENCHMARKS.md, planted SST-2 without its cue).
+    Single features that explain much are corrected for alone; what texts share, their lengths and negations only where
+    no word is such a feature, for they may be the task (BENCHMARKS.md, SNLI). Of one field's many weak words none is:
+    they are the task's own more likely than not, and full correction for them harms (planted SST-2 without its cue).
     """
     if seen.strong:
-        return {"name": "artifacts"}
+        return {"name": "artifacts"} if _words(seen) else {"name": "artifacts", "relations": _relations(seen)}
     if len(seen.fields) == 1:
         return None
     if any(one.found for one in seen.relations):
@@ -64,7 +70,7 @@ def verdict(seen: Findings) -> str:
     line = "; ".join(found)
     line = f"{line[0].upper()}{line[1:]}."
     if len(seen.fields) > 1:
-        return line
+        return f"{line} {_CAREFUL}" if _relations(seen) else line
     if not seen.strong:
         return (
             f"{line} But no single feature explains {_percent(Artifacts.share)} of the labels. With one field of text, "
@@ -74,6 +80,20 @@ def verdict(seen: Findings) -> str:
         f"{line} With one field of text, words may be the task itself: correct what a label should not hang on, and "
         "nothing else."
     )
+
+
+_CAREFUL = (
+    "What texts share, their lengths and negations may be the task itself: name in `relations` only what a label "
+    "should not hang on, or correct half of it (`tau: 0.5`)."
+)
+
+
+def _words(seen: Findings) -> list[str]:
+    return [one.name for one in seen.strong if one.kind == WORD]
+
+
+def _relations(seen: Findings) -> list[str]:
+    return sorted({one.kind for one in seen.strong} - {WORD})
 
 
 def _percent(share: float) -> str:

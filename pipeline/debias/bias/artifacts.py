@@ -5,17 +5,18 @@ Shapes: N examples, M others, C labels, F fields, V words, K cells of a feature.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from debias.bias.base import BiasModel, Floats, Ints, check_folds, floored, folds_by_source, labels_of
-from debias.bias.features import counted, relations, words_of
+from debias.bias.features import KINDS, counted, relations, words_of
 from debias.bias.lexical import check_words, judged_out_of_fold
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
+WORD = "word"
 CELLS = 8  # of a length or an overlap: eighths of the data
 SURE = 0.05  # the chance that any of the features looked at is found where labels are dealt out at random
 TRIES = 20  # features that seem to give something away, and do not out of fold, before the search ends
@@ -24,24 +25,28 @@ TRIES = 20  # features that seem to give something away, and do not out of fold,
 @dataclass(frozen=True)
 class Artifact:
     """A feature that gives the label away. `explains`: how much of the labels' entropy, beyond those before it and out
-    of fold; `seen_NK`: its cells, [N + M, K] of 0 and 1, in one of which an example is, or in none.
+    of fold; `seen_NK`: its cells, [N + M, K] of 0 and 1, in one of which an example is, or in none; `kind`: word, or
+    the relation that it is.
     """
 
     name: str
     explains: float
     seen_NK: Any
+    kind: str = WORD
 
 
 @dataclass(frozen=True)
 class Artifacts(BiasModel):
-    """Words, lengths and overlaps each of which explains a good share of the labels alone: what no task hangs on.
+    """Words, and lengths and overlaps if asked, each of which explains a good share of the labels by itself.
 
     In a task that takes understanding no single feature should give the label away; one that does is an artifact of
     how the data were made (Gardner et al.). So the feature that explains most is looked for, then the one that explains
     most beyond it, until none explains `share` of the entropy of the labels, out of fold and surely; at most `most`.
-    Looked at are words and sequences of up to `longest` of each field, and, with `relations`, each field's length and
-    negation and how the fields overlap. What they say together is p (logistic regression, cross-fitted in `folds`).
-    `fields`: those it may see (default: all). **Where it finds nothing, it says each label's share and no more**: with
+    Looked at are words and sequences of up to `longest` of each field, and those `relations` that are named: `overlap`
+    of the fields, their `length`, `negation`; none by default: what texts share is often what the task is about.
+    What they say together is p (logistic regression, cross-fitted in `folds`). `fields`: those it may see (default:
+    all). `allowed`: what a label may hang on, which is not looked at: words or sequences of them (with all that have
+    them in), or a feature by its name. **Where it finds nothing, it says each label's share and no more**: with
     `prior: labels`, logit correction is then plain training.
 
     `share` is 0.02. A cue on a third of the examples that is right nine times in ten explains 0.19 of two labels and
@@ -62,11 +67,16 @@ class Artifacts(BiasModel):
     most: int = 10
     fields: tuple[str, ...] = ()
     longest: int = 2
-    relations: bool = True
+    relations: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
     folds: int = 5
 
     def __post_init__(self) -> None:
         check_folds(self.folds)
+        if not all(isinstance(one, str) and one.strip() for one in self.allowed):
+            raise ValueError(f"allowed is {list(self.allowed)}, expected words, or features as the log calls them")
+        if not set(self.relations) <= set(KINDS):
+            raise ValueError(f"relations is {list(self.relations)}, expected some of {', '.join(KINDS)}")
         if not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}, expected a share of the labels' entropy between 0 and 1")
         for name in ("most", "longest"):
@@ -119,11 +129,11 @@ class Artifacts(BiasModel):
                 or (best := candidates.best(label_N, p_NC, labels, self.share * entropy)) is None
             ):
                 break
-            name, seen_NK = candidates.taken(best)
-            with_it = self._said([*found, Artifact(name, 0.0, seen_NK)], label_N, labels, fold_N)
+            taken = candidates.taken(best)
+            with_it = self._said([*found, taken], label_N, labels, fold_N)
             fallen = loss - (new := log_loss(with_it, label_N))
             if fallen >= self.share * entropy:
-                found.append(Artifact(name, fallen / entropy, seen_NK))
+                found.append(replace(taken, explains=fallen / entropy))
                 p_NC, loss = with_it, new
         return found
 
@@ -143,12 +153,24 @@ class Artifacts(BiasModel):
                     raise
                 continue  # no word occurs that often
             order = sorted(range(len(texts)), key=lambda at: texts[at].count(" "))  # the shorter of equals
+            order = [at for at in order if not self._allows(texts[at])]
             found.add_words(counts_NV[:, order], [f"“{texts[at]}” in {field}" for at in order])
-        if self.relations:
-            values_NR, names = relations(words_FN, fields)
+        for kind in self.relations:
+            values_NR, names = relations(words_FN, fields, [kind])
             for value_N, name in zip(values_NR.T, names, strict=True):
-                found.add_cells(value_N, name)
-        return found
+                found.add_cells(value_N, name, kind)
+        self._say_what_is_nowhere(words_FN, found.names)
+        return found.without(self.allowed)
+
+    def _allows(self, sequence: str) -> bool:
+        """Whether something allowed is in it, word by word."""
+        return any(_has(sequence, one) for one in self.allowed)
+
+    def _say_what_is_nowhere(self, words_FN: Sequence[Sequence[Sequence[str]]], names: Sequence[str]) -> None:
+        texts = [" ".join(words) for words_N in words_FN for words in words_N]
+        for one in self.allowed:
+            if one not in names and not any(_has(text, one) for text in texts):
+                logger.warning("bias model artifacts: allowed: %r is in no text, and no feature's name", one)
 
     @staticmethod
     def _said(found: Sequence[Artifact], label_N: Ints, labels: int, fold_N: Ints) -> Floats:
@@ -169,6 +191,7 @@ class _Candidates:
         self.size = size
         self.seen: list[Any] = []  # each [N + M, K] sparse, of words K is 1
         self.names: list[str] = []
+        self.kinds: list[str] = []
         self.words: list[tuple[int, Any]] = []  # where the words of a field begin, and all of them, [N, V]
 
     def add_words(self, counts_NV: Any, names: Sequence[str]) -> None:
@@ -176,8 +199,9 @@ class _Candidates:
         self.words.append((len(self.names), present_NV[: self.size]))
         self.seen += [present_NV[:, [at]] for at in range(present_NV.shape[1])]
         self.names += names
+        self.kinds += [WORD] * len(names)
 
-    def add_cells(self, value_N: Floats, name: str) -> None:
+    def add_cells(self, value_N: Floats, name: str, kind: str) -> None:
         from scipy import sparse
 
         edges = edges_of(value_N[: self.size])
@@ -185,11 +209,17 @@ class _Candidates:
         seen_NK = sparse.csc_matrix(np.eye(len(edges) + 1)[cell_N])
         self.seen.append(seen_NK[:, np.asarray(seen_NK[: self.size].sum(axis=0)).ravel() > 0])
         self.names.append(name)
+        self.kinds.append(kind)
 
-    def taken(self, at: int) -> tuple[str, Any]:
+    def without(self, allowed: Sequence[str]) -> "_Candidates":
+        """The same, but for what is called so, which is not looked at."""
+        self.names = ["" if name in allowed else name for name in self.names]
+        return self
+
+    def taken(self, at: int) -> Artifact:
         """The feature there, which is not looked at again."""
         found, self.names[at] = self.names[at], ""
-        return found, self.seen[at]
+        return Artifact(found, 0.0, self.seen[at], self.kinds[at])
 
     def best(self, label_N: Ints, p_NC: Floats, labels: int, least: float) -> int | None:
         """The feature that would lower the log loss of p most, by `least` nats and surely; None if none does."""
@@ -217,6 +247,11 @@ class _Candidates:
             gain_V[at] = surprise(cells_NK.T @ one_NC, cells_NK.T @ p_NC).sum()
             degrees_V[at] = max(1, cells_NK.shape[1] - 1) * (one_NC.shape[1] - 1)
         return gain_V / self.size, degrees_V
+
+
+def _has(sequence: str, words: str) -> bool:
+    """Whether these words stand in it side by side."""
+    return f" {' '.join(words_of(words))} " in f" {sequence} "
 
 
 def edges_of(value_N: Floats) -> Floats:

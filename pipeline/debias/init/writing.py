@@ -150,7 +150,9 @@ def _method_lines(wanted: Wanted, out: Path) -> list[str]:
     return [
         "# The next three leave unlearned what single features give away; they need scikit-learn (debias[eval]).",
         "method: erm  # the rule; debias methods lists them",
-        "bias_model: {name: artifacts}  # words, lengths, overlaps that give the label away alone; the log names them",
+        "bias_model: {name: artifacts}  # words that give the label away by themselves; the log names them",
+        "# More for it: `allowed: [good, bad]`, words that a label may hang on; `relations: [overlap, length]`, where",
+        "# it should not hang on these either.",
         "loss: {name: logit_correction, prior: labels}  # leaves them unlearned; without any it is plain fine-tuning",
         _comment(f"# The baseline beside it: bias_model=null loss=cross_entropy output_dir=runs/{out.stem}_plain"),
     ]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from debias.bias.artifacts import Artifacts, edges_of, entropy_of, surprise
+from debias.bias.features import KINDS
 from debias.building.facts import ask_bias_model
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -92,7 +93,7 @@ def test_shuffled_labels_have_none() -> None:
         assert found([replace(one, label=int(y)) for one, y in zip(examples, dealt, strict=True)]) == []
 
 
-def test_a_length_and_an_overlap() -> None:
+def pairs_with_overlap_and_length() -> list[Example]:
     draw, examples = np.random.default_rng(1), []
     for index in range(900):
         label = int(draw.integers(3))
@@ -102,11 +103,44 @@ def test_a_length_and_an_overlap() -> None:
         else:
             hypothesis = [f"w{n}" for n in draw.integers(300, size=12 if label == 1 and draw.random() < 0.7 else 5)]
         examples.append(Example(str(index), (" ".join(words), " ".join(hypothesis)), label))
-    names = [name for name, _ in found(examples, 3, ("premise", "hypothesis"))]
+    return examples
+
+
+def test_a_length_and_an_overlap_where_asked() -> None:
+    examples, fields = pairs_with_overlap_and_length(), ("premise", "hypothesis")
+    names = [name for name, _ in found(examples, 3, fields, relations=KINDS)]
     assert "length of hypothesis" in names
     assert {"all words of hypothesis are in premise", "share of hypothesis that is in premise"} & set(names)
-    assert found(examples, 3, ("premise", "hypothesis"), relations=False) == []
-    assert Artifacts(fields=("premise",)).found(examples, 3, ("premise", "hypothesis"), 0) == []
+    assert found(examples, 3, fields) == []
+    assert Artifacts(fields=("premise",), relations=KINDS).found(examples, 3, fields, 0) == []
+    lengths = Artifacts(relations=("length",)).found(examples, 3, fields, 0)
+    assert {one.kind for one in lengths} == {"length"}
+    assert all("length" in one.name or "longer" in one.name for one in lengths)
+    overlaps = Artifacts(relations=("overlap",)).found(examples, 3, fields, 0)
+    assert {one.kind for one in overlaps} == {"overlap"}
+    assert not any("length" in one.name or "longer" in one.name for one in overlaps)
+    first = overlaps[0].name
+    left = found(examples, 3, fields, relations=("overlap",), allowed=(first,))
+    assert left
+    assert first not in [name for name, _ in left]
+
+
+def test_an_allowed_word_goes_with_all_that_have_it_in(caplog: pytest.LogCaptureFixture) -> None:
+    examples = [replace(one, texts=(one.texts[0].replace("!!", "so !!"),)) for one in cued()]
+    assert found(examples)[0][0] in ("“!!” in text", "“so” in text")
+    assert [name for name, _ in found(examples, allowed=("!!",))] == ["“so” in text"]  # and not “so !!”
+    assert found(examples, allowed=("So !!",))[0][0] in ("“!!” in text", "“so” in text")
+    assert found(examples, allowed=("!!", "so")) == []
+    assert "is in no text" not in caplog.text
+    assert found(examples, allowed=("!!", "so", "sö")) == []
+    assert "allowed: 'sö' is in no text" in caplog.text
+
+
+def test_settings_that_name_nothing_are_said() -> None:
+    with pytest.raises(ValueError, match="allowed is"):
+        Artifacts(allowed=("",))
+    with pytest.raises(ValueError, match="expected some of overlap, length, negation"):
+        Artifacts(relations=("overlaps",))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +200,7 @@ def test_what_is_rare_among_equals_has_a_cell_of_its_own() -> None:
         label = int(draw.random() < 0.95) if copied else label
         other = words[1:4] if copied else [f"w{n}" for n in draw.integers(300, size=3)]
         examples.append(Example(str(index), (" ".join(words), " ".join(other)), label))
-    ((name, explains),) = found(examples, 2, ("a", "b"))
+    ((name, explains),) = found(examples, 2, ("a", "b"), relations=KINDS)
     assert name in {"share of b that is in a", "all words of b are in a", "b stands in a as it is"}
     assert explains > 0.04
 
