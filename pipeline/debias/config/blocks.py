@@ -34,6 +34,7 @@ KINDS = {
     "method": Kind("debias.methods", "METHODS", "edge"),
     "loss": Kind("debias.losses", "LOSSES", "cross_entropy"),
     "bias_model": Kind("debias.bias", "BIAS_MODELS"),
+    "groups": Kind("debias.grouping", "GROUPINGS"),
     "order": Kind("debias.data.orders", "ORDERS", "shuffled"),
     "adapter": Kind("debias.adapters", "ADAPTERS", "lora", key="type"),
 }
