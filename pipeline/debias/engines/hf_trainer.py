@@ -26,7 +26,7 @@ from debias.gradients.single_pass import refusal
 from debias.losses import LearningLoss, Loss
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
-from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
+from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, of_right_label, router_loss_of
 from debias.readouts.hidden import check_hidden
 from debias.readouts.said import KNOWN_FACTS
 from debias.runs.environment import peak_memory_mb
@@ -214,7 +214,7 @@ class DebiasTrainer(CheckpointingTrainer):
         labels_B = inputs_and_facts(batch)[1].get("labels")
         if labels_B is None:
             return (None, None, None) if prediction_loss_only else (None, scores_BC, None)
-        loss = -scores_BC.gather(1, labels_B.unsqueeze(1)).mean()
+        loss = -of_right_label(scores_BC, labels_B).mean()
         return (loss, None, None) if prediction_loss_only else (loss, scores_BC, labels_B)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -263,6 +263,10 @@ class DebiasTrainer(CheckpointingTrainer):
         if not 0 < self.args.max_steps <= state.global_step and not any(one.had_learned(state) for one in stops):
             return None
         self.state = state
+        self.state.init_training_references(self, state.max_steps, state.num_train_epochs, None)  # which rank this is
+        self._load_callback_state()
+        if self.args.auto_find_batch_size and state.train_batch_size is not None:
+            self._train_batch_size = state.train_batch_size
         self._find_best()
         kept = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(kept or str(checkpoint))
@@ -315,6 +319,8 @@ class DebiasTrainer(CheckpointingTrainer):
 
 
 def _one_of(readout: Readout | None, objective: Readout | None) -> Readout:
+    if readout is not None and objective is not None:
+        raise ValueError("readout and objective are given: they are one thing by two names; leave objective out")
     given = readout or objective
     if given is None:
         raise ValueError("readout is missing: Classification() for a model with a head, Answers(...) for a causal one")
