@@ -7,8 +7,8 @@ installed: no package brings its tests. Printed: every test whose outcome differ
 DebiasTrainer is given the plain rule (`MainOnly`), so that a difference is one of the Trainer's behaviour and not of
 the update; a model that has no head of classes (language models, regression) is trained on its own loss
 (`in_the_place_of_trainer.py`). Tests that load a model from a hub want a network, `parameterized` all of them, and
-`sentencepiece` most: without, they fail or are skipped on both sides alike. Exit code 1 where something differs. No part
-of the ordinary tests, which have no network.
+`sentencepiece` most: without, they fail or are skipped on both sides alike. Exit code 1 where something differs. No
+part of the ordinary tests, which have no network.
 """
 
 import argparse
