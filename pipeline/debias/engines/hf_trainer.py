@@ -1,6 +1,7 @@
 """The Hugging Face Trainer with two gradients in each step; everything else is as its users know it."""
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -231,8 +232,12 @@ class DebiasTrainer(CheckpointingTrainer):
         cosines = {"cosine_by_layer": dict(done.cosine_by_layer)} if self.rule.uses_bias else {}
         return {**cosines, "removed_share_by_layer": dict(done.removed_share_by_layer)}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """As `Trainer.train`; the model is left without hooks."""
+        if isinstance(resume_from_checkpoint, os.PathLike):
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # which the Trainer refuses
         if isinstance(resume_from_checkpoint, str):
@@ -240,6 +245,8 @@ class DebiasTrainer(CheckpointingTrainer):
         if isinstance(resume_from_checkpoint, str) and (done := self._done(Path(resume_from_checkpoint))):
             return done
         self.hook = None  # that of an earlier train() is detached
+        if self.model_init is not None:  # the model begins anew, and so does what was learned beside the old one
+            self.loss = LearningLoss(self.loss.loss, self._facts)
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:

@@ -1,18 +1,20 @@
 """DebiasTrainer where a user would notice that it is not the Trainer: old checkpoints, callbacks, other models."""
 
 import os
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import llama
-from tiny_trainers import examples, trainer_of
+from tiny_trainers import Words, examples, trainer_of
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer
 
 from debias.engines.hf_trainer import DebiasTrainer
-from debias.losses import Answers, Classification
+from debias.losses import Answers, Classification, GroupDRO
+from debias.methods import MainOnly
 
 torch.set_num_threads(1)
 
@@ -81,6 +83,30 @@ def test_a_checkpoint_that_is_not_there(tmp_path: Any) -> None:
     for kind in (Trainer, DebiasTrainer):
         with pytest.raises(ValueError, match=f"Can't find a valid checkpoint at {tmp_path / 'none'}"):
             trainer_of(tmp_path, kind=kind).train(resume_from_checkpoint=str(tmp_path / "none"))
+
+
+def test_a_path_is_a_checkpoint_as_well(tmp_path: Any) -> None:
+    trainer_of(tmp_path, save_strategy="steps", save_steps=2).train()
+    again = trainer_of(tmp_path)
+    assert again.train(resume_from_checkpoint=tmp_path / "checkpoint-2").global_step == 2
+    assert again.hook is None  # nothing was trained
+
+
+# --- training more than once
+
+
+def test_with_model_init_a_second_training_is_as_the_first(tmp_path: Any) -> None:
+    """As in a search over hyperparameters: what the loss had learned of another model is forgotten."""
+    rows = [{**row, "group": row["labels"] % 2} for row in examples()]
+    facts = {"group": torch.tensor([row["group"] for row in rows])}
+    more = {"model": None, "model_init": partial(Words, 0), "loss": GroupDRO(step_size=2.0), "facts": facts}
+    trainer = trainer_of(tmp_path, data=rows, rule=MainOnly(), more=more)
+    found = []
+    for _ in range(2):
+        trainer.train()
+        found.append([*(p.detach().clone() for p in trainer.model.parameters()), trainer.loss.memory_S])
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
 
 
 # --- models and batches that a readout cannot read
