@@ -34,6 +34,25 @@ class Artifact:
     seen_NK: Any
     kind: str = WORD
 
+    @property
+    def word(self) -> str | None:
+        """The word or the words that it is, None of a relation."""
+        return self.name[1:].rpartition("” in ")[0] if self.kind == WORD else None
+
+    def is_called(self, allowed: str) -> bool:
+        """Whether that is its name, or is in its words, side by side."""
+        return self.name == allowed or (self.word is not None and _has(self.word, allowed))
+
+
+def perhaps_the_task(found: Sequence[Artifact], fields: Sequence[str]) -> list[str]:
+    """The words that a label may well hang on: of a single field, those with a letter in them.
+
+    Of two fields the task is how they relate, and no word of one should tell; in one field words have their meaning.
+    """
+    if len(fields) > 1:
+        return []
+    return [one.word for one in found if one.word and any(sign.isalpha() for sign in one.word)]
+
 
 @dataclass(frozen=True)
 class Artifacts(BiasModel):
@@ -45,9 +64,9 @@ class Artifacts(BiasModel):
     Looked at are words and sequences of up to `longest` of each field, and those `relations` that are named: `overlap`
     of the fields, their `length`, `negation`; none by default: what texts share is often what the task is about.
     What they say together is p (logistic regression, cross-fitted in `folds`). `fields`: those it may see (default:
-    all). `allowed`: what a label may hang on, which is not looked at: words or sequences of them (with all that have
-    them in), or a feature by its name. **Where it finds nothing, it says each label's share and no more**: with
-    `prior: labels`, logit correction is then plain training.
+    all). `allowed`: what a label may hang on, which is found and left to the task: words or sequences of them (with
+    all that have them in), or a feature by its name. **Where it finds nothing, it says each label's share and no
+    more**: with `prior: labels`, logit correction is then plain training.
 
     `share` is 0.02. A cue on a third of the examples that is right nine times in ten explains 0.19 of two labels and
     0.37 of three; of SST-2's own words the first, “bad”, explains 0.011, of SNLI's 0.013. These are training data.
@@ -98,13 +117,25 @@ class Artifacts(BiasModel):
         others: Sequence[Example] = (),
     ) -> Floats:
         found = self.found(examples, labels, text_fields, seed, others)
-        if not found:
-            logger.info("bias model artifacts: no single feature gives away %.1f %% of the labels", 100 * self.share)
+        self._say_what_is_nowhere(examples, found)
+        for one in found:
+            may = ", which is allowed" if self._allows(one) else ""
+            logger.info("bias model artifacts: %s explains %.1f %% of the labels%s", one.name, 100 * one.explains, may)
+        corrected = [one for one in found if not self._allows(one)]
+        if not corrected:
+            more = " more than what is allowed" if found else ""
+            logger.info(
+                "bias model artifacts: no single feature gives away %.1f %% of the labels%s", 100 * self.share, more
+            )
             share_C = np.bincount(labels_of(examples), minlength=labels) / len(examples)
             return floored(np.tile(share_C, (len(examples) + len(others), 1)))
-        for one in found:
-            logger.info("bias model artifacts: %s explains %.1f %% of the labels", one.name, 100 * one.explains)
-        return floored(self._said(found, labels_of(examples), labels, self.fold_N(examples, seed)))
+        if words := perhaps_the_task(corrected, text_fields):
+            logger.warning(
+                "bias model artifacts: with one field of text these words may be the task itself, and are taken away "
+                "from it; to leave it some or all: allowed: [%s]",
+                ", ".join(words),
+            )
+        return floored(self._said(corrected, labels_of(examples), labels, self.fold_N(examples, seed)))
 
     def found(
         self,
@@ -114,7 +145,9 @@ class Artifacts(BiasModel):
         seed: int,
         others: Sequence[Example] = (),
     ) -> list[Artifact]:
-        """The features that give labels away, the one that explains most first. None is learned of `others`."""
+        """The features that give labels away, the one that explains most first, allowed or not: what an allowed one
+        explains is not looked for in others. None is learned of `others`.
+        """
         label_N, fold_N = labels_of(examples), self.fold_N(examples, seed)
         entropy = entropy_of(label_N)
         if entropy == 0:
@@ -153,24 +186,21 @@ class Artifacts(BiasModel):
                     raise
                 continue  # no word occurs that often
             order = sorted(range(len(texts)), key=lambda at: texts[at].count(" "))  # the shorter of equals
-            order = [at for at in order if not self._allows(texts[at])]
             found.add_words(counts_NV[:, order], [f"“{texts[at]}” in {field}" for at in order])
         for kind in self.relations:
             values_NR, names = relations(words_FN, fields, [kind])
             for value_N, name in zip(values_NR.T, names, strict=True):
                 found.add_cells(value_N, name, kind)
-        self._say_what_is_nowhere(words_FN, found.names)
-        return found.without(self.allowed)
+        return found
 
-    def _allows(self, sequence: str) -> bool:
-        """Whether something allowed is in it, word by word."""
-        return any(_has(sequence, one) for one in self.allowed)
+    def _allows(self, one: Artifact) -> bool:
+        return any(one.is_called(allowed) for allowed in self.allowed)
 
-    def _say_what_is_nowhere(self, words_FN: Sequence[Sequence[Sequence[str]]], names: Sequence[str]) -> None:
-        texts = [" ".join(words) for words_N in words_FN for words in words_N]
-        for one in self.allowed:
-            if one not in names and not any(_has(text, one) for text in texts):
-                logger.warning("bias model artifacts: allowed: %r is in no text, and no feature's name", one)
+    def _say_what_is_nowhere(self, examples: Sequence[Example], found: Sequence[Artifact]) -> None:
+        for allowed in self.allowed:
+            somewhere = any(_has(" ".join(words_of(text)), allowed) for one in examples for text in one.texts)
+            if not somewhere and not any(one.is_called(allowed) for one in found):
+                logger.warning("bias model artifacts: allowed: %r is in no text, and no feature's name", allowed)
 
     @staticmethod
     def _said(found: Sequence[Artifact], label_N: Ints, labels: int, fold_N: Ints) -> Floats:
@@ -210,11 +240,6 @@ class _Candidates:
         self.seen.append(seen_NK[:, np.asarray(seen_NK[: self.size].sum(axis=0)).ravel() > 0])
         self.names.append(name)
         self.kinds.append(kind)
-
-    def without(self, allowed: Sequence[str]) -> "_Candidates":
-        """The same, but for what is called so, which is not looked at."""
-        self.names = ["" if name in allowed else name for name in self.names]
-        return self
 
     def taken(self, at: int) -> Artifact:
         """The feature there, which is not looked at again."""

@@ -48,7 +48,7 @@ def counted(words_N: Words, longest: int, rarest: int = 2, learned_from: int | N
     try:
         from sklearn.feature_extraction.text import CountVectorizer
     except ImportError:
-        raise ValueError("a classifier of words needs scikit-learn: pip install 'debias[eval]'") from None
+        raise ValueError("a classifier of words needs scikit-learn: pip install scikit-learn") from None
     counter = CountVectorizer(analyzer=lambda words: sequences(words, longest), min_df=rarest)
     known_N = words_N[:learned_from]
     try:

@@ -154,7 +154,7 @@ def test_one_field_is_told_to_be_perhaps_the_task_itself() -> None:
     examples = [Example(str(i), (f"{('good', 'bad')[i % 2]} film n{i % 30}",), i % 2) for i in range(200)]
     one, _ = audit(Dataset("films", ("text",), "label", ("positive", "negative"), examples))
     assert [(word.text, word.label) for word in one.words] == [("bad", "negative"), ("good", "positive")]
-    assert one.bias_model == {"name": "artifacts"}
+    assert one.bias_model == {"name": "artifacts", "allowed": ["bad", "good"]}
     assert "may be the task itself" in one.verdict
 
 

@@ -119,21 +119,35 @@ def test_a_length_and_an_overlap_where_asked() -> None:
     overlaps = Artifacts(relations=("overlap",)).found(examples, 3, fields, 0)
     assert {one.kind for one in overlaps} == {"overlap"}
     assert not any("length" in one.name or "longer" in one.name for one in overlaps)
-    first = overlaps[0].name
-    left = found(examples, 3, fields, relations=("overlap",), allowed=(first,))
-    assert left
-    assert first not in [name for name, _ in left]
 
 
-def test_an_allowed_word_goes_with_all_that_have_it_in(caplog: pytest.LogCaptureFixture) -> None:
-    examples = [replace(one, texts=(one.texts[0].replace("!!", "so !!"),)) for one in cued()]
-    assert found(examples)[0][0] in ("“!!” in text", "“so” in text")
-    assert [name for name, _ in found(examples, allowed=("!!",))] == ["“so” in text"]  # and not “so !!”
-    assert found(examples, allowed=("So !!",))[0][0] in ("“!!” in text", "“so” in text")
-    assert found(examples, allowed=("!!", "so")) == []
-    assert "is in no text" not in caplog.text
-    assert found(examples, allowed=("!!", "so", "sö")) == []
+def test_what_is_allowed_is_found_and_left_to_the_task(caplog: pytest.LogCaptureFixture) -> None:
+    """A cue, and a word that is the task: only the cue is taken away, and nothing is looked for in the word's place."""
+    examples = [
+        replace(one, texts=(f"{one.texts[0]} so {'bad' if (n % 5 == 0) != (one.label == 1) else 'fine'} it was",))
+        for n, one in enumerate(cued())
+    ]
+    assert {name for name, _ in found(examples)} == {"“!!” in text", "“bad” in text"}
+    model = Artifacts(allowed=("Bad",))
+    assert {one.name for one in model.found(examples, 2, ("text",), 0)} == {"“!!” in text", "“bad” in text"}
+    with caplog.at_level(logging.INFO):
+        p_NC = np.exp(model.log_p(examples, 2, ("text",), 0))
+    assert "of the labels, which is allowed" in caplog.text
+    assert "may be the task itself" not in caplog.text  # “!!” has no meaning
+    label_N = np.array([one.label for one in examples])
+    for cue in (True, False):
+        of_cue_N = np.array([("!!" in one.texts[0]) == cue for one in examples])
+        assert p_NC[of_cue_N, 1].mean() == pytest.approx(label_N[of_cue_N].mean(), abs=0.01)
+        assert np.ptp(p_NC[of_cue_N, 1]) < 0.04  # whatever else is in the text; of five folds
+    both = Artifacts(allowed=("“!!” in text", "it was", "so bad", "bad", "sö"))
+    with caplog.at_level(logging.INFO):
+        said_NC = np.exp(both.log_p(examples, 2, ("text",), 0))
+    np.testing.assert_allclose(said_NC, np.tile(np.bincount(label_N) / 1200, (1200, 1)), rtol=1e-6)
+    assert "more than what is allowed" in caplog.text
     assert "allowed: 'sö' is in no text" in caplog.text
+    assert "'so bad' is in no text" not in caplog.text
+    Artifacts().log_p(examples, 2, ("text",), 0)
+    assert "may be the task itself, and are taken away from it; to leave it some or all: allowed: [bad]" in caplog.text
 
 
 def test_settings_that_name_nothing_are_said() -> None:
