@@ -16,7 +16,8 @@ class Disagreement(Order):
 
     `p_b` is what the bias model gives the right label, so that examples which its shortcut explains are seen seldom.
     The expected loss is that of weights `1 - p_b(y)`, in batches that are full of what is hard. With two labels that
-    balances a cue exactly where the bias model knows it; with three it falls short (a cue of strength 0.9 keeps 0.49).
+    balances a cue exactly, where the bias model knows it; with three it falls short: the label that a cue goes along
+    with 9 times in 10 is still that of 49 % of what is seen of it.
 
     Needs a bias model, or a first stage that keeps `log_p`; no groups. Costs the bias model. Fails where the bias model
     is sure of honest signal too, or where labels are wrong: mislabelled examples are seen most. The paper trains its

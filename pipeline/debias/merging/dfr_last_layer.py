@@ -81,8 +81,10 @@ class DFRLastLayer(Edit):
         c = self.c[0] if len(self.c) == 1 else self._chosen(scaled, generator)
         every_N = torch.arange(len(last.label_N))
         fits = [self._fit(scaled, balanced(every_N, last.cell_N, generator), c) for _ in range(self.retrainings)]
-        weight_CD = torch.stack([weight for weight, _ in fits]).mean(dim=0) / deviation_D
-        bias_C = torch.stack([bias for _, bias in fits]).mean(dim=0) - weight_CD @ mean_D if free else None
+        if not all(settled for *_, settled in fits):
+            logger.warning("WARNING: %s: a fit has not settled after %d steps; take more", self.name, self.steps)
+        weight_CD = torch.stack([weight for weight, *_ in fits]).mean(dim=0) / deviation_D
+        bias_C = torch.stack([bias for _, bias, _ in fits]).mean(dim=0) - weight_CD @ mean_D if free else None
         told = {"c": c, "cells": len(last.cell_sizes_K), "of_each_cell": int(last.cell_sizes_K.min())}
         return dataclasses.replace(last, weight_CD=weight_CD, bias_C=bias_C, told=told)
 
@@ -104,7 +106,7 @@ class DFRLastLayer(Edit):
         drawn = balanced(fitted, scaled.cell_N, generator)
         worst = {}
         for c in self.c:
-            weight_CD, bias_C = self._fit(scaled, drawn, c)
+            weight_CD, bias_C, _ = self._fit(scaled, drawn, c)
             said_M = (scaled.inputs_ND[judged] @ weight_CD.T + bias_C).argmax(dim=1)
             right_M = (said_M == scaled.label_N[judged]).double()
             cell_M = scaled.cell_N[judged]
@@ -114,14 +116,12 @@ class DFRLastLayer(Edit):
         logger.info("%s: c is %g; right in the worst cell of one half of the rows: %s", self.name, chosen, told)
         return chosen
 
-    def _fit(self, scaled: LastLayer, rows_M: Tensor, c: float) -> tuple[Tensor, Tensor]:
-        """W [C, D] and b [C] of the rows; b stays zero where the layer has none."""
+    def _fit(self, scaled: LastLayer, rows_M: Tensor, c: float) -> tuple[Tensor, Tensor, bool]:
+        """W [C, D] and b [C] of the rows, and whether the fit has settled; b stays zero where the layer has none."""
         free = scaled.bias_C is not None
         inputs_MD, label_M = scaled.inputs_ND[rows_M], scaled.label_N[rows_M]
         made, settled = lasso(inputs_MD, label_M, len(scaled.weight_CD), c, self.steps, free=free)
-        if not settled:
-            logger.warning("WARNING: %s: a fit has not settled after %d steps; take more", self.name, self.steps)
-        return made[:, :-1], made[:, -1]
+        return made[:, :-1], made[:, -1], settled
 
 
 def balanced(rows_M: Tensor, cell_N: Tensor, generator: torch.Generator) -> Tensor:
