@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 RECIPES = {
     "erm": "minilm_generated_erm",
     "edge": "minilm_generated_edge",
-    "logit_correction": "minilm_generated_logit_correction",
+    "artifacts": "minilm_generated_artifacts",
 }
 SUITES = ("generated", "generated_ood")
 

@@ -24,6 +24,7 @@ from debias.building.facts import (
     seen_by_stages,
     told_of,
 )
+from debias.building.groups import infer_groups
 from debias.building.idle_settings import asks_bias_model, say_what_has_no_effect
 from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
@@ -111,7 +112,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
         say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
     examples, validation = training_examples(config, base), validation_examples(config, base)
-    check_groups(loss, order, examples, bias_model)
+    check_groups(loss, order, examples, bias_model, inferred=config.groups is not None)
     seen = _seen(folder, first, examples, validation, told.facts)
     if folder.is_finished(order.size(facts_of(examples) | told.facts), arguments.world_size):
         return folder.path
@@ -140,13 +141,17 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
                 answers.write()
                 seen.write()
             built.trainer.train_dataset.facts["bias_log_p"] = answers.log_p
+        infer_groups(config, built.trainer.train_dataset.facts, folder.path, writes=first)
     built.figures.groups = groups
     summary.begin()
     with summary.failures((NonFiniteGradients, NotExact)):
         outcome = _fit(built, folder)
     trainer = built.trainer
-    how = {"status": "interrupted" if trainer.interrupted else "finished"}
-    ended = {**how, **selected(config, trainer), **_outcome(trainer, outcome, resumed=folder.checkpoint is not None)}
+    ended = {
+        "status": "interrupted" if trainer.interrupted else "finished",
+        **selected(config, trainer),
+        **_outcome(trainer, outcome, resumed=folder.checkpoint is not None),
+    }
     summary.end(ended)
     if trainer.interrupted:
         raise Interrupted(f"{folder.path}: stopped by SIGTERM at step {ended['steps']}, saved; go on with resume=true")
@@ -198,7 +203,7 @@ def _before(config: RunConfig, base: Path | None, loss: Loss, order: Order, mode
     check_answers(config, loss)
     refuse_what_cannot_fit(config, world_size())
     examples, validation = training_examples(config, base), validation_examples(config, base)
-    check_groups(loss, order, examples, model)
+    check_groups(loss, order, examples, model, inferred=config.groups is not None)
     for name, read in (("data.train", examples), ("data.validation", validation)):
         Seen(folder, writes=False).check(name, digests_of(read), Ids(read))
     told = _first_stage(config, base, examples, validation)

@@ -96,7 +96,12 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
     worst = {**shared, "loss": {"name": "cvar_dro", "alpha": 0.5, "step_size": 0.5}}
     mixed = {**shared, "loss": {"name": "learned_mixin", "penalty": 0.1, "step_size": 0.1}, "bias_model": PARTIAL}
     mixes = [settings(place, f"mixed_{name}", 4, deepspeed=ways[name], **mixed, **half) for name in ("ddp", "zero3")]
-    on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half), *mixes])
+    more = {
+        "ula": {**shared, "loss": {"name": "ula"}, "bias_model": PARTIAL},
+        "blind": {**shared, "loss": {"name": "blind", "step_size": 0.5, "gamma": 2.0}},
+    }
+    others = [settings(place, f"{name}_ddp", 4, **one, **half) for name, one in more.items()]
+    on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half), *mixes, *others])
     alone, focal_alone = (
         run(settings(place, "alone", **shared)),
         run(settings(place, "focal_alone", loss="focal", **sgd)),
@@ -119,6 +124,10 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
         assert float(want.abs().min()) > 1e-3
     plain = run(settings(place, "plain", **sgd))
+    for name, one in more.items():
+        one_process = run(settings(place, f"{name}_alone", **one))
+        assert largest_difference(adapter_of(place / f"{name}_ddp"), adapter_of(one_process)) < 1e-6, name
+        assert largest_difference(adapter_of(one_process), adapter_of(plain)) > 1e-5, name
     for other in (alone, focal_alone, worst_alone):
         assert largest_difference(adapter_of(other), adapter_of(plain)) > 1e-4  # a loss that is ignored would pass all
     assert largest_difference(adapter_of(mixed_alone), adapter_of(plain)) > 1e-5

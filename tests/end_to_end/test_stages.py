@@ -13,6 +13,7 @@ from train_many import on_ranks
 
 from debias.config.run import RunConfig
 from debias.data import generate
+from debias.data.disagreement import Disagreement
 from debias.errors import InputError
 from debias.inference.loading import load_run
 from debias.train import train
@@ -99,6 +100,27 @@ def test_resampling_changes_what_is_seen(place: Path, by: str) -> None:
     assert largest_difference(adapter_of(done), adapter_of(run(settings(place, f"not_{by}")))) > 1e-4
 
 
+@pytest.mark.parametrize("early", ["bias_model", "first_stage"])
+def test_disagreement_draws_by_what_was_said(place: Path, early: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whomever: what the order reads is what was kept of each example."""
+    blocks: dict[str, dict[str, Any]] = {
+        "bias_model": {"bias_model": {"name": "partial_input", "fields": ["hypothesis"]}},
+        "first_stage": {"first_stage": {"keep": "log_p", "settings": {"max_steps": 3}}},
+    }
+    drew, read = Disagreement.epoch, []
+
+    def spied(order: Disagreement, facts: Any, generator: Any) -> Any:
+        read.append(facts["bias_log_p"])
+        return drew(order, facts, generator)
+
+    monkeypatch.setattr(Disagreement, "epoch", spied)
+    done = run(settings(place, f"dpr_{early}", order="disagreement", method="erm", **blocks[early]))
+    with np.load(done / ("bias/partial_input.npz" if early == "bias_model" else "stages/said.npz")) as held:
+        assert read
+        assert all(np.allclose(one.numpy(), held["log_p"], atol=1e-3) for one in read)
+    assert largest_difference(adapter_of(done), adapter_of(run(settings(place, f"even_{early}", method="erm")))) > 1e-4
+
+
 @pytest.mark.slow
 def test_two_ranks_train_what_one_trains(place: Path) -> None:
     sgd = {"optim": "sgd", "learning_rate": 0.05, **JTT}
@@ -111,6 +133,10 @@ def test_two_ranks_train_what_one_trains(place: Path) -> None:
     ("changes", "message"),
     [
         ({"order": "upsampled"}, "order upsampled sees more of what a first stage got wrong; set first_stage.keep"),
+        (
+            {"order": "dpr"},
+            "order disagreement reads a bias model's probabilities, but bias_model is missing; name one",
+        ),
         ({"order": {"name": "resampled"}, "data": {"train": "my.jsonl"}}, "order resampled needs a group of each row"),
         (
             {"loss": "logit_correction"},

@@ -33,6 +33,7 @@ ALLOWED = {
     "runs": "errors hub ranks config",
     "adapters": "errors hub config models runs",
     "bias": "readouts config data",
+    "grouping": "config",
     "audit": "errors config data bias",
     "init": "errors config data runs audit",
     "eval.results": "errors eval.scores config data runs",
@@ -45,7 +46,7 @@ ALLOWED = {
     "engines": "readouts gradients ranks methods runs bias losses",
     "eval.comparing": "errors eval.scores eval.results eval.reading",
     "building": (
-        "errors readouts gradients ranks config models data methods runs adapters bias losses merging engines"
+        "errors readouts gradients ranks config models data methods runs adapters bias grouping losses merging engines"
     ),
     "debias": "errors methods engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",

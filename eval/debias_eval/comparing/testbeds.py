@@ -15,7 +15,7 @@ from debias_eval.scores.closing import Closed, gap_closed
 from debias_eval.scores.intervals import Interval
 
 # Of a method's settings, those that are its own wherever it is run.
-OF_METHODS = ("method", "loss", "bias_model", "bias_weight", "order", "first_stage")
+OF_METHODS = ("method", "loss", "bias_model", "bias_weight", "groups", "order", "first_stage")
 # What reads the groups of training examples, by the block of a run that names it.
 TOLD_GROUPS = {"loss": ("group_dro", "gerne"), "bias_model": ("groups",)}
 
@@ -185,10 +185,15 @@ def _data_of(run: Run) -> dict[str, Any]:
 
 
 def told_groups(config: Mapping[str, Any]) -> bool:
-    """Whether a run with these settings reads the groups of its training examples."""
+    """Whether a run with these settings reads the groups of its training examples that came with the data.
+
+    What its loss and its order read is told by nobody where `groups` says how they are inferred.
+    """
     order = config.get("order")
     by_group = isinstance(order, Mapping) and order.get("name") == "resampled" and order.get("by", "group") == "group"
-    return by_group or any(_names(config.get(block)) & set(names) for block, names in TOLD_GROUPS.items())
+    inferred = bool(config.get("groups"))
+    blocks = {name: rows for name, rows in TOLD_GROUPS.items() if not (inferred and name == "loss")}
+    return (by_group and not inferred) or any(_names(config.get(name)) & set(rows) for name, rows in blocks.items())
 
 
 def _names(block: Any) -> set[str]:

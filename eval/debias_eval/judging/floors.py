@@ -33,7 +33,7 @@ def partial_input(suite: Suite, examples: Sequence[Example], seed: int = 0) -> d
     if not suite.input_ablation or any(example.image is not None for example in examples):
         return None
     if find_spec("sklearn") is None:
-        logger.info("suite %s: no partial-input floor, it needs scikit-learn: pip install 'debias[eval]'", suite.name)
+        logger.info("suite %s: no partial-input floor, it needs scikit-learn: pip install scikit-learn", suite.name)
         return None
     rows = subset(examples, MOST_ROWS, seed)
     try:

@@ -12,6 +12,7 @@ from debias_eval.results.summary import points
 from debias_eval.scores.intervals import Interval
 
 HEADER = ("suite", "method", "group", "n", "floor %", "ceiling %", "method %", "gap", "closed", "bootstrap", "seeds")
+LISTED = 4  # rows that a note names; of more it says how many
 COSTS = ("method", "seconds", "of the floor's", "CPU seconds", "of the floor's", "examples seen", "before the run")
 CAPTION = (
     "closed = (method - floor) / (ceiling - floor), 1 is all of it. Brackets: 95 % interval over seeds, on these test "
@@ -82,7 +83,12 @@ def _notes(found: Closings) -> list[str]:
         pairing = "" if row.closed.pairing.endswith("paired seeds") else row.closed.pairing
         for text in filter(None, (row.closed.why, pairing)):
             notes.setdefault(text, []).append(f"{row.method} on {row.suite}")
-    return [f"{', '.join(where)}: {text}" for text, where in notes.items()]
+    return [f"{_where(where, len(found.rows))}: {text}" for text, where in notes.items()]
+
+
+def _where(rows: Sequence[str], of: int) -> str:
+    """Which rows, or where the table shows them well enough how many."""
+    return ", ".join(rows) if len(rows) <= LISTED else f"{len(rows)} of {of} rows"
 
 
 def _cost(one: Cost) -> tuple[Cell, ...]:

@@ -59,8 +59,12 @@ class Run:
         `erm` is plain fine-tuning alone: a run with that rule and another loss, order or bias model is no baseline.
         """
         rule = str(self.method.get("name") or "")
-        parts = {key: self.config.get(key) if self.config else self.info.get(key) for key in (*PARTS, "first_stage")}
+        parts = {
+            key: self.config.get(key) if self.config else self.info.get(key)
+            for key in (*PARTS, "first_stage", "groups")
+        }
         others = [name for key, usual in PARTS.items() if (name := _name_of(parts[key])) not in ("", usual)]
+        others += [f"groups {groups}"] if (groups := _name_of(parts["groups"])) else []
         others += ["class_weights"] if _has(parts["loss"], "class_weights") else []
         others += ["first_stage"] if parts["first_stage"] else []
         others += ["swap"] if _has(self.config.get("data") if self.config else self.info, "swap") else []

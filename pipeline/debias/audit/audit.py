@@ -12,13 +12,13 @@ import numpy as np
 
 from debias.audit.fields import Alone, Relation, alone, related
 from debias.audit.reading import Dataset
-from debias.audit.suggestion import Findings, Strong, suggested, verdict
+from debias.audit.suggestion import Findings, suggested, verdict
 from debias.audit.sureness import Interval, wilson
 from debias.audit.words import Word, WordTable, table_of, words_found
 from debias.bias.artifacts import Artifacts
 from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of
 from debias.bias.calibration import out_of_fold
-from debias.bias.features import counted, relations, weighted, words_of
+from debias.bias.features import KINDS, counted, relations, weighted, words_of
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
 from debias.data import Example
 from debias.errors import InputError
@@ -56,6 +56,15 @@ class Tested:
     interval: Interval
     most: float
     shared: int
+
+
+@dataclass(frozen=True)
+class Strong:
+    """A single feature that explains much: that share of the labels' entropy, beyond those before it, out of fold."""
+
+    name: str
+    explains: float
+    kind: str  # word, overlap, length or negation
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,8 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     words, looked_at = words_found(tables)
     values_NR, relation_names = relations(words_FN, names)
     of_relations = related(values_NR, relation_names, label_N, data.labels)
-    strong = Artifacts().found(data.examples, len(data.labels), names, seed)
-    findings = Findings(names, of_fields, words, of_relations, tuple(Strong(one.name, one.explains) for one in strong))
+    strong = Artifacts(relations=KINDS).found(data.examples, len(data.labels), names, seed)
+    findings = Findings(names, of_fields, words, of_relations, strong)
     p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)
     return Audit(
         name=data.name,
@@ -128,7 +137,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         labels={label: int((label_N == at).sum()) for at, label in enumerate(data.labels)},
         verdict=verdict(findings),
         bias_model=suggested(findings),
-        strong=tuple(findings.strong),
+        strong=tuple(Strong(one.name, one.explains, one.kind) for one in strong),
         alone=tuple(of_fields),
         words=tuple(words),
         looked_at=looked_at,

@@ -57,7 +57,7 @@ def labels_of(
     where: str, field: str, rows: Sequence[tuple[int, Any]], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
     """The labels that occur, in the order of their names; a row without a gold label has none."""
-    seen = Counter(_named(row.get(field), classes) for _, row in rows)
+    seen = Counter(named(row.get(field), classes) for _, row in rows)
     for value in (None, "", *NO_GOLD_LABEL):
         seen.pop(value, None)
     if len(seen) > MOST_LABELS:
@@ -72,7 +72,8 @@ def labels_of(
     return tuple(sorted(str(value) for value in seen))
 
 
-def _named(value: Any, classes: Sequence[str] | None) -> str | None:
+def named(value: Any, classes: Sequence[str] | None) -> str | None:
+    """The label of a cell: of a number its name among the `classes`; None of an empty one."""
     if classes and isinstance(value, int) and 0 <= value < len(classes):
         return classes[value]
     return None if value is None else str(value)

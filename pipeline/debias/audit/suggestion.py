@@ -6,15 +6,7 @@ from typing import Any
 
 from debias.audit.fields import Alone, Relation
 from debias.audit.words import Word
-from debias.bias.artifacts import Artifacts
-
-
-@dataclass(frozen=True)
-class Strong:
-    """A single feature that explains much: that share of the labels' entropy, beyond those before it, out of fold."""
-
-    name: str
-    explains: float
+from debias.bias.artifacts import WORD, Artifact, Artifacts, perhaps_the_task
 
 
 @dataclass(frozen=True)
@@ -25,17 +17,18 @@ class Findings:
     alone: Sequence[Alone]
     words: Sequence[Word]
     relations: Sequence[Relation]
-    strong: Sequence[Strong]
+    strong: Sequence[Artifact]
 
 
 def suggested(seen: Findings) -> dict[str, Any] | None:
     """The `bias_model:` block that sees what was found, None where nothing is to be corrected.
 
-    Single features that explain much are corrected for alone. Of one field's many weak words none is: they are the
-    task's own more likely than not, and full correction for them harms (BENCHMARKS.md, planted SST-2 without its cue).
+    Single features that explain much are corrected for alone; what texts share, their lengths and negations only where
+    no word is such a feature, for they may be the task (BENCHMARKS.md, SNLI). Of one field's many weak words none is:
+    they are the task's own more likely than not, and full correction for them harms (planted SST-2 without its cue).
     """
     if seen.strong:
-        return {"name": "artifacts"}
+        return of_artifacts(seen.strong, seen.fields)
     if len(seen.fields) == 1:
         return None
     if any(one.found for one in seen.relations):
@@ -46,6 +39,15 @@ def suggested(seen: Findings) -> dict[str, Any] | None:
     if len(leaking) == len(seen.fields):
         return {"name": "lexical", "relations": False}
     return {"name": "partial_input", "fields": [field for field in seen.fields if field in leaking]}
+
+
+def of_artifacts(found: Sequence[Artifact], fields: Sequence[str]) -> dict[str, Any]:
+    """The block of the bias model `artifacts`, with what a label may well hang on left to the task."""
+    if allowed := perhaps_the_task(found, fields):
+        return {"name": "artifacts", "allowed": allowed}
+    if any(one.word for one in found):
+        return {"name": "artifacts"}
+    return {"name": "artifacts", "relations": _relations(found)}
 
 
 def verdict(seen: Findings) -> str:
@@ -64,16 +66,26 @@ def verdict(seen: Findings) -> str:
     line = "; ".join(found)
     line = f"{line[0].upper()}{line[1:]}."
     if len(seen.fields) > 1:
-        return line
+        return f"{line} {_CAREFUL}" if _relations(seen.strong) else line
     if not seen.strong:
         return (
             f"{line} But no single feature explains {_percent(Artifacts.share)} of the labels. With one field of text, "
             "many weak words are the task itself more likely than not: nothing is to be corrected."
         )
     return (
-        f"{line} With one field of text, words may be the task itself: correct what a label should not hang on, and "
-        "nothing else."
+        f"{line} With one field of text, words may be the task itself: those in `allowed` are left to it, and what a "
+        "label should not hang on is to be taken out of there."
     )
+
+
+_CAREFUL = (
+    "What texts share, their lengths and negations may be the task itself: name in `relations` only what a label "
+    "should not hang on, or correct half of it (`tau: 0.5`)."
+)
+
+
+def _relations(found: Sequence[Artifact]) -> list[str]:
+    return sorted({one.kind for one in found} - {WORD})
 
 
 def _percent(share: float) -> str:

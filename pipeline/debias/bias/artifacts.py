@@ -5,17 +5,18 @@ Shapes: N examples, M others, C labels, F fields, V words, K cells of a feature.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from debias.bias.base import BiasModel, Floats, Ints, check_folds, floored, folds_by_source, labels_of
-from debias.bias.features import counted, relations, words_of
+from debias.bias.features import KINDS, counted, relations, words_of
 from debias.bias.lexical import check_words, judged_out_of_fold
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
+WORD = "word"
 CELLS = 8  # of a length or an overlap: eighths of the data
 SURE = 0.05  # the chance that any of the features looked at is found where labels are dealt out at random
 TRIES = 20  # features that seem to give something away, and do not out of fold, before the search ends
@@ -24,25 +25,48 @@ TRIES = 20  # features that seem to give something away, and do not out of fold,
 @dataclass(frozen=True)
 class Artifact:
     """A feature that gives the label away. `explains`: how much of the labels' entropy, beyond those before it and out
-    of fold; `seen_NK`: its cells, [N + M, K] of 0 and 1, in one of which an example is, or in none.
+    of fold; `seen_NK`: its cells, [N + M, K] of 0 and 1, in one of which an example is, or in none; `kind`: word, or
+    the relation that it is.
     """
 
     name: str
     explains: float
     seen_NK: Any
+    kind: str = WORD
+
+    @property
+    def word(self) -> str | None:
+        """The word or the words that it is, None of a relation."""
+        return self.name[1:].rpartition("” in ")[0] if self.kind == WORD else None
+
+    def is_called(self, allowed: str) -> bool:
+        """Whether that is its name, or is in its words, side by side."""
+        return self.name == allowed or (self.word is not None and _has(self.word, allowed))
+
+
+def perhaps_the_task(found: Sequence[Artifact], fields: Sequence[str]) -> list[str]:
+    """The words that a label may well hang on: of a single field, those with a letter in them.
+
+    Of two fields the task is how they relate, and no word of one should tell; in one field words have their meaning.
+    """
+    if len(fields) > 1:
+        return []
+    return [one.word for one in found if one.word and any(sign.isalpha() for sign in one.word)]
 
 
 @dataclass(frozen=True)
 class Artifacts(BiasModel):
-    """Words, lengths and overlaps each of which explains a good share of the labels alone: what no task hangs on.
+    """Words, and lengths and overlaps if asked, each of which explains a good share of the labels by itself.
 
     In a task that takes understanding no single feature should give the label away; one that does is an artifact of
     how the data were made (Gardner et al.). So the feature that explains most is looked for, then the one that explains
     most beyond it, until none explains `share` of the entropy of the labels, out of fold and surely; at most `most`.
-    Looked at are words and sequences of up to `longest` of each field, and, with `relations`, each field's length and
-    negation and how the fields overlap. What they say together is p (logistic regression, cross-fitted in `folds`).
-    `fields`: those it may see (default: all). **Where it finds nothing, it says each label's share and no more**: with
-    `prior: labels`, logit correction is then plain training.
+    Looked at are words and sequences of up to `longest` of each field, and those `relations` that are named: `overlap`
+    of the fields, their `length`, `negation`; none by default: what texts share is often what the task is about.
+    What they say together is p (logistic regression, cross-fitted in `folds`). `fields`: those it may see (default:
+    all). `allowed`: what a label may hang on, which is found and left to the task: words or sequences of them (with
+    all that have them in), or a feature by its name. **Where it finds nothing, it says each label's share and no
+    more**: with `prior: labels`, logit correction is then plain training.
 
     `share` is 0.02. A cue on a third of the examples that is right nine times in ten explains 0.19 of two labels and
     0.37 of three; of SST-2's own words the first, “bad”, explains 0.011, of SNLI's 0.013. These are training data.
@@ -62,11 +86,16 @@ class Artifacts(BiasModel):
     most: int = 10
     fields: tuple[str, ...] = ()
     longest: int = 2
-    relations: bool = True
+    relations: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
     folds: int = 5
 
     def __post_init__(self) -> None:
         check_folds(self.folds)
+        if not all(isinstance(one, str) and one.strip() for one in self.allowed):
+            raise ValueError(f"allowed is {list(self.allowed)}, expected words, or features as the log calls them")
+        if not set(self.relations) <= set(KINDS):
+            raise ValueError(f"relations is {list(self.relations)}, expected some of {', '.join(KINDS)}")
         if not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}, expected a share of the labels' entropy between 0 and 1")
         for name in ("most", "longest"):
@@ -88,13 +117,25 @@ class Artifacts(BiasModel):
         others: Sequence[Example] = (),
     ) -> Floats:
         found = self.found(examples, labels, text_fields, seed, others)
-        if not found:
-            logger.info("bias model artifacts: no single feature gives away %.1f %% of the labels", 100 * self.share)
+        self._say_what_is_nowhere(examples, found)
+        for one in found:
+            may = ", which is allowed" if self._allows(one) else ""
+            logger.info("bias model artifacts: %s explains %.1f %% of the labels%s", one.name, 100 * one.explains, may)
+        corrected = [one for one in found if not self._allows(one)]
+        if not corrected:
+            more = " more than what is allowed" if found else ""
+            logger.info(
+                "bias model artifacts: no single feature gives away %.1f %% of the labels%s", 100 * self.share, more
+            )
             share_C = np.bincount(labels_of(examples), minlength=labels) / len(examples)
             return floored(np.tile(share_C, (len(examples) + len(others), 1)))
-        for one in found:
-            logger.info("bias model artifacts: %s explains %.1f %% of the labels", one.name, 100 * one.explains)
-        return floored(self._said(found, labels_of(examples), labels, self.fold_N(examples, seed)))
+        if words := perhaps_the_task(corrected, text_fields):
+            logger.warning(
+                "bias model artifacts: with one field of text these words may be the task itself, and are taken away "
+                "from it; to leave it some or all: allowed: [%s]",
+                ", ".join(words),
+            )
+        return floored(self._said(corrected, labels_of(examples), labels, self.fold_N(examples, seed)))
 
     def found(
         self,
@@ -104,7 +145,9 @@ class Artifacts(BiasModel):
         seed: int,
         others: Sequence[Example] = (),
     ) -> list[Artifact]:
-        """The features that give labels away, the one that explains most first. None is learned of `others`."""
+        """The features that give labels away, the one that explains most first, allowed or not: what an allowed one
+        explains is not looked for in others. None is learned of `others`.
+        """
         label_N, fold_N = labels_of(examples), self.fold_N(examples, seed)
         entropy = entropy_of(label_N)
         if entropy == 0:
@@ -119,11 +162,11 @@ class Artifacts(BiasModel):
                 or (best := candidates.best(label_N, p_NC, labels, self.share * entropy)) is None
             ):
                 break
-            name, seen_NK = candidates.taken(best)
-            with_it = self._said([*found, Artifact(name, 0.0, seen_NK)], label_N, labels, fold_N)
+            taken = candidates.taken(best)
+            with_it = self._said([*found, taken], label_N, labels, fold_N)
             fallen = loss - (new := log_loss(with_it, label_N))
             if fallen >= self.share * entropy:
-                found.append(Artifact(name, fallen / entropy, seen_NK))
+                found.append(replace(taken, explains=fallen / entropy))
                 p_NC, loss = with_it, new
         return found
 
@@ -144,11 +187,20 @@ class Artifacts(BiasModel):
                 continue  # no word occurs that often
             order = sorted(range(len(texts)), key=lambda at: texts[at].count(" "))  # the shorter of equals
             found.add_words(counts_NV[:, order], [f"“{texts[at]}” in {field}" for at in order])
-        if self.relations:
-            values_NR, names = relations(words_FN, fields)
+        for kind in self.relations:
+            values_NR, names = relations(words_FN, fields, [kind])
             for value_N, name in zip(values_NR.T, names, strict=True):
-                found.add_cells(value_N, name)
+                found.add_cells(value_N, name, kind)
         return found
+
+    def _allows(self, one: Artifact) -> bool:
+        return any(one.is_called(allowed) for allowed in self.allowed)
+
+    def _say_what_is_nowhere(self, examples: Sequence[Example], found: Sequence[Artifact]) -> None:
+        for allowed in self.allowed:
+            somewhere = any(_has(" ".join(words_of(text)), allowed) for one in examples for text in one.texts)
+            if not somewhere and not any(one.is_called(allowed) for one in found):
+                logger.warning("bias model artifacts: allowed: %r is in no text, and no feature's name", allowed)
 
     @staticmethod
     def _said(found: Sequence[Artifact], label_N: Ints, labels: int, fold_N: Ints) -> Floats:
@@ -169,6 +221,7 @@ class _Candidates:
         self.size = size
         self.seen: list[Any] = []  # each [N + M, K] sparse, of words K is 1
         self.names: list[str] = []
+        self.kinds: list[str] = []
         self.words: list[tuple[int, Any]] = []  # where the words of a field begin, and all of them, [N, V]
 
     def add_words(self, counts_NV: Any, names: Sequence[str]) -> None:
@@ -176,8 +229,9 @@ class _Candidates:
         self.words.append((len(self.names), present_NV[: self.size]))
         self.seen += [present_NV[:, [at]] for at in range(present_NV.shape[1])]
         self.names += names
+        self.kinds += [WORD] * len(names)
 
-    def add_cells(self, value_N: Floats, name: str) -> None:
+    def add_cells(self, value_N: Floats, name: str, kind: str) -> None:
         from scipy import sparse
 
         edges = edges_of(value_N[: self.size])
@@ -185,11 +239,12 @@ class _Candidates:
         seen_NK = sparse.csc_matrix(np.eye(len(edges) + 1)[cell_N])
         self.seen.append(seen_NK[:, np.asarray(seen_NK[: self.size].sum(axis=0)).ravel() > 0])
         self.names.append(name)
+        self.kinds.append(kind)
 
-    def taken(self, at: int) -> tuple[str, Any]:
+    def taken(self, at: int) -> Artifact:
         """The feature there, which is not looked at again."""
         found, self.names[at] = self.names[at], ""
-        return found, self.seen[at]
+        return Artifact(found, 0.0, self.seen[at], self.kinds[at])
 
     def best(self, label_N: Ints, p_NC: Floats, labels: int, least: float) -> int | None:
         """The feature that would lower the log loss of p most, by `least` nats and surely; None if none does."""
@@ -217,6 +272,11 @@ class _Candidates:
             gain_V[at] = surprise(cells_NK.T @ one_NC, cells_NK.T @ p_NC).sum()
             degrees_V[at] = max(1, cells_NK.shape[1] - 1) * (one_NC.shape[1] - 1)
         return gain_V / self.size, degrees_V
+
+
+def _has(sequence: str, words: str) -> bool:
+    """Whether these words stand in it side by side."""
+    return f" {' '.join(words_of(words))} " in f" {sequence} "
 
 
 def edges_of(value_N: Floats) -> Floats:

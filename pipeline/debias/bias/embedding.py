@@ -83,5 +83,5 @@ def linear_classifier() -> Any:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError:
-        raise ValueError("a linear model of hidden states needs scikit-learn: pip install 'debias[eval]'") from None
+        raise ValueError("a linear model of hidden states needs scikit-learn: pip install scikit-learn") from None
     return make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))

@@ -4,7 +4,7 @@ Shapes: N examples, F fields, V words and sequences of words, R relations.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -23,6 +23,7 @@ NEGATIONS = frozenset(  # of English alone
     {"no", "not", "never", "nobody", "none", "nothing", "nowhere", "neither", "nor", "cannot", "without"}
     | {"n't", "n’t", "dont", "doesnt", "didnt", "isnt", "arent", "wasnt", "wont", "cant"}
 )
+KINDS = ("overlap", "length", "negation")  # of relations
 _LENGTHS_APART = 3.0  # logarithms of ratios beyond e^3 are one and the same
 
 
@@ -47,7 +48,7 @@ def counted(words_N: Words, longest: int, rarest: int = 2, learned_from: int | N
     try:
         from sklearn.feature_extraction.text import CountVectorizer
     except ImportError:
-        raise ValueError("a classifier of words needs scikit-learn: pip install 'debias[eval]'") from None
+        raise ValueError("a classifier of words needs scikit-learn: pip install scikit-learn") from None
     counter = CountVectorizer(analyzer=lambda words: sequences(words, longest), min_df=rarest)
     known_N = words_N[:learned_from]
     try:
@@ -70,22 +71,30 @@ def weighted(counts_NV: Any, learned_from: int | None = None) -> Any:
     return TfidfTransformer(sublinear_tf=True).fit(counts_NV[:learned_from]).transform(counts_NV)
 
 
-def relations(words_FN: Sequence[Words], names: Sequence[str]) -> tuple[Floats, list[str]]:
-    """How the fields of each example relate, [N, R], and what each column is called.
+def relations(
+    words_FN: Sequence[Words], names: Sequence[str], kinds: Collection[str] = KINDS
+) -> tuple[Floats, list[str]]:
+    """How the fields of each example relate, [N, R], and what each column is called; of these `kinds` alone.
 
-    Of every field its length in words and whether it has a negation; of every two fields the share of the words of one
-    that are in the other, whether all are, whether they are there side by side, and which is longer.
+    Of every field its length in words and whether it has a negation; of every two fields the overlap, that is the share
+    of the words of one that are in the other, whether all are, whether they are there side by side, and which is
+    longer.
     """
     columns: dict[str, Any] = {}
     lengths = [np.array([len(words) for words in words_N]) for words_N in words_FN]
     for name, words_N, length_N in zip(names, words_FN, lengths, strict=True):
-        columns[f"length of {name}"] = np.log1p(length_N)
-        columns[f"negation in {name}"] = [bool(NEGATIONS.intersection(words)) for words in words_N]
+        if "length" in kinds:
+            columns[f"length of {name}"] = np.log1p(length_N)
+        if "negation" in kinds:
+            columns[f"negation in {name}"] = [bool(NEGATIONS.intersection(words)) for words in words_N]
     for one, other in permutations(range(len(names)), 2):
-        columns |= _of_two(words_FN[one], words_FN[other], names[one], names[other])
-        if one < other:
+        if "overlap" in kinds:
+            columns |= _of_two(words_FN[one], words_FN[other], names[one], names[other])
+        if "length" in kinds and one < other:
             apart_N = np.log1p(lengths[one]) - np.log1p(lengths[other])
             columns[f"{names[one]} longer than {names[other]}"] = apart_N.clip(-_LENGTHS_APART, _LENGTHS_APART)
+    if not columns:
+        return np.zeros((len(words_FN[0]), 0)), []
     return np.array(list(columns.values()), dtype=np.float64).T, list(columns)
 
 

@@ -17,7 +17,7 @@ from debias.data.examples import Example
 # A stage trains plainly, and is judged at its end alone: what the run says of these is not the stage's.
 PLAIN: dict[str, Any] = {
     **{"method": "erm", "gradients": "auto", "loss": "cross_entropy", "order": "shuffled", "debias_head": False},
-    **{"bias_model": None, "bias_weight": "self", "first_stage": None, "selection": "last"},
+    **{"bias_model": None, "bias_weight": "self", "groups": None, "first_stage": None, "selection": "last"},
     **{"eval_strategy": "no", "eval_steps": None, "report_to": "none"},
     **{"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay": 0.0, "num_train_epochs": 1.0},
 }

@@ -133,5 +133,5 @@ def linear_classifier() -> Any:
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise ValueError("a classifier of words needs scikit-learn: pip install 'debias[eval]'") from None
+        raise ValueError("a classifier of words needs scikit-learn: pip install scikit-learn") from None
     return LogisticRegression(C=1.0, solver="newton-cg", tol=1e-6, max_iter=200)

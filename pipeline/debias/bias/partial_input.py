@@ -83,7 +83,7 @@ def word_classifier() -> Any:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
     except ImportError:
-        raise ValueError("a classifier of words needs scikit-learn: pip install 'debias[eval]'") from None
+        raise ValueError("a classifier of words needs scikit-learn: pip install scikit-learn") from None
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
     # Newton to full convergence: the same answers as lbfgs run to its end, in a fifth of the time.
     return make_pipeline(words, LogisticRegression(C=1.0, solver="newton-cg", tol=1e-8, max_iter=200))

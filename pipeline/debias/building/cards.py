@@ -13,6 +13,7 @@ from debias.bias import BIAS_MODELS
 from debias.config.blocks import EXPECTS
 from debias.data.orders import ORDERS
 from debias.errors import InputError
+from debias.grouping import GROUPINGS
 from debias.losses import LOSSES
 from debias.merging import EDITS
 from debias.methods import METHODS
@@ -31,6 +32,7 @@ SHELVES = (
     Shelf("rule", "method: {name: NAME}", METHODS),
     Shelf("loss", "loss: {name: NAME}", LOSSES),
     Shelf("bias model", "bias_model: {name: NAME}", BIAS_MODELS),
+    Shelf("groups", "groups: {name: NAME}", GROUPINGS),
     Shelf("order of the data", "order: {name: NAME}", ORDERS),
     Shelf("adapter", "adapter: {type: NAME}", ADAPTERS),
     Shelf("edit", "debias edit NAME RUN... -o FOLDER --set KEY=VALUE", EDITS),

@@ -22,7 +22,7 @@ from debias.config.run import RunConfig
 from debias.data import Example
 from debias.data.digests import digests_of_rows
 from debias.data.order import Order
-from debias.data.resampled import Resampled
+from debias.data.resampled import reads_groups
 from debias.data.tables import Ids
 from debias.errors import InputError
 from debias.losses import Loss
@@ -37,11 +37,22 @@ logger = logging.getLogger(__name__)
 Kept = tuple[np.ndarray, str, str]  # log-probabilities, the digest of what they depend on, and that of the rows alone
 
 
-def check_groups(loss: Loss, order: Order, examples: Sequence[Example], bias_model: BiasModel | None = None) -> None:
-    """InputError where the loss, the order or the bias model reads groups and a training example has none."""
-    readers = [f"loss {loss.name}"] if "group" in loss.reads else []
-    if isinstance(order, Resampled) and order.by == "group":
-        readers.append(f"order {order.name}")
+def check_groups(
+    loss: Loss,
+    order: Order,
+    examples: Sequence[Example],
+    bias_model: BiasModel | None = None,
+    *,
+    inferred: bool = False,
+) -> None:
+    """InputError where the loss, the order or the bias model reads groups and a training example has none.
+
+    Groups that are `inferred` are there for the loss and the order, and not for the bias model that they are made of.
+    """
+    readers = []
+    if not inferred:
+        readers += [f"loss {loss.name}"] if "group" in loss.reads else []
+        readers += [f"order {order.name}"] if reads_groups(order) else []
     if bias_model is not None and bias_model.needs("group"):
         readers.append(f"bias_model {bias_model.name}")
     without = next((example for example in examples if example.group is None), None) if readers else None
@@ -198,7 +209,9 @@ NOT_TOLD = {
 def told_of(stage: RunConfig) -> str:
     """What a run before the run depends on, beside its examples; the same on any number of ranks."""
     told = stage.model_dump(exclude=NOT_TOLD)
-    if stage.stop_when_learned is None:  # a run of a version that had no such setting
+    if stage.groups is None:  # a run of a version that had no such setting
+        del told["groups"]
+    if stage.stop_when_learned is None:  # nor this one
         del told["stop_when_learned"]
     else:  # how often it looks decides where it stops
         told["logging_steps"] = stage.logging_steps

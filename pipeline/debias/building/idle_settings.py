@@ -10,6 +10,7 @@ from debias.config.data import DataConfig
 from debias.config.run import RunConfig
 from debias.data.files import kind_of
 from debias.data.orders import make_order
+from debias.data.resampled import reads_groups
 from debias.losses import make_loss
 from debias.methods import make_rule
 
@@ -73,8 +74,10 @@ def _of_what_is_easy(config: RunConfig) -> dict[str, str]:
     """A bias model that is fitted, or a first stage that is trained, and asked by nobody."""
     stage = config.first_stage
     found = {}
+    if config.groups is not None and not reads_inferred_groups(config):
+        found["groups"] = "neither the loss nor the order reads groups"
     asked = asks_bias_model(config) or _makes_groups(config)
-    why = "neither the loss nor the bias weight reads it (selection pseudo_groups does)"
+    why = "neither the loss, the order nor the bias weight reads it (selection pseudo_groups does)"
     if not asked:
         found["bias_model"] = why
     if stage is None:
@@ -89,9 +92,17 @@ def _of_what_is_easy(config: RunConfig) -> dict[str, str]:
 
 
 def asks_bias_model(config: RunConfig) -> bool:
-    """Whether the loss, the bias weight or the selection reads what a bias model says."""
+    """Whether the loss, the order, the bias weight, inferred groups or the selection read what a bias model says."""
     weighted = make_rule(config.method).uses_bias and config.bias_weight.source == "bias_model"
-    return weighted or config.selection == "pseudo_groups" or "bias_log_p" in make_loss(config.loss).reads
+    reads = make_loss(config.loss).reads | make_order(config.order).reads
+    groups = config.groups is not None and reads_inferred_groups(config)
+    return weighted or groups or config.selection == "pseudo_groups" or "bias_log_p" in reads
+
+
+def reads_inferred_groups(config: RunConfig) -> bool:
+    """Whether the loss or the order reads groups, or the weights that come with some that are inferred."""
+    order = make_order(config.order)
+    return "group" in make_loss(config.loss).reads or reads_groups(order) or "draw_weight" in order.reads
 
 
 def _makes_groups(config: RunConfig) -> bool:

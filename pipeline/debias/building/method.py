@@ -4,8 +4,9 @@ from debias.bias import BiasModel, BiasWeightSource, ColumnWeight, ModelWeight, 
 from debias.config.run import BiasWeight, RunConfig
 from debias.data.order import Order
 from debias.data.orders import make_order
-from debias.data.resampled import Resampled
+from debias.data.resampled import reads_groups
 from debias.errors import InputError
+from debias.grouping import make_grouping
 from debias.losses import EVERY_LABEL, Loss, make_loss
 
 
@@ -20,8 +21,8 @@ def build_loss(config: RunConfig) -> Loss:
         raise InputError(f"loss {loss.name} reads a bias model's probabilities, but bias_model is missing; name one")
     if "teacher_log_p" in loss.reads and (config.first_stage is None or config.first_stage.keep != "teacher"):
         raise InputError(f"loss {loss.name} reads what a teacher says; set first_stage.keep: teacher")
-    if "group" in loss.reads and not _has_groups(config):
-        raise InputError(f"loss {loss.name} needs a group of each row; set data.group_field to the column that has it")
+    if "group" in loss.reads and not (_has_groups(config) or config.groups):
+        raise InputError(f"loss {loss.name} {NO_GROUPS}")
     if EVERY_LABEL in loss.reads and config.answer_probability != "product":
         raise InputError(
             f"loss {loss.name} reads answers of one token each: answer_probability has no effect; remove it"
@@ -32,11 +33,24 @@ def build_loss(config: RunConfig) -> Loss:
 def build_order(config: RunConfig) -> Order:
     """Which examples make an epoch; InputError where the run has not what that is decided by."""
     order = make_order(config.order)
-    if isinstance(order, Resampled) and order.by == "group" and not _has_groups(config):
-        raise InputError("order resampled needs a group of each row; set data.group_field to the column that has it")
+    if reads_groups(order) and not (_has_groups(config) or config.groups):
+        raise InputError(f"order {order.name} {NO_GROUPS}")
+    if "draw_weight" in order.reads and not _gives_draw_weight(config):
+        raise InputError(f"order {order.name} draws by the clusters of groups spare; set groups: spare")
     if "error" in order.reads and (config.first_stage is None or config.first_stage.keep != "errors"):
         raise InputError(f"order {order.name} sees more of what a first stage got wrong; set first_stage.keep: errors")
+    if "bias_log_p" in order.reads and not config.has_bias_log_p:
+        raise InputError(f"order {order.name} reads a bias model's probabilities, but bias_model is missing; name one")
     return order
+
+
+NO_GROUPS = (
+    "needs a group of each row; set data.group_field to the column that has it, or let a bias model say them (groups)"
+)
+
+
+def _gives_draw_weight(config: RunConfig) -> bool:
+    return config.groups is not None and "draw_weight" in make_grouping(config.groups).gives
 
 
 def _has_groups(config: RunConfig) -> bool:

@@ -19,7 +19,8 @@ def edit(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="EDIT", help="soup, greedy_soup, model_stock, truncate, scale (wise_ft) or afr_last_layer."
+            metavar="EDIT",
+            help="soup, greedy_soup, model_stock, truncate, scale (wise_ft), afr_last_layer or dfr_last_layer.",
         ),
     ],
     adapters: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Folders of runs or adapters.")],

@@ -295,7 +295,8 @@ def closings(
     if "--against" in folders:
         raise InputError("--against: not with --floor and --ceiling, which name the methods; leave it out")
     check_files({"--markdown": out} if out else {})
-    found = closings_in([Path(one) for one in folders], floor, ceiling, group, arms=arms)
+    kept = all(folder.endswith(".jsonl") for folder in folders)  # a study's, whose arms have names
+    found = closings_in([Path(one) for one in folders], floor, ceiling, group, arms=arms or kept)
     if out:
         write_or_say(out, closing_markdown(found).encode())
     if as_json:

@@ -34,6 +34,7 @@ KINDS = {
     "method": Kind("debias.methods", "METHODS", "edge"),
     "loss": Kind("debias.losses", "LOSSES", "cross_entropy"),
     "bias_model": Kind("debias.bias", "BIAS_MODELS"),
+    "groups": Kind("debias.grouping", "GROUPINGS"),
     "order": Kind("debias.data.orders", "ORDERS", "shuffled"),
     "adapter": Kind("debias.adapters", "ADAPTERS", "lora", key="type"),
 }
@@ -151,6 +152,8 @@ def _checked(setting: str, hint: Any, value: Any, expects: str | None = None) ->
 
 
 def _in_words(hint: Any) -> str:
+    if Ellipsis in get_args(hint):
+        return f"a list, each of which is {_in_words(get_args(hint)[0])}"
     parts = [one for one in get_args(hint) if one is not type(None)] or [hint]
     return " or ".join(EXPECTED.get(one, str(one)) for one in parts)
 

@@ -102,6 +102,7 @@ class RunConfig(Strict):
     loss: dict[str, Any] = Field({"name": "cross_entropy"}, validate_default=True)
     bias_model: dict[str, Any] | None = None  # who says what is easy, before training; see bias_weight
     first_stage: FirstStage | None = None
+    groups: dict[str, Any] | None = None  # who says which group a training example is of; null: the data
     order: dict[str, Any] = Field({"name": "shuffled"}, validate_default=True)  # which examples make an epoch
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -163,7 +164,7 @@ class RunConfig(Strict):
     def _short_block(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
-    @field_validator("method", "loss", "bias_model", "order", "adapter", mode="before")
+    @field_validator("method", "loss", "bias_model", "groups", "order", "adapter", mode="before")
     @classmethod
     def _canonical_block(cls, value: Any, info: ValidationInfo) -> Any:
         """Every default filled in, so that one method is one method however it was written."""
@@ -218,6 +219,11 @@ class RunConfig(Strict):
             raise ValueError("bias_weight.source is 'bias_model', but bias_model is missing; name one")
         if self.bias_model is not None and self.first_stage is not None and self.first_stage.keep == "log_p":
             raise ValueError("bias_model and first_stage.keep 'log_p' both say what is easy; remove one of the two")
+        if self.groups is not None and not self.has_bias_log_p:
+            raise ValueError(
+                f"groups {self.groups.get('name')} are made of what a bias model says, but bias_model is missing; name"
+                " one, or set first_stage.keep: log_p"
+            )
         return self
 
     @property
@@ -240,14 +246,20 @@ class RunConfig(Strict):
         """What beside its rule makes this run's method: of plain fine-tuning cross-entropy, the shuffled data alone."""
         blocks_ = {"loss": self.loss, "bias_model": self.bias_model, "order": self.order}
         first = self.first_stage and self.first_stage.model_dump(mode="json")
-        return {**blocks_, "first_stage": first, "swap": self.data.swap and self.data.swap.model_dump(mode="json")}
+        groups = {} if self.groups is None else {"groups": self.groups}  # which runs of older versions had none of
+        return {
+            **blocks_,
+            **groups,
+            "first_stage": first,
+            "swap": self.data.swap and self.data.swap.model_dump(mode="json"),
+        }
 
     def stage_before(self) -> "RunConfig":
         """The run of the first stage; ValueError where its settings are none of a run."""
         assert self.first_stage is not None
         plain = {
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
-            **{"bias_weight": "self", "selection": "last", "eval_strategy": "no", "report_to": "none"},
+            **{"bias_weight": "self", "groups": None, "selection": "last", "eval_strategy": "no", "report_to": "none"},
         }
         return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
 

@@ -49,6 +49,18 @@ class Shuffled(Order):
         return torch.randperm(self.size(facts), generator=generator)
 
 
+def drawn_by_weight(weight_N: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Places in proportion to weights of 0 or more, one of them above 0, with replacement, [size] int64.
+
+    By the sums up to each place: `torch.multinomial` takes no more than 2^24 of them.
+    """
+    upto_N = weight_N.double().cumsum(0)
+    at = torch.rand(size, generator=generator, dtype=torch.float64) * upto_N[-1]
+    # `right`: a place of weight 0 is passed over. What rounds up to the whole sum is the last place with a weight.
+    last = int(torch.searchsorted(upto_N, upto_N[-1]))
+    return torch.searchsorted(upto_N, at, right=True).clamp(max=last)
+
+
 class LengthBuckets(Sampler[int]):
     """Random order with examples of like length together; the order depends on seed and epoch alone.
 

@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from debias.data.order import Order
+from debias.data.order import Order, drawn_by_weight
+
+MOST = 10  # of an exponent: beyond it one group is all that is seen
 
 
 @dataclass(frozen=True)
@@ -15,15 +17,24 @@ class Resampled(Order):
     """As many draws as there are examples: each draws a group at random, then one of its examples, with replacement.
 
     Every group is seen equally often, whatever its size (RWG of the paper; `by: label` is its balancing of classes).
-    Needs groups of all examples for `by: group`. Costs nothing more. Fails where a group is tiny: its examples are seen
-    so often that they are learned by heart.
+    `exponent`: a group with n examples is drawn in proportion to `n^exponent`. 0 is equally often, 1 as often as it is
+    there, 0.5 between the two (square-root sampling, of Kang et al.), and below 0 small groups are seen more often than
+    large ones. Needs groups of all examples for `by: group`, those of the data or inferred ones (`groups`). Costs
+    nothing more. Fails where a group is tiny: its examples are seen so often that they are learned by heart; an
+    exponent above 0 sees them less.
 
     Source: Idrissi et al., Simple data balancing achieves competitive worst-group-accuracy, CLeaR 2022, arXiv
-    2110.14503.
+    2110.14503; the exponent of Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR
+    2020, arXiv 1910.09217.
     """
 
     name: ClassVar[str] = "resampled"
     by: Literal["group", "label"] = "group"
+    exponent: float = 0.0
+
+    def __post_init__(self) -> None:
+        if abs(self.exponent) > MOST:
+            raise ValueError(f"exponent is {self.exponent}, expected a number from {-MOST} to {MOST}; 0 is all alike")
 
     @property
     def fact(self) -> str:
@@ -36,6 +47,14 @@ class Resampled(Order):
         sorted_N = group_N.argsort(stable=True)
         first_G = count_G.cumsum(0) - count_G
         size = self.size(facts)
-        drawn = torch.randint(len(groups), (size,), generator=generator)
+        if self.exponent:
+            drawn = drawn_by_weight((count_G / count_G.max()).double() ** self.exponent, size, generator)
+        else:
+            drawn = torch.randint(len(groups), (size,), generator=generator)
         place = torch.rand(size, generator=generator, dtype=torch.float64) * count_G[drawn]
         return sorted_N[first_G[drawn] + place.long()]
+
+
+def reads_groups(order: Order) -> bool:
+    """Whether an order sees to the groups of examples."""
+    return isinstance(order, Resampled) and order.by == "group"

@@ -17,7 +17,7 @@ from debias.engines.parameters import whole_shape
 from debias.losses import LearningLoss
 from debias.methods import Rule
 from debias.runs.damage import check_files, check_shapes, damaged, reading
-from debias.runs.names import checkpoint_at, checkpoints
+from debias.runs.names import checkpoint_at, checkpoints, step_of
 from debias.runs.whole import check_tensors, saving
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class CheckpointingTrainer(Trainer):
                 os.replace(target, run / f".old-{folder.name}")
             os.replace(folder, target)
             shutil.rmtree(run / f".old-{folder.name}", ignore_errors=True)
-        _forget_older(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+            _forget_older(run, target, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _name_best(self, run: Path, folder: Path) -> None:
         """The Trainer looked for the best checkpoint where this one is being written; it is, or will be, in the run."""
@@ -226,10 +226,16 @@ def _moment_of_another_shape(optimizer: Any) -> str | None:
     return None
 
 
-def _forget_older(run: Path, keep: int | None, best: str | None) -> None:
-    """Delete all checkpoints but the newest `keep` and, as the Trainer does, the best."""
-    if not keep:
+def _forget_older(run: Path, saved: Path, limit: int | None, best: str | None) -> None:
+    """Delete checkpoints until `limit` are left, the oldest first; as the Trainer does, neither `saved` nor the best.
+
+    What has a later step than `saved` is of another training in this folder, so it is older than all of this one.
+    """
+    if limit is None or limit <= 0:
         return
-    for folder in checkpoints(run)[:-keep]:
-        if best is None or folder.name != Path(best).name:
-            shutil.rmtree(folder, ignore_errors=True)
+    stay = {saved.name} if best is None else {saved.name, Path(best).name}
+    there = checkpoints(run)
+    others = sorted((one for one in there if one.name not in stay), key=lambda one: step_of(one) < step_of(saved))
+    room = max(0, limit - (len(there) - len(others)))
+    for folder in others[: len(others) - room]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The Hugging Face Trainer with two gradients in each step; everything else is as its users know it."""
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from debias.gradients.single_pass import refusal
 from debias.losses import LearningLoss, Loss
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
-from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, router_loss_of
+from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, of_right_label, router_loss_of
 from debias.readouts.hidden import check_hidden
 from debias.readouts.said import KNOWN_FACTS
 from debias.runs.environment import peak_memory_mb
@@ -214,7 +215,7 @@ class DebiasTrainer(CheckpointingTrainer):
         labels_B = inputs_and_facts(batch)[1].get("labels")
         if labels_B is None:
             return (None, None, None) if prediction_loss_only else (None, scores_BC, None)
-        loss = -scores_BC.gather(1, labels_B.unsqueeze(1)).mean()
+        loss = -of_right_label(scores_BC, labels_B).mean()
         return (loss, None, None) if prediction_loss_only else (loss, scores_BC, labels_B)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -231,8 +232,12 @@ class DebiasTrainer(CheckpointingTrainer):
         cosines = {"cosine_by_layer": dict(done.cosine_by_layer)} if self.rule.uses_bias else {}
         return {**cosines, "removed_share_by_layer": dict(done.removed_share_by_layer)}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """As `Trainer.train`; the model is left without hooks."""
+        if isinstance(resume_from_checkpoint, os.PathLike):
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # which the Trainer refuses
         if isinstance(resume_from_checkpoint, str):
@@ -240,6 +245,8 @@ class DebiasTrainer(CheckpointingTrainer):
         if isinstance(resume_from_checkpoint, str) and (done := self._done(Path(resume_from_checkpoint))):
             return done
         self.hook = None  # that of an earlier train() is detached
+        if self.model_init is not None:  # the model begins anew, and so does what was learned beside the old one
+            self.loss = LearningLoss(self.loss.loss, self._facts)
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
@@ -263,6 +270,10 @@ class DebiasTrainer(CheckpointingTrainer):
         if not 0 < self.args.max_steps <= state.global_step and not any(one.had_learned(state) for one in stops):
             return None
         self.state = state
+        self.state.init_training_references(self, state.max_steps, state.num_train_epochs, None)  # which rank this is
+        self._load_callback_state()
+        if self.args.auto_find_batch_size and state.train_batch_size is not None:
+            self._train_batch_size = state.train_batch_size
         self._find_best()
         kept = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(kept or str(checkpoint))
@@ -315,6 +326,8 @@ class DebiasTrainer(CheckpointingTrainer):
 
 
 def _one_of(readout: Readout | None, objective: Readout | None) -> Readout:
+    if readout is not None and objective is not None:
+        raise ValueError("readout and objective are given: they are one thing by two names; leave objective out")
     given = readout or objective
     if given is None:
         raise ValueError("readout is missing: Classification() for a model with a head, Answers(...) for a causal one")

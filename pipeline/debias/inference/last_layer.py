@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from debias.data import Example
 from debias.data.examples import labels_of
+from debias.data.facts import facts_of
 from debias.errors import InputError
 from debias.inference.any_model import Given, load_given
 from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
@@ -21,14 +22,18 @@ from debias.models.vision import positions_of
 
 @dataclass(frozen=True)
 class LastLayerInputs:
-    """Of an adapter, what its last layer is given of the validation rows that its run names, and their labels."""
+    """Of an adapter, what its last layer is given of the validation rows of its run, and their labels and groups."""
 
     held_out: HeldOutAccuracy
 
-    def __call__(self, adapter: Path, layer: str) -> tuple[np.ndarray, np.ndarray]:
-        """[N, D] float64 and [N]; InputError as `HeldOutAccuracy` raises it, or where no such layer is there."""
+    def __call__(self, adapter: Path, layer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """[N, D] float64, [N], and [N] or None where a row has no group; InputError as `HeldOutAccuracy` raises it, or
+        where no such layer is there.
+        """
         rows = self.held_out.rows
-        return inputs_of(load_given(Given(adapter=str(adapter))), rows, layer), labels_of(rows)
+        inputs_ND = inputs_of(load_given(Given(adapter=str(adapter))), rows, layer)
+        group_N = facts_of(rows).get("group")
+        return inputs_ND, labels_of(rows), None if group_N is None else group_N.numpy()
 
 
 def inputs_of(predictor: Predictor, examples: Sequence[Example], layer: str) -> np.ndarray:

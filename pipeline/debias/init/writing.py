@@ -8,7 +8,9 @@ from typing import Any, get_args
 
 import yaml
 
+from debias.audit.first_rows import artifacts_in
 from debias.audit.guessing import Columns, Table, label_of, texts_of
+from debias.audit.suggestion import perhaps_the_task
 from debias.config.reading import parse, yaml_value
 from debias.config.run import RunConfig
 from debias.data.prompt import check_template
@@ -119,7 +121,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         f"model: {_yaml(wanted.model)}",
         f"head: {wanted.head}",
         f"output_dir: {_yaml(f'runs/{out.stem}')}",
-        *_method_lines(wanted, out),
+        *_method_lines(wanted, table, labels, out),
         "",
         "data:",
         f"  train: {_yaml(_place(wanted.data, out))}",
@@ -142,17 +144,34 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _method_lines(wanted: Wanted, out: Path) -> list[str]:
+def _method_lines(wanted: Wanted, table: Table, labels: Sequence[str], out: Path) -> list[str]:
     """The rule that was asked for; or, of a classifier, what leaves artifacts of the data unlearned."""
     if wanted.method is not None or wanted.head != HEADS[0]:
         rule = _yaml(wanted.method or "edge")
         return [f"method: {rule}  # debias methods lists them; erm is plain fine-tuning, the baseline"]
     return [
-        "# The next three leave unlearned what single features give away; they need scikit-learn (debias[eval]).",
+        "# The next three leave unlearned what single words give away.",
         "method: erm  # the rule; debias methods lists them",
-        "bias_model: {name: artifacts}  # words, lengths, overlaps that give the label away alone; the log names them",
+        *_artifact_lines(wanted, table, labels),
         "loss: {name: logit_correction, prior: labels}  # leaves them unlearned; without any it is plain fine-tuning",
         _comment(f"# The baseline beside it: bias_model=null loss=cross_entropy output_dir=runs/{out.stem}_plain"),
+    ]
+
+
+def _artifact_lines(wanted: Wanted, table: Table, labels: Sequence[str]) -> list[str]:
+    """The bias model `artifacts`, what it finds in the rows that were read, and what of it the task may hang on."""
+    assert wanted.label_field is not None
+    found = artifacts_in(table, wanted.text_fields, wanted.label_field, labels)
+    told = [f"{one.name} explains {100 * one.explains:.1f} % of the labels" for one in found]
+    allowed = perhaps_the_task(found, wanted.text_fields)
+    block = f"{{name: artifacts, allowed: {_yaml(allowed)}}}" if allowed else "{name: artifacts}"
+    lines = [_comment(f"# Found in these rows: {one}.") for one in told]
+    if allowed:
+        lines.append("# Take out of `allowed` what a label should not hang on: the rest is left to the task.")
+    return [
+        *lines,
+        f"bias_model: {block}  # words that give the label away by themselves; the log names them",
+        "# `relations: [overlap, length, negation]` looks at these, too, where a label should not hang on them.",
     ]
 
 

@@ -13,6 +13,7 @@ from debias.config.blocks import make
 from debias.losses.afr import AFR
 from debias.losses.balanced_softmax import BalancedSoftmax
 from debias.losses.base import EVERY_LABEL, HIDDEN, Loss
+from debias.losses.bias_covariance import BiasCovariance
 from debias.losses.blind import Blind
 from debias.losses.class_balanced import ClassBalanced
 from debias.losses.confidence_regularization import ConfidenceRegularization
@@ -54,6 +55,7 @@ LOSSES: dict[str, type[Loss]] = {
         AFR,
         Blind,
         GradientAlignment,
+        BiasCovariance,
     )
 }
 
@@ -76,6 +78,7 @@ __all__ = [
     "ULA",
     "Answers",
     "BalancedSoftmax",
+    "BiasCovariance",
     "BiasWeightSource",
     "Blind",
     "CVaRDRO",

@@ -26,9 +26,9 @@ class GERNE(Loss):
     small groups count more than large ones. (Weights of that kind need no second gradient, and no rule.) How frequent
     labels are stays as it is.
 
-    Needs a group of each training example, in this form; the paper's other one guesses groups by a threshold. Costs
-    nothing more. Fails where groups are unknown or tiny; and a group of a share above `c (1 + beta) / (A (c (1 + beta)
-    - 1))` gets a weight below 0, so that its loss is climbed.
+    Needs a group of each training example, of the data or inferred (`groups`); the paper's form for unknown groups
+    guesses them by a threshold, and is not here. Costs nothing more. Fails where groups are unknown or tiny; and a
+    group of a share above `c (1 + beta) / (A (c (1 + beta) - 1))` gets a weight below 0, so that its loss is climbed.
 
     Source: Asaad et al., Gradient Extrapolation for Debiased Representation Learning, ICCV 2025, arXiv 2503.13236 (as
     its readers describe it; the paper's own tables were not reproduced).

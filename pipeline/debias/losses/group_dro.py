@@ -24,8 +24,8 @@ class GroupDRO(Loss):
     then does not depend on how the step is cut into micro-batches and ranks. `adjustment`: C of the paper's group
     adjustments, `C / sqrt(n_g)` added to the loss that weighs a group with n_g training examples, for small groups
     generalise worse than they train (its gradient is zero, so it acts through the weights alone; 0 to 5 in the paper).
-    Needs a group of each training example. Costs nothing more. Fails where groups are unknown or tiny: it overfits a
-    small group unless regularised.
+    Needs a group of each training example, of the data or inferred (`groups`). Costs nothing more. Fails where groups
+    are unknown or tiny: it overfits a small group unless regularised.
 
     Source: Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020, arXiv 1911.08731.
     """

@@ -34,8 +34,9 @@ WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 # How well an adapter in a folder does on rows held out; larger is better.
 Score = Callable[[Path], float]
-# What the layer of this name is given of rows held out, by the adapter in a folder [N, D], and their labels [N].
-LayerInputs = Callable[[Path, str], tuple[Any, Any]]
+# What the layer of this name is given of rows held out, by the adapter in a folder [N, D], their labels [N], and their
+# groups [N] as numbers, None where a row has none.
+LayerInputs = Callable[[Path, str], tuple[Any, Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Edited:
     `ranks`: the smallest and the largest of a module before (of any adapter) and after. `norm`: of all changes
     together, as a share of the adapters' (their mean). `files`: all that the folder held when it was written. `tried`:
     of an edit that chooses, every adapter that was given with how it did on rows held out. `rows`: of an edit that fits
-    the last layer to rows held out, how many there are, and the share on which it is right before and after.
+    the last layer to rows held out, how many there are, and the share on which it is right before and after; of one
+    that reads groups also the share in the worst pair of label and group, and what it chose.
     """
 
     folder: str
@@ -160,9 +162,19 @@ def _retrained(
         )
     layer = min(weights, key=lambda name: len(adapter.whole[name])).removesuffix(".weight")
     weight_CD, bias_C = adapter.whole[f"{layer}.weight"], adapter.whole.get(f"{layer}.bias")
-    inputs, labels = (torch.as_tensor(one) for one in layer_inputs(adapter.folder, layer))
-    own = None if bias_C is None else bias_C.double()
-    last = LastLayer(inputs.double(), labels.long(), weight_CD.double(), own)
+    inputs, labels, groups = layer_inputs(adapter.folder, layer)
+    if edit.reads_groups and groups is None:
+        raise InputError(
+            f"edit: {edit.name} reads groups, and a row held out has none; data.group_field of the run is the column"
+            " that has them"
+        )
+    last = LastLayer(
+        torch.as_tensor(inputs).double(),
+        torch.as_tensor(labels).long(),
+        weight_CD.double(),
+        None if bias_C is None else bias_C.double(),
+        torch.as_tensor(groups).long() if edit.reads_groups else None,
+    )
     made = edit.retrained(last)
     whole = {**adapter.whole, f"{layer}.weight": made.weight_CD.to(weight_CD.dtype)}
     if made.bias_C is not None:
@@ -171,10 +183,25 @@ def _retrained(
 
 
 def _on_its_rows(edit: Edit, before: LastLayer, after: LastLayer) -> dict[str, float]:
-    """For the record; said, with a warning where one label for all would do better."""
-    most = float(torch.bincount(before.label_N).max()) / len(before.label_N)
+    """For the record; said, with a warning where nothing is better for it."""
     told = (edit.name, 100 * before.right, len(before.label_N), 100 * after.right)
     logger.info("%s: right on %.1f %% of %d rows before, on %.1f %% after", *told)
+    found = {"count": len(before.label_N), "right_before": before.right, "right_after": after.right, **after.told}
+    if not edit.reads_groups:
+        _warn_of_wrong(edit, after)
+        return found
+    told = (edit.name, 100 * before.worst, len(before.cell_sizes_K), 100 * after.worst)
+    logger.info(
+        "%s: right in the worst of the pairs of label and group on %.1f %% (of %d pairs), on %.1f %% after", *told
+    )
+    if after.worst <= before.worst:
+        logger.warning("WARNING: %s: the worst pair of label and group is no better for it, on its own rows", edit.name)
+    return {**found, "worst_before": before.worst, "worst_after": after.worst}
+
+
+def _warn_of_wrong(edit: Edit, after: LastLayer) -> None:
+    """Where one label for all would do better."""
+    most = float(torch.bincount(after.label_N).max()) / len(after.label_N)
     if after.right < most:
         logger.warning(
             "WARNING: %s: the last layer is right on %.1f %% of its own rows now, the most frequent label would be on"
@@ -183,7 +210,6 @@ def _on_its_rows(edit: Edit, before: LastLayer, after: LastLayer) -> dict[str, f
             100 * after.right,
             100 * most,
         )
-    return {"count": len(before.label_N), "right_before": before.right, "right_after": after.right}
 
 
 def make_edit(name: str, settings: Mapping[str, Any]) -> Edit:

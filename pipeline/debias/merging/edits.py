@@ -4,8 +4,8 @@ Shapes: O outputs, I inputs, R the rank, K what an SVD keeps; N rows, C labels, 
 fused experts has a leading dimension, one change an expert; everything here acts on the last two.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -70,13 +70,16 @@ class Tried:
 class LastLayer:
     """A last layer that was trained whole, `logits = x W^T + b`, and what it is given of rows held out.
 
-    `inputs_ND` and the layer's own `weight_CD` and `bias_C` (None where it has none) in float64, `label_N` in int64.
+    `inputs_ND` and the layer's own `weight_CD` and `bias_C` (None where it has none) in float64, `label_N` in int64,
+    and so `group_N`, None where a row has no group. `told`: what an edit chose, for the record.
     """
 
     inputs_ND: Tensor
     label_N: Tensor
     weight_CD: Tensor
     bias_C: Tensor | None
+    group_N: Tensor | None = None
+    told: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def logits_NC(self) -> Tensor:
@@ -87,7 +90,27 @@ class LastLayer:
     @property
     def right(self) -> float:
         """The share of its rows on which it is right."""
-        return float((self.logits_NC.argmax(dim=1) == self.label_N).double().mean())
+        return float(self._right_N.mean())
+
+    @property
+    def cell_N(self) -> Tensor:
+        """A number for each label and group that occur together, from 0; for each label where groups are unknown."""
+        group_N = torch.zeros_like(self.label_N) if self.group_N is None else self.group_N
+        return torch.stack([self.label_N, group_N]).unique(dim=1, return_inverse=True)[1]
+
+    @property
+    def cell_sizes_K(self) -> Tensor:
+        """How many rows are of each cell."""
+        return torch.bincount(self.cell_N)
+
+    @property
+    def worst(self) -> float:
+        """The share of right answers in the cell where it is smallest."""
+        return float((torch.bincount(self.cell_N, self._right_N) / self.cell_sizes_K).min())
+
+    @property
+    def _right_N(self) -> Tensor:
+        return (self.logits_NC.argmax(dim=1) == self.label_N).double()
 
 
 @dataclass(frozen=True)
@@ -95,14 +118,15 @@ class Edit:
     """A function of trained changes. Subclasses are frozen dataclasses whose fields are the settings.
 
     A field that is out of range raises ValueError in one line that begins with the field. `asks`: whether the edit
-    chooses among the adapters by how they do on rows held out; `retrains`: whether it fits the last layer to such rows.
-    All others are functions of the weights alone.
+    chooses among the adapters by how they do on rows held out; `retrains`: whether it fits the last layer to such rows,
+    and `reads_groups`: whether it needs a group of each. All others are functions of the weights alone.
     """
 
     name: ClassVar[str]
     takes_several: ClassVar[bool] = False
     asks: ClassVar[bool] = False
     retrains: ClassVar[bool] = False
+    reads_groups: ClassVar[bool] = False
 
     def check(self, adapters: int) -> None:
         """ValueError where the edit cannot be of so many adapters."""

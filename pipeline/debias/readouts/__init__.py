@@ -5,7 +5,7 @@ another room's.
 from debias.readouts.answers import Answers, answer_log_likelihood
 from debias.readouts.classification import Classification
 from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
-from debias.readouts.said import DONE, Facts, Readout, Said, inputs_and_facts
+from debias.readouts.said import DONE, Facts, Readout, Said, inputs_and_facts, of_right_label
 
 __all__ = [
     "DONE",
@@ -18,5 +18,6 @@ __all__ = [
     "add_router_loss",
     "answer_log_likelihood",
     "inputs_and_facts",
+    "of_right_label",
     "router_loss_of",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from debias.readouts.chunks import causal_forward, token_losses
 from debias.readouts.hidden import hearing, means_of, means_of_packed
-from debias.readouts.said import Said, inputs_and_facts
+from debias.readouts.said import Said, fact, inputs_and_facts
 
 
 class Answers:
@@ -51,7 +51,7 @@ class Answers:
         """
         inputs, facts = inputs_and_facts(batch)
         others = self._tokens_of_labels() if every_label else None
-        mask_BT, sample_BT = facts["answer_mask"], facts.get("sample_index")
+        mask_BT, sample_BT = fact(facts, "answer_mask", self), facts.get("sample_index")
         with hearing(model, wanted=hidden) as heard:
             if sample_BT is None:
                 log_p_BN = _padded(model, inputs, mask_BT, others, self.chunk)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from debias.readouts.hidden import hearing, means_of
-from debias.readouts.said import Said, inputs_and_facts
+from debias.readouts.said import Said, fact, inputs_and_facts, of_right_label
 
 
 class Classification:
@@ -19,8 +19,8 @@ class Classification:
         """Log-probabilities in float32, whatever the logits' dtype; the denominator counts samples."""
         inputs, facts = inputs_and_facts(batch)
         with hearing(model, wanted=hidden) as heard:
-            log_p_BC = torch.log_softmax(model(**inputs).logits.float(), dim=-1)
-        log_p_B = log_p_BC.gather(1, facts["labels"].unsqueeze(1)).squeeze(1)
+            log_p_BC = _log_p_of_labels(model, inputs)
+        log_p_B = of_right_label(log_p_BC, fact(facts, "labels", self))
         told = log_p_BC if every_label else None
         hidden_BH = means_of(heard[0], inputs.get("attention_mask")) if heard else None
         return Said(log_p_B, log_p_B.detach(), log_p_B.numel(), told, hidden_BH)
@@ -31,4 +31,17 @@ class Classification:
     def label_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Log-probability of each label, [B, C] float32."""
         inputs, _ = inputs_and_facts(batch)
-        return torch.log_softmax(model(**inputs).logits.float(), dim=-1)
+        return _log_p_of_labels(model, inputs)
+
+
+def _log_p_of_labels(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """[B, C] float32; ValueError for a model whose answer is none of classes."""
+    answer = model(**inputs)
+    logits = getattr(answer, "logits", None)
+    if logits is None or logits.ndim != 2 or logits.shape[1] < 2:
+        has = f"{type(answer).__name__} without logits" if logits is None else f"logits {list(logits.shape)}"
+        raise ValueError(
+            f"readout Classification reads logits [samples, classes] of two classes or more, and the model answers"
+            f" {has}; give Answers(...) for a causal model, and a readout of your own for what has no classes"
+        )
+    return torch.log_softmax(logits.float(), dim=-1)

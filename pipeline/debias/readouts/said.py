@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Facts = Mapping[str, Tensor]
@@ -64,3 +65,22 @@ def inputs_and_facts(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         return dict(batch["inputs"]), dict(batch["facts"])
     facts = {key: value for key, value in batch.items() if key in KNOWN_FACTS}
     return {key: value for key, value in batch.items() if key not in facts}, facts
+
+
+def fact(facts: Mapping[str, Any], name: str, readout: object) -> Tensor:
+    """The fact of that name; ValueError, with what there is, where a batch lacks it."""
+    if name not in facts:
+        whose = type(readout).__name__
+        raise ValueError(f"readout {whose} reads the fact {name!r}, which this batch lacks: it has {sorted(facts)}")
+    found: Tensor = facts[name]
+    return found
+
+
+def of_right_label(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Of each sample's right label, [B]; ValueError where `labels_B` are not class numbers, int64 [B]."""
+    if labels_B.dtype != torch.int64 or labels_B.shape != log_p_BC.shape[:1]:
+        raise ValueError(
+            f"the fact 'labels' is {labels_B.dtype} {list(labels_B.shape)}, and must be the number of each sample's"
+            f" class, torch.int64 [{len(log_p_BC)}]"
+        )
+    return log_p_BC.gather(1, labels_B.unsqueeze(1)).squeeze(1)

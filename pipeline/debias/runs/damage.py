@@ -38,6 +38,8 @@ def reading(checkpoint: Path, file: str) -> Iterator[None]:
 
 def check_files(checkpoint: Path, needed: Sequence[str] = ()) -> None:
     """InputError, naming the file, where one is missing, is cut short or is a pickled model; tensors are not read."""
+    if not checkpoint.is_dir():
+        raise InputError(f"Can't find a valid checkpoint at {checkpoint}: there is no such folder")
     _check_state(checkpoint)
     for name in needed:
         if not (checkpoint / name).is_file():

@@ -16,7 +16,18 @@ logger = logging.getLogger(__name__)
 # Settings of a run that its bias model hears nothing of. All others must be the same, for the answers to be tried: a
 # run takes those alone whose digest is that of its own question, and asks anew otherwise.
 NOT_ASKED = (
-    *("method", "gradients", "verify", "loss", "bias_weight", "first_stage", "order", "debias_head", "selection"),
+    *(
+        "method",
+        "gradients",
+        "verify",
+        "loss",
+        "bias_weight",
+        "first_stage",
+        "order",
+        "debias_head",
+        "selection",
+        "groups",
+    ),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("num_train_epochs", "max_steps", "lora_r", "lora_alpha", "lora_dropout", "eval_strategy", "eval_steps"),
     *("save_strategy", "save_steps", "save_total_limit", "logging_steps", "max_nonfinite_steps"),

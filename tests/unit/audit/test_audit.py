@@ -82,7 +82,9 @@ def test_a_planted_cue_is_the_surest_word() -> None:
     assert one.words[0].share == pytest.approx(0.9, abs=0.01)
     assert one.strong[0].name == "“!!” in premise"
     assert one.strong[0].explains > 0.3
+    assert {row.kind for row in one.strong} > {"word"}  # what the pairs share is the task there, and is left alone
     assert one.bias_model == {"name": "artifacts"}
+    assert "may be the task itself" in one.verdict
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_a_planted_cue_is_the_surest_word() -> None:
 def test_relations_are_found(kind: str, relation: str) -> None:
     one, _ = audit(pairs(kind=kind))
     assert relation in found(one)["relations"]
-    assert one.bias_model == {"name": "artifacts"}
+    assert one.bias_model == {"name": "artifacts", "relations": [kind]}
     assert next(row for row in one.relations if row.name == relation).effect > 0.05
 
 
@@ -152,7 +154,7 @@ def test_one_field_is_told_to_be_perhaps_the_task_itself() -> None:
     examples = [Example(str(i), (f"{('good', 'bad')[i % 2]} film n{i % 30}",), i % 2) for i in range(200)]
     one, _ = audit(Dataset("films", ("text",), "label", ("positive", "negative"), examples))
     assert [(word.text, word.label) for word in one.words] == [("bad", "negative"), ("good", "positive")]
-    assert one.bias_model == {"name": "artifacts"}
+    assert one.bias_model == {"name": "artifacts", "allowed": ["bad", "good"]}
     assert "may be the task itself" in one.verdict
 
 

@@ -47,7 +47,13 @@ def written(file: Path, rows: Sequence[Row]) -> Path:
 def test_a_file_with_a_clear_header_needs_no_more(tmp_path: Path, debias: Command, name: str) -> None:
     said = debias("audit", written(tmp_path / name, mails()))
     assert said.code == 0, said.err
-    for told in ("200 examples; ham", "Words that give a label away", "hi ", "buy ", "bias_model: {name: artifacts}"):
+    for told in (
+        "200 examples; ham",
+        "Words that give a label away",
+        "hi ",
+        "buy ",
+        'bias_model: {name: artifacts, allowed: ["buy"]}',
+    ):
         assert told in said.out
 
 
@@ -74,7 +80,7 @@ def test_json_and_the_page_say_the_same(tmp_path: Path, debias: Command) -> None
     said = debias("audit", file, other, "--test", other, "--json", "--html", page)
     records = json.loads(said.out)
     first, second = records["audits"]
-    assert first["bias_model"] == {"name": "artifacts"}
+    assert first["bias_model"] == {"name": "artifacts", "allowed": ["buy"]}
     assert second["bias_model"] is None
     assert first["alone"][0]["found"]
     assert first["test"]["examples"] == 200

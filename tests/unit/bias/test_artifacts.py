@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from debias.bias.artifacts import Artifacts, edges_of, entropy_of, surprise
+from debias.bias.features import KINDS
 from debias.building.facts import ask_bias_model
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -92,7 +93,7 @@ def test_shuffled_labels_have_none() -> None:
         assert found([replace(one, label=int(y)) for one, y in zip(examples, dealt, strict=True)]) == []
 
 
-def test_a_length_and_an_overlap() -> None:
+def pairs_with_overlap_and_length() -> list[Example]:
     draw, examples = np.random.default_rng(1), []
     for index in range(900):
         label = int(draw.integers(3))
@@ -102,11 +103,58 @@ def test_a_length_and_an_overlap() -> None:
         else:
             hypothesis = [f"w{n}" for n in draw.integers(300, size=12 if label == 1 and draw.random() < 0.7 else 5)]
         examples.append(Example(str(index), (" ".join(words), " ".join(hypothesis)), label))
-    names = [name for name, _ in found(examples, 3, ("premise", "hypothesis"))]
+    return examples
+
+
+def test_a_length_and_an_overlap_where_asked() -> None:
+    examples, fields = pairs_with_overlap_and_length(), ("premise", "hypothesis")
+    names = [name for name, _ in found(examples, 3, fields, relations=KINDS)]
     assert "length of hypothesis" in names
     assert {"all words of hypothesis are in premise", "share of hypothesis that is in premise"} & set(names)
-    assert found(examples, 3, ("premise", "hypothesis"), relations=False) == []
-    assert Artifacts(fields=("premise",)).found(examples, 3, ("premise", "hypothesis"), 0) == []
+    assert found(examples, 3, fields) == []
+    assert Artifacts(fields=("premise",), relations=KINDS).found(examples, 3, fields, 0) == []
+    lengths = Artifacts(relations=("length",)).found(examples, 3, fields, 0)
+    assert {one.kind for one in lengths} == {"length"}
+    assert all("length" in one.name or "longer" in one.name for one in lengths)
+    overlaps = Artifacts(relations=("overlap",)).found(examples, 3, fields, 0)
+    assert {one.kind for one in overlaps} == {"overlap"}
+    assert not any("length" in one.name or "longer" in one.name for one in overlaps)
+
+
+def test_what_is_allowed_is_found_and_left_to_the_task(caplog: pytest.LogCaptureFixture) -> None:
+    """A cue, and a word that is the task: only the cue is taken away, and nothing is looked for in the word's place."""
+    examples = [
+        replace(one, texts=(f"{one.texts[0]} so {'bad' if (n % 5 == 0) != (one.label == 1) else 'fine'} it was",))
+        for n, one in enumerate(cued())
+    ]
+    assert {name for name, _ in found(examples)} == {"“!!” in text", "“bad” in text"}
+    model = Artifacts(allowed=("Bad",))
+    assert {one.name for one in model.found(examples, 2, ("text",), 0)} == {"“!!” in text", "“bad” in text"}
+    with caplog.at_level(logging.INFO):
+        p_NC = np.exp(model.log_p(examples, 2, ("text",), 0))
+    assert "of the labels, which is allowed" in caplog.text
+    assert "may be the task itself" not in caplog.text  # “!!” has no meaning
+    label_N = np.array([one.label for one in examples])
+    for cue in (True, False):
+        of_cue_N = np.array([("!!" in one.texts[0]) == cue for one in examples])
+        assert p_NC[of_cue_N, 1].mean() == pytest.approx(label_N[of_cue_N].mean(), abs=0.01)
+        assert np.ptp(p_NC[of_cue_N, 1]) < 0.04  # whatever else is in the text; of five folds
+    both = Artifacts(allowed=("“!!” in text", "it was", "so bad", "bad", "sö"))
+    with caplog.at_level(logging.INFO):
+        said_NC = np.exp(both.log_p(examples, 2, ("text",), 0))
+    np.testing.assert_allclose(said_NC, np.tile(np.bincount(label_N) / 1200, (1200, 1)), rtol=1e-6)
+    assert "more than what is allowed" in caplog.text
+    assert "allowed: 'sö' is in no text" in caplog.text
+    assert "'so bad' is in no text" not in caplog.text
+    Artifacts().log_p(examples, 2, ("text",), 0)
+    assert "may be the task itself, and are taken away from it; to leave it some or all: allowed: [bad]" in caplog.text
+
+
+def test_settings_that_name_nothing_are_said() -> None:
+    with pytest.raises(ValueError, match="allowed is"):
+        Artifacts(allowed=("",))
+    with pytest.raises(ValueError, match="expected some of overlap, length, negation"):
+        Artifacts(relations=("overlaps",))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +214,7 @@ def test_what_is_rare_among_equals_has_a_cell_of_its_own() -> None:
         label = int(draw.random() < 0.95) if copied else label
         other = words[1:4] if copied else [f"w{n}" for n in draw.integers(300, size=3)]
         examples.append(Example(str(index), (" ".join(words), " ".join(other)), label))
-    ((name, explains),) = found(examples, 2, ("a", "b"))
+    ((name, explains),) = found(examples, 2, ("a", "b"), relations=KINDS)
     assert name in {"share of b that is in a", "all words of b are in a", "b stands in a as it is"}
     assert explains > 0.04
 

@@ -316,7 +316,7 @@ def test_a_label_in_one_fold_alone_is_named(tmp_path: Path) -> None:
 
 def test_without_scikit_learn_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
-    with pytest.raises(InputError, match=r"needs scikit-learn: pip install 'debias\[eval\]'"):
+    with pytest.raises(InputError, match=r"needs scikit-learn: pip install scikit-learn"):
         ask(config(tmp_path, "lexical", rows()))
 
 

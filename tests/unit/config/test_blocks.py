@@ -71,6 +71,7 @@ def test_settings_are_read_as_yaml_gives_them() -> None:
         ({"name": "piece", "loud": "loudly"}, "kind.loud is 'loudly', expected true or false"),
         ({"name": "piece", "form": "bent"}, "kind.form is 'bent', not one of plain, twisted"),
         ({"name": "piece", "fields": "premise"}, "kind.fields is 'premise': input should be a list"),
+        ({"name": "piece", "fields": True}, "kind.fields is True, expected a list, each of which is a text"),
         ({"name": "piece", "strength": -1}, "kind.strength is -1.0, expected 0 or more"),
     ],
 )

@@ -6,17 +6,25 @@ from typing import Any
 import pytest
 import torch
 
-from debias.data.order import LengthBuckets, Order
+from debias.data.order import LengthBuckets, Order, drawn_by_weight
 from debias.data.orders import ORDERS, make_order
 
 # Settings of each row.
-ROWS: dict[str, dict[str, Any]] = {"shuffled": {}, "resampled": {"by": "group"}, "upsampled": {"times": 4}}
+ROWS: dict[str, dict[str, Any]] = {
+    "shuffled": {},
+    "resampled": {"by": "group"},
+    "upsampled": {"times": 4},
+    "disagreement": {},
+    "spare": {},
+}
 GROUPS = [0] * 90 + [1] * 9 + [2]
 FACTS = {
     "index": torch.arange(100),
     "labels": torch.tensor([0, 1] * 50),
     "group": torch.tensor(GROUPS),
     "error": torch.tensor([i % 10 == 3 for i in range(100)]),
+    "draw_weight": torch.tensor([1.0 + i % 5 for i in range(100)]),
+    "bias_log_p": torch.log(torch.tensor([[0.9 - i / 125, 0.1 + i / 125] for i in range(100)])),
 }
 
 
@@ -78,6 +86,54 @@ def test_resampled_sees_every_group_equally_often(by: str, fact: str) -> None:
         assert max(within[i] for i in range(90)) < 45
 
 
+@pytest.mark.parametrize("exponent", [-1.0, 0.5, 1.0])
+def test_an_exponent_says_how_often_groups_of_a_size_are_seen(exponent: float) -> None:
+    """Of 90, 9 and 1 examples: in proportion to n^exponent, and within a group all alike."""
+    order = make_order({"name": "resampled", "exponent": exponent})
+    drawn = Counter(i for seed in range(60) for i in epoch(order, seed))
+    whole = 90**exponent + 9**exponent + 1
+    for members, size in ((range(90), 90), (range(90, 99), 9), (range(99, 100), 1)):
+        wanted = 6000 * size**exponent / whole
+        assert sum(drawn[i] for i in members) == pytest.approx(wanted, abs=4 * wanted**0.5)
+        assert max(drawn[i] for i in members) < wanted / size + 6 * (wanted / size) ** 0.5 + 3
+
+
+def test_without_an_exponent_the_draws_are_what_they_were() -> None:
+    """Of kept runs: as a group's number, then a place in it, from the same generator."""
+    generator = torch.Generator().manual_seed(0)
+    group = torch.randint(3, (100,), generator=generator)
+    place = torch.rand(100, generator=generator, dtype=torch.float64)
+    first, count = torch.tensor([0, 90, 99]), torch.tensor([90, 9, 1])
+    wanted = first[group] + (place * count[group]).long()
+    assert epoch(order_of("resampled")) == wanted.tolist()
+
+
+def test_disagreement_draws_what_the_bias_model_does_not_say() -> None:
+    """In proportion to 1 - p_b(y), by plain loops."""
+    drawn = Counter(i for seed in range(300) for i in epoch(order_of("disagreement"), seed))
+    p_b = FACTS["bias_log_p"].double().exp().tolist()
+    weights = [1 - p_b[i][i % 2] for i in range(100)]
+    for i, weight in enumerate(weights):
+        wanted = 30_000 * weight / sum(weights)
+        assert drawn[i] == pytest.approx(wanted, abs=5 * wanted**0.5)
+    assert max(weights) > 5 * min(weights)
+
+
+def test_spare_draws_by_the_weights_of_its_clusters() -> None:
+    drawn = Counter(i for seed in range(300) for i in epoch(order_of("spare"), seed))
+    for i in range(100):
+        assert drawn[i] == pytest.approx(100 * (1 + i % 5), abs=5 * (100 * (1 + i % 5)) ** 0.5)
+
+
+def test_a_place_without_weight_is_never_drawn() -> None:
+    weight_N = torch.tensor([0.0, 0.0, 2.0, 0.0, 1.0, 0.0, 0.0])
+    drawn = Counter(drawn_by_weight(weight_N, 3000, torch.Generator().manual_seed(0)).tolist())
+    assert set(drawn) == {2, 4}
+    assert drawn[2] == pytest.approx(2000, abs=120)
+    one = drawn_by_weight(torch.tensor([0.0, 1e-300, 0.0], dtype=torch.float64), 50, torch.Generator().manual_seed(0))
+    assert set(one.tolist()) == {1}
+
+
 def test_groups_may_have_any_numbers() -> None:
     facts = {**FACTS, "group": torch.tensor([7] * 50 + [3] * 50)}
     drawn = order_of("resampled").epoch(facts, torch.Generator().manual_seed(0)).tolist()
@@ -96,6 +152,10 @@ def test_upsampled_repeats_errors_alone() -> None:
     ("block", "message"),
     [
         ({"name": "upsampled", "times": 0}, "order.times is 0, expected 1 or more"),
+        (
+            {"name": "resampled", "exponent": 11},
+            "order.exponent is 11.0, expected a number from -10 to 10; 0 is all alike",
+        ),
         ({"name": "resampled", "by": "colour"}, "order.by is 'colour', not one of group, label"),
         ("resample", "order.name is 'resample', .*; did you mean resampled?"),
     ],

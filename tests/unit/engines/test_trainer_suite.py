@@ -4,6 +4,13 @@ import importlib
 import sys
 
 import pytest
+import torch
+from in_the_place_of_trainer import InItsPlace, ItsOwnLoss
+from tiny_trainers import examples, trainer_of
+from torch import nn
+from transformers import Trainer
+
+from debias.methods import MainOnly
 
 suite = importlib.import_module("run_trainer_suite")
 
@@ -34,6 +41,31 @@ def test_what_differs_is_told():
         "e: failed: x -> not run",
         "f: not run -> passed",
     ]
+
+
+class Line(nn.Module):
+    """A regression that answers with a tuple, as the suite's models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.slope = None, nn.Parameter(torch.zeros(6))
+
+    def forward(self, input_ids, labels=None):
+        y = input_ids.float() @ self.slope
+        return (y,) if labels is None else (nn.functional.mse_loss(y, labels.float()), y)
+
+
+def test_a_model_without_classes_is_trained_on_its_own_loss(tmp_path):
+    """Weights, losses and the evaluation are the Trainer's."""
+    ends = []
+    for kind, given in ((Trainer, {}), (InItsPlace, {"rule": MainOnly(), "readout": ItsOwnLoss()})):
+        arguments = {"learning_rate": 1e-5, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "max_steps": 3}
+        trainer = trainer_of(tmp_path, kind=kind, model=Line(), more=given, **arguments)
+        trainer.train()
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        ends.append([*trainer.model.slope.tolist(), *losses, trainer.evaluate(examples(4))["eval_loss"]])
+    assert len(ends[0]) == 6 + 3 + 1
+    assert ends[1] == pytest.approx(ends[0], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -174,3 +174,24 @@ def test_what_was_written_trains(head: str, debias: Command, tmp_path: Path) -> 
     assert (said.code, said.out) == (0, "runs/run\n"), said.err
     assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["steps"] == 2
     assert yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())["head"] == head
+
+
+def test_words_that_give_the_label_away_are_named_and_left_to_a_task_of_one_field(
+    debias: Command, tmp_path: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    rows = [
+        {"text": f"n{n % 37} {('good', 'bad')[n % 2]} film{' !!' if n % 6 == 1 else ''}", "label": n % 2}
+        for n in range(240)
+    ]
+    for row in rows[::5]:
+        row["text"] = str(row["text"]).replace("bad", "odd")
+    table(tmp_path / "films.csv", rows)
+    assert debias("init", "--data", "films.csv", "--text-field", "text", *MODEL, "--out", "films.yaml").code == 0
+    text = (tmp_path / "films.yaml").read_text()
+    assert "# Found in these rows: “good” in text explains" in text
+    assert "# Take out of `allowed` what a label should not hang on" in text
+    block = load_config(tmp_path / "films.yaml").bias_model
+    assert block is not None
+    assert "good" in block["allowed"]
+    assert "!!" not in block["allowed"]

@@ -150,6 +150,27 @@ def test_a_last_layer_is_retrained_on_validation_rows(runs: list[Path], debias: 
     assert not (tmp_path / "x").exists()
 
 
+def test_a_last_layer_is_fitted_to_the_groups_of_validation_rows(
+    runs: list[Path], debias: Command, tmp_path: Path
+) -> None:
+    validation = DataSource(source="generated", split="validation", limit=200)
+    read = {"validation": validation, "group_field": "group"}
+    data = load_config(runs[0] / "config.yaml").data.model_copy(update=read)
+    one = with_settings(runs[0], tmp_path / "one", data=data)
+    rows = load_examples(validation, data)
+    label_N = np.array([row.label for row in rows])
+    cells = [np.array([(row.label, row.group) == pair for row in rows]) for pair in {(r.label, r.group) for r in rows}]
+    said = debias("edit", "dfr_last_layer", one, "-o", tmp_path / "out", "--set", "c=[0.1,0.03]", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)["rows"]
+    assert (found["cells"], found["of_each_cell"]) == (len(cells), min(int(cell.sum()) for cell in cells))
+    for folder, key in ((one / "adapter", "worst_before"), (tmp_path / "out", "worst_after")):
+        guess_N = load_given(Given(adapter=str(folder))).label_scores(rows).argmax(axis=1)
+        assert found[key] == pytest.approx(min(float((guess_N == label_N)[cell].mean()) for cell in cells))
+    other = with_settings(runs[0], tmp_path / "other", data=data.model_copy(update={"group_field": None}))
+    assert "dfr_last_layer reads groups" in debias("edit", "dfr_last_layer", other, "-o", tmp_path / "x").error
+
+
 def test_json(runs: list[Path], debias: Command, tmp_path: Path) -> None:
     said = debias("edit", "truncate", runs[0], "-o", tmp_path / "out", "--set", "energy=0.9", "--json")
     assert json.loads(said.out) == json.loads((tmp_path / "out" / "edits.json").read_text())

@@ -149,7 +149,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Oracle, Oracle]] = {
 
 
 def test_every_edit_has_a_case() -> None:
-    elsewhere = {"afr_last_layer"}  # of which no dense change is an oracle: below
+    elsewhere = {"afr_last_layer", "dfr_last_layer"}  # of which no dense change is an oracle: below
     assert {edit for edit, *_ in CASES.values()} | elsewhere == set(EDITS)
 
 
@@ -421,9 +421,9 @@ def test_a_last_layer_is_retrained_and_all_else_stays(adapters: dict[str, list[P
     generator = torch.Generator().manual_seed(1)
     inputs, labels = torch.randn(12, 16, generator=generator).numpy(), np.arange(12) % 3
 
-    def layer_inputs(folder: Path, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    def layer_inputs(folder: Path, layer: str) -> tuple[np.ndarray, np.ndarray, None]:
         asked.append((folder, layer))
-        return inputs, labels
+        return inputs, labels, None
 
     settings = {"gamma": 2.0, "steps": 7, "learning_rate": 0.5}
     made = edit_adapters("afr_last_layer", [given], tmp_path / "out", settings, layer_inputs=layer_inputs)
@@ -457,6 +457,39 @@ def test_a_last_layer_is_retrained_and_all_else_stays(adapters: dict[str, list[P
     assert not (tmp_path / "other").exists()
 
 
+def test_a_last_layer_fitted_to_balanced_groups(
+    adapters: dict[str, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its figures are those of the layer that was written; without groups it is refused."""
+    caplog.set_level(logging.INFO, "debias")
+    given, generator = adapters["head"][0], np.random.default_rng(1)
+    labels, groups = np.arange(60) % 3, (np.arange(60) % 10 == 0).astype(np.int64)
+    inputs = generator.normal(size=(60, 16)) + 6 * np.eye(3, 16)[labels]
+    settings = {"c": [1.0], "retrainings": 3}
+    asked = {"layer_inputs": lambda folder, layer: (inputs, labels, groups)}
+    made = edit_adapters("dfr_last_layer", [given], tmp_path / "out", settings, **asked)
+    worst = []
+    for folder in (given, tmp_path / "out"):
+        whole = read_adapter(folder).whole
+        said = (inputs @ whole["classifier.weight"].numpy().T + whole["classifier.bias"].numpy()).argmax(axis=1)
+        cells = [(labels == label) & (groups == group) for label in range(3) for group in (0, 1)]
+        worst.append(min(float((said == labels)[cell].mean()) for cell in cells if cell.any()))
+    assert (made.rows["worst_before"], made.rows["worst_after"]) == pytest.approx(worst)
+    assert worst[0] < worst[1]
+    assert (made.rows["count"], made.rows["c"], made.rows["cells"], made.rows["of_each_cell"]) == (60, 1.0, 6, 2)
+    assert "(of 6 pairs)" in caplog.text
+    assert "is no better for it" not in caplog.text
+    one, two = (dense_changes("head", folder) for folder in (given, tmp_path / "out"))
+    for path in one:
+        if not path.startswith(HEADS):
+            np.testing.assert_allclose(two[path], one[path], atol=1e-6, err_msg=path)
+    with pytest.raises(InputError, match=r"dfr_last_layer reads groups, and a row held out has none; data.group_"):
+        edit_adapters(
+            "dfr_last_layer", [given], tmp_path / "x", layer_inputs=lambda folder, layer: (inputs, labels, None)
+        )
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_last_layer_that_learned_to_be_wrong_is_told(
     adapters: dict[str, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -468,7 +501,7 @@ def test_a_last_layer_that_learned_to_be_wrong_is_told(
     settings = {"gamma": 20.0, "steps": 200, "learning_rate": 1.0, "max_norm": 0.0}
     labels = np.array([0] * 8 + [1] * 2)
     given = (adapters["head"][:1], tmp_path / "out", settings)
-    made = edit_adapters("afr_last_layer", *given, layer_inputs=lambda folder, layer: (inputs, labels))
+    made = edit_adapters("afr_last_layer", *given, layer_inputs=lambda folder, layer: (inputs, labels, None))
     assert made.rows == {"count": 10, "right_before": 0.8, "right_after": 0.2}
     assert "afr_last_layer: right on 80.0 % of 10 rows before, on 20.0 % after" in caplog.text
     assert "is right on 20.0 % of its own rows now, the most frequent label would be on 80.0 %" in caplog.text

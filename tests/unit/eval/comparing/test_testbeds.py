@@ -168,6 +168,9 @@ def test_one_name_with_two_settings_is_told(bed: Callable[..., Bed]) -> None:
         ({"order": {"name": "resampled", "by": "group"}}, True),
         ({"order": {"name": "resampled", "by": "label"}}, False),
         ({"bias_model": {"name": "groups"}}, True),
+        ({"loss": {"name": "group_dro"}, "groups": {"name": "eiil"}, "bias_model": {"name": "lexical"}}, False),
+        ({"order": {"name": "resampled", "by": "group"}, "groups": {"name": "eiil"}}, False),
+        ({"loss": "group_dro", "groups": {"name": "eiil"}, "bias_model": {"name": "groups"}}, True),
         ({"bias_model": {"name": "product", "of": [{"name": "lexical"}, {"name": "groups"}]}}, True),
     ],
 )

@@ -1,0 +1,30 @@
+"""What the first rows of a file show of single features, for who writes a run's first settings."""
+
+from collections.abc import Sequence
+
+from debias.audit.guessing import Table
+from debias.audit.reading import named
+from debias.bias.artifacts import Artifact, Artifacts
+from debias.data.examples import Example
+from debias.data.rows import is_missing
+
+
+def artifacts_in(table: Table, fields: Sequence[str], label_field: str, labels: Sequence[str]) -> list[Artifact]:
+    """The features of these rows that give the label away by themselves, the one that explains most first.
+
+    Rows without a label or a text are left out. None without scikit-learn: the run that needs it says so.
+    """
+    place = {label: at for at, label in enumerate(labels)}
+    examples = [
+        Example(str(number), tuple(str(row[field]) for field in fields), place[label])
+        for number, row in table.rows
+        if (label := named(row.get(label_field), table.classes)) in place
+        and not any(is_missing(row.get(field)) for field in fields)
+    ]
+    model = Artifacts()
+    if not examples or model.unseen(examples, len(labels), 0):
+        return []
+    try:
+        return model.found(examples, len(labels), tuple(fields), 0)
+    except ValueError:
+        return []
