@@ -39,6 +39,7 @@ from debias.methods import (
     DiGraP,
     Edge,
     GradVac,
+    Gram,
     MainOnly,
     NormBalance,
     Orthogonal,
@@ -140,7 +141,7 @@ def seen_by(rule: Rule) -> str:
     products = len(rule.looks_at) * (len(rule.looks_at) + 1) // 2
     gram_OG = torch.arange(1.0, 2 * products + 1, dtype=torch.float64).view(2, -1)
     facts = StepFacts(1, torch.tensor(RATE, dtype=torch.float64))
-    coefficients, _ = rule.advance(gram_OG, torch.zeros(rule.memory, dtype=torch.float64), facts)
+    coefficients, _ = rule.advance(Gram.of(gram_OG), torch.zeros(rule.memory, dtype=torch.float64), facts)
     by_row = any(not torch.equal(x_O[0], x_O[1]) for x_O in coefficients)
     return "+".join([*rule.looks_at, *["memory"] * bool(rule.memory), *["rows"] * by_row, *["plain"] * rule.is_plain])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tables import BIAS, EXAMPLES, FORMS, GOLDEN, MAIN, RATE, RULES, history, settings_of, update_of
 
-from debias.methods import METHODS, DiGraP, Edge, MainOnly, Rule, combine, make_rule, row_gram, take_step
+from debias.methods import METHODS, DiGraP, Edge, Gram, MainOnly, Rule, combine, make_rule, row_gram, take_step
 from debias.methods.edge import _notice_one_row
 
 rows = pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_gram():
 
 
 def test_coefficients_of_published_edge():
-    x, y = Edge().coefficients(row_gram(torch.tensor(MAIN), torch.tensor(BIAS)))
+    x, y = Edge().coefficients(Gram.of(row_gram(torch.tensor(MAIN), torch.tensor(BIAS))))
     torch.testing.assert_close(x, torch.tensor([113 / 45, 102 / 45], dtype=torch.float64), rtol=1e-14, atol=0)
     torch.testing.assert_close(y, torch.tensor([-7 / 75, -18 / 75], dtype=torch.float64), rtol=1e-13, atol=0)
 

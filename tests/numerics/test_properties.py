@@ -24,6 +24,7 @@ from debias.methods import (
     ComponentClip,
     Edge,
     GradVac,
+    Gram,
     MainOnly,
     Orthogonal,
     PCGrad,
@@ -266,7 +267,7 @@ def test_gradvac_brings_both_to_the_cosine_it_aims_at_and_without_a_target_is_pc
     cosine = float((main * bias).sum()) / max(float(main.norm() * bias.norm()), 1e-30)
     assume(-0.999 < cosine < 0.499 and main.any() and bias.any())
     target = torch.tensor([0.5], dtype=torch.float64)
-    (x, y), after = GradVac(0.1).advance(row_gram(main, bias), target, StepFacts(1, target))
+    (x, y), after = GradVac(0.1).advance(Gram.of(row_gram(main, bias)), target, StepFacts(1, target))
     assert float(after) == pytest.approx(0.45 + 0.1 * cosine)
     for brought, other in ((main + (y[0] - 1) * bias, bias), (bias + (x[0] - 1) * main, main)):
         assert float((brought * other).sum() / (brought.norm() * other.norm())) == pytest.approx(0.5)
@@ -344,7 +345,7 @@ def test_non_finite_input_reaches_the_output(rule, value):
 
 def advance(rule: Rule, gram: torch.Tensor, memory: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     rate = torch.full(gram.shape[:-2], RATE, dtype=torch.float64)
-    return rule.advance(gram, memory, StepFacts(1, rate))
+    return rule.advance(Gram.of(gram), memory, StepFacts(1, rate))
 
 
 @pytest.mark.parametrize("rule", [r for r in RULES if not isinstance(r, Subtract | L2SP | MainOnly)], ids=repr)

@@ -282,8 +282,8 @@ class Counting(Rule):
     name = "counting"
     memory = 2
 
-    def advance(self, gram_OG, memory_S, step):
-        ones = torch.ones(gram_OG.shape[:-1], dtype=torch.float64)
+    def advance(self, gram, memory_S, step):
+        ones = torch.ones(gram.rows_OG.shape[:-1], dtype=torch.float64)
         number = torch.full_like(step.learning_rate, step.number)
         return (ones, 0 * ones), torch.stack([number, step.learning_rate], dim=-1)
 

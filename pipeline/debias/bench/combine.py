@@ -33,7 +33,7 @@ class CombineSetting(Strict):
 
     model: str = "Qwen3-8B"
     lora_r: int = Field(16, ge=1)
-    ranks: int = Field(1, ge=1)  # this process holds what one of so many ranks would, and all rows' Grams
+    ranks: int = Field(1, ge=1)  # this process holds what one of so many ranks would
     rounds: int = Field(7, ge=1)
     threads: int = Field(1, ge=1)
     seed: int = 0

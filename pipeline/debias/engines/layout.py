@@ -37,6 +37,9 @@ class Layout(Protocol):
     def sharded(self) -> bool:
         """False where every rank owns everything, so that sums over pieces are whole already."""
 
+    def cuts(self, name: str) -> range:
+        """Where in a flattened parameter one rank's piece ends and another's begins; the same on every rank."""
+
     def reduce(self, full: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Sum full tensors over the ranks, with one collective; returns this rank's pieces, flat, float32.
 
@@ -56,6 +59,10 @@ class Replicated:
     def pieces(self) -> dict[str, Piece]:
         """Everything."""
         return {name: Piece(0, shape.numel()) for name, shape in self.shapes.items()}
+
+    def cuts(self, name: str) -> range:
+        """Nowhere."""
+        return range(0)
 
     def reduce(self, full: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """See `Layout.reduce`."""
@@ -82,6 +89,11 @@ class Chunked:
         ends = {name: min((self.rank + 1) * chunks[name], shape.numel()) for name, shape in self.shapes.items()}
         starts = {name: self.rank * chunk for name, chunk in chunks.items()}
         return {name: Piece(starts[name], ends[name]) for name in self.shapes if starts[name] < ends[name]}
+
+    def cuts(self, name: str) -> range:
+        """Every chunk's end."""
+        shape = self.shapes[name]
+        return range(self._chunk(shape), shape.numel(), max(1, self._chunk(shape)))
 
     def reduce(self, full: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """See `Layout.reduce`."""
@@ -137,6 +149,12 @@ class Flat:
                 if piece.start < piece.stop:
                     found[name] = piece
         return found
+
+    def cuts(self, name: str) -> range:
+        """Where a rank's stretch of the group ends inside the parameter."""
+        span = next(span for span in self.spans if name in span.offsets)
+        first = span.partition - span.offsets[name] % span.partition
+        return range(first, self.shapes[name].numel(), span.partition)
 
     def reduce(self, full: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """See `Layout.reduce`."""

@@ -1,11 +1,16 @@
 """The combination of vectors that lie in pieces on many ranks. Shapes: K parameters of one shape [O, I], N slice.
 
-Each rank adds the row sums of what it owns, one float64 all-reduce makes every row's Gram whole on every rank, and the
-update is elementwise on the slices. No gradient is gathered.
+Each rank makes the Grams, and the coefficients, of the R rows of a parameter that it holds elements of. One float64
+all-reduce makes the sums of whole parameters and the Grams of rows that lie on more ranks than one; the update is
+elementwise on the slices; a second all-reduce, of two numbers a parameter, says how long it is. No gradient is
+gathered. S sums of G products: a whole parameter each, then a shared row each.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -15,98 +20,110 @@ from debias.engines.layout import Layout, Piece
 from debias.engines.rule_state import RuleState, rescale
 from debias.engines.stacks import blocks, together
 from debias.engines.step import GramSums
-from debias.methods import GRADIENTS, gram_of_rows, pairs_of, wide_enough, write_update
+from debias.methods import GRADIENTS, Gram, pairs_of, wide_enough, write_gram, write_update
 
 # (factor from the given gradients to what the rule should see, factor from their update to what is written).
 ScaleOf = Callable[[list[float]], tuple[float, float]]
 
+NOTHING = Piece(0, 0)
+
 
 @dataclass(frozen=True)
 class Alike:
-    """Parameters of one shape [O, I] of which this rank owns the same piece."""
+    """Parameters of one shape [O, I] of which this rank owns the same piece, or nothing."""
 
-    shape_index: int
-    members: slice | Tensor  # which of the parameters of that shape: a stretch of them, or [K] int64
     names: tuple[str, ...]
-    piece: Piece
+    places_K: Tensor  # of their sums
+    count: int  # O
     columns: int
+    piece: Piece
+    shared: Mapping[int, Tensor]  # which of the rows touched other ranks touch as well: the places [K] of their sums
 
-    def cut(self, flat_KN: Tensor) -> list[tuple[slice, Tensor]]:
-        """The rows that the slice touches, each part with its view [K, R, columns]: a part of a row, whole rows, rest.
+    @property
+    def rows(self) -> int:
+        """R, how many rows the piece touches."""
+        return -(-self.piece.stop // self.columns) - self.piece.start // self.columns
+
+    @property
+    def counted(self) -> int:
+        """Which row is the first to be counted here: the rank that holds a row's first element counts it."""
+        return int(self.piece.start % self.columns > 0)
+
+    @functools.cached_property
+    def cuts(self) -> list[tuple[slice, slice]]:
+        """Which rows and elements of the slice go together: a part of a row, whole rows, rest.
 
         A row that straddles ranks is a shorter row here: its sums are partial, and its coefficients are the row's own.
         """
-        parts = []
-        at = self.piece.start
-        for stop in self._cuts():
-            if stop > at:
-                rows = slice(at // self.columns, (stop - 1) // self.columns + 1)
-                part_KN = flat_KN[:, at - self.piece.start : stop - self.piece.start]
-                parts.append((rows, part_KN.unflatten(1, (rows.stop - rows.start, -1))))
-            at = max(at, stop)
-        return parts
-
-    def _cuts(self) -> tuple[int, int, int]:
-        first_whole = min(-(-self.piece.start // self.columns) * self.columns, self.piece.stop)
-        last_whole = max(self.piece.stop // self.columns * self.columns, first_whole)
-        return first_whole, last_whole, self.piece.stop
+        start, stop, columns = self.piece.start, self.piece.stop, self.columns
+        first_whole = min(-(-start // columns) * columns, stop)
+        last_whole = max(stop // columns * columns, first_whole)
+        ends, first = (start, first_whole, last_whole, stop), start // columns
+        return [
+            (slice(at // columns - first, (end - 1) // columns + 1 - first), slice(at - start, end - start))
+            for at, end in itertools.pairwise(ends)
+            if end > at
+        ]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Stack:
+    """Some of K parameters that are handled together."""
+
+    members: slice
+    main_KN: Tensor  # where the update is written
+    parts: list[tuple[slice, list[Tensor]]]  # some of the rows, and the views [K, R, I] of all vectors
+
+
+@dataclass(frozen=True)
 class Plan:
     """How the selected parameters are combined: made once, used at each step."""
 
-    shapes: list[torch.Size]
-    names: list[tuple[str, ...]]  # of the parameters of each shape
+    names: list[str]  # in an order that is the same on every rank
+    sums: int  # S
     alike: list[Alike]
     group: dist.ProcessGroup | None
     sharded: bool
     device: torch.device
-    rows: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.rows = sum(len(names) * _rows(shape)[0] for shape, names in zip(self.shapes, self.names, strict=True))
-
-    def grams(self, buffer_GR: Tensor) -> list[Tensor]:
-        """Views [K, O, G] of the buffer, one for each shape; each product lies in one piece."""
-        sizes = [len(names) * _rows(shape)[0] for shape, names in zip(self.shapes, self.names, strict=True)]
-        parts = zip(buffer_GR.split(sizes, dim=1), self.shapes, self.names, strict=True)
-        return [part.T.unflatten(0, (len(names), _rows(shape)[0])) for part, shape, names in parts]
+    @property
+    def rows(self) -> int:
+        """How many rows get their coefficients on this rank."""
+        return sum(len(group.names) * group.rows for group in self.alike)
 
 
 def make_plan(
     layout: Layout, shapes: Mapping[str, torch.Size], group: dist.ProcessGroup | None, device: torch.device
 ) -> Plan:
     """The plan for parameters of these shapes; the order of `shapes` must be the same on every rank."""
-    by_shape: dict[torch.Size, list[str]] = {}
+    places = {name: place for place, name in enumerate(shapes)}
+    first_shared, sums = {}, len(shapes)
     for name, shape in shapes.items():
-        by_shape.setdefault(shape, []).append(name)
+        first_shared[name] = sums
+        sums += len(shared_rows(layout.cuts(name), _rows(shape)[1]))
     pieces = layout.pieces
-    alike = [
-        Alike(index, _members([names.index(n) for n in part], device), tuple(part), piece, _rows(shape)[1])
-        for index, (shape, names) in enumerate(by_shape.items())
-        for piece, part in _with_one_piece(names, pieces, device)
-    ]
-    return Plan(list(by_shape), [tuple(names) for names in by_shape.values()], alike, group, layout.sharded, device)
+    held: dict[tuple[torch.Size, Piece], list[str]] = {}
+    for name, shape in shapes.items():
+        held.setdefault((shape, pieces.get(name, NOTHING)), []).append(name)
+    alike = []
+    for (shape, piece), names in held.items():
+        count, columns = _rows(shape)
+        shared = {
+            row - piece.start // columns: torch.tensor(
+                [first_shared[name] + bisect_left(shared_rows(layout.cuts(name), columns), row) for name in names],
+                device=device,
+            )
+            for row in {end // columns for end in (piece.start, piece.stop) if end % columns}
+        }
+        places_K = torch.tensor([places[name] for name in names], device=device)
+        alike.append(Alike(tuple(names), places_K, count, columns, piece, shared))
+    return Plan(list(shapes), sums, alike, group, layout.sharded, device)
 
 
-def _members(at: list[int], device: torch.device) -> slice | Tensor:
-    """A stretch where they are one: a view of it takes no copy."""
-    stretch = slice(at[0], at[0] + len(at))
-    return stretch if at == list(range(stretch.start, stretch.stop)) else torch.tensor(at, device=device)
-
-
-def _with_one_piece(
-    names: Sequence[str], pieces: Mapping[str, Piece], device: torch.device
-) -> Iterator[tuple[Piece, list[str]]]:
-    groups: dict[Piece, list[str]] = {}
-    for name in names:
-        if name in pieces:
-            groups.setdefault(pieces[name], []).append(name)
-    for piece, held in groups.items():
-        size = together(len(piece), device)
-        for start in range(0, len(held), size):
-            yield piece, held[start : start + size]
+@functools.cache
+def shared_rows(cuts: range, columns: int) -> list[int]:
+    """The rows that lie on more ranks than one, in order, of a parameter that is cut there."""
+    return sorted({cut // columns for cut in cuts if cut % columns})
 
 
 def _rows(shape: torch.Size) -> tuple[int, int]:
@@ -117,7 +134,7 @@ def _rows(shape: torch.Size) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Combined:
-    """The sums of a step: over the selected parameters (`sums`), and whatever else went with the one all-reduce."""
+    """The sums of a step: over the selected parameters (`sums`), and whatever else went with the all-reduce."""
 
     sums: GramSums
     extras: list[float]
@@ -130,60 +147,50 @@ def combine_pieces(
     extras: Sequence[Tensor | float],
     scale_of: ScaleOf,
 ) -> Combined:
-    """Put the update in the place of main, slice by slice; collective over the plan's group, with one all-reduce.
+    """Put the update in the place of main, slice by slice; collective over the plan's group, with two all-reduces.
 
     `vectors` hold this rank's flat pieces of what the state's rule looks at, in its order: main first. `extras` are
-    further numbers to be summed over the ranks by the same all-reduce; `scale_of(extras)` then says by what a gradient
+    further numbers to be summed over the ranks by the first all-reduce; `scale_of(extras)` then says by what a gradient
     must be multiplied to be what the rule should see, and by what the update, in the same way. What is no gradient is
     seen as it is.
     """
-    rule, header = state.rule, len(extras)
+    looks_at = state.rule.looks_at
+    held = [_stacks(group, vectors) for group in plan.alike]
     products = len(pairs_of(len(vectors)))
-    buffer = torch.zeros(header + products * plan.rows, dtype=torch.float64, device=plan.device)
-    for index, value in enumerate(extras):
-        buffer[index] = value
-    grams = plan.grams(buffer[header:].view(products, -1))
-    stacks = [[_stack(vector, group.names) for vector in vectors] for group in plan.alike]
-    for group, stack in zip(plan.alike, stacks, strict=True):
-        for rows, slices_KRI in _cut_alike(group, stack):
-            # A rank has no element of a row twice: what is there is zero.
-            grams[group.shape_index][group.members, rows] = gram_of_rows(*slices_KRI).to(plan.device)
-    dist.all_reduce(buffer, group=plan.group)
-    summed: list[float] = buffer[:header].tolist()
+    grams = [_gram(group, stacks, products, plan.device) for group, stacks in zip(plan.alike, held, strict=True)]
+    sums_SG, summed = _sum_up(plan, grams, products, extras)
     seen, written = scale_of(summed)
-    factors = [written if vector in GRADIENTS else written / seen for vector in rule.looks_at]
-    scales = [seen if vector in GRADIENTS else 1.0 for vector in rule.looks_at]
-    sums = GramSums(rule.looks_at)
-    dtype = wide_enough([tensor for stack in stacks for tensor in stack])
-    coefficients = []
-    for names, gram_KOG in zip(plan.names, grams, strict=True):
-        of_shape = gram_KOG.new_empty((len(vectors), *gram_KOG.shape[:-1]), dtype=dtype)
-        for part in blocks(gram_KOG):
-            own_KOG = gram_KOG[part]
-            if not plan.sharded:
-                own_KOG /= dist.get_world_size(plan.group)  # every rank added the whole
-            made = state.coefficients(names[part], rescale(own_KOG, scales))
-            sums.add(names[part], own_KOG, made)
-            for into_KO, made_KO, factor in zip(of_shape[:, part], made, factors, strict=True):
-                torch.mul(made_KO, factor, out=into_KO)
-        coefficients.append(of_shape)
-    for group, stack in zip(plan.alike, stacks, strict=True):
-        _write(group, coefficients[group.shape_index], stack, [vectors[0][name] for name in group.names])
-    return Combined(sums, summed)
+    factors = [written if vector in GRADIENTS else written / seen for vector in looks_at]
+    scales = [seen if vector in GRADIENTS else 1.0 for vector in looks_at]
+    rescale(sums_SG, scales)
+    sums = GramSums(looks_at)
+    for group, stacks, gram_KRG in zip(plan.alike, held, grams, strict=True):
+        whole_K1G = sums_SG[group.places_K].unsqueeze(1).to(gram_KRG.device)
+        dtype = wide_enough([view for stack in stacks for _, views in stack.parts for view in views])
+        coefficients_VKR = gram_KRG.new_empty((len(vectors), *gram_KRG.shape[:-1]), dtype=dtype)
+        for part in blocks(gram_KRG):
+            gram = Gram(rescale(gram_KRG[part], scales), whole_K1G[part], group.count)
+            made = state.coefficients(group.names[part], gram)
+            sums.add(group.names[part], gram, made, group.counted)
+            for into_KR, made_KR, factor in zip(coefficients_VKR[:, part], made, factors, strict=True):
+                torch.mul(made_KR, factor, out=into_KR)
+        for stack in stacks:
+            main = [vectors[0][name] for name in group.names[stack.members]]
+            _write(stack, coefficients_VKR[:, stack.members], main)
+    return Combined(_whole_lengths(plan, sums), summed)
 
 
-def _cut_alike(group: Alike, stack_KN: Sequence[Tensor]) -> Iterator[tuple[slice, list[Tensor]]]:
-    """The rows that the slices touch, each part with the views [K, R, I] of all vectors."""
-    for parts in zip(*(group.cut(vector_KN) for vector_KN in stack_KN), strict=True):
-        yield parts[0][0], [view_KRI for _, view_KRI in parts]
-
-
-def _write(group: Alike, coefficients_VKO: Tensor, stack_KN: list[Tensor], into: list[Tensor]) -> None:
-    main_KN = stack_KN[0]
-    for rows, slices_KRI in _cut_alike(group, stack_KN):
-        write_update([side_KO[group.members, rows].to(main_KN.device) for side_KO in coefficients_VKO], slices_KRI)
-    if into[0].data_ptr() != main_KN.data_ptr():
-        torch._foreach_copy_(into, main_KN.unbind())
+def _stacks(group: Alike, vectors: Sequence[Mapping[str, Tensor]]) -> list[Stack]:
+    if not len(group.piece):
+        return []
+    size = together(len(group.piece), vectors[0][group.names[0]].device)
+    stacks = []
+    for start in range(0, len(group.names), size):
+        members = slice(start, start + size)
+        sides = [_stack(vector, group.names[members]) for vector in vectors]
+        parts = [(rows, [_rows_of(side_KN, rows, at) for side_KN in sides]) for rows, at in group.cuts]
+        stacks.append(Stack(members, sides[0], parts))
+    return stacks
 
 
 def _stack(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -191,3 +198,65 @@ def _stack(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
     if len(names) == 1:
         return tensors[names[0]].unsqueeze(0)
     return torch.stack([tensors[name] for name in names])
+
+
+def _rows_of(flat_KN: Tensor, rows: slice, at: slice) -> Tensor:
+    """These rows as [K, R, I]."""
+    return flat_KN[:, at].view(len(flat_KN), rows.stop - rows.start, -1)
+
+
+def _gram(group: Alike, stacks: Sequence[Stack], products: int, device: torch.device) -> Tensor:
+    """[K, R, G] of what this rank holds of these rows; each product lies in one piece."""
+    device = stacks[0].main_KN.device if stacks else device
+    gram_GKR = torch.empty((products, len(group.names), group.rows), dtype=torch.float64, device=device)
+    gram_KRG = gram_GKR.movedim(0, -1)
+    for stack in stacks:
+        for rows, views_KRI in stack.parts:
+            write_gram(gram_KRG[stack.members, rows], *views_KRI)
+    return gram_KRG
+
+
+def _sum_up(
+    plan: Plan, grams: Sequence[Tensor], products: int, extras: Sequence[Tensor | float]
+) -> tuple[Tensor, list[float]]:
+    """The sums [S, G] and the extras, over all ranks; rows that are shared are made whole in the Grams."""
+    header = len(extras)
+    buffer = torch.zeros(header + plan.sums * products, dtype=torch.float64, device=plan.device)
+    plain = [0.0 if isinstance(value, Tensor) else value for value in extras]
+    buffer[:header] = torch.tensor(plain, dtype=torch.float64)
+    for at, value in enumerate(extras):
+        if isinstance(value, Tensor):
+            buffer[at] = value
+    sums_SG = buffer[header:].view(plan.sums, products)
+    for group, gram_KRG in zip(plan.alike, grams, strict=True):
+        sums_SG[group.places_K] = gram_KRG.sum(dim=1).to(buffer.device)
+        for row, places_K in group.shared.items():
+            sums_SG[places_K] = gram_KRG[:, row].to(buffer.device)
+    dist.all_reduce(buffer, group=plan.group)
+    if not plan.sharded:
+        sums_SG /= dist.get_world_size(plan.group)  # every rank added the whole
+    for group, gram_KRG in zip(plan.alike, grams, strict=True):
+        for row, places_K in group.shared.items():
+            gram_KRG[:, row] = sums_SG[places_K].to(gram_KRG.device)
+    return sums_SG, buffer[:header].tolist()
+
+
+def _whole_lengths(plan: Plan, sums: GramSums) -> GramSums:
+    """The same on every rank, in the order of the plan, from what each rank counted of the last two sums."""
+    if not plan.names:
+        return sums
+    places_T = torch.cat([group.places_K for group in plan.alike])
+    parts_T5 = torch.cat([part_K5.to(plan.device) for part_K5 in sums.parts_K5])
+    whole_T5 = torch.empty_like(parts_T5)
+    whole_T5[places_T] = parts_T5
+    lengths_T2 = whole_T5[:, 3:].contiguous()
+    dist.all_reduce(lengths_T2, group=plan.group)
+    whole_T5[:, 3:] = lengths_T2 if plan.sharded else lengths_T2 / dist.get_world_size(plan.group)
+    return GramSums(sums.looks_at, list(plan.names), [whole_T5])
+
+
+def _write(stack: Stack, coefficients_VKR: Tensor, into: list[Tensor]) -> None:
+    for rows, views_KRI in stack.parts:
+        write_update(coefficients_VKR[:, :, rows].unbind(), views_KRI)
+    if into[0].data_ptr() != stack.main_KN.data_ptr():
+        torch._foreach_copy_(into, stack.main_KN.unbind())

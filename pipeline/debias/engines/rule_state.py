@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from debias.methods import GRADIENTS, Rule, StepFacts, Vector, pairs_of
+from debias.methods import GRADIENTS, Gram, Rule, StepFacts, Vector, pairs_of
 
 Named = Mapping[str, Tensor]
 
@@ -53,14 +53,14 @@ class RuleState:
         """MOVED or MOVED_BEFORE of every parameter, in this step."""
         return self._moved if vector is Vector.MOVED else self.before
 
-    def coefficients(self, names: Sequence[str], gram_KOG: Tensor) -> tuple[Tensor, ...]:
+    def coefficients(self, names: Sequence[str], gram: Gram) -> tuple[Tensor, ...]:
         """The rule's coefficients [K, O] of parameters of one shape; what they will remember is set aside."""
         if not self.memory:
-            return self.rule.coefficients(gram_KOG)
-        device = gram_KOG.device
+            return self.rule.coefficients(gram)
+        device = gram.rows_OG.device
         memory_KS = torch.stack([self.memory[name].to(device) for name in names])
         rate_K = torch.tensor([self._rate[name] for name in names], dtype=torch.float64, device=device)
-        coefficients, memory_KS = self.rule.advance(gram_KOG, memory_KS, StepFacts(self.steps + 1, rate_K))
+        coefficients, memory_KS = self.rule.advance(gram, memory_KS, StepFacts(self.steps + 1, rate_K))
         self._next.update(zip(names, memory_KS.unbind(), strict=True))
         return coefficients
 

@@ -9,7 +9,7 @@ STACK_ELEMENTS = 1 << 22
 # On a CPU a stack is a copy, which pays for small tensors alone, and while it stays in the cache.
 CPU_STACK_ELEMENTS, CPU_LARGE = 1 << 17, 1 << 15
 # On a CPU, rows whose coefficients are made together: what is in between stays in the cache.
-CPU_ROWS = 1 << 14
+CPU_ROWS = 1 << 15
 
 
 def together(elements: int, device: torch.device) -> int:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from debias.methods import Vector, pairs_of
+from debias.methods import Gram, Vector, pairs_of, totals
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,12 @@ class GramSums:
     names: list[str] = field(default_factory=list)
     parts_K5: list[Tensor] = field(default_factory=list)
 
-    def add(self, names: Sequence[str], gram_KOG: Tensor, coefficients: Sequence[Tensor]) -> None:
-        """Add K parameters by name: their Gram and the coefficients [K, O] of their update, one for each vector."""
+    def add(self, names: Sequence[str], gram: Gram, coefficients: Sequence[Tensor], skip: int = 0) -> None:
+        """Add K parameters by name: their Gram and the coefficients [K, O] of their update, one for each vector.
+
+        The last two of the five sums are over the Gram's rows, without the first `skip` of them.
+        """
+        gram_KOG, coefficients = gram.rows_OG[:, skip:], [x_KO[:, skip:] for x_KO in coefficients]
         if all(x_KO.stride(-1) == 0 for x_KO in coefficients):  # one number for all rows: their sums are enough
             gram_KOG = gram_KOG.sum(dim=1, keepdim=True)
             coefficients = [x_KO[:, :1] for x_KO in coefficients]
@@ -79,14 +83,15 @@ class GramSums:
         lost_KO, rest_K = 1 - x_KO, rest_KO.sum(dim=1)
         removed_K = (lost_KO * mm_KO).sub_(cross_KO, alpha=2).mul_(lost_KO).sum(dim=1) + rest_K
         update_K = (x_KO * mm_KO).add_(cross_KO, alpha=2).mul_(x_KO).sum(dim=1) + rest_K
-        sums_K = [row_KO.sum(dim=1) for row_KO in (mm_KO, *self._of_bias(of, mm_KO))]
+        whole = dict(zip(of, totals(gram), strict=True))
+        sums_K = [whole_K1.squeeze(1) for whole_K1 in (whole[0, 0], *self._of_bias(whole))]
         self.names.extend(names)
         self.parts_K5.append(torch.stack([*sums_K, removed_K, update_K], dim=1))
 
-    def _of_bias(self, of: Mapping[tuple[int, int], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-        """`(main.bias, |bias|^2)` row by row; zeros where the rule does not look at the bias gradient."""
+    def _of_bias(self, of: Mapping[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:
+        """`(main.bias, |bias|^2)`; zeros where the rule does not look at the bias gradient."""
         if Vector.BIAS not in self.looks_at:
-            return (torch.zeros_like(like),) * 2
+            return (torch.zeros_like(of[0, 0]),) * 2
         at = self.looks_at.index(Vector.BIAS)
         return of[0, at], of[at, at]
 

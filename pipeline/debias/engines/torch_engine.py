@@ -34,7 +34,7 @@ from debias.engines.wrapping import (
     why_lost,
 )
 from debias.gradients import GradientSource, Verified, make_source
-from debias.methods import GRADIENTS, Rule, Vector, as_rows, gram_of_rows, write_update
+from debias.methods import GRADIENTS, Gram, Rule, Vector, as_rows, gram_of_rows, write_update
 
 logger = logging.getLogger(__name__)
 
@@ -246,8 +246,9 @@ class TorchHook(LoopHook):
         scales = [scale if vector in GRADIENTS else 1.0 for vector in self.rule.looks_at]
         gram_KOG = rescale(gram_of_rows(*vectors_KOI), scales)
         for part in blocks(gram_KOG):
-            coefficients = self.state.coefficients(names[part], gram_KOG[part])
-            sums.add(names[part], gram_KOG[part], coefficients)
+            gram = Gram.of(gram_KOG[part])
+            coefficients = self.state.coefficients(names[part], gram)
+            sums.add(names[part], gram, coefficients)
             of_sums = [x_KO * factor for x_KO, factor in zip(coefficients, scales, strict=True)]
             write_update(of_sums, [vector_KOI[part] for vector_KOI in vectors_KOI])
         if vectors_KOI[0].data_ptr() != sides[0][0].data_ptr():  # of a stack, which is a copy

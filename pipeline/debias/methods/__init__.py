@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from debias.config.blocks import make
-from debias.methods.base import GRADIENTS, Rule, StepFacts, Vector, pairs_of
+from debias.methods.base import GRADIENTS, Gram, Rule, StepFacts, Vector, each_row, pairs_of, totals
 from debias.methods.cagrad import CAGrad
 from debias.methods.combine import (
     apply_coefficients,
@@ -17,6 +17,7 @@ from debias.methods.combine import (
     row_gram,
     take_step,
     wide_enough,
+    write_gram,
     write_update,
 )
 from debias.methods.component_clip import ComponentClip
@@ -60,6 +61,7 @@ __all__ = [
     "DiGraP",
     "Edge",
     "GradVac",
+    "Gram",
     "MainOnly",
     "NormBalance",
     "Orthogonal",
@@ -71,11 +73,14 @@ __all__ = [
     "apply_coefficients",
     "as_rows",
     "combine",
+    "each_row",
     "gram_of_rows",
     "make_rule",
     "pairs_of",
     "row_gram",
     "take_step",
+    "totals",
     "wide_enough",
+    "write_gram",
     "write_update",
 ]

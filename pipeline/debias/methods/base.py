@@ -2,8 +2,9 @@
 
 A rule says which vectors of a parameter it `looks_at`, main first. For row r the Gram holds their inner products, the
 upper triangle row by row: for (main, bias) `mm = <main_r, main_r>`, `mb = <main_r, bias_r>`, `bb = <bias_r, bias_r>`.
-The update is a sum of these vectors with one coefficient a row each. Nothing else about them is needed, so nothing has
-to be gathered when they are sharded. G inner products, S numbers that a tensor keeps between steps.
+The update is a sum of these vectors with one coefficient a row each. A row's coefficients are a function of its own
+products and of their sums over all rows, so nothing has to be gathered when they are sharded. G inner products, S
+numbers that a tensor keeps between steps.
 """
 
 import itertools
@@ -54,6 +55,24 @@ class StepFacts:
 
 
 @dataclass(frozen=True)
+class Gram:
+    """What a rule is told of a parameter; leading dimensions are parameters of one shape, each by itself.
+
+    `rows_OG` [..., O, G] float64: of the rows that get their coefficients, all of the parameter's or some (or none).
+    `whole_1G` [..., 1, G]: the sums over all its rows, `count` of them.
+    """
+
+    rows_OG: Tensor
+    whole_1G: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, rows_OG: Tensor) -> "Gram":
+        """Of all rows."""
+        return cls(rows_OG, rows_OG.sum(dim=-2, keepdim=True), rows_OG.shape[-2])
+
+
+@dataclass(frozen=True)
 class Rule:
     """How gradients become one update. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
 
@@ -67,22 +86,22 @@ class Rule:
     memory: ClassVar[int] = 0
     is_plain: ClassVar[bool] = False
 
-    def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
-        """Float64 [O] for each vector of `looks_at`, from one parameter's Gram [O, G] of them: `x * main + y * bias`.
+    def coefficients(self, gram: Gram) -> tuple[Tensor, ...]:
+        """Float64 [O] for each vector of `looks_at`, from one parameter's Gram of them: `x * main + y * bias`.
 
-        Leading dimensions are parameters of one shape, each by itself: [K, O, G] gives [K, O].
+        Leading dimensions are parameters of one shape, each by itself: rows [K, O, G] give [K, O].
         A zero norm drops its term, so the result is finite for every finite Gram; a non-finite Gram gives a
         non-finite result (it must reach the overflow check, not be masked).
         """
         raise NotImplementedError
 
-    def advance(self, gram_OG: Tensor, memory_S: Tensor, step: StepFacts) -> tuple[tuple[Tensor, ...], Tensor]:
+    def advance(self, gram: Gram, memory_S: Tensor, step: StepFacts) -> tuple[tuple[Tensor, ...], Tensor]:
         """`(coefficients, memory after the step)`, for a rule with memory; pure, of the Gram's leading dimensions.
 
-        The Gram is whole on every rank, so the memory is the same on all. What comes out of a step whose update is not
-        finite is dropped: the step is skipped, and the memory stays.
+        The memory is a function of the sums over all rows alone, so it is the same on all ranks. What comes out of a
+        step whose update is not finite is dropped: the step is skipped, and the memory stays.
         """
-        return self.coefficients(gram_OG), memory_S
+        return self.coefficients(gram), memory_S
 
     @property
     def uses_bias(self) -> bool:
@@ -113,11 +132,12 @@ def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     return (numerator / denominator.masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
 
 
-def totals(gram_OG: Tensor) -> Sequence[Tensor]:
+def totals(gram: Gram) -> Sequence[Tensor]:
     """The whole tensor's inner products (mm, mb, bb of two), each [..., 1] float64: they broadcast against rows."""
-    return gram_OG.sum(dim=-2, keepdim=True).unbind(dim=-1)
+    return gram.whole_1G.unbind(dim=-1)
 
 
-def each_row(gram_OG: Tensor, value: Tensor | float) -> Tensor:
+def each_row(gram: Gram, value: Tensor | float) -> Tensor:
     """`value` (a number, or [..., 1]) for each row, [..., O] float64."""
-    return torch.as_tensor(value, dtype=gram_OG.dtype, device=gram_OG.device).expand(gram_OG.shape[:-1])
+    rows_OG = gram.rows_OG
+    return torch.as_tensor(value, dtype=rows_OG.dtype, device=rows_OG.device).expand(rows_OG.shape[:-1])

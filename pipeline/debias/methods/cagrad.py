@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from debias.methods.base import CANCELLED, Rule, divide, each_row, totals
+from debias.methods.base import CANCELLED, Gram, Rule, divide, each_row, totals
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class CAGrad(Rule):
         if not 0 <= self.c < 1:
             raise ValueError(f"c is {self.c:g}, expected 0 or more and less than 1")
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        mm, mb, bb = totals(gram_O3)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, Tensor]:
+        mm, mb, bb = totals(gram)
         average = (mm + 2 * mb + bb) / 4
         reach = self.c * average.masked_fill(average <= CANCELLED * (mm + bb), 0.0).sqrt()
         w = _share_of_main(mm, mb, bb, reach)
         length = (w * w * mm + 2 * w * (1 - w) * mb + (1 - w) * (1 - w) * bb).clamp(min=0.0).sqrt()
         more = divide(reach, length) + 0 * average  # what is not finite must be seen, not masked
         whole = 1 + self.c * self.c if self.form == "code" else 1.0
-        return each_row(gram_O3, (0.5 + more * w) / whole), each_row(gram_O3, (0.5 + more * (1 - w)) / whole)
+        return each_row(gram, (0.5 + more * w) / whole), each_row(gram, (0.5 + more * (1 - w)) / whole)
 
 
 def _share_of_main(mm: Tensor, mb: Tensor, bb: Tensor, reach: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Whole tensors: the row Gram of vectors and the update that a rule makes of them. O rows, I columns, G products."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from debias.methods.base import Rule, StepFacts, Vector, pairs_of
+from debias.methods.base import Gram, Rule, StepFacts, Vector, pairs_of
 
 # Rows are widened to float64 a block at a time, so a large matrix never has a float64 copy. On one CPU core 2^15 is 1.6
 # times as slow, and larger blocks are no faster; on an accelerator each block is seven launches, so there it is larger.
@@ -36,17 +38,24 @@ def gram_of_rows(*vectors_OI: Tensor) -> Tensor:
 
     A view whose products are apart in memory (G outermost): whoever reads one of them reads it in one piece.
     """
-    shape, columns = vectors_OI[0].shape[:-1], vectors_OI[0].shape[-1]
-    flat = [vector_OI.flatten(0, -2) for vector_OI in vectors_OI]
-    rows, device = flat[0].shape[0], flat[0].device
-    step = max(1, (BLOCK_ELEMENTS if device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS) // max(1, columns))
-    pairs = pairs_of(len(flat))
-    gram_GO = torch.empty((len(pairs), rows), dtype=torch.float64, device=device)
-    for start in range(0, rows, step):
-        wide = [vector[start : start + step].double() for vector in flat]
-        for sum_O, (i, j) in zip(gram_GO[:, start : start + step], pairs, strict=True):
-            torch.sum(wide[i] * wide[j], dim=1, out=sum_O)
-    return gram_GO.T.unflatten(0, shape)
+    *leading, rows, columns = vectors_OI[0].shape
+    members, products = math.prod(leading), len(pairs_of(len(vectors_OI)))
+    gram_GKO = vectors_OI[0].new_empty((products, members, rows), dtype=torch.float64)
+    write_gram(gram_GKO.movedim(0, -1), *(vector_OI.reshape(members, rows, columns) for vector_OI in vectors_OI))
+    return gram_GKO.view(products, *leading, rows).movedim(0, -1)
+
+
+def write_gram(gram_KOG: Tensor, *vectors_KOI: Tensor) -> None:
+    """The Gram [K, O, G] of tensors [K, O, I], block by block, into a tensor of that shape."""
+    members, rows, columns = vectors_KOI[0].shape
+    most = BLOCK_ELEMENTS if gram_KOG.device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS
+    most_rows = max(1, most // max(1, columns))
+    together = max(1, most_rows // max(1, rows))
+    for k, o in itertools.product(range(0, members, together), range(0, rows, most_rows)):
+        sums_KOG, *parts_KOI = (t[k : k + together, o : o + most_rows] for t in (gram_KOG, *vectors_KOI))
+        wide = [part_KOI.double() for part_KOI in parts_KOI]
+        for sum_KO, (i, j) in zip(sums_KOG.unbind(dim=-1), pairs_of(len(wide)), strict=True):
+            torch.sum(wide[i] * wide[j], dim=-1, out=sum_KO)
 
 
 def apply_coefficients(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tensor]) -> Tensor:
@@ -95,7 +104,7 @@ def combine(rule: Rule, main: Tensor, bias: Tensor) -> Tensor:
     if rule.is_plain:
         return main.clone()
     vectors = [{Vector.MAIN: main, Vector.BIAS: bias}[vector] for vector in rule.looks_at]
-    coefficients = rule.coefficients(row_gram(*vectors))
+    coefficients = rule.coefficients(Gram.of(row_gram(*vectors)))
     return apply_coefficients(coefficients, [as_rows(vector) for vector in vectors]).reshape(main.shape)
 
 
@@ -107,6 +116,6 @@ def take_step(rule: Rule, vectors: Sequence[Tensor], memory_S: Tensor, step: Ste
     """
     if len(vectors) != len(rule.looks_at):
         raise ValueError(f"{rule.name} looks at {', '.join(rule.looks_at)}; {len(vectors)} tensors are given")
-    coefficients, memory_S = rule.advance(row_gram(*vectors), memory_S, step)
+    coefficients, memory_S = rule.advance(Gram.of(row_gram(*vectors)), memory_S, step)
     update = apply_coefficients(coefficients, [as_rows(vector) for vector in vectors])
     return update.reshape(vectors[0].shape), memory_S

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from debias.methods.base import Rule, Vector, divide, each_row, totals
+from debias.methods.base import Gram, Rule, Vector, divide, each_row, totals
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class ComponentClip(Rule):
         if self.max_norm <= 0:
             raise ValueError(f"max_norm is {self.max_norm:g}, expected more than 0")
 
-    def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
-        (mm,) = totals(gram_OG)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, ...]:
+        (mm,) = totals(gram)
         within = mm <= self.max_norm**2
         share = divide(self.max_norm + 0 * mm, mm.sqrt()).masked_fill(within, 1.0)  # what is not finite must be seen
-        return (each_row(gram_OG, share),)
+        return (each_row(gram, share),)

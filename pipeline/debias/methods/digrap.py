@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from debias.methods.base import CANCELLED, Rule, StepFacts, Vector, divide, each_row, totals
+from debias.methods.base import CANCELLED, Gram, Rule, StepFacts, Vector, divide, each_row, totals
 
 EPS = 1e-8  # Adam's own, torch's default: keeps a slope of rounding size from being a whole step
 
@@ -55,9 +55,9 @@ class DiGraP(Rule):
             if not 0 <= beta < 1:
                 raise ValueError(f"{name} is {beta:g}, expected 0 or more and less than 1")
 
-    def advance(self, gram_OG: Tensor, memory_S: Tensor, step: StepFacts) -> tuple[tuple[Tensor, ...], Tensor]:
+    def advance(self, gram: Gram, memory_S: Tensor, step: StepFacts) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `Rule.advance`; the Gram of (main, moved, moved before) has six columns."""
-        gg, gm, gb, mm, _, bb = (product.squeeze(-1) for product in totals(gram_OG))
+        gg, gm, gb, mm, _, bb = (product.squeeze(-1) for product in totals(gram))
         taken, omega, mean, square, reach = memory_S.unbind(dim=-1)
         slope = divide(reach.sign() * gb, gg.sqrt() * bb.sqrt())
         mean, square = self._blend(mean, slope, self.beta1), self._blend(square, slope * slope, self.beta2)
@@ -69,7 +69,7 @@ class DiGraP(Rule):
         certain = gm.abs() > CANCELLED * gg.sqrt() * mm.sqrt()
         reach = step.learning_rate * along * certain
         taken_out = (omega * along.clamp(max=0.0)).unsqueeze(-1)
-        coefficients = (each_row(gram_OG, 1.0), each_row(gram_OG, -taken_out), each_row(gram_OG, 0.0))
+        coefficients = (each_row(gram, 1.0), each_row(gram, -taken_out), each_row(gram, 0.0))
         return coefficients, torch.stack([taken + 1, omega, mean, square, reach], dim=-1)
 
     @staticmethod

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from debias.methods.base import CANCELLED, Rule, Vector, divide, each_row, logger, totals
+from debias.methods.base import CANCELLED, Gram, Rule, Vector, divide, each_row, logger, totals
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,27 @@ class Edge(Rule):
     alpha: float = 1.0
     projection: Literal["published", "row", "tensor"] = "published"
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        _, mb_O, bb_O = gram_O3.unbind(dim=-1)
-        mm, _, bb = totals(gram_O3)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, Tensor]:
+        form = self._form(gram.count)
+        # Of the whole tensor there is one share and one length, whatever the rows.
+        mm_O, mb_O, bb_O = (gram.whole_1G if form == "tensor" else gram.rows_OG).unbind(dim=-1)
+        mm, _, bb = totals(gram)
         main_norm, bias_norm = mm.sqrt(), bb.sqrt()
         # A zero gradient has no direction to share: `divide` drops its term of c.
         share_O = divide(mb_O, main_norm).add_(divide(bb_O, bias_norm))
-        share_O = self._project(gram_O3, share_O)
+        if form != "published":  # c to length 1
+            parts_O = divide(mm_O, mm) + divide(bb_O, bb)
+            length_O = parts_O + 2 * divide(mb_O, main_norm * bias_norm)
+            share_O = divide(share_O, length_O.masked_fill(length_O <= CANCELLED * parts_O, 0.0))
         x_O = divide(share_O, main_norm).mul_(self.alpha).add_(1)
         y_O = divide(share_O, bias_norm).sub_(1).mul_(self.alpha)
-        return x_O, y_O
+        return each_row(gram, x_O), each_row(gram, y_O)
 
-    def _project(self, gram_O3: Tensor, share_O: Tensor) -> Tensor:
-        """`s_r` for the published form; `s_r / |c_r|^2` or `s / |c|^2` for the two unit directions."""
-        one_row = gram_O3.shape[-2] == 1
-        if self.projection == "published" and not one_row:
-            return share_O
-        if self.projection == "published":
+    def _form(self, count: int) -> str:
+        if self.projection == "published" and count == 1:
             _notice_one_row()
-        mm_O, mb_O, bb_O = gram_O3.unbind(dim=-1)
-        mm, _, bb = totals(gram_O3)
-        parts_O = divide(mm_O, mm) + divide(bb_O, bb)
-        length_O = parts_O + 2 * divide(mb_O, mm.sqrt() * bb.sqrt())
-        if self.projection != "row":
-            length_O, parts_O, share_O = (
-                each_row(gram_O3, t.sum(dim=-1, keepdim=True)) for t in (length_O, parts_O, share_O)
-            )
-        return divide(share_O, length_O.masked_fill(length_O <= CANCELLED * parts_O, 0.0))
+            return "tensor"
+        return self.projection
 
 
 @functools.cache
@@ -82,8 +76,8 @@ class Subtract(Rule):
     name: ClassVar[str] = "subtract"
     alpha: float = 1.0
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        return each_row(gram_O3, 1.0), each_row(gram_O3, -self.alpha)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, Tensor]:
+        return each_row(gram, 1.0), each_row(gram, -self.alpha)
 
 
 @dataclass(frozen=True)
@@ -101,8 +95,8 @@ class MainOnly(Rule):
     looks_at: ClassVar[tuple[Vector, ...]] = (Vector.MAIN,)
     is_plain: ClassVar[bool] = True
 
-    def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
-        return (each_row(gram_OG, 1.0),)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, ...]:
+        return (each_row(gram, 1.0),)
 
 
 @dataclass(frozen=True)
@@ -120,6 +114,6 @@ class Orthogonal(Rule):
     name: ClassVar[str] = "orthogonal"
     alpha: float = 1.0
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        _, mb, bb = totals(gram_O3)
-        return each_row(gram_O3, 1.0), each_row(gram_O3, -self.alpha * divide(mb, bb))
+    def coefficients(self, gram: Gram) -> tuple[Tensor, Tensor]:
+        _, mb, bb = totals(gram)
+        return each_row(gram, 1.0), each_row(gram, -self.alpha * divide(mb, bb))

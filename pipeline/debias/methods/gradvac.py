@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from debias.methods.base import CANCELLED, Rule, StepFacts, divide, each_row, totals
+from debias.methods.base import CANCELLED, Gram, Rule, StepFacts, divide, each_row, totals
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class GradVac(Rule):
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta is {self.beta:g}, expected 0 or more and less than 1")
 
-    def advance(self, gram_OG: Tensor, memory_S: Tensor, step: StepFacts) -> tuple[tuple[Tensor, ...], Tensor]:
+    def advance(self, gram: Gram, memory_S: Tensor, step: StepFacts) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `Rule.advance`."""
-        main, both, bias = totals(gram_OG)
+        main, both, bias = totals(gram)
         main_norm, bias_norm = main.sqrt(), bias.sqrt()
         target = memory_S
         phi = divide(both, main_norm * bias_norm).clamp(-1.0, 1.0)
@@ -51,7 +51,7 @@ class GradVac(Rule):
         x = 1 + lean * divide(bias_norm, main_norm)
         y = 1 + lean * divide(main_norm, bias_norm)
         after_S = (1 - self.beta) * target + self.beta * phi
-        return (each_row(gram_OG, x), each_row(gram_OG, y)), after_S
+        return (each_row(gram, x), each_row(gram, y)), after_S
 
 
 def _sine(cosine: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from debias.methods.base import Rule, Vector, each_row
+from debias.methods.base import Gram, Rule, Vector, each_row
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ class L2SP(Rule):
         if self.alpha < 0:
             raise ValueError(f"alpha is {self.alpha:g}, expected 0 or more")
 
-    def coefficients(self, gram_OG: Tensor) -> tuple[Tensor, ...]:
-        return each_row(gram_OG, 1.0), each_row(gram_OG, self.alpha)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, ...]:
+        return each_row(gram, 1.0), each_row(gram, self.alpha)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from debias.methods.base import CANCELLED, Rule, divide, each_row, totals
+from debias.methods.base import CANCELLED, Gram, Rule, divide, each_row, totals
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class MGDA(Rule):
 
     name: ClassVar[str] = "mgda"
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        mm, mb, bb = totals(gram_O3)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, Tensor]:
+        mm, mb, bb = totals(gram)
         apart = mm - 2 * mb + bb
         equal = apart <= CANCELLED * (mm + bb)
         gamma = divide(bb - mb, apart.masked_fill(equal, 0.0)).clamp(0.0, 1.0).masked_fill(equal, 1.0)
         gamma = gamma + 0 * apart  # what is not finite must be seen, not masked
-        return each_row(gram_O3, gamma), each_row(gram_O3, 1 - gamma)
+        return each_row(gram, gamma), each_row(gram, 1 - gamma)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from debias.methods.base import CANCELLED, Rule, divide, each_row, totals
+from debias.methods.base import CANCELLED, Gram, Rule, divide, each_row, totals
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class NormBalance(Rule):
 
     name: ClassVar[str] = "norm_balance"
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        mm, mb, bb = totals(gram_O3)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, Tensor]:
+        mm, mb, bb = totals(gram)
         left = mm - 2 * mb + bb
         cc = left.masked_fill(left <= CANCELLED * (mm + bb), 0.0)
         alone = (bb == 0) | (cc == 0)
@@ -37,4 +37,4 @@ class NormBalance(Rule):
         of_bias, of_rest = divide(half, bb.sqrt()), divide(half, cc.sqrt())
         x = of_rest.masked_fill(alone, 1.0) + 0 * left  # what is not finite must be seen, not masked
         y = (of_bias - of_rest).masked_fill(alone, 0.0)
-        return each_row(gram_O3, x), each_row(gram_O3, y)
+        return each_row(gram, x), each_row(gram, y)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from debias.methods.base import Rule, divide, each_row, totals
+from debias.methods.base import Gram, Rule, divide, each_row, totals
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class PCGrad(Rule):
     name: ClassVar[str] = "pcgrad"
     keep: Literal["both", "main"] = "both"
 
-    def coefficients(self, gram_O3: Tensor) -> tuple[Tensor, Tensor]:
-        mm, mb, bb = totals(gram_O3)
+    def coefficients(self, gram: Gram) -> tuple[Tensor, Tensor]:
+        mm, mb, bb = totals(gram)
         conflict = torch.clamp(mb, max=0.0)
         off_bias = -divide(conflict, bb)  # main loses this much bias
         if self.keep == "main":
-            return each_row(gram_O3, 1.0), each_row(gram_O3, off_bias)
-        return each_row(gram_O3, 1 - divide(conflict, mm)), each_row(gram_O3, 1 + off_bias)
+            return each_row(gram, 1.0), each_row(gram, off_bias)
+        return each_row(gram, 1 - divide(conflict, mm)), each_row(gram, 1 + off_bias)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from debias.methods import Vector, pairs_of
 from debias.plan.count import Counts, Size
 from debias.plan.memory import TWO_GRADIENTS, Sharding, vectors_of
-from debias.plan.payload import BIAS_WIDTH, sent_bytes
+from debias.plan.payload import BIAS_WIDTH, LENGTH_BYTES, cut_rows, flat_cuts, sent_bytes
 
 SUM_BYTES = FLAG_BYTES = 8  # float64
 
@@ -27,7 +27,7 @@ def bytes_sent(
 
     `looks_at`: the vectors that the rule combines, whose inner products the ranks sum.
     """
-    grams = _grams(counts, source, looks_at)
+    grams = _grams(counts, spread, source, looks_at)
     if spread.world == 1:
         return 0
     if not spread.stage:
@@ -80,14 +80,21 @@ def _bias(counts: Counts, spread: Sharding, source: str) -> int:
     return BIAS_WIDTH * padded
 
 
-def _grams(counts: Counts, source: str, looks_at: Sequence[Vector]) -> int:
-    """Bytes of what ranks agree on before they combine: a Gram of each row, flags of each tensor."""
+def _grams(counts: Counts, spread: Sharding, source: str, looks_at: Sequence[Vector]) -> int:
+    """Bytes of what ranks agree on: inner products and flags of each tensor, and how long its update is.
+
+    Rows that lie on more ranks than one have their inner products summed as well.
+    """
     vectors = vectors_of(source, looks_at)
     if not vectors:
         return 0
-    tensors = sum(size.selected for size in counts.sizes)
-    flags = tensors * (3 if source == "single_pass" else 2)
-    return SUM_BYTES * len(pairs_of(vectors)) * rows(counts) + FLAG_BYTES * flags
+    selected = [size for size in counts.sizes if size.selected]
+    flags = len(selected) * (3 if source == "single_pass" else 2)
+    shared = flat_cuts(spread.world) if spread.stage else 0
+    if spread.stage == 3:
+        shared = sum(cut_rows(size.rows, size.elements, spread.world) for size in selected)
+    sums = len(selected) + shared
+    return SUM_BYTES * len(pairs_of(vectors)) * sums + LENGTH_BYTES * len(selected) + FLAG_BYTES * flags
 
 
 def _passes(source: str) -> int:
@@ -96,8 +103,3 @@ def _passes(source: str) -> int:
 
 def _padded(elements: int, multiple: int) -> int:
     return -(-elements // multiple) * multiple
-
-
-def rows(counts: Counts) -> int:
-    """How many rows the rule acts on: a Gram each."""
-    return sum(size.rows for size in counts.sizes if size.selected)

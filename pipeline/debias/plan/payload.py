@@ -5,11 +5,13 @@ uses (`stage3_max_live_parameters` and its like 0), without activation checkpoin
 a test holds them against counted runs. W ranks, N elements; LoRA of rank r on all linear layers but the head.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 WAYS = ("plain", "single_pass", "two_pass")
-GRAM_BYTES = 3 * 8  # of a row: three float64 sums
+GRAM_BYTES = 3 * 8  # of a tensor, or of a row that lies on more ranks than one: three float64 sums
+LENGTH_BYTES = 2 * 8  # of a tensor: how long the update is, and what was taken away
 BIAS_WIDTH = 4  # single_pass keeps its bias gradient in float32, whatever the model is in
 
 
@@ -47,7 +49,7 @@ class Shape:
         return self.layers * sum(rows * columns for rows, columns in self.adapters(rank))
 
     def adapter_rows(self, rank: int) -> int:
-        """Of all layers: how many Grams a step needs."""
+        """Of all layers: each has its Gram and its coefficients."""
         return self.layers * sum(rows for rows, _ in self.adapters(rank))
 
     def uses(self, rank: int) -> Iterator[tuple[int, int]]:
@@ -76,9 +78,23 @@ def step_payload(way: str, shape: Shape, *, stage: int, world: int, rank: int = 
         tensors = shape.layers * len(shape.adapters(rank))
         # Of each tensor: which passes used it, and that squared; single_pass also flags a tap that stayed silent.
         flags = tensors * (3 if way == "single_pass" else 2)
-        grams = GRAM_BYTES * shape.adapter_rows(rank) + 8 * flags
-        payload["all_reduce"] = payload.get("all_reduce", 0) + grams
+        cut = shape.layers * sum(cut_rows(rows, rows * columns, world) for rows, columns in shape.adapters(rank))
+        sums = tensors + (cut if stage == 3 else flat_cuts(world))
+        agreed = GRAM_BYTES * sums + LENGTH_BYTES * tensors + 8 * flags
+        payload["all_reduce"] = payload.get("all_reduce", 0) + agreed
     return payload
+
+
+@functools.cache
+def cut_rows(rows: int, elements: int, world: int) -> int:
+    """How many rows lie on more ranks than one where a tensor is cut into W chunks."""
+    columns, chunk = elements // rows, -(-elements // world)
+    return len({cut // columns for cut in range(chunk, elements, chunk) if cut % columns})
+
+
+def flat_cuts(world: int) -> int:
+    """How many rows, at most, lie on more ranks than one where all tensors lie end to end and are cut into W parts."""
+    return world - 1
 
 
 def _stage_2(way: str, shape: Shape, world: int, rank: int, width: int) -> dict[str, int]:

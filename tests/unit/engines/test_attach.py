@@ -17,7 +17,7 @@ from debias.engines.reduce import BUCKET_ELEMENTS, _buckets
 from debias.engines.stacks import CPU_LARGE, STACK_ELEMENTS, together
 from debias.engines.torch_engine import groups_of_one_shape
 from debias.losses import Answers, cross_entropy
-from debias.methods import Edge, MainOnly, Rule, Subtract
+from debias.methods import Edge, MainOnly, Rule, Subtract, each_row
 
 torch.set_num_threads(1)
 
@@ -124,9 +124,8 @@ class BySize(Rule):
 
     name = "by_size"
 
-    def coefficients(self, gram_O3):
-        mm = gram_O3[..., 0].sum(dim=-1, keepdim=True)
-        return mm.expand(gram_O3.shape[:-1]), torch.zeros(gram_O3.shape[:-1], dtype=gram_O3.dtype)
+    def coefficients(self, gram):
+        return each_row(gram, gram.whole_1G[..., 0]), each_row(gram, 0.0)
 
 
 def test_rules_see_means_not_sums():

@@ -15,8 +15,10 @@ from debias.engines.pieces import combine_pieces, make_plan
 from debias.engines.rule_state import RuleState
 from debias.engines.step import report
 from debias.methods import GRADIENTS, Edge
+from debias.plan.payload import cut_rows
 
 CPU = torch.device("cpu")
+LARGE = 2.0**24 + 1  # a number that float32 does not have
 
 
 class Ranks:
@@ -80,7 +82,7 @@ def by_pieces(kind, world, rule, main, bias, seen=1.0, written=None):
         for step in steps:
             mine = [cut(vector, pieces) for vector in step]
             state.begin()
-            done = combine_pieces(plan, state, mine, [1.0, float(rank)], lambda _: (seen, written or seen))
+            done = combine_pieces(plan, state, mine, [1.0, LARGE + rank], lambda _: (seen, written or seen))
             state.keep()
         return mine[0], done
 
@@ -92,7 +94,7 @@ def by_pieces(kind, world, rule, main, bias, seen=1.0, written=None):
         dist.all_reduce, dist.get_world_size = before
     update = {name: torch.full_like(tensor, float("nan")).flatten() for name, tensor in main.items()}
     for layout, (mine, done) in zip(layouts, results, strict=True):
-        assert done.extras == [float(world), float(sum(range(world)))]
+        assert done.extras == [float(world), world * LARGE + sum(range(world))]
         for name, piece in layout.pieces.items():
             update[name][piece.start : piece.stop] = mine[name]
     done = results[0][1]
@@ -173,6 +175,36 @@ def test_figures_of_every_rule(rule):
     removed = float((flat_main - flat_update).norm() / flat_main.norm())
     assert removed > 0.01
     assert figures.removed_share == pytest.approx(removed, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=3), min_size=1, max_size=4),
+    st.integers(1, 6),
+    st.sampled_from(["chunked", "flat", "replicated"]),
+)
+def test_sums_are_made_of_the_rows_that_ranks_share_and_of_no_other(shapes, world, kind):
+    """Element by element: who holds it. A row has one rank that counts it, and is held by whoever has a part of it."""
+    named = {f"p{i}": torch.Size(shape) for i, shape in enumerate(shapes)}
+    layouts = layouts_of(kind, named, world)
+    plans = [make_plan(layout, named, None, CPU) for layout in layouts]
+    shared = 0
+    for name, shape in named.items():
+        rows = torch.arange(shape.numel()).view(_rows(torch.empty(shape)), -1).tolist()
+        holders = [[rank for rank, layout in enumerate(layouts) if name in layout.pieces
+                    and not {*row}.isdisjoint(range(layout.pieces[name].start, layout.pieces[name].stop))]
+                   for row in rows]  # fmt: skip
+        if kind != "replicated":
+            shared += sum(len(ranks) > 1 for ranks in holders)
+        for rank, plan in enumerate(plans):
+            group = next(group for group in plan.alike if name in group.names)
+            assert group.rows == sum(rank in ranks for ranks in holders)
+            first = sum(rank in ranks and min(ranks) < rank for ranks in holders) if kind != "replicated" else 0
+            assert group.counted == first
+    assert {plan.sums for plan in plans} == {len(named) + shared}
+    if kind == "chunked":  # what `debias plan` and `debias bench cost` count
+        counted = sum(cut_rows(_rows(torch.empty(shape)), shape.numel(), world) for shape in named.values())
+        assert counted == shared
 
 
 @settings(deadline=None, max_examples=40)

@@ -10,7 +10,7 @@ from torch import nn
 
 from debias.engines import attach
 from debias.engines.step import GramSums, layer_of, report, rows_of_layers
-from debias.methods import Edge, MainOnly, Orthogonal, Subtract, combine
+from debias.methods import Edge, Gram, MainOnly, Orthogonal, Subtract, combine
 
 torch.set_num_threads(1)
 
@@ -81,7 +81,7 @@ def test_the_whole_is_what_its_layers_make():
     for name in ("h.0.w", "h.1.w"):
         main, bias = torch.randn(1, 4, 3, dtype=torch.float64), torch.randn(1, 4, 3, dtype=torch.float64)
         gram = torch.stack([(main**2).sum(-1), (main * bias).sum(-1), (bias**2).sum(-1)], dim=-1)
-        sums.add([name], gram, [torch.full((1, 4), 0.9).double(), torch.full((1, 4), -0.2).double()])
+        sums.add([name], Gram.of(gram), [torch.full((1, 4), 0.9).double(), torch.full((1, 4), -0.2).double()])
     done = report(sums, 0.5, 4.0)
     mm, _, _, removed, update = torch.cat(sums.parts_K5).sum(0).tolist()
     assert done.main_norm == pytest.approx(0.5 * mm**0.5)
@@ -95,7 +95,7 @@ def test_the_whole_is_what_its_layers_make():
 def test_a_layer_without_a_gradient_has_no_cosine():
     """Zero over zero: the figure is 0, as that of the whole."""
     sums = GramSums()
-    sums.add(["h.0.w"], torch.zeros(1, 2, 3).double(), [torch.ones(1, 2).double(), torch.zeros(1, 2).double()])
+    sums.add(["h.0.w"], Gram.of(torch.zeros(1, 2, 3).double()), [torch.ones(1, 2).double(), torch.zeros(1, 2).double()])
     done = report(sums, 1.0, 1.0)
     assert done.cosine_by_layer == done.removed_share_by_layer == {"0": 0.0}
     assert done.finite
@@ -105,7 +105,7 @@ def test_nan_stays_in_its_layer_and_in_the_whole():
     sums = GramSums()
     gram = torch.ones(2, 2, 3).double()
     gram[1, 0, 0] = float("nan")
-    sums.add(["h.0.w", "h.1.w"], gram, [torch.ones(2, 2).double(), torch.zeros(2, 2).double()])
+    sums.add(["h.0.w", "h.1.w"], Gram.of(gram), [torch.ones(2, 2).double(), torch.zeros(2, 2).double()])
     done = report(sums, 1.0, 1.0)
     assert not done.finite
     assert done.cosine_by_layer["0"] == pytest.approx(1.0)
