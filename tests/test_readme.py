@@ -170,7 +170,11 @@ def test_three_lines_of_the_loop_change():
 
 
 def test_the_table_of_methods_is_true():
-    rows = re.findall(r"^\| (rule|loss|bias model|adapter|after training) \| `(\w+)` \|", README, flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| (rule|loss|bias model|groups|order of the data|adapter|after training) \| `(\w+)` \|",
+        README,
+        flags=re.MULTILINE,
+    )
     there = {(card.kind.replace("edit", "after training"), card.name) for card in cards()}
     assert len(rows) >= 18
     assert set(rows) <= there
@@ -195,6 +199,16 @@ STUDIES = {
     "Colored MNIST: a study": (
         "colored_mnist",
         [("colored_mnist", "bias-aligned"), ("colored_mnist", "bias-conflicting")],
+    ),
+    "Planted SNLI: a study": (
+        "planted_snli",
+        [
+            ("biased_snli", "bias-aligned"),
+            ("biased_snli", "bias-conflicting"),
+            ("snli", None),
+            ("snli", "partial_hard"),
+            *((suite, None) for suite in ("mnli", "cad_nli", "breaking_nli", "hans")),
+        ],
     ),
     "QQP and PAWS: a study": (
         "qqp_paws",

@@ -80,7 +80,7 @@ def verdict(seen: Findings) -> str:
 
 _CAREFUL = (
     "What texts share, their lengths and negations may be the task itself: name in `relations` only what a label "
-    "should not hang on, or correct half of it (`tau: 0.5`)."
+    "should not hang on. Half of it (`tau: 0.5`) is what did no harm on SNLI."
 )
 
 

@@ -95,6 +95,7 @@ def test_relations_are_found(kind: str, relation: str) -> None:
     one, _ = audit(pairs(kind=kind))
     assert relation in found(one)["relations"]
     assert one.bias_model == {"name": "artifacts", "relations": [kind]}
+    assert block_as_yaml(one.bias_model).endswith("loss: {name: logit_correction, prior: labels, tau: 0.5}")
     assert next(row for row in one.relations if row.name == relation).effect > 0.05
 
 
