@@ -28,7 +28,7 @@ from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import load_examples
 from debias.data.encode import Collator
-from debias.engines.checkpoints import RULE_STATE
+from debias.engines.checkpoints import RULE_STATE, _forget_older
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.errors import InputError, Interrupted
 from debias.gradients import NotExact
@@ -792,6 +792,16 @@ def test_a_checkpoint_that_somebody_keeps(limit: int | None, bert: Path, tmp_pat
     train(config_for(bert, run, max_steps=3, resume=True, **changes))
     assert (run / "checkpoint-2-keep").is_dir()
     assert (run / "checkpoint-3").is_dir()
+
+
+@pytest.mark.parametrize("limit", [2, 4, 5, 10])
+def test_none_goes_before_there_are_too_many(limit: int, tmp_path: Path) -> None:
+    for step in range(1, 13):
+        saved = tmp_path / f"checkpoint-{step}"
+        saved.mkdir()
+        _forget_older(tmp_path, saved, limit, None)
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {f"checkpoint-{one}" for one in range(max(1, step - limit + 1), step + 1)}
 
 
 @pytest.mark.parametrize("limit", [1, 2, None])

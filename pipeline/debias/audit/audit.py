@@ -15,7 +15,7 @@ from debias.audit.reading import Dataset
 from debias.audit.suggestion import Findings, suggested, verdict
 from debias.audit.sureness import Interval, wilson
 from debias.audit.words import Word, WordTable, table_of, words_found
-from debias.bias.artifacts import Artifacts
+from debias.bias.artifacts import Artifacts, perhaps_the_task
 from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of
 from debias.bias.calibration import out_of_fold
 from debias.bias.features import KINDS, counted, relations, weighted, words_of
@@ -127,7 +127,9 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     values_NR, relation_names = relations(words_FN, names)
     of_relations = related(values_NR, relation_names, label_N, data.labels)
     strong = Artifacts(relations=KINDS).found(data.examples, len(data.labels), names, seed)
-    findings = Findings(names, of_fields, words, of_relations, strong)
+    by_words = Artifacts().found(data.examples, len(data.labels), names, seed)  # as a run of the block searches
+    allowed = tuple(perhaps_the_task(by_words, names))
+    findings = Findings(names, of_fields, words, of_relations, strong, allowed)
     p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)
     return Audit(
         name=data.name,

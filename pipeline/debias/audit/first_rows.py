@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from debias.audit.guessing import Table
 from debias.audit.reading import named
-from debias.bias.artifacts import Artifact, Artifacts
+from debias.bias.artifacts import Artifact, Artifacts, perhaps_the_task
 from debias.data.examples import Example
 from debias.data.rows import is_missing
 
@@ -28,3 +28,8 @@ def artifacts_in(table: Table, fields: Sequence[str], label_field: str, labels: 
         return model.found(examples, len(labels), tuple(fields), 0)
     except ValueError:
         return []
+
+
+def allowed_of(found: Sequence[Artifact], fields: Sequence[str]) -> list[str]:
+    """Of what was found the words that the task may hang on."""
+    return perhaps_the_task(found, fields)

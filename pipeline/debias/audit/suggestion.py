@@ -6,7 +6,7 @@ from typing import Any
 
 from debias.audit.fields import Alone, Relation
 from debias.audit.words import Word
-from debias.bias.artifacts import WORD, Artifact, Artifacts, perhaps_the_task
+from debias.bias.artifacts import WORD, Artifact, Artifacts
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Findings:
     words: Sequence[Word]
     relations: Sequence[Relation]
     strong: Sequence[Artifact]
+    allowed: tuple[str, ...]  # words that the task may hang on
 
 
 def suggested(seen: Findings) -> dict[str, Any] | None:
@@ -28,7 +29,9 @@ def suggested(seen: Findings) -> dict[str, Any] | None:
     they are the task's own more likely than not, and full correction for them harms (planted SST-2 without its cue).
     """
     if seen.strong:
-        return of_artifacts(seen.strong, seen.fields)
+        words = any(one.word for one in seen.strong)
+        more = {"allowed": list(seen.allowed)} if words else {"relations": _relations(seen.strong)}
+        return {"name": "artifacts", **{key: value for key, value in more.items() if value}}
     if len(seen.fields) == 1:
         return None
     if any(one.found for one in seen.relations):
@@ -39,15 +42,6 @@ def suggested(seen: Findings) -> dict[str, Any] | None:
     if len(leaking) == len(seen.fields):
         return {"name": "lexical", "relations": False}
     return {"name": "partial_input", "fields": [field for field in seen.fields if field in leaking]}
-
-
-def of_artifacts(found: Sequence[Artifact], fields: Sequence[str]) -> dict[str, Any]:
-    """The block of the bias model `artifacts`, with what a label may well hang on left to the task."""
-    if allowed := perhaps_the_task(found, fields):
-        return {"name": "artifacts", "allowed": allowed}
-    if any(one.word for one in found):
-        return {"name": "artifacts"}
-    return {"name": "artifacts", "relations": _relations(found)}
 
 
 def verdict(seen: Findings) -> str:
@@ -67,7 +61,9 @@ def verdict(seen: Findings) -> str:
     line = f"{line[0].upper()}{line[1:]}."
     if len(seen.fields) > 1:
         return f"{line} {_CAREFUL}" if _relations(seen.strong) else line
-    if not seen.strong:
+    if not seen.allowed:
+        if seen.strong:
+            return f"{line} {_CAREFUL}" if _relations(seen.strong) else line
         return (
             f"{line} But no single feature explains {_percent(Artifacts.share)} of the labels. With one field of text, "
             "many weak words are the task itself more likely than not: nothing is to be corrected."

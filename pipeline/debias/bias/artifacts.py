@@ -3,6 +3,7 @@
 Shapes: N examples, M others, C labels, F fields, V words, K cells of a feature.
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -132,8 +133,8 @@ class Artifacts(BiasModel):
         if words := perhaps_the_task(corrected, text_fields):
             logger.warning(
                 "bias model artifacts: with one field of text these words may be the task itself, and are taken away "
-                "from it; to leave it some or all: allowed: [%s]",
-                ", ".join(words),
+                "from it; to leave it some or all: allowed: %s",
+                json.dumps([*self.allowed, *words], ensure_ascii=False),
             )
         return floored(self._said(corrected, labels_of(examples), labels, self.fold_N(examples, seed)))
 
@@ -156,9 +157,9 @@ class Artifacts(BiasModel):
         found: list[Artifact] = []
         p_NC = self._said(found, label_N, labels, fold_N)
         loss = log_loss(p_NC, label_N)
-        for _ in range(self.most + TRIES):
+        for _ in range(self.most + len(self.allowed) + TRIES):
             if (
-                len(found) == self.most
+                sum(not self._allows(one) for one in found) == self.most
                 or (best := candidates.best(label_N, p_NC, labels, self.share * entropy)) is None
             ):
                 break
@@ -197,9 +198,10 @@ class Artifacts(BiasModel):
         return any(one.is_called(allowed) for allowed in self.allowed)
 
     def _say_what_is_nowhere(self, examples: Sequence[Example], found: Sequence[Artifact]) -> None:
-        for allowed in self.allowed:
-            somewhere = any(_has(" ".join(words_of(text)), allowed) for one in examples for text in one.texts)
-            if not somewhere and not any(one.is_called(allowed) for one in found):
+        left = [allowed for allowed in self.allowed if not any(one.is_called(allowed) for one in found)]
+        texts = [" ".join(words_of(text)) for one in examples for text in one.texts] if left else []
+        for allowed in left:
+            if not any(_has(text, allowed) for text in texts):
                 logger.warning("bias model artifacts: allowed: %r is in no text, and no feature's name", allowed)
 
     @staticmethod

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from debias.building.idle_settings import reads_inferred_groups
 from debias.config.run import RunConfig
 from debias.grouping import Inferred, make_grouping
 from debias.runs.names import BIAS
@@ -23,10 +24,10 @@ FILE = "inferred_groups.npz"
 def infer_groups(config: RunConfig, facts: dict[str, Tensor], folder: Path, *, writes: bool) -> None:
     """Put the groups of the `groups:` block into the facts of the training examples; nothing without such a block.
 
-    They are a function of `bias_log_p`, the labels and the seed. Who `writes` keeps them in the run's folder, where
-    others, and the run gone on with, find them.
+    Nor where nobody reads them: then nobody may have been asked. They are a function of `bias_log_p`, the labels and
+    the seed. Who `writes` keeps them in the run's folder, where others, and the run gone on with, find them.
     """
-    if config.groups is None:
+    if config.groups is None or not reads_inferred_groups(config):
         return
     path = folder / BIAS / FILE
     log_p_NC, label_N = facts["bias_log_p"].double().numpy(), facts["labels"].numpy()

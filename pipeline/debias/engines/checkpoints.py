@@ -237,5 +237,5 @@ def _forget_older(run: Path, saved: Path, limit: int | None, best: str | None) -
     there = checkpoints(run)
     others = sorted((one for one in there if one.name not in stay), key=lambda one: step_of(one) < step_of(saved))
     room = max(0, limit - (len(there) - len(others)))
-    for folder in others[: len(others) - room]:
+    for folder in others[: max(0, len(others) - room)]:
         shutil.rmtree(folder, ignore_errors=True)

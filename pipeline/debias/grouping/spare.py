@@ -71,10 +71,10 @@ class Spare(Grouping):
     def _clustered(self, logit_MC: Floats, draw: np.random.Generator) -> tuple[Ints, float]:
         """The cluster of each, the largest first, and the silhouette; one cluster where there are no two different."""
         different = len(np.unique(logit_MC, axis=0))
-        counts = range(2, self.most + 1) if self.clusters is None else [self.clusters]
+        counts = range(2, self.most + 1) if self.clusters is None else [min(self.clusters, different)]
         tried = []
         for count in counts:
-            if count <= different:
+            if 2 <= count <= different:
                 cluster_M = k_means(logit_MC, count, draw)
                 tried.append((silhouette(logit_MC, cluster_M, draw), -count, cluster_M))
         if not tried:

@@ -8,9 +8,8 @@ from typing import Any, get_args
 
 import yaml
 
-from debias.audit.first_rows import artifacts_in
+from debias.audit.first_rows import allowed_of, artifacts_in
 from debias.audit.guessing import Columns, Table, label_of, texts_of
-from debias.audit.suggestion import perhaps_the_task
 from debias.config.reading import parse, yaml_value
 from debias.config.run import RunConfig
 from debias.data.prompt import check_template
@@ -163,7 +162,7 @@ def _artifact_lines(wanted: Wanted, table: Table, labels: Sequence[str]) -> list
     assert wanted.label_field is not None
     found = artifacts_in(table, wanted.text_fields, wanted.label_field, labels)
     told = [f"{one.name} explains {100 * one.explains:.1f} % of the labels" for one in found]
-    allowed = perhaps_the_task(found, wanted.text_fields)
+    allowed = allowed_of(found, wanted.text_fields)
     block = f"{{name: artifacts, allowed: {_yaml(allowed)}}}" if allowed else "{name: artifacts}"
     lines = [_comment(f"# Found in these rows: {one}.") for one in told]
     if allowed:

@@ -147,7 +147,9 @@ def test_what_is_allowed_is_found_and_left_to_the_task(caplog: pytest.LogCapture
     assert "allowed: 'sö' is in no text" in caplog.text
     assert "'so bad' is in no text" not in caplog.text
     Artifacts().log_p(examples, 2, ("text",), 0)
-    assert "may be the task itself, and are taken away from it; to leave it some or all: allowed: [bad]" in caplog.text
+    assert (
+        'may be the task itself, and are taken away from it; to leave it some or all: allowed: ["bad"]' in caplog.text
+    )
 
 
 def test_settings_that_name_nothing_are_said() -> None:
@@ -236,3 +238,18 @@ def test_cells(values: list[float], cells: int) -> None:
     if cells == 2:
         assert len(np.unique(cell_N[value_N == 0.0])) == 1
         assert not set(cell_N[value_N == 0.0]) & set(cell_N[value_N > 0.0])
+
+
+def test_what_is_allowed_leaves_room_for_the_rest() -> None:
+    """`most` is of what is corrected: two that are allowed do not hide the third."""
+    draw, examples = np.random.default_rng(5), []
+    for index in range(1500):
+        label = int(draw.integers(2))
+        told = [word for word in ("one", "two", "three") if draw.random() < (0.5 if label else 0.2)]
+        examples.append(Example(str(index), (" ".join(["a", *told, f"n{index}"]),), label))
+    model = Artifacts(most=2, longest=1)
+    first = model.found(examples, 2, ("text",), 0)
+    assert len(first) == 2
+    allowed = Artifacts(most=2, longest=1, allowed=tuple(one.word or "" for one in first))
+    assert len(allowed.found(examples, 2, ("text",), 0)) == 3
+    assert np.ptp(allowed.log_p(examples, 2, ("text",), 0)[:, 1]) > 0.1
