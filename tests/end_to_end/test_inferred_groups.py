@@ -72,6 +72,14 @@ def test_group_dro_is_told_by_what_was_said(
     assert json.loads((done / "run.json").read_text())["groups"] == {"name": "eiil", "with_labels": True}
 
 
+def test_groups_that_nobody_reads_ask_nobody(place: Path) -> None:
+    """The bias model would ask the run's base, which a run that reads nothing of it does not."""
+    learned = {"bias_model": {"name": "first_learned", "steps": 2}}
+    done = run(settings(place, "idle", groups="guessed", method="erm", max_steps=1, **learned))
+    assert not (done / "bias" / FILE).exists()
+    assert not (done / "stages").exists()
+
+
 def test_spare_draws_by_its_clusters(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, drew = [], SpareSampled.epoch
 

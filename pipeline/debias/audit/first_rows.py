@@ -12,7 +12,7 @@ from debias.data.rows import is_missing
 def artifacts_in(table: Table, fields: Sequence[str], label_field: str, labels: Sequence[str]) -> list[Artifact]:
     """The features of these rows that give the label away by themselves, the one that explains most first.
 
-    Rows without a label or a text are left out. None without scikit-learn: the run that needs it says so.
+    Rows without a label or a text are left out. None where a label has too few rows to be judged out of fold.
     """
     place = {label: at for at, label in enumerate(labels)}
     examples = [
@@ -24,10 +24,7 @@ def artifacts_in(table: Table, fields: Sequence[str], label_field: str, labels: 
     model = Artifacts()
     if not examples or model.unseen(examples, len(labels), 0):
         return []
-    try:
-        return model.found(examples, len(labels), tuple(fields), 0)
-    except ValueError:
-        return []
+    return model.found(examples, len(labels), tuple(fields), 0)
 
 
 def allowed_of(found: Sequence[Artifact], fields: Sequence[str]) -> list[str]:
