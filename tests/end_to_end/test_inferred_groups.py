@@ -75,7 +75,7 @@ def test_group_dro_is_told_by_what_was_said(
 def test_groups_that_nobody_reads_ask_nobody(place: Path) -> None:
     """The bias model would ask the run's base, which a run that reads nothing of it does not."""
     learned = {"bias_model": {"name": "first_learned", "steps": 2}}
-    done = run(settings(place, "idle", groups="guessed", method="erm", max_steps=1, **learned))
+    done = run(settings(place, "unread", groups="guessed", method="erm", max_steps=1, **learned))
     assert not (done / "bias" / FILE).exists()
     assert not (done / "stages").exists()
 
