@@ -21,13 +21,16 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 PLUGIN = Path(__file__).with_name("in_the_place_of_trainer.py")
+NAMES = Path(__file__).with_name("names_of_another_version.py")
 
 
 def outcomes(checkout: Path, folder: Path, options: list[str], *, ours: bool) -> dict[str, str]:
     """`passed`, `skipped`, or the first line of the failure, of each test by its name."""
     report = folder / "report.xml"
-    shutil.copy(PLUGIN, folder)  # whose other modules are none of the suite's business
+    for plugin in (NAMES, PLUGIN):
+        shutil.copy(plugin, folder)  # whose other modules are none of the suite's business
     command = [sys.executable, "-m", "pytest", "tests/trainer", "-q", f"--junitxml={report}", *options]
+    command += ["-p", NAMES.stem]
     command.append("--continue-on-collection-errors")  # a file of another version may not load
     command += ["-p", PLUGIN.stem] if ours else []
     given = os.environ.get("PYTHONPATH")  # where the suite's own needs may lie

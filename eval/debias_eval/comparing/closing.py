@@ -56,16 +56,17 @@ def closings_in(
 ) -> Closings:
     """What every method in the folders closes of the gap; `group` by name, else the suite's conflicting or worst group.
 
-    With `arms` methods are called by their runs' folder, as the arms of a study are.
+    Where there is no other method the ceiling stands in the rows itself: its gap is what there is to say. With `arms` methods are called by their runs' folder, as the arms of a study are.
 
     InputError in one line for unknown names, and where the three were judged on no suite in common.
     """
     low, high, others = methods_and_roles(folders, floor, ceiling, arms=arms)
-    suites = _common_suites(low, high, others)
+    judged = others or [high]
+    suites = _common_suites(low, high, judged)
     rows: list[Closing] = []
     objections = [*about_training(low, high), *(one for method in others for one in about_training(low, method))]
     for suite in suites:
-        for method in others:
+        for method in judged:
             apart, also = about_suite(suite, low, high, method)
             objections += [*([apart] if apart else []), *also]
             if apart or not method.results(suite):
@@ -75,7 +76,7 @@ def closings_in(
             else:
                 objections.append(f"suite {suite}: left out, not every run has the group {group!r} there")
     if group is not None and not rows:
-        _refuse_group(group, suites, low, high, others)
+        _refuse_group(group, suites, low, high, judged)
     costs = costs_of([low, high, *others])
     objections += cost_notes(costs)
     return Closings(low.name, high.name, tuple(rows), tuple(costs), tuple(dict.fromkeys(objections)))

@@ -11,10 +11,11 @@ from debias_eval.results.runs import SWEEP_DEPTH, Method, Run, group_runs, read_
 def methods_and_roles(
     folders: Sequence[Path], floor: str, ceiling: str, *, arms: bool = False
 ) -> tuple[Method, Method, list[Method]]:
-    """The floor, the ceiling and all other methods of the folders; roles may be folders that are not among them.
+    """The floor, the ceiling and all other methods of the folders, if any; roles may be folders that are not among
+    them.
 
     With `arms` a method is called by the name of its runs' folder, as an arm of a study is. InputError in one line for
-    a word that names none of them or several, for one method in both roles, and where nothing is left to be judged.
+    a word that names none of them or several, and for one method in both roles.
     """
     outside = [Path(word) for word in (floor, ceiling) if Path(word).is_dir()]
     given, runs = read_runs(folders), read_runs([*folders, *outside])
@@ -24,8 +25,6 @@ def methods_and_roles(
     if low is high:
         raise InputError(f"--ceiling {ceiling!r} is {high.name}, which --floor is as well; name another method")
     others = [one for one in methods if one not in (low, high) and any(run.path.resolve() in known for run in one.runs)]
-    if not others:
-        raise InputError(f"no method beside the floor ({low.name}) and the ceiling ({high.name}); add runs of one")
     return low, high, others
 
 

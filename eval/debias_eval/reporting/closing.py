@@ -14,18 +14,21 @@ from debias_eval.scores.intervals import Interval
 HEADER = ("suite", "method", "group", "n", "floor %", "ceiling %", "method %", "gap", "closed", "bootstrap", "seeds")
 LISTED = 4  # rows that a note names; of more it says how many
 COSTS = ("method", "seconds", "of the floor's", "CPU seconds", "of the floor's", "examples seen", "before the run")
+BRACKETS = "Brackets: 95 % interval over seeds, on these test examples: of the gap in points (Student's t)"
 CAPTION = (
-    "closed = (method - floor) / (ceiling - floor), 1 is all of it. Brackets: 95 % interval over seeds, on these test "
-    "examples: of the gap in points (Student's t), of what is closed Fieller's; bootstrap: the same by drawing seeds."
+    f"closed = (method - floor) / (ceiling - floor), 1 is all of it. {BRACKETS}, of what is closed Fieller's; "
+    "bootstrap: the same by drawing seeds."
 )
 
 
 def closing_grids(found: Closings) -> list[Grid]:
     """What is closed, suite by suite, with every objection under it; then what it cost."""
     suites = list(dict.fromkeys(row.suite for row in found.rows))
-    blocks = tuple(tuple(_line(row) for row in found.rows if row.suite == suite) for suite in suites)
-    title = f"Gap closed, from {found.floor} to {found.ceiling}"
-    notes = (CAPTION, *_notes(found), *found.objections)
+    blocks = tuple(tuple(_line(row, found) for row in found.rows if row.suite == suite) for suite in suites)
+    alone = all(row.method == found.ceiling for row in found.rows)
+    title = f"{'Gap' if alone else 'Gap closed,'} from {found.floor} to {found.ceiling}"
+    caption = f"There is no method beside these two: the gap is ceiling - floor. {BRACKETS}." if alone else CAPTION
+    notes = (caption, *_notes(found), *found.objections)
     costs = tuple(_cost(one) for one in found.costs)
     told = "Seconds of everything: the bias model, runs before the run and earlier attempts. Means over runs."
     return [Grid(title, HEADER, blocks, notes), Grid("Cost of a run", COSTS, (costs,), (told,))]
@@ -61,7 +64,7 @@ def closing_lines(found: Closings) -> list[str]:
     return [line for grid in closing_grids(found) for line in grid.notes]
 
 
-def _line(row: Closing) -> tuple[Cell, ...]:
+def _line(row: Closing, among: Closings) -> tuple[Cell, ...]:
     closed = row.closed
     gap = f"{points(closed.gap)}{_range(closed.gap_interval, 100, 1)}"
     seeds = str(closed.seeds[0]) if len(set(closed.seeds)) == 1 else ", ".join(map(str, closed.seeds))
@@ -69,6 +72,8 @@ def _line(row: Closing) -> tuple[Cell, ...]:
     names = [Cell(name, name=True) for name in (row.suite, row.method, row.group)]
     rates = [Cell(points(value)) for value in (row.floor, row.ceiling, row.value)]
     bootstrap = _range(closed.bootstrap, 1, 2).strip() or FLAT
+    if row.method == among.ceiling and closed.closed is not None:  # which closes all of it, surely
+        share = bootstrap = FLAT
     return (*names, Cell(f"{row.n:,}"), *rates, Cell(gap), Cell(share), Cell(bootstrap), Cell(seeds))
 
 

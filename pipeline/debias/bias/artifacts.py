@@ -27,18 +27,14 @@ TRIES = 20  # features that seem to give something away, and do not out of fold,
 class Artifact:
     """A feature that gives the label away. `explains`: how much of the labels' entropy, beyond those before it and out
     of fold; `seen_NK`: its cells, [N + M, K] of 0 and 1, in one of which an example is, or in none; `kind`: word, or
-    the relation that it is.
+    the relation that it is; `word`: the word or the words that it is, None of a relation.
     """
 
     name: str
     explains: float
     seen_NK: Any
     kind: str = WORD
-
-    @property
-    def word(self) -> str | None:
-        """The word or the words that it is, None of a relation."""
-        return self.name[1:].rpartition("” in ")[0] if self.kind == WORD else None
+    word: str | None = None
 
     def is_called(self, allowed: str) -> bool:
         """Whether that is its name, or is in its words, side by side."""
@@ -187,7 +183,7 @@ class Artifacts(BiasModel):
                     raise
                 continue  # no word occurs that often
             order = sorted(range(len(texts)), key=lambda at: texts[at].count(" "))  # the shorter of equals
-            found.add_words(counts_NV[:, order], [f"“{texts[at]}” in {field}" for at in order])
+            found.add_words(counts_NV[:, order], [texts[at] for at in order], field)
         for kind in self.relations:
             values_NR, names = relations(words_FN, fields, [kind])
             for value_N, name in zip(values_NR.T, names, strict=True):
@@ -223,15 +219,15 @@ class _Candidates:
         self.size = size
         self.seen: list[Any] = []  # each [N + M, K] sparse, of words K is 1
         self.names: list[str] = []
-        self.kinds: list[str] = []
+        self.kinds: list[tuple[str, str | None]] = []  # and the words, of what is some
         self.words: list[tuple[int, Any]] = []  # where the words of a field begin, and all of them, [N, V]
 
-    def add_words(self, counts_NV: Any, names: Sequence[str]) -> None:
+    def add_words(self, counts_NV: Any, words: Sequence[str], field: str) -> None:
         present_NV = (counts_NV > 0).astype(np.float64).tocsc()
         self.words.append((len(self.names), present_NV[: self.size]))
         self.seen += [present_NV[:, [at]] for at in range(present_NV.shape[1])]
-        self.names += names
-        self.kinds += [WORD] * len(names)
+        self.names += [f"“{word}” in {field}" for word in words]
+        self.kinds += [(WORD, word) for word in words]
 
     def add_cells(self, value_N: Floats, name: str, kind: str) -> None:
         from scipy import sparse
@@ -241,12 +237,12 @@ class _Candidates:
         seen_NK = sparse.csc_matrix(np.eye(len(edges) + 1)[cell_N])
         self.seen.append(seen_NK[:, np.asarray(seen_NK[: self.size].sum(axis=0)).ravel() > 0])
         self.names.append(name)
-        self.kinds.append(kind)
+        self.kinds.append((kind, None))
 
     def taken(self, at: int) -> Artifact:
         """The feature there, which is not looked at again."""
         found, self.names[at] = self.names[at], ""
-        return Artifact(found, 0.0, self.seen[at], self.kinds[at])
+        return Artifact(found, 0.0, self.seen[at], *self.kinds[at])
 
     def best(self, label_N: Ints, p_NC: Floats, labels: int, least: float) -> int | None:
         """The feature that would lower the log loss of p most, by `least` nats and surely; None if none does."""

@@ -190,11 +190,13 @@ def report(
     card: Annotated[bool, typer.Option("--card", help="Also a model card in each run's adapter folder.")] = False,
 ) -> None:
     """Write one self-contained HTML page that compares runs; the first method (plain fine-tuning) is the reference."""
-    from debias.runs.outputs import check_files
+    from debias.runs.outputs import check_files, check_outside
     from debias_eval.reporting.card import write_cards
     from debias_eval.reporting.report import write_latex, write_markdown, write_report
 
-    check_files({"-o": out, "--markdown": markdown, "--latex": latex})
+    files = {"-o": out, "--markdown": markdown, "--latex": latex}
+    check_files(files)
+    check_outside(files)
     typer.echo(write_report(runs, out))
     _say_what_is_not_judged(runs)
     if markdown:

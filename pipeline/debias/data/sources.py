@@ -132,16 +132,30 @@ def _say_what_was_dropped(where: str, read: int, gold: int) -> None:
 
 
 def rows_of(
-    source: DataSource, label_field: str, *, most: int | None = None
+    source: DataSource, label_field: str, *, most: int | None = None, characters: int | None = None
 ) -> tuple[str, list[NumberedRow], Sequence[str] | None]:
     """The rows of a source as they stand, what to call it, and the names behind integer labels if it has any.
 
-    `most`: only so many, from the first on. `source.limit` is not heeded, but where rows are made. InputError as in
+    `most`: only so many, from the first on, up to the one with which they hold more `characters`. `source.limit` is not heeded, but where rows are made. InputError as in
     `load_examples`.
     """
     data = DataConfig.model_validate({"train": source, "label_field": label_field})
     origin, rows, classes = _open(source, data, None)
-    return origin.name, list(islice(rows, most)), classes
+    return origin.name, list(_first(rows, most, characters)), classes
+
+
+def _first(rows: Iterable[NumberedRow], most: int | None, characters: int | None) -> Iterator[NumberedRow]:
+    held = 0
+    for number, row in islice(rows, most):
+        yield number, row
+        held += size_of(row)
+        if characters is not None and held > characters:
+            return
+
+
+def size_of(row: Mapping[str, Any]) -> int:
+    """The characters of a row's texts."""
+    return sum(len(value) for value in row.values() if isinstance(value, str))
 
 
 def unlabelled(source: DataSource, data: DataConfig, *, id_field: str | None = None) -> Iterator[tuple[int, Example]]:

@@ -7,11 +7,12 @@ from debias.audit.guessing import GROUPS, MOST_VALUES, ROWS, Table
 from debias.audit.reading import labels_of
 from debias.config.data import DataSource, has_pictures
 from debias.data.rows import is_missing
-from debias.data.sources import rows_of
+from debias.data.sources import rows_of, size_of
 from debias.errors import InputError
 
 IDS = ("id", "uid", "guid", "idx", "index", "pairid", "pair_id", "example_id", "row_id")
 LENGTHS = (64, 128, 256, 512)
+CHARACTERS = 50_000_000  # of the rows that are read: of texts of 10,000 the first 5,000
 TOKENS_A_WORD = 1.5  # of English in the vocabularies of today's models, punctuation counted
 
 
@@ -20,10 +21,11 @@ def read_table(source: str, label_field: str | None = None) -> Table:
     if has_pictures(source):
         raise InputError(f"--data: {source} holds pictures; launch/recipes has runs on those, colored_mnist_edge")
     told = DataSource.model_validate({"source": source})
-    where, rows, classes = rows_of(told, label_field or "label", most=ROWS + 1)
+    where, rows, classes = rows_of(told, label_field or "label", most=ROWS + 1, characters=CHARACTERS)
     if not rows:
         raise InputError(f"{where}: no rows, it is empty")
-    return Table(where, tuple(map(str, rows[0][1])), rows[:ROWS], classes, len(rows) <= ROWS)
+    whole = len(rows) <= ROWS and sum(size_of(row) for _, row in rows) <= CHARACTERS
+    return Table(where, tuple(map(str, rows[0][1])), rows[:ROWS], classes, whole)
 
 
 def guess_group(table: Table, taken: Sequence[str]) -> str | None:

@@ -111,7 +111,6 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
     assert wanted.data is not None
     assert wanted.label_field is not None
     labels = labels_in(table, wanted.label_field)
-    seen = f"all {len(table.rows):,} rows" if table.whole else f"the first {len(table.rows):,} rows"
     used = (*wanted.text_fields, wanted.label_field, *([wanted.group_field] if wanted.group_field else []))
     unused = others(table, used)
     lines = [
@@ -127,7 +126,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         "  # validation: dev.csv  # rows like these that are not trained on; then eval_strategy: epoch below",
         f"  text_fields: {_yaml(list(wanted.text_fields))}  # columns that the model reads, in this order",
         f"  label_field: {_yaml(wanted.label_field)}",
-        f"  labels: {_yaml(list(labels))}  # what occurs in {seen}",
+        f"  labels: {_yaml(list(labels))}  # what occurs in {_seen(table)}",
         f"  id_field: {_yaml(guess_id(table, used))}",
         _group_line(wanted, unused),
         "",
@@ -141,6 +140,10 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         "# eval_strategy: epoch",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _seen(table: Table) -> str:
+    return f"{'all' if table.whole else 'the first'} {len(table.rows):,} rows"
 
 
 def _method_lines(wanted: Wanted, table: Table, labels: Sequence[str], out: Path) -> list[str]:
@@ -160,11 +163,12 @@ def _method_lines(wanted: Wanted, table: Table, labels: Sequence[str], out: Path
 def _artifact_lines(wanted: Wanted, table: Table, labels: Sequence[str]) -> list[str]:
     """The bias model `artifacts`, what it finds in the rows that were read, and what of it the task may hang on."""
     assert wanted.label_field is not None
-    found = artifacts_in(table, wanted.text_fields, wanted.label_field, labels)
+    found, searched = artifacts_in(table, wanted.text_fields, wanted.label_field, labels)
+    where = _seen(table) if searched == len(table.rows) else f"{searched:,} of {_seen(table)}"
     told = [f"{one.name} explains {100 * one.explains:.1f} % of the labels" for one in found]
     allowed = allowed_of(found, wanted.text_fields)
     block = f"{{name: artifacts, allowed: {_yaml(allowed)}}}" if allowed else "{name: artifacts}"
-    lines = [_comment(f"# Found in these rows: {one}.") for one in told]
+    lines = [_comment(f"# Found in {where}: {one}.") for one in told] or [f"# Nothing of the kind was found in {where}."]
     if allowed:
         lines.append("# Take out of `allowed` what a label should not hang on: the rest is left to the task.")
     return [

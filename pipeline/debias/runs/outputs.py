@@ -40,6 +40,14 @@ def check_output(path: Path, option: str = "-o") -> None:
             )
 
 
+def check_outside(given: Mapping[str, Path | None]) -> None:
+    """InputError for a file that would lie in a run's folder, which is what its training and judging left there."""
+    for option, path in given.items():
+        folders = Path(os.path.realpath(path)).parents if path else ()
+        if inside := next((folder for folder in folders if is_run(folder)), None):
+            raise InputError(f"{option}: {path} would lie inside the run {inside}; choose a place outside of it")
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: other projects have a `config.yaml` too, one that was begun has more."""
     return any((folder / name).exists() for name in (SUMMARY, METRICS)) or (

@@ -56,6 +56,16 @@ def _information(examples: list[Example], word: str) -> float:
     return told / -sum(p * math.log(p) for p in label.values())
 
 
+@pytest.mark.parametrize("field", ["text", "text” in a", "” in "])
+@pytest.mark.parametrize("cue", ["!!", "”"])
+def test_a_word_is_known_whatever_its_field_is_called(field: str, cue: str) -> None:
+    examples = [replace(one, texts=(one.texts[0].replace("!!", cue),)) for one in cued(600)]
+    (one,) = Artifacts().found(examples, 2, (field,), 0)
+    assert (one.name, one.word) == (f"“{cue}” in {field}", cue)
+    assert one.is_called(cue)
+    assert not one.is_called("in")
+
+
 def test_what_it_says_is_how_often_the_label_comes_with_the_cue() -> None:
     examples = cued(3000)
     p_NC = np.exp(Artifacts().log_p(examples, 2, ("text",), 0))

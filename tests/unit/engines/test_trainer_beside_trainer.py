@@ -10,7 +10,7 @@ import torch
 from tiny_models import llama
 from tiny_trainers import Words, examples, trainer_of
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.losses import Answers, Classification, GroupDRO
@@ -77,6 +77,33 @@ def test_resuming_at_the_last_step_restores_what_the_trainer_restores(tmp_path: 
     assert (stop.early_stopping_patience, stop.early_stopping_threshold) == (5, 0.2)
     assert not again.state.is_world_process_zero
     assert again._train_batch_size == 3
+
+
+class Told(TrainerCallback):
+    """Notes what it is told, with the step and whether there is a model."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, int, bool]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.said.append(("begin", state.global_step, model is not None))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.said.append(("end", state.global_step, model is not None))
+
+
+def test_callbacks_hear_of_a_training_without_a_step_as_the_trainer_tells_them(tmp_path: Any) -> None:
+    """The Trainer is resumed at its last epoch: at the last of `max_steps` it would take one more."""
+    told: dict[Any, Told] = {}
+    for kind in (Trainer, DebiasTrainer):
+        saving = {"save_strategy": "steps", "save_steps": 2, "kind": kind}
+        steps = {"num_train_epochs": 1.0, "max_steps": -1, "data": examples(8)}
+        trainer_of(tmp_path / kind.__name__, **saving, **(steps if kind is Trainer else {})).train()
+        told[kind] = Told()
+        more = {"callbacks": [told[kind]]}
+        again = trainer_of(tmp_path / kind.__name__, **saving, **(steps if kind is Trainer else {}), more=more)
+        assert again.train(resume_from_checkpoint=True).global_step == 2
+    assert told[DebiasTrainer].said == told[Trainer].said == [("begin", 2, True), ("end", 2, True)]
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Any) -> None:

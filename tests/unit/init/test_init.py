@@ -189,9 +189,25 @@ def test_words_that_give_the_label_away_are_named_and_left_to_a_task_of_one_fiel
     table(tmp_path / "films.csv", rows)
     assert debias("init", "--data", "films.csv", "--text-field", "text", *MODEL, "--out", "films.yaml").code == 0
     text = (tmp_path / "films.yaml").read_text()
-    assert "# Found in these rows: “good” in text explains" in text
+    assert "# Found in all 240 rows: “good” in text explains" in text
     assert "# Take out of `allowed` what a label should not hang on" in text
     block = load_config(tmp_path / "films.yaml").bias_model
     assert block is not None
     assert "good" in block["allowed"]
     assert "!!" not in block["allowed"]
+
+
+@pytest.mark.parametrize(("read", "searched"), [(200, 150), (200, 10**6), (10**6, 150), (10**6, 10**6)])
+def test_of_long_texts_a_part_is_read_and_searched_and_the_file_says_so(
+    read: int, searched: int, debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of ten characters, and one of the label: the 19th is the first with which they hold more than 200."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("debias.init.guessing.CHARACTERS", read)
+    monkeypatch.setattr("debias.audit.first_rows.SEARCHED", searched)
+    table(tmp_path / "films.csv", [{"text": f"film {n:02} so", "label": "ab"[n % 2]} for n in range(40)])
+    assert debias("init", "--data", "films.csv", *MODEL, "--out", "films.yaml").code == 0
+    text = (tmp_path / "films.yaml").read_text()
+    seen, part = ("the first 19 rows", 15) if read == 200 else ("all 40 rows", 15)
+    assert f"labels: [a, b]  # what occurs in {seen}\n" in text
+    assert f"# Nothing of the kind was found in {f'{part} of ' if searched == 150 else ''}{seen}.\n" in text

@@ -113,9 +113,27 @@ def test_nothing_in_common_is_one_line(sweep: Path) -> None:
         closings_in([sweep], "erm", "pcgrad")
     with pytest.raises(InputError, match="floor and ceiling were judged on hard, plain, erm was not"):
         closings_in([sweep], "edge", "pcgrad")
+
+
+@pytest.mark.parametrize(("left_out", "half"), [((), 2.15063), ((3,), 3.01214)])
+def test_floor_and_ceiling_alone_have_a_gap(sweep: Path, left_out: tuple[int, ...], half: float) -> None:
+    """Its interval is Student's of the seeds' differences, 21, 22, 21, (21,) 25: half of it by hand, t 2.776 and 3.182."""
     shutil.rmtree(sweep / "recipe_edge")
-    with pytest.raises(InputError, match=r"no method beside the floor \(erm\) and the ceiling \(pcgrad\)"):
-        closings_in([sweep], "erm", "pcgrad")
+    for seed in left_out:
+        shutil.rmtree(sweep / f"recipe_pcgrad/default/seed{seed}")
+        shutil.rmtree(sweep / f"recipe_erm/default/seed{seed}")
+    found = closings_in([sweep], "erm", "pcgrad")
+    row = only(found)
+    apart = [high - low for low, high in zip(WRONG["erm"], WRONG["pcgrad"], strict=True)]
+    kept = [one for seed, one in enumerate(apart) if seed not in left_out]
+    gap = sum(kept) / len(kept)
+    assert 100 * row.closed.gap == pytest.approx(gap)
+    assert row.closed.gap_interval is not None
+    assert [100 * end for end in row.closed.gap_interval] == pytest.approx([gap - half, gap + half], abs=1e-3)
+    table = closing_markdown(found)
+    assert "Gap from erm to pcgrad" in table
+    assert "There is no method beside these two" in table
+    assert [cost.method for cost in found.costs] == ["erm", "pcgrad"]
 
 
 def test_what_a_reader_may_object(sweep: Path) -> None:
@@ -254,7 +272,7 @@ def test_a_study_shows_what_its_kept_runs_close_by_the_names_of_its_arms(sweep: 
     assert "15 of 15 runs are kept" in study("--dry-run")
     # An arm whose settings change has no results any more, until it is made anew; nor has one that is gone.
     file.write_text(STUDY.replace("half: {lora_r: 2}", "half: {lora_r: 3}, more: {lora_r: 6}"))
-    assert study().startswith("no method beside the floor (plain_one) and the ceiling (best_one)")
+    assert "Gap from plain_one to best_one" in study()
     keep(kept_beside(file), tmp_path / "two", "half/default/seed2", digest=made_anew(file, "half/default/seed2"))
     told = json.loads(study("--json"))
     assert {(row["method"], row["seeds"][2]) for row in told["rows"]} == {("half", 1)}
