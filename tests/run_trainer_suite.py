@@ -3,7 +3,8 @@
     python tests/run_trainer_suite.py TRANSFORMERS_CHECKOUT [-k EXPRESSION] [other options of pytest]
 
 The checkout is `git clone --branch v5.24.0 https://github.com/huggingface/transformers`, or of whichever version is
-installed: no package brings its tests. Printed: every test whose outcome differs, with the first line of what it says.
+installed: no package brings its tests. Of a version near it, names that are gone fail where a test uses them
+(`names_of_another_version.py`). Printed: every test whose outcome differs, with the first line of what it says.
 DebiasTrainer is given the plain rule (`MainOnly`), so that a difference is one of the Trainer's behaviour and not of
 the update; a model that has no head of classes (language models, regression) is trained on its own loss
 (`in_the_place_of_trainer.py`). Tests that load a model from a hub want a network, `parameterized` all of them, and

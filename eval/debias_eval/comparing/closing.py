@@ -56,7 +56,8 @@ def closings_in(
 ) -> Closings:
     """What every method in the folders closes of the gap; `group` by name, else the suite's conflicting or worst group.
 
-    Where there is no other method the ceiling stands in the rows itself: its gap is what there is to say. With `arms` methods are called by their runs' folder, as the arms of a study are.
+    Where there is no other method the ceiling stands in the rows itself: its gap is what there is to say. With `arms`
+    methods are called by their runs' folder, as the arms of a study are.
 
     InputError in one line for unknown names, and where the three were judged on no suite in common.
     """

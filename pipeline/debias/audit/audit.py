@@ -86,6 +86,7 @@ class Audit:
     easy: Easy
     copies: Copies
     test: Tested | None
+    layout: Mapping[str, Any]  # what was said of how the file is laid out
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and the page; each finding with whether it was found."""
@@ -147,6 +148,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         easy=_easy(p_NC, label_N),
         copies=copies_in(data.examples),
         test=None if test is None else tested(data, test),
+        layout=dict(data.layout),
     ), Counted(tables)
 
 

@@ -4,8 +4,8 @@ What stays in doubt is asked for.
 """
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from debias.data.rows import NumberedRow, is_missing
@@ -28,10 +28,13 @@ GROUPS = (
 
 @dataclass(frozen=True)
 class Columns:
-    """What a person said of the columns: nothing, where they are to be guessed."""
+    """What a person said of the columns: nothing, where they are to be guessed; `layout`: and of how the file is laid
+    out, settings beside `source`.
+    """
 
     text_fields: tuple[str, ...] = ()
     label_field: str | None = None
+    layout: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ What cannot be told from the header without a doubt is asked for.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from debias.audit.guessing import ROWS, Columns, Table, label_of, texts_of
 from debias.config.data import DataConfig, DataSource, has_pictures
+from debias.config.reading import parse
 from debias.data import Example, load_examples
 from debias.data.sources import NO_GOLD_LABEL, rows_of
 from debias.errors import InputError
@@ -20,13 +21,16 @@ MOST_LABELS = 100
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples with what their fields and labels are called; `name` is what a reader knows the data by."""
+    """Examples with what their fields and labels are called; `name` is what a reader knows the data by, `layout` what
+    was said of how it is laid out.
+    """
 
     name: str
     fields: tuple[str, ...]
     label_field: str
     labels: tuple[str, ...]
     examples: Sequence[Example]
+    layout: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_dataset(
@@ -39,7 +43,7 @@ def read_dataset(
     """
     if has_pictures(name):
         raise InputError(f"{name}: holds pictures, and an audit reads words")
-    source = DataSource.model_validate({"source": name, "limit": limit, "split": split})
+    source = parse(DataSource, {"source": name, "limit": limit, "split": split, **columns.layout}, name)
     where, rows, classes = rows_of(source, columns.label_field or "label")
     if not rows:
         raise InputError(f"{where}: it is empty, expected rows with a text and a label")
@@ -50,7 +54,7 @@ def read_dataset(
     fields = texts_of(table, columns, label_field)
     found = tuple(labels) or labels_of(where, label_field, rows, classes)
     data = DataConfig(train=source, text_fields=fields, label_field=label_field, labels=found)
-    return Dataset(name, fields, label_field, found, load_examples(source, data, base=Path.cwd()))
+    return Dataset(name, fields, label_field, found, load_examples(source, data, base=Path.cwd()), columns.layout)
 
 
 def labels_of(
@@ -80,5 +84,5 @@ def named(value: Any, classes: Sequence[str] | None) -> str | None:
 
 
 def read_like(data: Dataset, name: str) -> Dataset:
-    """Other data with the fields and labels of this, such as a test set."""
-    return read_dataset(name, Columns(data.fields, data.label_field), labels=data.labels)
+    """Other data with the fields, labels and layout of this, such as a test set."""
+    return read_dataset(name, Columns(data.fields, data.label_field, data.layout), labels=data.labels)

@@ -40,8 +40,13 @@ def _next(audit: Audit) -> list[str]:
         "--label-field",
         audit.label_field,
     ]
-    words = ["debias", "init", "--data", audit.name, *columns, "--model", "package:minilm", "--method", "erm"]
+    layout = [word for key, value in audit.layout.items() for word in _flag(key, value)]
+    words = ["debias", "init", "--data", audit.name, *layout, *columns, "--model", "package:minilm", "--method", "erm"]
     return [f"What corrects for it, for a run's file such as this command writes: {shlex.join(words)}"]
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    return [f"--{'' if value else 'no-'}{key}"] if isinstance(value, bool) else [f"--{key}", str(value)]
 
 
 def notes_of(audit: Audit) -> list[str]:

@@ -5,15 +5,16 @@ Shapes: N examples, M others, C labels, F fields, V words, K cells of a feature.
 
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from debias.bias.base import BiasModel, Floats, Ints, check_folds, floored, folds_by_source, labels_of
+from debias.bias.base import BiasModel, Floats, Ints, check_folds, cross_fitted, floored, folds_by_source, labels_of
 from debias.bias.features import KINDS, counted, relations, words_of
-from debias.bias.lexical import check_words, judged_out_of_fold
+from debias.bias.lexical import check_words, fitted, probabilities
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Artifacts(BiasModel):
     `share` is 0.02. A cue on a third of the examples that is right nine times in ten explains 0.19 of two labels and
     0.37 of three; of SST-2's own words the first, “bad”, explains 0.011, of SNLI's 0.013. These are training data.
 
-    Needs scikit-learn and no group labels. Costs seconds on one core (with a hundred labels half a minute), and no
+    Needs scikit-learn and no group labels. Costs seconds on one core (more with many labels), and no
     training. Fails on shortcuts that are no word, length or overlap (a style, a topic, a colour) and on many small
     ones, which `first_learned` and `lexical` see; and where the task itself hangs on few words (abuse, long reviews),
     which are then taken away.
@@ -209,7 +210,7 @@ class Artifacts(BiasModel):
         from scipy import sparse
 
         seen_NK = sparse.hstack([one.seen_NK for one in found], format="csr")
-        return judged_out_of_fold(seen_NK, label_N, labels, fold_N)
+        return judged_by_pattern(seen_NK, label_N, labels, fold_N)
 
 
 class _Candidates:
@@ -270,6 +271,23 @@ class _Candidates:
             gain_V[at] = surprise(cells_NK.T @ one_NC, cells_NK.T @ p_NC).sum()
             degrees_V[at] = max(1, cells_NK.shape[1] - 1) * (one_NC.shape[1] - 1)
         return gain_V / self.size, degrees_V
+
+
+def judged_by_pattern(seen_NK: Any, label_N: Ints, labels: int, fold_N: Ints) -> Floats:
+    """As `judged_out_of_fold`, of few features of 0 and 1: examples that are alike in them and in the label are one row
+    with a weight, so that what a fit takes does not grow with their number.
+    """
+    seen_PK, pattern_N = np.unique(seen_NK.toarray().astype(np.uint8), axis=0, return_inverse=True)
+    pattern_N = pattern_N.ravel()
+
+    def judge(fitted_on: Ints, judged: Ints) -> Floats:
+        alike, times = np.unique(pattern_N[fitted_on] * labels + label_N[fitted_on], return_counts=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The number of unique classes")  # beside rows, which stand for many
+            model = fitted(seen_PK[alike // labels].astype(np.float64), alike % labels, times)
+        return probabilities(model, seen_PK.astype(np.float64), labels)[pattern_N[judged]]
+
+    return cross_fitted(fold_N, labels, judge, seen_NK.shape[0] - len(fold_N))
 
 
 def _has(sequence: str, words: str) -> bool:

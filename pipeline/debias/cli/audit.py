@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from debias.cli.options import Delimiter, Quotes, Sheet, layout_of
 from debias.cli.printing import AsJson, print_table
 
 
@@ -24,6 +25,9 @@ def audit(
     ] = None,
     label_field: Annotated[str | None, typer.Option(help="The column of the label. Guessed where clear.")] = None,
     test: Annotated[str | None, typer.Option(help="Other data: how far the shortcuts of DATA get on it.")] = None,
+    name: Sheet = None,
+    delimiter: Delimiter = None,
+    quotes: Quotes = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Look at a random part of so many examples.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the folds.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write one HTML page, too.")] = None,
@@ -33,8 +37,8 @@ def audit(
     from debias.audit import comparing, reading, table
     from debias.audit.audit import audit as look
 
-    columns = reading.Columns(tuple(text_field or ()), label_field)
-    sets = [reading.read_dataset(name, columns, limit=limit) for name in data]
+    columns = reading.Columns(tuple(text_field or ()), label_field, layout_of(name, delimiter, quotes))
+    sets = [reading.read_dataset(source, columns, limit=limit) for source in data]
     audits = [look(one, None if test is None else reading.read_like(one, test), seed) for one in sets]
     differences = comparing.only_in_one(audits)
     records = {

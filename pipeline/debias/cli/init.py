@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from debias.cli.options import Delimiter, Quotes, Sheet, layout_of
+
 
 def add_to(app: typer.Typer) -> None:
     """Give the command line the verb of this file."""
@@ -26,6 +28,9 @@ def init(
     method: Annotated[
         str | None, typer.Option(help="A rule: edge, subtract, erm, ... Without: what leaves artifacts unlearned.")
     ] = None,
+    name: Sheet = None,
+    delimiter: Delimiter = None,
+    quotes: Quotes = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write; never over one that is there.")] = Path(
         "run.yaml"
     ),
@@ -36,7 +41,8 @@ def init(
     """
     from debias.init.writing import Wanted, write_first
 
-    wanted = Wanted(data, model, head, tuple(text_field or ()), label_field, group_field, method)
+    layout = layout_of(name, delimiter, quotes)
+    wanted = Wanted(data, model, head, tuple(text_field or ()), label_field, group_field, layout, method)
     asks = sys.stdin.isatty() and sys.stdout.isatty()
     typer.echo(write_first(wanted, out, _ask if asks else None))
 

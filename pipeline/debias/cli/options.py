@@ -1,7 +1,7 @@
 """Options that verbs which load any model share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,20 @@ PromptFile = Annotated[
     Path | None, typer.Option(help="How to ask: a recipe, a run's config.yaml, or a file of template, verbalizers.")
 ]
 Labels = Annotated[str | None, typer.Option(help="A classifier's labels in order, with commas, if it names none.")]
+Sheet = Annotated[str | None, typer.Option(help="Configuration of a hub dataset, sheet of a workbook.")]
+Delimiter = Annotated[str | None, typer.Option(help="Of a .csv or .tsv, if not a comma or a tab.")]
+Quotes = Annotated[
+    bool | None, typer.Option("--quotes/--no-quotes", help="Whether quotes hold fields of a .csv or .tsv together.")
+]
 Tokenizer = Annotated[str | None, typer.Option(help="Another than the adapter's own, or the model's.")]
 Bf16 = Annotated[bool | None, typer.Option("--bf16/--float32", help="Default: bf16 on a GPU.")]
 FourBit = Annotated[bool | None, typer.Option("--load-in-4bit/--no-load-in-4bit")]
 DeepSpeed = Annotated[str | None, typer.Option(help="zero3: the weights spread over the ranks of torchrun.")]
 Normalize = Annotated[str, typer.Option(help="Score of an answer: none (the sum), tokens, characters.")]
 Calibrate = Annotated[str, typer.Option(help="Prior of the labels taken off: none, contextual, pmi.")]
+
+
+def layout_of(name: str | None, delimiter: str | None, quotes: bool | None) -> dict[str, Any]:
+    """What was said of how a file is laid out, as settings beside `source`."""
+    given = {"name": name, "delimiter": delimiter, "quotes": quotes}
+    return {key: value for key, value in given.items() if value is not None}

@@ -10,12 +10,16 @@ from debias.cli.options import (
     Bf16,
     Calibrate,
     DeepSpeed,
+    Delimiter,
     FourBit,
     Labels,
     Model,
     Normalize,
     PromptFile,
+    Quotes,
+    Sheet,
     Tokenizer,
+    layout_of,
 )
 from debias.errors import InputError
 
@@ -54,11 +58,9 @@ def predict(
     calibrate: Calibrate = "none",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most examples of a batch; default: by tokens.")] = None,
     split: Annotated[str, typer.Option(help="Of a hub dataset.")] = "train",
-    name: Annotated[str | None, typer.Option(help="Configuration of a hub dataset, sheet of a workbook.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Of a .csv or .tsv, if not a comma or a tab.")] = None,
-    quotes: Annotated[
-        bool | None, typer.Option("--quotes/--no-quotes", help="Whether quotes hold fields of a .csv or .tsv together.")
-    ] = None,
+    name: Sheet = None,
+    delimiter: Delimiter = None,
+    quotes: Quotes = None,
 ) -> None:
     """Answer rows: of each its number, id, label and every label's probability. The rows need no label of their own."""
     from debias.cli.judge import names_of, refuse_with_run
@@ -70,7 +72,7 @@ def predict(
         refuse_with_run(given)
     elif model is None and adapter is None:
         raise InputError("nothing to ask: give the folder of a run, or --model or --adapter")
-    source = _source(data, split=split, name=name, delimiter=delimiter, quotes=quotes)
+    source = _source(data, split=split, **layout_of(name, delimiter, quotes))
 
     from debias.inference.answers import Scoring
     from debias.inference.any_model import Given

@@ -1,5 +1,6 @@
 """What a run is: typed, validated, read from YAML and `key=value`; an unknown key is an error with the nearest name."""
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -58,6 +59,8 @@ class BiasWeight(Strict):
         return self
 
 
+# What PyYAML takes for a text where it has no point or no sign.
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 # Old runs wrote these settings of LoRA, at their defaults, beside every type of adapter.
 OF_LORA: dict[str, Any] = {"targets": "auto", "target_parameters": [], "experts": "auto", "experts_r": None}
 
@@ -172,6 +175,13 @@ class RunConfig(Strict):
         if not isinstance(value, str | dict) or (info.context or {}).get("tables") is False:
             return {blocks.KINDS[kind].key: value} if isinstance(value, str) else value
         return blocks.read(kind, _of_lora_alone(value) if kind == "adapter" else value)
+
+    @field_validator("lr_scheduler_kwargs")
+    @classmethod
+    def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """YAML's texts for numbers (`1e-5`) are numbers here too."""
+        texts = {name for name, one in value.items() if isinstance(one, str) and NUMBER.fullmatch(one)}
+        return {name: float(one) if name in texts else one for name, one in value.items()}
 
     @field_validator("attn_implementation", mode="before")
     @classmethod

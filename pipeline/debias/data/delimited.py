@@ -16,7 +16,7 @@ from debias.errors import InputError
 
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 DELIMITERS = {"\t": r'"\t"', ";": '";"', "|": '"|"', ",": '","'}  # and how YAML writes them
-CHARACTERS = "if quotes are characters of the text, set quotes: false beside source"
+CHARACTERS = "if quotes are characters of the text, set quotes: false beside source (--no-quotes)"
 
 
 def delimited_rows(path: Path, layout: Layout) -> Iterator[NumberedRow]:
@@ -54,7 +54,7 @@ def _check_delimiter(path: Path, header: Sequence[str]) -> None:
     other = next((sign for sign in DELIMITERS if sign in header[0]), None)
     if len(header) == 1 and other is not None:
         told = f"if {DELIMITERS[other]} is between its fields, set delimiter: {DELIMITERS[other]} beside source"
-        raise InputError(f"{path}: header: one column, {header[0][:80]!r}; {told}")
+        raise InputError(f"{path}: header: one column, {header[0][:80]!r}; {told} (--delimiter)")
 
 
 def _quotes_hold_fields(path: Path, delimiter: str) -> bool:

@@ -47,7 +47,7 @@ def _book(path: Path) -> Any:
 def _sheet(path: Path, book: Any, name: str | None) -> Any:
     names = list(book.sheetnames)
     if name is None and len(names) > 1:
-        raise InputError(f"{path}: has the sheets {', '.join(names)}; say which with name: beside source")
+        raise InputError(f"{path}: has the sheets {', '.join(names)}; say which with name: beside source (--name)")
     if name is not None and name not in names:
         raise InputError(f"{path}: name is {name!r}, its sheets are {', '.join(names)}")
     sheet = book[name or names[0]]

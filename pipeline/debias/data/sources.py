@@ -136,8 +136,8 @@ def rows_of(
 ) -> tuple[str, list[NumberedRow], Sequence[str] | None]:
     """The rows of a source as they stand, what to call it, and the names behind integer labels if it has any.
 
-    `most`: only so many, from the first on, up to the one with which they hold more `characters`. `source.limit` is not heeded, but where rows are made. InputError as in
-    `load_examples`.
+    `most`: only so many, from the first on, up to the one with which they hold more `characters`. `source.limit` is not
+    heeded, but where rows are made. InputError as in `load_examples`.
     """
     data = DataConfig.model_validate({"train": source, "label_field": label_field})
     origin, rows, classes = _open(source, data, None)

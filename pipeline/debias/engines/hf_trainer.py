@@ -277,8 +277,8 @@ class DebiasTrainer(CheckpointingTrainer):
         self._find_best()
         kept = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(kept or str(checkpoint))
-        for told in (self.callback_handler.on_train_begin, self.callback_handler.on_train_end):
-            self.control = told(self.args, self.state, self.control)
+        for tell in (self.callback_handler.on_train_begin, self.callback_handler.on_train_end):
+            tell(self.args, self.state, self.control)  # nothing is left that what they answer could change
         return TrainOutput(state.global_step, float("nan"), {})
 
     def _attached(self, model: nn.Module) -> "TorchHook | ZeroHook":

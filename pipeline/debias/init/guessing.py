@@ -6,6 +6,7 @@ from typing import Any
 from debias.audit.guessing import GROUPS, MOST_VALUES, ROWS, Table
 from debias.audit.reading import labels_of
 from debias.config.data import DataSource, has_pictures
+from debias.config.reading import parse
 from debias.data.rows import is_missing
 from debias.data.sources import rows_of, size_of
 from debias.errors import InputError
@@ -16,11 +17,11 @@ CHARACTERS = 50_000_000  # of the rows that are read: of texts of 10,000 the fir
 TOKENS_A_WORD = 1.5  # of English in the vocabularies of today's models, punctuation counted
 
 
-def read_table(source: str, label_field: str | None = None) -> Table:
+def read_table(source: str, label_field: str | None = None, layout: Mapping[str, Any] | None = None) -> Table:
     """The first rows of a file, a pattern or a hub id. InputError for pictures, and for a source without rows."""
     if has_pictures(source):
         raise InputError(f"--data: {source} holds pictures; launch/recipes has runs on those, colored_mnist_edge")
-    told = DataSource.model_validate({"source": source})
+    told = parse(DataSource, {"source": source, **(layout or {})}, "--data")
     where, rows, classes = rows_of(told, label_field or "label", most=ROWS + 1, characters=CHARACTERS)
     if not rows:
         raise InputError(f"{where}: no rows, it is empty")

@@ -1,8 +1,8 @@
 """The YAML file of a first run: asked for where it must be, commented, checked as `train` checks it, never over one."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ MODEL = "package:minilm"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was said of the run; None or nothing: to be guessed, or asked for."""
+    """What was said of the run; None or nothing: to be guessed, or asked for. `layout`: settings beside `source`."""
 
     data: str | None = None
     model: str | None = None
@@ -32,6 +32,7 @@ class Wanted:
     text_fields: tuple[str, ...] = ()
     label_field: str | None = None
     group_field: str | None = None
+    layout: Mapping[str, Any] = field(default_factory=dict)
     method: str | None = None  # None: what corrects for artifacts, of a classifier; else edge
 
 
@@ -46,7 +47,7 @@ def write_first(wanted: Wanted, out: Path, ask: Ask | None = None) -> Path:
         raise InputError(f"--out: {out} is there already and is left as it is; give another file")
     wanted = _asked(wanted, ask)
     assert wanted.data is not None
-    table = read_table(wanted.data, wanted.label_field)
+    table = read_table(wanted.data, wanted.label_field, wanted.layout)
     wanted = _with_columns(wanted, table, ask)
     text = _text(wanted, table, out)
     parse(RunConfig, yaml_value(text), str(out))
@@ -111,6 +112,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
     assert wanted.data is not None
     assert wanted.label_field is not None
     labels = labels_in(table, wanted.label_field)
+    place = _place(wanted.data, out)
     used = (*wanted.text_fields, wanted.label_field, *([wanted.group_field] if wanted.group_field else []))
     unused = others(table, used)
     lines = [
@@ -122,7 +124,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         *_method_lines(wanted, table, labels, out),
         "",
         "data:",
-        f"  train: {_yaml(_place(wanted.data, out))}",
+        f"  train: {_yaml({'source': place, **wanted.layout} if wanted.layout else place)}",
         "  # validation: dev.csv  # rows like these that are not trained on; then eval_strategy: epoch below",
         f"  text_fields: {_yaml(list(wanted.text_fields))}  # columns that the model reads, in this order",
         f"  label_field: {_yaml(wanted.label_field)}",
@@ -168,7 +170,9 @@ def _artifact_lines(wanted: Wanted, table: Table, labels: Sequence[str]) -> list
     told = [f"{one.name} explains {100 * one.explains:.1f} % of the labels" for one in found]
     allowed = allowed_of(found, wanted.text_fields)
     block = f"{{name: artifacts, allowed: {_yaml(allowed)}}}" if allowed else "{name: artifacts}"
-    lines = [_comment(f"# Found in {where}: {one}.") for one in told] or [f"# Nothing of the kind was found in {where}."]
+    lines = [_comment(f"# Found in {where}: {one}.") for one in told]
+    if not found:
+        lines.append(f"# Nothing of the kind was found in {where}.")
     if allowed:
         lines.append("# Take out of `allowed` what a label should not hang on: the rest is left to the task.")
     return [

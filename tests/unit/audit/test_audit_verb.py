@@ -70,6 +70,14 @@ def test_columns_are_guessed_as_init_guesses_them(tmp_path: Path, debias: Comman
     wanted += ["--method", "erm"]  # the two lines below go into its file
     assert words == wanted
     assert debias(*words[1:], "-o", tmp_path / "run.yaml").code == 0
+    text = (tmp_path / "my mails.csv").read_text().replace(", all", " all").replace(",", ";")
+    (tmp_path / "their mails.csv").write_text(text)
+    assert "(--delimiter)" in debias("audit", tmp_path / "their mails.csv").error
+    said = debias("audit", tmp_path / "their mails.csv", "--delimiter", ";", "--no-quotes")
+    (line,) = [one for one in said.out.splitlines() if "debias init" in one]
+    words = shlex.split(line[line.index("debias init") :])
+    assert words[4:7] == ["--delimiter", ";", "--no-quotes"]
+    assert debias(*words[1:], "-o", tmp_path / "theirs.yaml").code == 0
     fair = debias("audit", written(tmp_path / "fair.csv", mails(told=0.0)))
     assert "debias init" not in fair.out  # nothing is to be corrected
 

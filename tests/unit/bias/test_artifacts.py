@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 
-from debias.bias.artifacts import Artifacts, edges_of, entropy_of, surprise
+from debias.bias.artifacts import Artifacts, edges_of, entropy_of, judged_by_pattern, surprise
 from debias.bias.features import KINDS
+from debias.bias.lexical import judged_out_of_fold
 from debias.building.facts import ask_bias_model
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -160,6 +162,20 @@ def test_what_is_allowed_is_found_and_left_to_the_task(caplog: pytest.LogCapture
     assert (
         'may be the task itself, and are taken away from it; to leave it some or all: allowed: ["bad"]' in caplog.text
     )
+
+
+@pytest.mark.parametrize(("labels", "others"), [(2, 0), (5, 7)])
+def test_examples_that_are_alike_are_judged_as_one_by_one(labels: int, others: int) -> None:
+    """As by the classifier that is shown every example; in one fold a label is missing, in another all have one."""
+    draw = np.random.default_rng(labels)
+    label_N, fold_N = draw.integers(labels, size=300), draw.integers(4, size=300)
+    label_N[fold_N != 3] = np.where(label_N[fold_N != 3] == 1, 0, label_N[fold_N != 3])
+    if labels == 2:
+        label_N[fold_N == 3] = 1
+    seen_NK = sparse.csr_matrix((draw.random((300 + others, 4)) < 0.3).astype(float))
+    got_NC = judged_by_pattern(seen_NK, label_N, labels, fold_N)
+    np.testing.assert_allclose(got_NC, judged_out_of_fold(seen_NK, label_N, labels, fold_N), atol=1e-6)
+    assert got_NC.shape == (300 + others, labels)
 
 
 def test_settings_that_name_nothing_are_said() -> None:

@@ -6,6 +6,7 @@ from transformers import SchedulerType
 from debias.building.arguments import training_arguments
 from debias.building.idle_settings import without_effect
 from debias.building.schedules import check_schedule
+from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
 
@@ -35,6 +36,17 @@ def test_every_schedule_says_what_it_lacks_and_takes_what_it_needs(kind):
         assert any(name in str(told.value) for name in settings)
     with pytest.raises(InputError, match=r"lr_scheduler_kwargs.*" + kind):
         check_schedule(config(kind, lr_scheduler_kwargs={**settings, "cycels": 2}, **VALIDATED))
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("1e-5", 1e-5), ("2E3", 2000.0), ("1.5e+0", 1.5), (".5e0", 0.5), ("3", 3), ("0.1", 0.1)]
+)
+def test_numbers_as_people_write_them(tmp_path, written, number):
+    plain = "model: package:minilm\noutput_dir: out\ndata: {train: generated}\n"
+    (tmp_path / "run.yaml").write_text(f"{plain}lr_scheduler_kwargs: {{min_lr: {written}, mode: max}}\n")
+    assert load_config(tmp_path / "run.yaml").lr_scheduler_kwargs == {"min_lr": number, "mode": "max"}
+    told = load_config(tmp_path / "run.yaml", [f"lr_scheduler_kwargs={{min_lr: {written}}}"])
+    assert told.lr_scheduler_kwargs == {"min_lr": number}
 
 
 @pytest.mark.parametrize(

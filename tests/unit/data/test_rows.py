@@ -112,7 +112,7 @@ def test_rows_in_a_field_are_an_error_with_file_and_row(tmp_path):
     rows[4] = "3,they ran,no"
     (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
     said = refusal(tmp_path, "rows.csv")
-    assert said.endswith("set quotes: false beside source")
+    assert said.endswith("set quotes: false beside source (--no-quotes)")
     assert "rows.csv: row 2: a quote opens in 'text' and closes 3 line(s) below, so that 4 rows would be" in said
     # Read as characters, the row with the quoted comma does not fit.
     assert "row 1: number of fields differs" in refusal(tmp_path, {"source": "rows.csv", "quotes": False})

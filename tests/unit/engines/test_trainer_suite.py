@@ -13,10 +13,15 @@ from transformers import Trainer
 from debias.methods import MainOnly
 
 suite = importlib.import_module("run_trainer_suite")
+names = importlib.import_module("names_of_another_version")
 
 TESTS = """
 import pytest
 import transformers
+from transformers import OfAnotherVersion
+
+def test_of_another_version():
+    OfAnotherVersion()
 
 def test_both():
     assert transformers.Trainer.__mro__
@@ -80,7 +85,18 @@ def test_a_checkout_is_run_with_and_without(tmp_path, monkeypatch, capfd):
     assert [line for line in told if " -> " in line] == [
         line for line in told if "test_the_trainer_alone: passed -> " in line and "InItsPlace" in line
     ]
-    assert told[-1] == "4 tests, 1 pass with DebiasTrainer, 1 differ from the Trainer"
+    assert told[-1] == "5 tests, 1 pass with DebiasTrainer, 1 differ from the Trainer"
+
+
+def test_names_of_another_version_are_there_and_fail_where_they_are_used(tmp_path):
+    (tmp_path / "test_a.py").write_text("import transformers\nfrom transformers.trainer import Trainer, Gone as Here\n")
+    (tmp_path / "test_b.py").write_text("if True:\n    from transformers import (\n        AutoModel,\n        Gone)\n")
+    (tmp_path / "test_c.py").write_text("from transformersnot import Gone\nfrom . import Gone\n")
+    wanted = [("trainer", "Trainer"), ("trainer", "Gone"), ("", "AutoModel"), ("", "Gone")]
+    assert list(names.imported(tmp_path)) == [(f"transformers.{place}".rstrip("."), name) for place, name in wanted]
+    kind = names.absent("transformers", "Gone")
+    with pytest.raises(NotImplementedError, match=r"the installed transformers has no transformers\.Gone"):
+        kind("any", thing=1)
 
 
 def test_what_is_no_checkout(tmp_path, monkeypatch):

@@ -211,3 +211,17 @@ def test_of_long_texts_a_part_is_read_and_searched_and_the_file_says_so(
     seen, part = ("the first 19 rows", 15) if read == 200 else ("all 40 rows", 15)
     assert f"labels: [a, b]  # what occurs in {seen}\n" in text
     assert f"# Nothing of the kind was found in {f'{part} of ' if searched == 150 else ''}{seen}.\n" in text
+
+
+def test_how_a_file_is_laid_out_is_said_by_flags_and_kept(debias: Command, tmp_path: Path) -> None:
+    table(tmp_path / "my.csv", pairs(), ";")
+    assert 'set delimiter: ";" beside source (--delimiter)' in debias("init", "--data", "my.csv", *MODEL).error
+    said = debias("init", "--data", "my.csv", "--delimiter", ";", "--no-quotes", *MODEL)
+    assert (said.code, said.out) == (0, "run.yaml\n"), said.err
+    source = load_config(tmp_path / "run.yaml").data.train
+    assert (source.source, source.delimiter, source.quotes, source.name) == ("my.csv", ";", False, None)
+    wrong = debias("init", "--data", "my.csv", "--delimiter", "ab", *MODEL, "--out", "b.yaml")
+    assert wrong.error.startswith("error: --data: delimiter is 'ab'"), wrong.error
+    assert "--name" not in wrong.error
+    sheet = debias("init", "--data", "my.csv", "--name", "first", "--delimiter", ";", *MODEL, "--out", "b.yaml")
+    assert "only a hub dataset has named configurations, and .xlsx sheets" in sheet.error

@@ -117,7 +117,7 @@ def test_nothing_in_common_is_one_line(sweep: Path) -> None:
 
 @pytest.mark.parametrize(("left_out", "half"), [((), 2.15063), ((3,), 3.01214)])
 def test_floor_and_ceiling_alone_have_a_gap(sweep: Path, left_out: tuple[int, ...], half: float) -> None:
-    """Its interval is Student's of the seeds' differences, 21, 22, 21, (21,) 25: half of it by hand, t 2.776 and 3.182."""
+    """Its interval is Student's of 21, 22, 21, (21,) 25: half of it by hand, with 2.776 and 3.182 for t."""
     shutil.rmtree(sweep / "recipe_edge")
     for seed in left_out:
         shutil.rmtree(sweep / f"recipe_pcgrad/default/seed{seed}")
