@@ -186,7 +186,10 @@ def _swap_lines(found: Found | None) -> list[str]:
     """Signs that were found change places with those of other rows: then nothing is left to be corrected for them."""
     if not (signs := dealt_out_of(found or [])):
         return []
-    return [f"  swap: {{tokens: {_yaml(signs)}}}  # these change places with those of other rows, and say nothing then"]
+    return [
+        "  # Signs that change places with those of other rows, and say nothing then; remove it if a label hangs on them.",
+        f"  swap: {{tokens: {_yaml(signs)}}}",
+    ]
 
 
 def _group_line(wanted: Wanted, unused: Sequence[str]) -> str:
