@@ -187,7 +187,7 @@ def _swap_lines(found: Found | None) -> list[str]:
     if not (signs := dealt_out_of(found or [])):
         return []
     return [
-        "  # Signs that change places with those of other rows, and say nothing then; remove it if a label hangs on them.",
+        "  # Signs that change places with those of other rows; to be removed where a label may hang on them.",
         f"  swap: {{tokens: {_yaml(signs)}}}",
     ]
 
