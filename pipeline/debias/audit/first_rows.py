@@ -5,16 +5,15 @@ from collections.abc import Sequence
 
 from debias.audit.guessing import Table
 from debias.audit.reading import named
-from debias.bias.artifacts import Artifact, Artifacts, perhaps_the_task
+from debias.bias.artifacts import Artifact, Artifacts, mere_signs, perhaps_the_task
 from debias.data.examples import Example
 from debias.data.rows import is_missing
 
+Found = Sequence[Artifact]  # features that give the label away, the one that explains most first
 SEARCHED = 4_000_000  # characters: some seconds, and 20,000 rows of 200
 
 
-def artifacts_in(
-    table: Table, fields: Sequence[str], label_field: str, labels: Sequence[str]
-) -> tuple[list[Artifact], int]:
+def artifacts_in(table: Table, fields: Sequence[str], label_field: str, labels: Sequence[str]) -> tuple[Found, int]:
     """The features of these rows that give the label away by themselves, the one that explains most first; and how
     many rows were searched: of long texts a part, drawn at random.
 
@@ -46,3 +45,8 @@ def _part(examples: list[Example]) -> list[Example]:
 def allowed_of(found: Sequence[Artifact], fields: Sequence[str]) -> list[str]:
     """Of what was found the words that the task may hang on."""
     return perhaps_the_task(found, fields)
+
+
+def dealt_out_of(found: Sequence[Artifact]) -> list[str]:
+    """Of what was found the signs that can be dealt out anew (`data.swap`)."""
+    return mere_signs(found)

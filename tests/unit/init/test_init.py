@@ -221,7 +221,23 @@ def test_how_a_file_is_laid_out_is_said_by_flags_and_kept(debias: Command, tmp_p
     source = load_config(tmp_path / "run.yaml").data.train
     assert (source.source, source.delimiter, source.quotes, source.name) == ("my.csv", ";", False, None)
     wrong = debias("init", "--data", "my.csv", "--delimiter", "ab", *MODEL, "--out", "b.yaml")
-    assert wrong.error.startswith("error: --data: delimiter is 'ab'"), wrong.error
-    assert "--name" not in wrong.error
+    assert wrong.error.startswith("error: --data: delimiter: expected one character such as ';'"), wrong.error
     sheet = debias("init", "--data", "my.csv", "--name", "first", "--delimiter", ";", *MODEL, "--out", "b.yaml")
     assert "only a hub dataset has named configurations, and .xlsx sheets" in sheet.error
+
+
+def test_signs_that_give_the_label_away_change_places(debias: Command, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    rows = [
+        {"premise": f"thing {n % 41}{' !!' if n % 2 and n % 3 else ''}", "claim": f"so {n % 7}", "label": "ab"[n % 2]}
+        for n in range(240)
+    ]
+    table(tmp_path / "my.csv", rows)
+    fields = ("--text-field", "premise", "--text-field", "claim", "--label-field", "label")
+    assert debias("init", "--data", "my.csv", *fields, *MODEL).code == 0
+    config = load_config(tmp_path / "run.yaml")
+    assert config.data.swap is not None
+    assert config.data.swap.tokens == ("!!",)
+    text = (tmp_path / "run.yaml").read_text()
+    assert "# Found in all 240 rows: “!!” in premise explains" in text
+    assert "bias_model=null loss=cross_entropy data.swap=null output_dir=runs/run_plain" in text
