@@ -264,10 +264,10 @@ def _candidates(folder: Path, arms: Sequence[str]) -> dict[str, list[Configurati
     runs = finished_runs(folder, arms)
     kept, folder = Path(folder).is_file(), unpacked(Path(folder).resolve())
     if kept or arms:
-        members: dict[str, list[Run]] = {}
+        of_arm: dict[str, list[Run]] = {}
         for run in runs:
-            members.setdefault(_arm_of(run, folder), []).append(run)
-        return {folder.name: [Configuration(arm, tuple(own)) for arm, own in members.items()]}
+            of_arm.setdefault(_arm_of(run, folder), []).append(run)
+        return {folder.name: [Configuration(arm, tuple(own)) for arm, own in of_arm.items()]}
     is_sweep = (folder / RECORDS).is_file()
     methods: dict[str, list[Run]] = {}
     for run in runs:
