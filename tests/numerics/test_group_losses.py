@@ -115,7 +115,7 @@ def begun(name: str, known: dict[str, torch.Tensor], **settings: Any) -> Learnin
     """As after a first step that left a distance, where the loss makes one."""
     loss = LearningLoss(make_loss({"name": name, **OBJECTIVES[name][0], **settings}), known)
     if name == "mmd":
-        loss.memory_S[-1] = DISTANCE
+        loss.memory_S[:, -1] = DISTANCE
     return loss
 
 
@@ -216,7 +216,7 @@ def test_random_features_are_the_kernels() -> None:
             math.fsum(math.exp(-g * math.dist(a, b) ** 2 / wide) for g in GAMMAS) for a in left for b in right
         ])  # fmt: skip
 
-    assert float(loss.memory_S[-1]) == pytest.approx(wide, rel=0.03)
+    assert float(loss.memory_S[0, -1]) == pytest.approx(wide, rel=0.03)
     assert penalty == pytest.approx(kernel(x, x) + kernel(y, y) - 2 * kernel(x, y), rel=0.03)
 
 
@@ -227,7 +227,7 @@ def test_the_first_step_says_how_far_samples_lie_apart(cuts: list[int]) -> None:
     labels, groups = [0, 1] * 12, [0] * 12 + [1] * 12
     loss = LearningLoss(make_loss({"name": "mmd", "features": 400}), facts(labels, groups))
     for both in ([[1.0] * COLUMNS] * 24, [*x, *y]):
-        assert float(loss.memory_S[-1]) == 0
+        assert float(loss.memory_S[0, -1]) == 0
         start = 0
         for size in cuts:
             part = slice(start, start + size)
@@ -236,14 +236,14 @@ def test_the_first_step_says_how_far_samples_lie_apart(cuts: list[int]) -> None:
             start += size
         loss.step(lambda sums: sums)
     wide = math.fsum(math.dist(a, b) ** 2 for a in both for b in both) / 24**2
-    assert float(loss.memory_S[-1]) == pytest.approx(wide, rel=0.1)
-    assert not loss.memory_S[3:-1].any()
+    assert float(loss.memory_S[0, -1]) == pytest.approx(wide, rel=0.1)
+    assert not loss.memory_S[:, 1:-1].any()
 
 
 def test_a_covariance_that_would_be_huge_is_refused() -> None:
     known = facts([0, 1], [0, 1])
     loss = begun("coral", known)
-    with pytest.raises(ValueError, match="coral keeps 2 covariances of 9000 x 9000 hidden columns.*take loss mmd"):
+    with pytest.raises(ValueError, match=r"coral keeps 2 covariances of 9000 x 9000 hidden columns.*take loss mmd"):
         loss(said([[0.0] * 3] * 2, torch.zeros(2, 9000), [0, 1]), known)
 
 

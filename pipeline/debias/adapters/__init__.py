@@ -15,7 +15,9 @@ from debias.adapters.rslora import RsLora
 from debias.adapters.vera import Vera
 from debias.config.blocks import KINDS, make
 
-ADAPTERS: dict[str, type[Adapter]] = {row.name: row for row in (Lora, Dora, Beft, BitFit, Full, RsLora, LoraFA, Vera, IA3)}
+ADAPTERS: dict[str, type[Adapter]] = {
+    row.name: row for row in (Lora, Dora, Beft, BitFit, Full, RsLora, LoraFA, Vera, IA3)
+}
 _BESIDE = [row for row in ADAPTERS.values() if row.frozen_base]
 
 

@@ -78,7 +78,7 @@ def attach_lora(model: Any, run: RunFacts, **settings: Any) -> Any:
 
 
 def attach_to_layers(model: Any, run: RunFacts, row: str, targets: str | Sequence[str], **settings: Any) -> Any:
-    """`attach_lora` on linear layers alone, for forms that fused experts do not take; a warning where there are some."""
+    """`attach_lora` on linear layers alone, for forms that fused experts do not take; a warning where there are any."""
     warn_of_experts(model, row)
     return attach_lora(model, run, targets=targets, experts=False, **settings)
 
@@ -115,9 +115,9 @@ def add_lora(
 
     So do the modules named in `fresh`: with only LoRA on a random layer, nobody could load the adapter again.
     `target_parameters` and `experts` reach fused experts (`families.choose_targets`), each expert with rank `experts_r`
-    (default `r`) and the same scaling `alpha / r` as the rest. `use_dora`: DoRA, on linear layers alone;
-    `use_rslora`: the scaling `alpha / sqrt(r)`, on these alone too. Raises InputError that lists what there is when a target matches nothing, when expert stacks would be missed, and for
-    dropout on fused experts.
+    (default `r`) and the same scaling `alpha / r` as the rest. `use_dora`: DoRA, and `use_rslora`: the scaling
+    `alpha / sqrt(r)`, both on linear layers alone. Raises InputError that lists what there is when a target matches
+    nothing, when expert stacks would be missed, and for dropout on fused experts.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -1,4 +1,4 @@
-"""VeRA: two vectors around random matrices that all layers share (Kopiczko et al., ICLR 2024), by PEFT's `VeraConfig`."""
+"""VeRA: two vectors around random matrices that all layers share (Kopiczko et al., ICLR 2024), by PEFT."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -15,9 +15,9 @@ class Vera(Beside):
     `targets` as LoRA's; fused experts get none. `rank`: columns of the shared matrices, which are saved with the
     adapter, so that nobody has to draw them again.
 
-    Needs linear layers, and not DeepSpeed, whose checkpoints here hold what trains alone. Costs `rank + O` parameters in
-    each layer, `4 rank (I + O)` bytes for the widest of them (which a plan does not count), and a product of that rank
-    in each layer. Fails to give both gradients in one pass: `gradients: auto` takes `shared_forward`. The vectors take
+    Needs linear layers, and not DeepSpeed, whose checkpoints here hold what trains alone. Costs `rank + O` parameters
+    in each layer, `4 rank (I + O)` bytes for the widest of them (which a plan does not count), and a product of that
+    rank in each layer. Fails to give both gradients in one pass: `gradients: auto` takes `shared_forward`. The vectors take
     a learning rate ten times LoRA's, the paper says.
 
     Source: Kopiczko et al., VeRA: Vector-based Random Matrix Adaptation, ICLR 2024, arXiv 2310.11454.

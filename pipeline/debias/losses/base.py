@@ -22,7 +22,7 @@ class Loss:
     needs beside `labels`, EVERY_LABEL where it needs `said.log_p_BC`, and HIDDEN for `said.hidden_BH`. `learns`: its
     memory changes with the steps, and belongs into checkpoints; else it is as `begin` makes it. One that learns, and
     does not know how long its memory is before it has seen a batch, begins with none, or `grows`: what it began with
-    stays at its head.
+    stays its first columns.
     """
 
     name: ClassVar[str]

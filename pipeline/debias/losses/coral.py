@@ -1,6 +1,6 @@
 """CORAL: means and covariances of groups made alike (Sun & Saenko, 2016, arXiv 1607.01719).
 
-Shapes: B samples, G groups, H hidden columns, S numbers that are learned (`group_sums`).
+Shapes: B samples, G groups, H hidden columns, S: the memory of `group_sums`, of H + H^2 values.
 """
 
 from collections.abc import Mapping
@@ -45,29 +45,24 @@ class Coral(Loss):
     memory: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError(f"strength is {self.strength}, expected 0 or more")
-        group_sums.check_memory(self.memory)
+        group_sums.check(self.strength, self.memory)
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        hidden_BH = _heard(said)
-        if not group_sums.parts(memory_S)[1].numel():  # before the first step
+        hidden_BH, group_B = _heard(said), facts["group"]
+        if memory_S.shape[1] == 1:  # before the first step
             return -said.log_p_B
-        group_B, columns = facts["group"], hidden_BH.shape[1]
+        dtype, columns = hidden_BH.dtype, hidden_BH.shape[1]
         mean_GH, cov_GHH, seen_G = _known(memory_S, columns)
         scaled_GF = torch.cat([mean_GH / columns**0.5, cov_GHH.flatten(1) / columns], dim=1)
         distance, slope_GF = group_sums.apart(scaled_GF, seen_G)
         by_mean_GH, by_cov_GHH = slope_GF[:, :columns] / columns**0.5, slope_GF[:, columns:].view_as(cov_GHH) / columns
-        off_BH = hidden_BH - mean_GH.to(hidden_BH.dtype)[group_B]
-        level_G = (by_cov_GHH * cov_GHH).sum(dim=(1, 2)).to(hidden_BH.dtype)
-        pull_B = (by_mean_GH.to(hidden_BH.dtype)[group_B] * off_BH).sum(dim=1) - level_G[group_B]
-        for group in group_B.unique().tolist():  # a matrix of each sample would be B times as large
-            rows_B = group_B == group
-            off_KH = off_BH[rows_B]
-            pull_K = (off_KH @ by_cov_GHH[group].to(off_KH.dtype) * off_KH).sum(dim=1)
-            pull_B = pull_B.index_add(0, rows_B.nonzero().squeeze(1), pull_K)
-        even_B = group_sums.evened(memory_S)[group_B].to(hidden_BH.dtype)
-        tangent_B = distance.to(hidden_BH.dtype) + even_B * pull_B
+        off_BH = hidden_BH - mean_GH.to(dtype)[group_B]
+        level_G = (by_cov_GHH * cov_GHH).sum(dim=(1, 2)).to(dtype)
+        pull_B = (by_mean_GH.to(dtype)[group_B] * off_BH).sum(dim=1) - level_G[group_B]
+        for group, by_cov_HH in enumerate(by_cov_GHH.to(dtype)):  # a matrix of each sample would be B times as large
+            own_BH = off_BH * (group_B == group).unsqueeze(1)
+            pull_B = pull_B + (own_BH @ by_cov_HH * own_BH).sum(dim=1)
+        tangent_B = distance.to(dtype) + group_sums.evened(memory_S)[group_B].to(dtype) * pull_B
         return self.strength * tangent_B.to(said.log_p_B.dtype) - said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
@@ -76,27 +71,19 @@ class Coral(Loss):
 
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         """Of each group how many samples, and the sums of h and of `h h^T`."""
-        hidden_BH = _heard(said).detach().double()
-        groups, columns = int(memory_S[0]), hidden_BH.shape[1]
+        hidden_BH, group_B = _heard(said).detach().double(), facts["group"]
+        groups, columns = len(memory_S), hidden_BH.shape[1]
         if groups * columns**2 > MOST:
             raise ValueError(
                 f"loss coral keeps {groups} covariances of {columns} x {columns} hidden columns, and at most {MOST}"
                 " numbers; take loss mmd, whose memory is small"
             )
-        return _of_group(hidden_BH, facts["group"], groups)
+        products_GF = [(hidden_BH * (group_B == g).unsqueeze(1)).T @ hidden_BH for g in range(groups)]
+        return torch.cat([group_sums.summed(hidden_BH, group_B, groups), torch.stack(products_GF).flatten(1)], dim=1)
 
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """What was seen fades, and the step is added."""
         return group_sums.faded(sums, memory_S, self.memory)
-
-
-def _of_group(hidden_BH: Tensor, group_B: Tensor, groups: int) -> Tensor:
-    """[S], group by group: products of all samples at once would be B matrices."""
-    found = [hidden_BH.new_zeros(1 + groups)]
-    for group in range(groups):
-        own_KH = hidden_BH[group_B == group]
-        found += [own_KH.new_tensor([len(own_KH)]), own_KH.sum(dim=0), (own_KH.T @ own_KH).flatten()]
-    return torch.cat(found)
 
 
 def _known(memory_S: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:

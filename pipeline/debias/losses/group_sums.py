@@ -1,7 +1,8 @@
 """What a loss remembers of groups: how often each occurs, and sums over its samples that fade with the steps.
 
-Shapes: B samples, G groups, N training examples, W sums of a group (the first is how many samples), F = W - 1 of them
-without it, S numbers of a loss's memory: G, the G groups' shares of the training data, and G W sums.
+Shapes: B samples, G groups, N training examples, F values of a sample. A memory is a matrix [G, 2 + F] float64: a
+group's share of the training data, how many of its samples were seen, and sums of their values. Nothing here looks at
+numbers to decide what to do: a plan traces it without any.
 """
 
 from collections.abc import Mapping
@@ -12,62 +13,52 @@ from torch import Tensor
 NONE = 1e-12  # samples of a group so long ago that nothing is left of them
 
 
-def begun(facts: Mapping[str, Tensor]) -> Tensor:
-    """How many groups the training data [N] has, and their shares: a memory that has seen no step."""
+def begun(facts: Mapping[str, Tensor], values: int | None = None) -> Tensor:
+    """The shares of the groups of the training data [N]; nothing seen of `values` values, or of none that are known."""
     count_G = torch.bincount(facts["group"]).double()
-    return torch.cat([count_G.new_tensor([len(count_G)]), count_G / count_G.sum()])
+    nothing_GF = count_G.new_zeros(len(count_G), 0 if values is None else 1 + values)
+    return torch.cat([(count_G / count_G.sum()).unsqueeze(1), nothing_GF], dim=1)
 
 
-def parts(memory_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares [G], and sums [G, W]; W is 0 before the first step."""
-    groups = int(memory_S[0])
-    return memory_S[1 : 1 + groups], memory_S[1 + groups :].view(groups, -1)
-
-
-def summed(values_BF: Tensor, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-    """[S] float64: of each group how many samples, and the sum of their values; nothing where the shares are."""
-    share_G, _ = parts(memory_S)
+def summed(values_BF: Tensor, group_B: Tensor, groups: int) -> Tensor:
+    """As a memory, of a micro-batch: of each group how many samples, the sums of their values, and no share."""
     wide_BF = values_BF.detach().double()
-    sums_GW = wide_BF.new_zeros(len(share_G), 1 + wide_BF.shape[1])
-    sums_GW.index_add_(0, facts["group"], torch.cat([torch.ones_like(wide_BF[:, :1]), wide_BF], dim=1))
-    return torch.cat([sums_GW.new_zeros(1 + len(share_G)), sums_GW.flatten()])
+    head_B2 = torch.cat([torch.zeros_like(wide_BF[:, :1]), torch.ones_like(wide_BF[:, :1])], dim=1)
+    sums_GF = wide_BF.new_zeros(groups, 2 + wide_BF.shape[1])
+    return sums_GF.index_add_(0, group_B, torch.cat([head_B2, wide_BF], dim=1))
 
 
-def faded(sums: Tensor, memory_S: Tensor, memory: float) -> Tensor:
+def faded(sums_GF: Tensor, memory_GF: Tensor, memory: float) -> Tensor:
     """The memory after a step: what was seen before counts `memory` times, and the step once."""
-    share_G, _ = parts(memory_S)
-    head = 1 + len(share_G)
-    if len(sums) == head:  # of ranks that have seen no sample yet
-        return memory_S
-    seen = sums[head:]
-    held = memory_S[head:] if len(memory_S) == len(sums) else torch.zeros_like(seen)
-    return torch.cat([memory_S[:head], memory * held + seen])
+    if sums_GF.shape[1] == 1:  # of ranks that have seen no sample yet
+        return memory_GF
+    held_GF = memory_GF[:, 1:] if memory_GF.shape == sums_GF.shape else torch.zeros_like(sums_GF[:, 1:])
+    return torch.cat([memory_GF[:, :1], memory * held_GF + sums_GF[:, 1:]], dim=1)
 
 
-def means(memory_S: Tensor) -> tuple[Tensor, Tensor]:
+def means(memory_GF: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each group [G, F], and whether anything of it was seen [G]."""
-    _, sums_GW = parts(memory_S)
-    count_G = sums_GW[:, 0]
-    return sums_GW[:, 1:] / count_G.clamp(min=NONE).unsqueeze(1), count_G > NONE
+    count_G = memory_GF[:, 1]
+    return memory_GF[:, 2:] / count_G.clamp(min=NONE).unsqueeze(1), count_G > NONE
 
 
-def evened(memory_S: Tensor) -> Tensor:
+def evened(memory_GF: Tensor) -> Tensor:
     """What a sample of each group counts [G] so that the mean over the training data is a sum over groups of means."""
-    share_G, _ = parts(memory_S)
-    return 1 / share_G.clamp(min=NONE)
+    return 1 / memory_GF[:, 0].clamp(min=NONE)
 
 
 def apart(values_GF: Tensor, seen_G: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over pairs of groups that were seen of `|v_i - v_j|^2`, and its gradient [G, F]; 0 of less than two."""
-    shown_GF, groups = values_GF * seen_G.unsqueeze(1), int(seen_G.sum())
-    if groups < 2:
-        return values_GF.new_zeros(()), torch.zeros_like(values_GF)
-    pairs, centre_F = groups * (groups - 1) / 2, shown_GF.sum(dim=0) / groups
-    off_GF = (shown_GF - centre_F) * seen_G.unsqueeze(1)
-    return groups * off_GF.square().sum() / pairs, 2 * groups * off_GF / pairs
+    seen_G1, groups = seen_G.unsqueeze(1).to(values_GF.dtype), seen_G.sum()
+    centre_F = (values_GF * seen_G1).sum(dim=0) / groups.clamp(min=1)
+    off_GF = (values_GF - centre_F) * seen_G1
+    of_each = groups / (groups * (groups - 1) / 2).clamp(min=1)
+    return of_each * off_GF.square().sum(), 2 * of_each * off_GF
 
 
-def check_memory(memory: float) -> None:
-    """ValueError unless it is 0 or more and less than 1."""
+def check(strength: float, memory: float) -> None:
+    """ValueError, naming the setting, where the strength of a penalty is below 0, or nothing or everything is kept."""
+    if strength < 0:
+        raise ValueError(f"strength is {strength}, expected 0 or more")
     if not 0 <= memory < 1:
         raise ValueError(f"memory is {memory}, expected 0 or more and less than 1")

@@ -1,4 +1,6 @@
-"""Invariant risk minimization (Arjovsky et al., 2019, arXiv 1907.02893). Shapes: B samples, C labels, G groups."""
+"""Invariant risk minimization (Arjovsky et al., 2019, arXiv 1907.02893). Shapes: B samples, C labels, G groups.
+
+Its memory S is that of `group_sums`, of one value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,39 +42,37 @@ class IRM(Loss):
     memory: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError(f"strength is {self.strength}, expected 0 or more")
+        group_sums.check(self.strength, self.memory)
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is {self.warmup}, expected 0 to 1, a share of training")
-        group_sums.check_memory(self.memory)
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        slope_B, dtype = _slope(said, facts), said.log_p_B.dtype
+        slope_B, group_B, dtype = _slope(said, facts), facts["group"], said.log_p_B.dtype
         known_G1, seen_G = group_sums.means(memory_S)
-        known_B = (known_G1[:, 0] * seen_G)[facts["group"]].to(dtype)
+        known_B = (known_G1[:, 0] * seen_G)[group_B].to(dtype)
         penalty_B = 2 * known_B * slope_B - known_B**2
-        even_B = group_sums.evened(memory_S)[facts["group"]].to(dtype) / len(seen_G)
-        return even_B * (self._strength(facts) * penalty_B - said.log_p_B)
+        even_B = group_sums.evened(memory_S)[group_B].to(dtype) / len(memory_S)
+        return even_B * (self._strength(facts, like=slope_B) * penalty_B - said.log_p_B)
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """The groups' shares; nothing seen of any: how many samples, and the sum of their slopes."""
-        begun = group_sums.begun(facts)
-        return torch.cat([begun, begun.new_zeros(2 * int(begun[0]))])
+        """`group_sums` of slopes: none seen."""
+        return group_sums.begun(facts, values=1)
 
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        """The same of a micro-batch."""
-        return group_sums.summed(_slope(said, facts).unsqueeze(1), facts, memory_S)
+        """Of each group how many samples, and the sum of their slopes."""
+        return group_sums.summed(_slope(said, facts).unsqueeze(1), facts["group"], len(memory_S))
 
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """What was seen fades, and the step is added."""
         return group_sums.faded(sums, memory_S, self.memory)
 
-    def _strength(self, facts: Mapping[str, Tensor]) -> float:
+    def _strength(self, facts: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        full = like.new_tensor(self.strength)
         if not self.warmup:
-            return self.strength
+            return full
         if DONE not in facts:
             raise ValueError("loss.warmup: this batch does not say how much of training is done, the fact 'done'")
-        return self.strength if float(facts[DONE]) >= self.warmup else min(self.strength, 1.0)
+        return torch.where(facts[DONE].to(like.device) >= self.warmup, full, full.clamp(max=1.0))
 
 
 def _slope(said: Said, facts: Mapping[str, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Maximum mean discrepancy between groups (Li et al., CVPR 2018), with random features of the kernels.
 
-Shapes: B samples, G groups, H hidden columns, D random features, S numbers that are learned: those of `group_sums` with
-D features, and the mean squared distance of two samples, 0 before it is known.
+Shapes: B samples, G groups, H hidden columns, D random features, S: the memory of `group_sums`, of D values, and in its
+last column, for every group alike, the mean squared distance of two samples, 0 before it is known.
 """
 
 import functools
@@ -51,44 +51,38 @@ class MMD(Loss):
     memory: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError(f"strength is {self.strength}, expected 0 or more")
+        group_sums.check(self.strength, self.memory)
         if self.features < 1:
             raise ValueError(f"features is {self.features}, expected 1 or more")
-        group_sums.check_memory(self.memory)
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        if not memory_S[-1]:
-            return -said.log_p_B
         features_BD, group_B = self._features(said, memory_S), facts["group"]
-        mean_GD, seen_G = group_sums.means(memory_S[:-1])
+        dtype, known = features_BD.dtype, memory_S[0, -1] > 0
+        mean_GD, seen_G = group_sums.means(memory_S[:, :-1])
         distance, slope_GD = group_sums.apart(mean_GD, seen_G)
-        level_G = (slope_GD * mean_GD).sum(dim=1).to(features_BD.dtype)
-        pull_B = (slope_GD.to(features_BD.dtype)[group_B] * features_BD).sum(dim=1) - level_G[group_B]
-        even_B = group_sums.evened(memory_S[:-1])[group_B].to(features_BD.dtype)
-        tangent_B = distance.to(features_BD.dtype) + even_B * pull_B
+        level_G = (slope_GD * mean_GD).sum(dim=1).to(dtype)
+        pull_B = (slope_GD.to(dtype)[group_B] * features_BD).sum(dim=1) - level_G[group_B]
+        tangent_B = known * (distance.to(dtype) + group_sums.evened(memory_S)[group_B].to(dtype) * pull_B)
         return self.strength * tangent_B.to(said.log_p_B.dtype) - said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """The groups' shares; nothing seen of any: how many samples, the sums of their features; no distance."""
-        begun = group_sums.begun(facts)
-        return torch.cat([begun, begun.new_zeros(int(begun[0]) * (1 + len(GAMMAS) * self.features) + 1)])
+        """`group_sums` of features, none seen, and no distance."""
+        return group_sums.begun(facts, values=len(GAMMAS) * self.features + 1)
 
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        """The same of a micro-batch; in the first step projections in the place of features, and their squares' sum."""
-        if memory_S[-1]:
-            values_BD, squares = self._features(said, memory_S), memory_S.new_zeros(1)
-        else:
-            values_BD = self._projections(said)
-            squares = values_BD.detach().double().square().mean(dim=1).sum().reshape(1)
-        return torch.cat([group_sums.summed(values_BD, facts, memory_S[:-1]), squares])
+        """Of each group how many samples, and the sums of their features; in the first step, of their projections, and
+        of their mean square.
+        """
+        projected_BD, known = self._projections(said), memory_S[0, -1] > 0
+        square_B1 = projected_BD.square().mean(dim=1, keepdim=True)
+        values_BD = torch.where(known, self._features(said, memory_S), projected_BD)
+        return group_sums.summed(torch.cat([values_BD, square_B1], dim=1), facts["group"], len(memory_S))
 
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """What was seen fades, and the step is added; of the first step the mean squared distance is kept alone."""
-        of_groups_S, apart = memory_S[:-1], memory_S[-1:]
-        if apart:
-            return torch.cat([group_sums.faded(sums[:-1], of_groups_S, self.memory), apart])
-        return torch.cat([of_groups_S, _distance(sums[:-1], sums[-1:], groups=int(memory_S[0]))])
+        if memory_S[0, -1] > 0:
+            return torch.cat([group_sums.faded(sums[:, :-1], memory_S[:, :-1], self.memory), memory_S[:, -1:]], dim=1)
+        return torch.cat([memory_S[:, :-1], _distance(sums).expand(len(memory_S), 1)], dim=1)
 
     def _projections(self, said: Said) -> Tensor:
         """Of hidden states on random directions of unit variance, [B, D], differentiable."""
@@ -98,24 +92,23 @@ class MMD(Loss):
         return hidden_BH @ directions(hidden_BH.shape[1], self.features, hidden_BH.device, hidden_BH.dtype)
 
     def _features(self, said: Said, memory_S: Tensor) -> Tensor:
-        """[B, D], whose products are on average the sum of the kernels."""
+        """[B, D], whose products are on average the sum of the kernels; of an unknown distance those at distance 1."""
         projected_BD = self._projections(said)
         gamma_D = projected_BD.new_tensor(GAMMAS).repeat_interleave(self.features)
-        width_D = (2 * gamma_D / memory_S[-1].to(gamma_D.dtype)).sqrt()
+        distance = torch.where(memory_S[0, -1] > 0, memory_S[0, -1], 1.0).to(gamma_D.dtype)
         phase_D = phases(self.features, projected_BD.device, projected_BD.dtype)
-        return (2 / self.features) ** 0.5 * torch.cos(projected_BD * width_D + phase_D)
+        return (2 / self.features) ** 0.5 * torch.cos(projected_BD * (2 * gamma_D / distance).sqrt() + phase_D)
 
 
-def _distance(sums: Tensor, squares: Tensor, *, groups: int) -> Tensor:
-    """[1], the mean squared distance of two samples by what a step says of their projections; 0 of less than two.
+def _distance(sums_GF: Tensor) -> Tensor:
+    """The mean squared distance of two samples by what a step says of their projections; 0 where all are alike.
 
     A projection's variance is, on average over directions, that of the hidden states, all columns together.
     """
-    both_W = sums[1 + groups :].view(groups, -1).sum(dim=0)
-    count, sums_D = both_W[:1], both_W[1:]
-    square = squares / count.clamp(min=1)
-    variance = square - (sums_D / count.clamp(min=1)).square().mean()
-    return torch.where(variance > 1e-12 * square, 2 * variance, torch.zeros_like(variance))
+    sums_F = sums_GF.sum(dim=0)
+    mean_F = sums_F[2:] / sums_F[1].clamp(min=1)
+    square, variance = mean_F[-1], mean_F[-1] - mean_F[:-1].square().mean()
+    return torch.where(variance > 1e-12 * square, 2 * variance, 0.0)
 
 
 @functools.lru_cache(maxsize=4)
