@@ -12,13 +12,13 @@ from debias.adapters.lora import TARGETS, check_targets, warn_of_experts
 class Vera(Beside):
     """`W + diag(b) B diag(d) A` with A and B drawn once and shared by all layers; the vectors b and d train.
 
-    `targets` as LoRA's; fused experts get none. `rank`: columns of the shared matrices, which are saved with the
-    adapter, so that nobody has to draw them again.
+    `targets` as LoRA's; fused experts get none. `rank`: columns of the shared matrices, saved with the adapter, so that
+    nobody has to draw them again.
 
     Needs linear layers, and not DeepSpeed, whose checkpoints here hold what trains alone. Costs `rank + O` parameters
     in each layer, `4 rank (I + O)` bytes for the widest of them (which a plan does not count), and a product of that
-    rank in each layer. Fails to give both gradients in one pass: `gradients: auto` takes `shared_forward`. The vectors take
-    a learning rate ten times LoRA's, the paper says.
+    rank in each layer. Fails to give both gradients in one pass: `gradients: auto` takes `shared_forward`. The vectors
+    take a learning rate ten times LoRA's, the paper says.
 
     Source: Kopiczko et al., VeRA: Vector-based Random Matrix Adaptation, ICLR 2024, arXiv 2310.11454.
     """

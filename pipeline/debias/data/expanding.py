@@ -21,8 +21,8 @@ class Expanding(Order):
 
     Needs a group of each training example, of the data or inferred (`groups`). Costs nothing more, and padding, for
     batches are not of like length. Fails where a pair is tiny: its few examples are learned by heart before anything
-    else; and where the rest goes on long enough to teach the shortcut after all. The paper starts its optimizer's
-    momentum anew at the first expansion, and stops by validation with groups: neither is here.
+    else; and where the rest goes on long enough to teach the shortcut after all. The authors' code can
+    begin with a new optimizer where expansion begins, and stops by validation with groups: neither is here.
 
     Source: Deng et al., Robust Learning with Progressive Data Expansion Against Spurious Correlation, NeurIPS 2023,
     arXiv 2306.04949; cap, warm-up and additions of its authors' code for CivilComments.
