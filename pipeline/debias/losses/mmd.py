@@ -4,8 +4,7 @@ Shapes: B samples, G groups, H hidden columns, D random features, S: the memory 
 last column, for every group alike, the mean squared distance of two samples, 0 before it is known.
 """
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -111,15 +110,34 @@ def _distance(sums_GF: Tensor) -> Tensor:
     return torch.where(variance > 1e-12 * square, 2 * variance, 0.0)
 
 
-@functools.lru_cache(maxsize=4)
 def directions(columns: int, features: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[H, D], normal: the same in every process and run, drawn on the CPU in float64 from a seed of their own."""
-    generator, size = torch.Generator().manual_seed(0), len(GAMMAS) * features
-    return torch.randn(columns, size, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    def drawn() -> Tensor:
+        generator, size = torch.Generator().manual_seed(0), len(GAMMAS) * features
+        return torch.randn(columns, size, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    return _held(("directions", columns, features, device, dtype), drawn)
 
 
-@functools.lru_cache(maxsize=4)
 def phases(features: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[D], even from 0 to 2 pi, from another seed."""
-    generator, size = torch.Generator().manual_seed(1), len(GAMMAS) * features
-    return (2 * torch.pi * torch.rand(size, generator=generator, dtype=torch.float64)).to(device, dtype)
+
+    def drawn() -> Tensor:
+        generator, size = torch.Generator().manual_seed(1), len(GAMMAS) * features
+        return (2 * torch.pi * torch.rand(size, generator=generator, dtype=torch.float64)).to(device, dtype)
+
+    return _held(("phases", features, device, dtype), drawn)
+
+
+_DRAWN: dict[Hashable, Tensor] = {}
+
+
+def _held(key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
+    """Drawn once; what a plan draws has no numbers, and is not kept."""
+    found = _DRAWN.get(key)
+    if found is None:
+        found = draw()
+        if type(found) is Tensor:
+            _DRAWN[key] = found
+    return found
