@@ -14,7 +14,7 @@ from tiny_runs import PROMPT, largest_difference, settings_for
 from debias.adapters import ADAPTERS
 from debias.inference.loading import load_run
 
-WAYS = {"lora": "single_pass"}
+WAYS = dict.fromkeys(("lora", "rslora", "lora_fa"), "single_pass")
 
 
 def trained(run: Path) -> dict[str, torch.Tensor]:
@@ -100,7 +100,11 @@ def test_single_pass_is_refused_for_dora(bert: Path, debias: Command, tmp_path: 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("adapter=dorra", "adapter.type is 'dorra', not one of lora, dora, beft, bitfit, full; did you mean dora?"),
+        (
+            "adapter=dorra",
+            "adapter.type is 'dorra', not one of lora, dora, beft, bitfit, full, rslora, lora_fa, vera, ia3; did you"
+            " mean dora?",
+        ),
         ("adapter={type: dora, experts: true}", "adapter.experts: dora has no such setting"),
         ("adapter={type: beft, target: [query]}", "adapter.target: beft has no such setting; did you mean targets?"),
         ("adapter={type: beft, targets: [v_proj]}", "adapter.targets: 'v_proj' matches no linear layer"),

@@ -100,7 +100,15 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         "ula": {**shared, "loss": {"name": "ula"}, "bias_model": PARTIAL},
         "blind": {**shared, "loss": {"name": "blind", "step_size": 0.5, "gamma": 2.0}},
     }
+    more |= {
+        "bias_covariance": {**shared, "loss": {"name": "bias_covariance", "strength": 1.0}, "bias_model": PARTIAL},
+        "irm": {**shared, "loss": {"name": "irm", "strength": 20.0}},
+        "coral": {**shared, "loss": {"name": "coral", "strength": 20.0}},
+        "mmd": {**shared, "loss": {"name": "mmd", "strength": 20.0}},
+    }
     others = [settings(place, f"{name}_ddp", 4, **one, **half) for name, one in more.items()]
+    moments = ("bias_covariance", "irm", "coral", "mmd")
+    others += [settings(place, f"{name}_zero3", 4, deepspeed="zero3", **more[name], **half) for name in moments]
     on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half), *mixes, *others])
     alone, focal_alone = (
         run(settings(place, "alone", **shared)),
@@ -128,6 +136,11 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         one_process = run(settings(place, f"{name}_alone", **one))
         assert largest_difference(adapter_of(place / f"{name}_ddp"), adapter_of(one_process)) < 1e-6, name
         assert largest_difference(adapter_of(one_process), adapter_of(plain)) > 1e-5, name
+        for engine in ("ddp", "zero3") if name in moments else ():
+            done = place / f"{name}_{engine}"
+            assert largest_difference(adapter_of(done), adapter_of(one_process)) < 1e-6, done.name
+            found, want = (learned(run / "checkpoint-4") for run in (done, one_process))
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
     for other in (alone, focal_alone, worst_alone):
         assert largest_difference(adapter_of(other), adapter_of(plain)) > 1e-4  # a loss that is ignored would pass all
     assert largest_difference(adapter_of(mixed_alone), adapter_of(plain)) > 1e-5

@@ -13,6 +13,7 @@ from tiny_models import bert_lora, gpt2, llama_lora, text_batch
 from debias.data.encode import Collator
 from debias.data.packing import PackingCollator
 from debias.losses import Blind, LearnedMixin, LearningLoss
+from debias.models.vision import MlpConfig, MlpForImageClassification
 from debias.readouts import Answers, Classification, Said
 
 LABELS, COLUMNS, SAMPLES = 3, 4, 6
@@ -168,6 +169,23 @@ def test_hidden_states_of_a_classifier_are_means_over_its_tokens() -> None:
     assert found.requires_grad
     torch.testing.assert_close(found, torch.tensor(want))
     assert Classification().said(model, batch).hidden_BH is None
+
+
+def test_hidden_states_of_the_perceptron_are_what_its_head_is_given() -> None:
+    model = MlpForImageClassification(MlpConfig(image_size=4, hidden_size=5, num_labels=3)).double()
+    pixels = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    batch = {"inputs": {"pixel_values": pixels}, "facts": {"labels": torch.tensor([0, 2])}}
+    found = Classification().said(model, batch, hidden=True).hidden_BH
+    for n, picture in enumerate(pixels.flatten(1).tolist()):
+        x = picture
+        for layer in model.layers.values():
+            w, b = layer.weight.tolist(), layer.bias.tolist()
+            x = [
+                max(0.0, math.fsum(a * one for a, one in zip(row, x, strict=True)) + c)
+                for row, c in zip(w, b, strict=True)
+            ]
+        assert found is not None
+        assert found[n].tolist() == pytest.approx(x, rel=1e-5)
 
 
 class Words:

@@ -17,7 +17,11 @@ from debias_eval.scores.intervals import Interval
 # Of a method's settings, those that are its own wherever it is run.
 OF_METHODS = ("method", "loss", "bias_model", "bias_weight", "groups", "order", "first_stage")
 # What reads the groups of training examples, by the block of a run that names it.
-TOLD_GROUPS = {"loss": ("group_dro", "gerne"), "bias_model": ("groups",)}
+TOLD_GROUPS = {
+    "loss": ("group_dro", "gerne", "irm", "coral", "mmd"),
+    "order": ("expanding",),
+    "bias_model": ("groups",),
+}
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ def told_groups(config: Mapping[str, Any]) -> bool:
     order = config.get("order")
     by_group = isinstance(order, Mapping) and order.get("name") == "resampled" and order.get("by", "group") == "group"
     inferred = bool(config.get("groups"))
-    blocks = {name: rows for name, rows in TOLD_GROUPS.items() if not (inferred and name == "loss")}
+    blocks = {name: rows for name, rows in TOLD_GROUPS.items() if not (inferred and name in ("loss", "order"))}
     return (by_group and not inferred) or any(_names(config.get(name)) & set(rows) for name, rows in blocks.items())
 
 

@@ -8,10 +8,16 @@ from debias.adapters.beft import Beft
 from debias.adapters.bitfit import BitFit
 from debias.adapters.dora import Dora
 from debias.adapters.full import Full
+from debias.adapters.ia3 import IA3
 from debias.adapters.lora import Lora
+from debias.adapters.lora_fa import LoraFA
+from debias.adapters.rslora import RsLora
+from debias.adapters.vera import Vera
 from debias.config.blocks import KINDS, make
 
-ADAPTERS: dict[str, type[Adapter]] = {row.name: row for row in (Lora, Dora, Beft, BitFit, Full)}
+ADAPTERS: dict[str, type[Adapter]] = {
+    row.name: row for row in (Lora, Dora, Beft, BitFit, Full, RsLora, LoraFA, Vera, IA3)
+}
 _BESIDE = [row for row in ADAPTERS.values() if row.frozen_base]
 
 
@@ -43,13 +49,17 @@ def base_path(parameter: str) -> tuple[str, bool]:
 
 __all__ = [
     "ADAPTERS",
+    "IA3",
     "Adapter",
     "Beft",
     "BitFit",
     "Dora",
     "Full",
     "Lora",
+    "LoraFA",
+    "RsLora",
     "RunFacts",
+    "Vera",
     "base_path",
     "is_beside_base",
     "make_adapter",

@@ -39,6 +39,7 @@ class Adapter:
     folds: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     marks: ClassVar[tuple[str, ...]] = ()  # in the paths of tensors beside the base; the first is there once a layer
+    held: ClassVar[tuple[str, ...]] = ()  # the same of tensors beside the base that do not train, and are saved
 
     def attach(self, model: Any, run: RunFacts) -> Any:
         """`model` with this adapter on it; nothing else trains but its head and what was drawn at random.

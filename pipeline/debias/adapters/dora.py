@@ -1,14 +1,10 @@
 """DoRA: weight-decomposed low-rank adaptation (Liu et al., ICML 2024, arXiv 2402.09353), by PEFT's `use_dora`."""
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from debias.adapters.base import Beside, RunFacts, is_skeleton
-from debias.adapters.families import expert_parameters
-from debias.adapters.lora import TARGETS, attach_lora, check_targets
-
-logger = logging.getLogger(__name__)
+from debias.adapters.base import Beside, RunFacts
+from debias.adapters.lora import TARGETS, attach_to_layers, check_targets
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,4 @@ class Dora(Beside):
         check_targets(self.targets)
 
     def attach(self, model: Any, run: RunFacts) -> Any:
-        stacks = sum(1 for _ in expert_parameters(model))
-        if stacks and not is_skeleton(model):
-            logger.warning("adapter.type: dora: %d stacks of fused experts get no adapter; lora adapts them", stacks)
-        return attach_lora(model, run, targets=self.targets, experts=False, use_dora=True)
+        return attach_to_layers(model, run, self.name, self.targets, use_dora=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from debias.adapters.base import Beside, RunFacts, saved_whole, task_type, train_in_float32
+from debias.adapters.base import Beside, RunFacts, is_skeleton, saved_whole, task_type, train_in_float32
 from debias.adapters.experts import route_experts
 from debias.adapters.families import (
     Experts,
@@ -16,6 +16,7 @@ from debias.adapters.families import (
     choose_targets,
     describe_skipped,
     ends,
+    expert_parameters,
 )
 from debias.errors import InputError
 
@@ -76,6 +77,19 @@ def attach_lora(model: Any, run: RunFacts, **settings: Any) -> Any:
     return add_lora(model, **sizes, classification=run.classification, fresh=run.fresh, **settings)
 
 
+def attach_to_layers(model: Any, run: RunFacts, row: str, targets: str | Sequence[str], **settings: Any) -> Any:
+    """`attach_lora` on linear layers alone, for forms that fused experts do not take; a warning where there are any."""
+    warn_of_experts(model, row)
+    return attach_lora(model, run, targets=targets, experts=False, **settings)
+
+
+def warn_of_experts(model: nn.Module, row: str) -> None:
+    """A warning where a model has fused experts, of an adapter that they do not take."""
+    stacks = sum(1 for _ in expert_parameters(model))
+    if stacks and not is_skeleton(model):
+        logger.warning("adapter.type: %s: %d stacks of fused experts get no adapter; lora adapts them", row, stacks)
+
+
 def check_targets(targets: str | Sequence[str]) -> None:
     """ValueError for a list of names that names nothing."""
     if not targets:
@@ -95,14 +109,15 @@ def add_lora(
     experts: Experts = "auto",
     experts_r: int | None = None,
     use_dora: bool = False,
+    use_rslora: bool = False,
 ) -> Any:
     """`model` as a PeftModel with LoRA on `targets`; a classification head trains whole and is saved with the adapter.
 
     So do the modules named in `fresh`: with only LoRA on a random layer, nobody could load the adapter again.
     `target_parameters` and `experts` reach fused experts (`families.choose_targets`), each expert with rank `experts_r`
-    (default `r`) and the same scaling `alpha / r` as the rest. `use_dora`: DoRA, on linear layers alone. Raises
-    InputError that lists what there is when a target matches nothing, when expert stacks would be missed, and for
-    dropout on fused experts.
+    (default `r`) and the same scaling `alpha / r` as the rest. `use_dora`: DoRA, and `use_rslora`: the scaling
+    `alpha / sqrt(r)`, both on linear layers alone. Raises InputError that lists what there is when a target matches
+    nothing, when expert stacks would be missed, and for dropout on fused experts.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -122,6 +137,7 @@ def add_lora(
         modules_to_save=saved_whole(model, fresh),
         task_type=task_type(model, classification=classification),
         use_dora=use_dora,
+        use_rslora=use_rslora,
     )
     with warnings.catch_warnings():
         # PEFT looks for rank patterns among modules only, and says that those of parameters match nothing.

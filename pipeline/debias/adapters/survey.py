@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from debias.adapters import base_path, is_beside_base
+from debias.adapters.base import SAVED_WHOLE
 from debias.adapters.families import HEADS, ROUTERS
 
 # In the order of the table. A kind is told by the first of its marks in a weight's path; the last has none.
@@ -74,7 +75,8 @@ def _row(kind: str, name: str, parameter: torch.Tensor) -> KindRow:
     state = getattr(parameter, "quant_state", None)
     matrix = len(shape) > 1 or state is not None
     if is_beside_base(name):
-        return KindRow(kind, adapted=int(matrix and base_path(name)[1]), trainable=trains)
+        first = base_path(name)[1] and (matrix or SAVED_WHOLE not in name)  # of a head its bias is no other layer
+        return KindRow(kind, adapted=int(first), trainable=trains)
     size = elements * parameter.element_size()
     row = KindRow(kind, modules=int(matrix), adapted=int(matrix and bool(trains)), trainable=trains)
     if state is not None:

@@ -62,6 +62,11 @@ def adapt(config: RunConfig, model: Any) -> Any:
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     adapter = make_adapter(config.adapter)
+    if adapter.held and config.deepspeed is not None:
+        raise InputError(
+            f"deepspeed: adapter.type {adapter.name} saves tensors that do not train, and checkpoints of DeepSpeed hold"
+            " what trains alone; remove deepspeed, or take lora"
+        )
     sizes = {key: getattr(config, key) for key in ("lora_r", "lora_alpha", "lora_dropout")}
     adapted = adapter.attach(model, RunFacts(config.head != "causal_lm", model.fresh_modules, **sizes))
     if adapter.frozen_base and config.deepspeed is not None and usable_bf16(config.bf16):

@@ -19,11 +19,13 @@ class Order:
     """Which examples make an epoch; subclasses are frozen dataclasses whose fields are the settings of `order:`.
 
     `reads`: the facts it needs beside `index`. What it gives is a function of the facts and the generator alone, so
-    that all ranks and a resumed run agree.
+    that all ranks and a resumed run agree. `in_turn`: what comes first is seen first, so that batches are not shuffled,
+    nor made of examples of like length.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
+    in_turn: ClassVar[bool] = False
 
     def size(self, facts: Mapping[str, Tensor]) -> int:
         """Examples of an epoch, each as often as it is seen."""
@@ -93,6 +95,8 @@ class LengthBuckets(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order_N = self.order.epoch(self.facts, generator).numpy().copy()
+        if self.order.in_turn:
+            return iter(order_N.tolist())
         length_N, block = np.asarray(self.lengths), 50 * self.batch_size
         for start in range(0, len(order_N), block):
             part = order_N[start : start + block]

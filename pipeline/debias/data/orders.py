@@ -5,13 +5,14 @@ from typing import Any
 
 from debias.config.blocks import make
 from debias.data.disagreement import Disagreement
+from debias.data.expanding import Expanding
 from debias.data.order import Order, Shuffled
 from debias.data.resampled import Resampled
 from debias.data.spare_sampled import SpareSampled
 from debias.data.upsampled import Upsampled
 
 ORDERS: dict[str, type[Order]] = {
-    order.name: order for order in (Shuffled, Resampled, Upsampled, Disagreement, SpareSampled)
+    order.name: order for order in (Shuffled, Resampled, Upsampled, Disagreement, SpareSampled, Expanding)
 }
 
 

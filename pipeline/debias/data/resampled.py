@@ -57,4 +57,4 @@ class Resampled(Order):
 
 def reads_groups(order: Order) -> bool:
     """Whether an order sees to the groups of examples."""
-    return isinstance(order, Resampled) and order.by == "group"
+    return "group" in order.reads or (isinstance(order, Resampled) and order.by == "group")

@@ -47,6 +47,8 @@ class CheckpointingTrainer(Trainer):
             return
         from peft import get_peft_model_state_dict
 
+        # VeRA saves buffers, which each of its layers has under a name of its own.
+        shapes |= {name: held.shape for name, held in self.model.named_buffers(remove_duplicate=False)}
         state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         with contextlib.suppress(KeyError):  # a kind of adapter that keeps what is no parameter
             saved = get_peft_model_state_dict(self.model, state_dict=state)

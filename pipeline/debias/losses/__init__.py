@@ -17,18 +17,23 @@ from debias.losses.bias_covariance import BiasCovariance
 from debias.losses.blind import Blind
 from debias.losses.class_balanced import ClassBalanced
 from debias.losses.confidence_regularization import ConfidenceRegularization
+from debias.losses.coral import Coral
 from debias.losses.cross_entropy import CrossEntropy, cross_entropy
 from debias.losses.cvar_dro import CVaRDRO
 from debias.losses.debiased_focal import DebiasedFocal
 from debias.losses.focal import Focal
+from debias.losses.gce import GCE
 from debias.losses.gerne import GERNE
 from debias.losses.gradient_alignment import GradientAlignment
 from debias.losses.group_dro import GroupDRO
+from debias.losses.irm import IRM
 from debias.losses.label_smoothing import LabelSmoothing
 from debias.losses.ldam import LDAM
 from debias.losses.learned_mixin import LearnedMixin
 from debias.losses.learning import LearningLoss
 from debias.losses.logit_correction import LogitCorrection
+from debias.losses.mmd import MMD
+from debias.losses.relative_difficulty import RelativeDifficulty
 from debias.losses.ula import ULA
 from debias.readouts.answers import Answers, answer_log_likelihood
 from debias.readouts.classification import Classification
@@ -43,6 +48,9 @@ LOSSES: dict[str, type[Loss]] = {
         GroupDRO,
         CVaRDRO,
         GERNE,
+        IRM,
+        Coral,
+        MMD,
         ClassBalanced,
         BalancedSoftmax,
         LDAM,
@@ -56,6 +64,8 @@ LOSSES: dict[str, type[Loss]] = {
         Blind,
         GradientAlignment,
         BiasCovariance,
+        RelativeDifficulty,
+        GCE,
     )
 }
 
@@ -71,10 +81,13 @@ Objective = Readout  # its older name
 __all__ = [
     "AFR",
     "EVERY_LABEL",
+    "GCE",
     "GERNE",
     "HIDDEN",
+    "IRM",
     "LDAM",
     "LOSSES",
+    "MMD",
     "ULA",
     "Answers",
     "BalancedSoftmax",
@@ -86,6 +99,7 @@ __all__ = [
     "Classification",
     "ColumnWeight",
     "ConfidenceRegularization",
+    "Coral",
     "CrossEntropy",
     "DebiasedFocal",
     "Focal",
@@ -98,6 +112,7 @@ __all__ = [
     "Loss",
     "Objective",
     "Readout",
+    "RelativeDifficulty",
     "RouterLoss",
     "SelfWeight",
     "add_router_loss",

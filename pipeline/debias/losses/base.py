@@ -21,12 +21,14 @@ class Loss:
     bias weights. So the loss of a sample may not depend on which samples share its micro-batch. `reads`: the facts it
     needs beside `labels`, EVERY_LABEL where it needs `said.log_p_BC`, and HIDDEN for `said.hidden_BH`. `learns`: its
     memory changes with the steps, and belongs into checkpoints; else it is as `begin` makes it. One that learns, and
-    does not know how long its memory is before it has seen a batch, begins with none.
+    does not know how long its memory is before it has seen a batch, begins with none, or `grows`: what it began with
+    stays its first columns.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
     learns: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         """`loss_B`, differentiable; `memory_S` is what the loss began with, and has learned since."""

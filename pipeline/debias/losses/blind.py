@@ -26,7 +26,7 @@ class Blind(Loss):
     where they begin, belong to the loss: after each step Adam moves them by `step_size` down the detector's own
     cross-entropy, over micro-batches and ranks, and they are in every checkpoint. At `gamma` 0 it is cross-entropy.
 
-    Needs a text model of transformers, and of a causal model answers of one token; no bias model and no group. Costs 24
+    Needs a model of transformers, and of a causal model answers of one token; no bias model and no group. Costs 24
     bytes of a hidden column. Fails where the model is right on nearly all of the training data: the detector then
     foresees success everywhere, and everything counts little. The paper's h is the state of the first token, its
     detector learns from a batch before it weighs it (here from the steps before), and its recipes have `gamma` 16.

@@ -30,7 +30,7 @@ class LearnedMixin(Loss):
     mean loss, over micro-batches and ranks; the paper trains them with the model's own optimizer and rate. Bias weights
     and rules do not touch them. The paper's h is the pooled state of its encoder.
 
-    Needs a bias model, a text model of transformers, and of a causal model answers of one token. Costs the bias model's
+    Needs a bias model, a model of transformers, and of a causal model answers of one token. Costs the bias model's
     fit and 24 bytes of a hidden column. Fails without `penalty` where g learns to ignore the bias model; the paper
     chose it on test data whose bias is known.
 

@@ -81,6 +81,7 @@ class LearningLoss:
         """Go on from a checkpoint; ValueError for one of another loss, or of other data."""
         held: Tensor = state["memory"]
         begun = self.memory_S.numel()  # 0 where the first step makes the memory
-        if state["name"] != self.loss.name or (begun and held.numel() != begun):
+        longer = self.loss.grows and torch.equal(held[..., : self.memory_S.shape[-1]], self.memory_S)
+        if state["name"] != self.loss.name or (begun and held.numel() != begun and not longer):
             raise ValueError(f"loss: the checkpoint is of {state['name']} with {held.numel()} numbers, not of this run")
         self.memory_S = held.clone()

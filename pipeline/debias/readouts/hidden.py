@@ -6,10 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+HEAD = "classifier"
+
 
 @contextmanager
 def hearing(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
     """Inside, the last hidden states [B, T, H] of each call of `model`, with their graph; none unless `wanted`.
+
+    Of a model without tokens (the perceptron of pictures) they are [B, H].
 
     Wrappers around the model (PEFT, DistributedDataParallel, DeepSpeed) see one ordinary call, and nothing is computed
     twice. ValueError where the model is none of transformers' with a backbone and a head.
@@ -18,7 +22,11 @@ def hearing(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
     if not wanted:
         yield heard
         return
-    handle = _backbone(model).register_forward_hook(lambda _, __, output: heard.append(output[0]))
+    module, is_head = _where(model)
+    if is_head:
+        handle = module.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    else:
+        handle = module.register_forward_hook(lambda _, __, output: heard.append(output[0]))
     try:
         yield heard
     finally:
@@ -27,7 +35,7 @@ def hearing(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
 
 def check_hidden(model: nn.Module) -> None:
     """ValueError where `hearing` would find nothing to hear."""
-    _backbone(model)
+    _where(model)
 
 
 def means_of(hidden_BTH: Tensor, mask_BT: Tensor | None = None) -> Tensor:
@@ -52,10 +60,15 @@ def means_of_packed(hidden_1TH: Tensor, mask_T: Tensor, sample_T: Tensor) -> Ten
     return sums_BH / counts_B.unsqueeze(1)
 
 
-def _backbone(model: nn.Module) -> nn.Module:
-    """The part before the head of the outermost model of transformers in `model`."""
+def _where(model: nn.Module) -> tuple[nn.Module, bool]:
+    """Who tells the hidden states of the outermost model of transformers in `model`, and whether it is the head.
+
+    The backbone's output; of a model without one (the perceptron), what its head is given.
+    """
     for module in model.modules():
-        prefix = getattr(type(module), "base_model_prefix", "")  # a class attribute of transformers' models
+        prefix = getattr(type(module), "base_model_prefix", None)  # a class attribute of transformers' models
         if prefix and isinstance(child := module._modules.get(prefix), nn.Module):
-            return child
+            return child, False
+        if prefix == "" and isinstance(head := module._modules.get(HEAD), nn.Module):
+            return head, True
     raise ValueError(f"the loss reads hidden states, and {type(model).__name__} holds no backbone of transformers")

@@ -64,7 +64,8 @@ def test_what_trains_is_what_the_row_owns(row: str, name: str) -> None:
     assert any(path not in trains for path, _ in model.named_parameters()) == (row != "full")
     base = {path for path, _ in model_of(name).named_parameters()}
     beside = {path for path, _ in model.named_parameters() if is_beside_base(path)}
-    assert beside == (trains if kind.frozen_base else set())
+    held = {path for path, _ in model.named_parameters() if any(mark in path for mark in kind.held)}
+    assert beside == (trains | held if kind.frozen_base else set())
     assert len(base) == len(list(model.named_parameters())) - len(beside)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert any(not_head(path, parameter) for path, parameter in model.named_parameters() if path in trains)
@@ -110,7 +111,8 @@ def test_the_survey_counts_each_adapted_weight_once(row: str) -> None:
     model = attached(row, "bert")
     rows = {one.kind: one for one in survey(model)}
     assert sum(one.trainable for one in rows.values()) == describe(model)["trainable"]
-    adapted = {"lora": 8, "dora": 8, "beft": 2, "bitfit": 0, "full": 8}[row]  # q, k, v, o of two layers
+    # q, k, v, o of two layers
+    adapted = {"beft": 2, "bitfit": 0, "ia3": 4}.get(row, 8)
     assert (rows["attention"].modules, rows["attention"].adapted) == (8, adapted)
     assert (rows["head"].modules, rows["head"].adapted) == (1, 1)
 
@@ -121,6 +123,9 @@ def test_the_survey_counts_each_adapted_weight_once(row: str) -> None:
         ("base_model.model.l.0.q_proj.lora_A.default.weight", ("base_model.model.l.0.q_proj", True)),
         ("l.0.q_proj.lora_B.default.weight", ("l.0.q_proj", False)),
         ("l.0.q_proj.lora_magnitude_vector.default.weight", ("l.0.q_proj", False)),
+        ("l.0.k_proj.vera_lambda_d.default", ("l.0.k_proj", True)),
+        ("l.0.k_proj.vera_lambda_b.default", ("l.0.k_proj", False)),
+        ("l.0.down_proj.ia3_l.default", ("l.0.down_proj", True)),
         ("l.0.v_proj.beft_bias.default", ("l.0.v_proj", True)),
         ("classifier.modules_to_save.default.weight", ("classifier.modules_to_save.default.weight", True)),
         ("l.0.v_proj.base_layer.weight", ("l.0.v_proj.base_layer.weight", False)),
@@ -143,11 +148,11 @@ def test_a_base_in_4_bits_is_a_frozen_one(row: str) -> None:
 
 @pytest.mark.parametrize("row", ADAPTERS)
 def test_which_rows_take_a_single_pass(row: str) -> None:
-    """LoRA alone; of DoRA the layer's own norm stands between the two matrices and the output."""
+    """LoRA, A frozen or not; of DoRA the layer's own norm stands between the two matrices and the output."""
     model = attached(row, "bert")
     selected = {name: p for name, p in model.named_parameters() if p.requires_grad and not_head(name, p)}
     reason = refusal(model, selected)
-    assert (reason is None) == (row == "lora")
+    assert (reason is None) == (row in ("lora", "rslora", "lora_fa"))
     if row == "dora":
         assert reason is not None
         assert "is a LoRA variant (DoraLinearVariant)" in reason

@@ -150,7 +150,11 @@ def test_one_adapter_has_one_form_however_it_is_written(tmp_path: Path, ways: li
             "adapter: {type: lora, target: [q]}",
             "run.yaml: adapter.target: lora has no such setting; did you mean targets?",
         ),
-        ("adapter: loar", "run.yaml: adapter.type is 'loar', not one of lora, dora, beft, bitfit, full; did you mean"),
+        (
+            "adapter: loar",
+            "run.yaml: adapter.type is 'loar', not one of lora, dora, beft, bitfit, full, rslora, "
+            "lora_fa, vera, ia3; did you mean",
+        ),
         ("adapter: {type: full, targets: [query]}", "adapter.targets: full has no such setting; it has none"),
         ("adapter: {type: bitfit, experts_r: 4}", "adapter.experts_r: bitfit has no such setting"),
         (

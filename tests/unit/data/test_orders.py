@@ -16,6 +16,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "upsampled": {"times": 4},
     "disagreement": {},
     "spare": {},
+    "expanding": {"cap": 4, "warmup": 3, "added": 20, "rounds": 2, "stages": 2},
 }
 GROUPS = [0] * 90 + [1] * 9 + [2]
 FACTS = {
@@ -61,8 +62,33 @@ def test_buckets_hold_what_the_order_says(name: str) -> None:
     assert list(LengthBuckets(lengths, 4, 3, order, FACTS)) == first
     sampler.set_epoch(1)
     assert list(sampler) != first
+    if order.in_turn:
+        assert first == want
+        return
     batches = [[lengths[i] for i in first[k : k + 4]] for k in range(0, 96, 4)]
     assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 2
+
+
+def test_expanding_begins_even_and_lets_others_join() -> None:
+    """By counting what each part of the epoch has."""
+    small = {**FACTS, "group": torch.tensor([0] * 90 + [1] * 10)}  # pairs of 45, 45, 5 and 5
+    pair = [(int(y), int(g)) for y, g in zip(small["labels"], small["group"], strict=True)]
+    order = order_of("expanding")
+    seen = order.epoch(small, torch.Generator().manual_seed(7)).tolist()
+    assert len(seen) == order.size(small) == 3 * 16 + 2 * 36 + 2 * 56
+    begun = set(seen[:16])
+    assert Counter(pair[i] for i in begun) == dict.fromkeys([(0, 0), (1, 0), (0, 1), (1, 1)], 4)
+    assert all(set(seen[k : k + 16]) == begun for k in (16, 32))
+    assert seen[:16] != seen[16:32]
+    first, second = set(seen[48:84]), set(seen[120:176])
+    assert (len(first), len(second)) == (36, 56)
+    assert begun < first < second
+    assert set(seen[84:120]) == first
+    assert set(seen[176:]) == second
+    whole = make_order({"name": "expanding", "cap": 4, "warmup": 1, "added": 60, "rounds": 1, "stages": 9})
+    assert whole.size(small) == 16 + 76 + 100  # everything has joined: no further stage
+    assert len(whole.epoch(small, torch.Generator().manual_seed(7))) == 192
+    assert order.size(FACTS) == 3 * 5 + 2 * 25 + 2 * 45  # a pair of one example
 
 
 def test_shuffled_is_every_example_once() -> None:
@@ -157,6 +183,8 @@ def test_upsampled_repeats_errors_alone() -> None:
             "order.exponent is 11.0, expected a number from -10 to 10; 0 is all alike",
         ),
         ({"name": "resampled", "by": "colour"}, "order.by is 'colour', not one of group, label"),
+        ({"name": "expanding", "cap": 0}, "order.cap is 0, expected 1 or more"),
+        ({"name": "expanding", "stages": -1}, "order.stages is -1, expected 0 or more"),
         ("resample", "order.name is 'resample', .*; did you mean resampled?"),
     ],
 )

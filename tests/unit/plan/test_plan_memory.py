@@ -451,6 +451,9 @@ def test_the_runs_of_a_bias_model_are_planned_too(folder):
     "loss",
     [
         {"name": "group_dro"},
+        {"name": "irm", "warmup": 0.5},
+        {"name": "mmd"},
+        {"name": "coral"},
         {"name": "logit_correction", "tau": 0.5, "weights": True},
         {"name": "cross_entropy", "class_weights": "balanced"},
         {"name": "cross_entropy", "class_weights": {"entailment": 1, "neutral": 2, "contradiction": 3}},

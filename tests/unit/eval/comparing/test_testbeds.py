@@ -167,6 +167,8 @@ def test_one_name_with_two_settings_is_told(bed: Callable[..., Bed]) -> None:
         ({"loss": {"name": "group_dro"}}, True),
         ({"order": {"name": "resampled", "by": "group"}}, True),
         ({"order": {"name": "resampled", "by": "label"}}, False),
+        ({"order": {"name": "expanding"}}, True),
+        ({"order": {"name": "expanding"}, "groups": {"name": "eiil"}}, False),
         ({"bias_model": {"name": "groups"}}, True),
         ({"loss": {"name": "group_dro"}, "groups": {"name": "eiil"}, "bias_model": {"name": "lexical"}}, False),
         ({"order": {"name": "resampled", "by": "group"}, "groups": {"name": "eiil"}}, False),
@@ -179,7 +181,7 @@ def test_who_was_told_the_groups(config: dict[str, object], told: bool) -> None:
 
 
 def test_the_list_of_who_reads_groups_is_that_of_the_tables() -> None:
-    for kind, table in {"loss": LOSSES, "bias_model": BIAS_MODELS}.items():
+    for kind, table in {"loss": LOSSES, "order": ORDERS, "bias_model": BIAS_MODELS}.items():
         reads = {name for name, part in table.items() if "group" in getattr(part, "reads", ())}
         assert reads == set(TOLD_GROUPS[kind]), kind
     assert {name for name in ORDERS if "group" in str(getattr(ORDERS[name], "by", ""))} == {"resampled"}

@@ -1,0 +1,99 @@
+"""CORAL: means and covariances of groups made alike (Sun & Saenko, 2016, arXiv 1607.01719).
+
+Shapes: B samples, G groups, H hidden columns, S: the memory of `group_sums`, of H + H^2 values.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from debias.losses import group_sums
+from debias.losses.base import HIDDEN, Loss
+from debias.readouts.said import Said
+
+MOST = 2**27  # numbers of a memory, 1 GiB
+
+
+@dataclass(frozen=True)
+class Coral(Loss):
+    """Cross-entropy and `strength` times how far groups lie apart: squared differences of means and of covariances.
+
+    The mean over pairs of groups of `mean (m_i - m_j)^2 + mean (C_i - C_j)^2`, with m_g the mean and C_g the covariance
+    of the last hidden states h of group g (a sample's mean over its tokens, of a causal model over the prompt; of a
+    perceptron what its head is given). They are those of the steps before (sums over samples that fade by `memory` each
+    step), and a sample's penalty is the tangent there, linear in h and in `(h - m)(h - m)^T`, over its group's share of
+    the training data: it is the sample's own in any micro-batch and on any rank. Cross-entropy is as it was.
+
+    Needs a group of each training example, of the data or inferred (`groups`), and a model whose hidden states can be
+    heard. Costs `8 G H^2` bytes in each process, summed over ranks at each step and kept in checkpoints (19 MB for four
+    groups of 768 columns), and a product of as many numbers for each sample. Fails where groups tell the label: then
+    the task has to go, too; and where a group is so small that its covariance is of few samples.
+
+    Source: Sun & Saenko, Deep CORAL: Correlation Alignment for Deep Domain Adaptation, ECCV 2016 workshops, arXiv
+    1607.01719; with means, over pairs of groups, as in Yang et al., Change is Hard: A Closer Look at Subpopulation
+    Shift, ICML 2023, arXiv 2302.12254, and its authors' code.
+    """
+
+    name: ClassVar[str] = "coral"
+    reads: ClassVar[frozenset[str]] = frozenset({"group", HIDDEN})
+    learns: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
+    strength: float = 1.0
+    memory: float = 0.9
+
+    def __post_init__(self) -> None:
+        group_sums.check(self.strength, self.memory)
+
+    def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
+        hidden_BH, group_B = _heard(said), facts["group"]
+        if memory_S.shape[1] == 1:  # before the first step
+            return -said.log_p_B
+        dtype, columns = hidden_BH.dtype, hidden_BH.shape[1]
+        mean_GH, cov_GHH, seen_G = _known(memory_S, columns)
+        scaled_GF = torch.cat([mean_GH / columns**0.5, cov_GHH.flatten(1) / columns], dim=1)
+        distance, slope_GF = group_sums.apart(scaled_GF, seen_G)
+        by_mean_GH, by_cov_GHH = slope_GF[:, :columns] / columns**0.5, slope_GF[:, columns:].view_as(cov_GHH) / columns
+        off_BH = hidden_BH - mean_GH.to(dtype)[group_B]
+        level_G = (by_cov_GHH * cov_GHH).sum(dim=(1, 2)).to(dtype)
+        pull_B = (by_mean_GH.to(dtype)[group_B] * off_BH).sum(dim=1) - level_G[group_B]
+        for group, by_cov_HH in enumerate(by_cov_GHH.to(dtype)):  # a matrix of each sample would be B times as large
+            own_BH = off_BH * (group_B == group).unsqueeze(1)
+            pull_B = pull_B + (own_BH @ by_cov_HH * own_BH).sum(dim=1)
+        tangent_B = distance.to(dtype) + group_sums.evened(memory_S)[group_B].to(dtype) * pull_B
+        return self.strength * tangent_B.to(said.log_p_B.dtype) - said.log_p_B
+
+    def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
+        """The groups' shares; how many hidden columns there are nobody has said yet."""
+        return group_sums.begun(facts)
+
+    def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
+        """Of each group how many samples, and the sums of h and of `h h^T`."""
+        hidden_BH, group_B = _heard(said).detach().double(), facts["group"]
+        groups, columns = len(memory_S), hidden_BH.shape[1]
+        if groups * columns**2 > MOST:
+            raise ValueError(
+                f"loss coral keeps {groups} covariances of {columns} x {columns} hidden columns, and at most {MOST}"
+                " numbers; take loss mmd, whose memory is small"
+            )
+        products_GF = [(hidden_BH * (group_B == g).unsqueeze(1)).T @ hidden_BH for g in range(groups)]
+        return torch.cat([group_sums.summed(hidden_BH, group_B, groups), torch.stack(products_GF).flatten(1)], dim=1)
+
+    def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
+        """What was seen fades, and the step is added."""
+        return group_sums.faded(sums, memory_S, self.memory)
+
+
+def _known(memory_S: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each group mean [G, H], covariance [G, H, H], and whether it was seen [G]."""
+    means_GF, seen_G = group_sums.means(memory_S)
+    mean_GH, product_GHH = means_GF[:, :columns], means_GF[:, columns:].unflatten(1, (columns, columns))
+    return mean_GH, product_GHH - mean_GH.unsqueeze(2) * mean_GH.unsqueeze(1), seen_G
+
+
+def _heard(said: Said) -> Tensor:
+    if said.hidden_BH is None:
+        raise ValueError("loss coral reads hidden states; ask for them: said(..., hidden=True)")
+    return said.hidden_BH

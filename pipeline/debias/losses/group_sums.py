@@ -1,0 +1,64 @@
+"""What a loss remembers of groups: how often each occurs, and sums over its samples that fade with the steps.
+
+Shapes: B samples, G groups, N training examples, F values of a sample. A memory is a matrix [G, 2 + F] float64: a
+group's share of the training data, how many of its samples were seen, and sums of their values. Nothing here looks at
+numbers to decide what to do: a plan traces it without any.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+NONE = 1e-12  # samples of a group so long ago that nothing is left of them
+
+
+def begun(facts: Mapping[str, Tensor], values: int | None = None) -> Tensor:
+    """The shares of the groups of the training data [N]; nothing seen of `values` values, or of none that are known."""
+    count_G = torch.bincount(facts["group"]).double()
+    nothing_GF = count_G.new_zeros(len(count_G), 0 if values is None else 1 + values)
+    return torch.cat([(count_G / count_G.sum()).unsqueeze(1), nothing_GF], dim=1)
+
+
+def summed(values_BF: Tensor, group_B: Tensor, groups: int) -> Tensor:
+    """As a memory, of a micro-batch: of each group how many samples, the sums of their values, and no share."""
+    wide_BF = values_BF.detach().double()
+    head_B2 = torch.cat([torch.zeros_like(wide_BF[:, :1]), torch.ones_like(wide_BF[:, :1])], dim=1)
+    sums_GF = wide_BF.new_zeros(groups, 2 + wide_BF.shape[1])
+    return sums_GF.index_add_(0, group_B, torch.cat([head_B2, wide_BF], dim=1))
+
+
+def faded(sums_GF: Tensor, memory_GF: Tensor, memory: float) -> Tensor:
+    """The memory after a step: what was seen before counts `memory` times, and the step once."""
+    if sums_GF.shape[1] == 1:  # of ranks that have seen no sample yet
+        return memory_GF
+    held_GF = memory_GF[:, 1:] if memory_GF.shape == sums_GF.shape else torch.zeros_like(sums_GF[:, 1:])
+    return torch.cat([memory_GF[:, :1], memory * held_GF + sums_GF[:, 1:]], dim=1)
+
+
+def means(memory_GF: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each group [G, F], and whether anything of it was seen [G]."""
+    count_G = memory_GF[:, 1]
+    return memory_GF[:, 2:] / count_G.clamp(min=NONE).unsqueeze(1), count_G > NONE
+
+
+def evened(memory_GF: Tensor) -> Tensor:
+    """What a sample of each group counts [G] so that the mean over the training data is a sum over groups of means."""
+    return 1 / memory_GF[:, 0].clamp(min=NONE)
+
+
+def apart(values_GF: Tensor, seen_G: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over pairs of groups that were seen of `|v_i - v_j|^2`, and its gradient [G, F]; 0 of less than two."""
+    seen_G1, groups = seen_G.unsqueeze(1).to(values_GF.dtype), seen_G.sum()
+    centre_F = (values_GF * seen_G1).sum(dim=0) / groups.clamp(min=1)
+    off_GF = (values_GF - centre_F) * seen_G1
+    of_each = groups / (groups * (groups - 1) / 2).clamp(min=1)
+    return of_each * off_GF.square().sum(), 2 * of_each * off_GF
+
+
+def check(strength: float, memory: float) -> None:
+    """ValueError, naming the setting, where the strength of a penalty is below 0, or nothing or everything is kept."""
+    if strength < 0:
+        raise ValueError(f"strength is {strength}, expected 0 or more")
+    if not 0 <= memory < 1:
+        raise ValueError(f"memory is {memory}, expected 0 or more and less than 1")

@@ -1,0 +1,274 @@
+"""Losses that hold groups together (irm, coral, mmd) against what they stand for, in plain loops.
+
+Of a step of all samples and then the same samples, `memory` 0: the value is the objective's, and the gradient that of
+the objective as it is written, of all samples together, by central differences.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from debias.losses import LearningLoss, make_loss
+from debias.losses.mmd import GAMMAS, directions, phases
+from debias.readouts import DONE, Said
+
+LABELS, COLUMNS = 3, 4
+Matrix = list[list[float]]
+Objective = Callable[..., float]
+
+
+def drawn(count: int, seed: int = 0) -> tuple[Matrix, Matrix, list[int], list[int]]:
+    """Logits, hidden states, labels and groups; of three groups one is rare."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, hidden = (1.5 * torch.randn(count, n, generator=generator, dtype=torch.float64) for n in (LABELS, COLUMNS))
+    groups = [(0, 1, 0, 1, 2)[i % 5] for i in range(count)]
+    hidden += torch.tensor(groups, dtype=torch.float64).unsqueeze(1) * torch.tensor([1.0, 0.0, -0.5, 0.2])
+    return logits.tolist(), hidden.tolist(), [(3 * i + i // 4) % 3 for i in range(count)], groups
+
+
+def said(logits: Any, hidden: Any, labels: list[int]) -> Said:
+    log_p = torch.log_softmax(torch.as_tensor(logits, dtype=torch.float64), dim=1)
+    own = log_p.gather(1, torch.tensor(labels).unsqueeze(1)).squeeze(1)
+    return Said(own, own.detach(), len(labels), log_p, torch.as_tensor(hidden, dtype=torch.float64))
+
+
+def facts(labels: list[int], groups: list[int]) -> dict[str, torch.Tensor]:
+    return {"labels": torch.tensor(labels), "group": torch.tensor(groups)}
+
+
+def cross_entropy(logits: list[float], label: int) -> float:
+    return math.log(math.fsum(math.exp(one) for one in logits)) - logits[label]
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def of_groups(rows: Matrix, groups: list[int]) -> list[Matrix]:
+    return [[row for row, of in zip(rows, groups, strict=True) if of == group] for group in sorted(set(groups))]
+
+
+def slope(rows: Matrix, labels: list[int]) -> float:
+    """Of the mean cross-entropy by a factor on all logits, at 1, by central differences."""
+    ends = [
+        mean([cross_entropy([w * one for one in row], y) for row, y in zip(rows, labels, strict=True)])
+        for w in (1 + 1e-5, 1 - 1e-5)
+    ]
+    return (ends[0] - ends[1]) / 2e-5
+
+
+def irm(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int], strength: float) -> float:
+    found = []
+    for group in sorted(set(groups)):
+        own = [i for i, of in enumerate(groups) if of == group]
+        rows, right = [logits[i] for i in own], [labels[i] for i in own]
+        fit = mean([cross_entropy(row, y) for row, y in zip(rows, right, strict=True)])
+        found.append(fit + strength * slope(rows, right) ** 2)
+    return mean(found)
+
+
+def coral(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int], strength: float) -> float:
+    known = []
+    for rows in of_groups(hidden, groups):
+        m = [mean([row[a] for row in rows]) for a in range(COLUMNS)]
+        cov = [
+            [mean([(row[a] - m[a]) * (row[b] - m[b]) for row in rows]) for b in range(COLUMNS)] for a in range(COLUMNS)
+        ]
+        known.append((m, [one for row in cov for one in row]))
+    pairs = [
+        mean([(x - y) ** 2 for x, y in zip(left[0], right[0], strict=True)])
+        + mean([(x - y) ** 2 for x, y in zip(left[1], right[1], strict=True)])
+        for i, left in enumerate(known)
+        for right in known[:i]
+    ]
+    return mean([cross_entropy(*one) for one in zip(logits, labels, strict=True)]) + strength * mean(pairs)
+
+
+def mmd(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int], strength: float) -> float:
+    """With FEW features of each kernel, one cosine at a time; the distance is that of the first step, held as known."""
+    w, b = directions(COLUMNS, FEW, CPU, torch.float64).tolist(), phases(FEW, CPU, torch.float64).tolist()
+    wide = [math.sqrt(2 * gamma / DISTANCE) for gamma in GAMMAS for _ in range(FEW)]
+    means = [
+        [
+            mean([math.cos(math.fsum(row[a] * w[a][d] * wide[d] for a in range(COLUMNS)) + b[d]) for row in rows])
+            for d in range(len(b))
+        ]
+        for rows in of_groups(hidden, groups)
+    ]
+    pairs = [
+        2 / FEW * math.fsum((x - y) ** 2 for x, y in zip(left, right, strict=True))
+        for i, left in enumerate(means)
+        for right in means[:i]
+    ]
+    return mean([cross_entropy(*one) for one in zip(logits, labels, strict=True)]) + strength * mean(pairs)
+
+
+FEW, DISTANCE, CPU = 3, 7.0, torch.device("cpu")
+OBJECTIVES: dict[str, tuple[dict[str, Any], Objective]] = {"irm": ({}, irm), "coral": ({}, coral),
+                                                           "mmd": ({"features": FEW}, mmd)}  # fmt: skip
+
+
+def begun(name: str, known: dict[str, torch.Tensor], **settings: Any) -> LearningLoss:
+    """As after a first step that left a distance, where the loss makes one."""
+    loss = LearningLoss(make_loss({"name": name, **OBJECTIVES[name][0], **settings}), known)
+    if name == "mmd":
+        loss.memory_S[:, -1] = DISTANCE
+    return loss
+
+
+@pytest.mark.parametrize("strength", [0.3, 2.0])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_value_and_gradient_are_the_objective_s_where_nothing_has_changed(name: str, strength: float) -> None:
+    logits, hidden, labels, groups = drawn(15)
+    known, objective = facts(labels, groups), OBJECTIVES[name][1]
+    loss = begun(name, known, strength=strength, memory=0.0)
+    loss(said(logits, hidden, labels), known)
+    loss.step(lambda sums: sums)
+    leaves = [torch.tensor(one, dtype=torch.float64, requires_grad=True) for one in (logits, hidden)]
+    value = loss(said(*leaves, labels), known).mean()
+    assert float(value.detach()) == pytest.approx(objective(logits, hidden, labels, groups, strength), rel=1e-9)
+    value.backward()
+    for at, (leaf, width) in enumerate(zip(leaves, (LABELS, COLUMNS), strict=True)):
+        if at and name == "irm":
+            assert leaf.grad is None
+            continue
+        assert leaf.grad is not None
+        for i in (0, 4, 9, 13):
+            for c in range(width):
+                ends = []
+                for way in (1e-5, -1e-5):
+                    moved = [[row[:] for row in logits], [row[:] for row in hidden]]
+                    moved[at][i][c] += way
+                    ends.append(objective(*moved, labels, groups, strength))
+                assert float(leaf.grad[i, c]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=2e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_known_fades_however_a_step_is_cut(name: str) -> None:
+    """Three steps that fade by a half are one step in which samples of later steps occur two and four times."""
+    found = {}
+    for cuts in ([5], [1, 4], [1] * 5):
+        loss = begun(name, facts([0] * 5, [0, 1, 0, 1, 2]), memory=0.5)
+        for step in range(3):
+            logits, hidden, labels, groups = drawn(5, step)
+            start = 0
+            for size in cuts:
+                part = slice(start, start + size)
+                loss(said(logits[part], hidden[part], labels[part]), facts(labels[part], groups[part]))
+                start += size
+            loss.step(lambda sums: sums)
+        found[len(cuts)] = loss.memory_S
+    once = begun(name, facts([0] * 5, [0, 1, 0, 1, 2]), memory=0.0)
+    for step, times in enumerate((1, 2, 4)):
+        logits, hidden, labels, groups = drawn(5, step)
+        for _ in range(times):
+            once(said(logits, hidden, labels), facts(labels, groups))
+    once.step(lambda sums: sums)
+    logits, hidden, labels, groups = drawn(7, 9)
+    want = once(said(logits, hidden, labels), facts(labels, groups), counts=False)
+    for memory in found.values():
+        torch.testing.assert_close(memory, found[1], rtol=1e-12, atol=1e-12)
+        once.memory_S = memory
+        got = once(said(logits, hidden, labels), facts(labels, groups), counts=False)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_group_that_was_not_seen_yet_is_no_fault(name: str) -> None:
+    """Nor one of which nothing is left, nor a step in which there is one group alone."""
+    logits, hidden, labels, groups = drawn(10)
+    loss = begun(name, facts(labels, groups), memory=0.0)
+    for shown in ([0] * 10, [0, 1] * 5, groups):
+        loss_B = loss(said(logits, hidden, labels), facts(labels, shown))
+        assert loss_B.isfinite().all()
+        loss.step(lambda sums: sums)
+    plain = [cross_entropy(*one) for one in zip(logits, labels, strict=True)]
+    if name != "irm":
+        alone = begun(name, facts(labels, groups), memory=0.0)
+        alone(said(logits, hidden, labels), facts(labels, [1] * 10))
+        alone.step(lambda sums: sums)
+        assert alone(said(logits, hidden, labels), facts(labels, groups)).tolist() == pytest.approx(plain)
+
+
+def clouds() -> list[Matrix]:
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(12, COLUMNS, generator=generator, dtype=torch.float64) for _ in range(2))
+    return [x.tolist(), (y + 0.5).tolist()]
+
+
+def test_random_features_are_the_kernels() -> None:
+    """The penalty against the exact mean of kernels over all pairs, widths of the first step: within 3 %."""
+    many, (x, y) = 4000, clouds()
+    both, labels, groups = [*x, *y], [0, 1] * 12, [0] * 12 + [1] * 12
+    known = facts(labels, groups)
+    loss = LearningLoss(make_loss({"name": "mmd", "strength": 1.0, "features": many, "memory": 0.0}), known)
+    for _ in range(2):
+        loss(said([[0.0] * 3] * 24, both, labels), known)
+        loss.step(lambda sums: sums)
+    penalty = float(loss(said([[0.0] * 3] * 24, both, labels), known).mean()) - math.log(3)
+    wide = math.fsum(math.dist(a, b) ** 2 for a in both for b in both) / 24**2
+
+    def kernel(left: Matrix, right: Matrix) -> float:
+        return mean([
+            math.fsum(math.exp(-g * math.dist(a, b) ** 2 / wide) for g in GAMMAS) for a in left for b in right
+        ])  # fmt: skip
+
+    assert float(loss.memory_S[0, -1]) == pytest.approx(wide, rel=0.03)
+    assert penalty == pytest.approx(kernel(x, x) + kernel(y, y) - 2 * kernel(x, y), rel=0.03)
+
+
+@pytest.mark.parametrize("cuts", [[24], [5, 19]])
+def test_the_first_step_says_how_far_samples_lie_apart(cuts: list[int]) -> None:
+    """However it is cut; where all samples are alike nothing is known, and the next step says it."""
+    x, y = clouds()
+    labels, groups = [0, 1] * 12, [0] * 12 + [1] * 12
+    loss = LearningLoss(make_loss({"name": "mmd", "features": 400}), facts(labels, groups))
+    for both in ([[1.0] * COLUMNS] * 24, [*x, *y]):
+        assert float(loss.memory_S[0, -1]) == 0
+        start = 0
+        for size in cuts:
+            part = slice(start, start + size)
+            got = loss(said([[0.0] * 3] * size, both[part], labels[part]), facts(labels[part], groups[part]))
+            assert got.tolist() == pytest.approx([math.log(3)] * size)
+            start += size
+        loss.step(lambda sums: sums)
+    wide = math.fsum(math.dist(a, b) ** 2 for a in both for b in both) / 24**2
+    assert float(loss.memory_S[0, -1]) == pytest.approx(wide, rel=0.1)
+    assert not loss.memory_S[:, 1:-1].any()
+
+
+def test_a_covariance_that_would_be_huge_is_refused() -> None:
+    known = facts([0, 1], [0, 1])
+    loss = begun("coral", known)
+    with pytest.raises(ValueError, match=r"coral keeps 2 covariances of 9000 x 9000 hidden columns.*take loss mmd"):
+        loss(said([[0.0] * 3] * 2, torch.zeros(2, 9000), [0, 1]), known)
+
+
+def test_of_a_checkpoint_of_other_groups_it_does_not_go_on() -> None:
+    """And of its own it does, although its memory was longer than it is at the beginning."""
+    logits, hidden, labels, groups = drawn(10)
+    loss = begun("coral", facts(labels, groups))
+    loss(said(logits, hidden, labels), facts(labels, groups))
+    loss.step(lambda sums: sums)
+    again = begun("coral", facts(labels, groups))
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(again.memory_S, loss.memory_S)
+    with pytest.raises(ValueError, match="the checkpoint is of coral with"):
+        begun("coral", facts(labels, [0, 1] * 5)).load_state_dict(loss.state_dict())
+
+
+def test_irm_waits_for_its_share_of_training() -> None:
+    logits, hidden, labels, groups = drawn(10)
+    known = facts(labels, groups)
+    late, weak, strong = (begun("irm", known, strength=s, warmup=w) for s, w in ((9.0, 0.5), (1.0, 0.0), (9.0, 0.0)))
+    for loss in (late, weak, strong):
+        loss(said(logits, hidden, labels), {**known, DONE: torch.tensor(0.0)})
+        loss.step(lambda sums: sums)
+    for done, like in ((0.25, weak), (0.5, strong)):
+        told = {**known, DONE: torch.tensor(done)}
+        assert torch.equal(late(said(logits, hidden, labels), told), like(said(logits, hidden, labels), told))
+    with pytest.raises(ValueError, match=r"loss\.warmup: this batch does not say how much of training is done"):
+        late(said(logits, hidden, labels), known)
