@@ -64,6 +64,15 @@ class AnswerScorer:
             scores[where] = score_batches(batches, compute, len(where), self.tree.labels, everywhere=everywhere)
         return scores[[place[tuple(ids)] for ids in prompts]]
 
+    def passed(self, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Of one pass over distinct prompts as trees: tokens that the layers see, positions of which logits are made.
+
+        Without padding, and what is compared once.
+        """
+        plantings = self._plantings(prompts)
+        tokens = sum(len(head) + sum(map(self._width, rows)) for _, head, rows in plantings)
+        return tokens, self.tree.kept * len(prompts)
+
     def adjusted(self, raw_NC: np.ndarray) -> np.ndarray:
         """Raw scores normalised and calibrated as `scoring` says."""
         scores_NC = raw_NC / self._lengths()
