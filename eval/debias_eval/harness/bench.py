@@ -90,8 +90,8 @@ def bench_judge(setting: JudgeSetting, prompt: RunConfig | None = None) -> dict[
     """Samples per second of both, median and range over `rounds` interleaved pairs, and whether they answer alike.
 
     Without `prompt` (a run's settings) `kinds` of prompts and answers are timed. `fewer_products`: by how much fewer
-    multiplications our passes have than the harness's, padding apart; more than that no judge of ours gains but by
-    what is not a product of matrices. What is timed is
+    multiplications our passes have than the harness's, padding apart; what is gained beyond that is gained elsewhere.
+    What is timed is
     the scoring with its tokenization; loading, what is looked at once in a model, and the harness's own rendering of
     prompts and aggregation are left out.
     """
@@ -157,13 +157,22 @@ class _Judges:
         self.requests = _requests(task)
 
     def debias(self) -> Judge:
-        """Ours, with nothing remembered of another pass, and what it looks at once in a model done."""
+        """Ours, with nothing remembered of another pass, and what it looks at once in a model and a suite done."""
+        import torch
+
         from debias.inference.predictor import Predictor
 
         predictor = Predictor(self.model, self.ours, self.config)
         fields = len(self.config.data.text_fields)
         predictor.label_scores([Example("", (f"warming {word}",) * fields, 0) for word in ("up", "engines", "words")])
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.config.bf16):
+            predictor.answers.look_at(self._prompts())
         return lambda most: np.asarray(predictor.label_scores(self.task.examples[:most]))
+
+    def _prompts(self) -> list[tuple[int, ...]]:
+        """The tokens of each distinct prompt."""
+        encoded = self.ours.encode(self.task.examples, with_answer=False).features
+        return list(dict.fromkeys(tuple(feature["input_ids"]) for feature in encoded))
 
     def fewer_products(self) -> float:
         """Multiplications of the harness's passes over those of ours, in linear layers, without padding."""
@@ -171,9 +180,7 @@ class _Judges:
 
         from debias.inference.predictor import Predictor
 
-        scorer = Predictor(self.model, self.ours, self.config).answers
-        encoded = self.ours.encode(self.task.examples, with_answer=False).features
-        prompts = list(dict.fromkeys(tuple(feature["input_ids"]) for feature in encoded))
+        scorer, prompts = Predictor(self.model, self.ours, self.config).answers, self._prompts()
         readout: Any = self.ours.readout
         answers = [len(ids) for ids in readout.verbalizer_ids]
         head = self.model.get_output_embeddings()
