@@ -65,17 +65,17 @@ class Rankings:
         }
 
 
-def rankings_in(folder: Path, rule: str, suite: str, group: str | None = None) -> Rankings:
+def rankings_in(folder: Path, rule: str, suite: str, group: str | None = None, arms: Sequence[str] = ()) -> Rankings:
     """`rule`, and the other rules that all its runs have a figure for, against a suite's group, over finished runs.
 
     `group`: by its own name, or `conflicting`, `aligned`, `worst_group` (of each run its own) or `all`; by default the
-    first of DEFAULTS that every run has. InputError for a rule that looks at no validation, an unknown suite or group,
-    and fewer than FEWEST runs.
+    first of DEFAULTS that every run has. `arms`: only runs of these folders below. InputError for a rule that looks at
+    no validation, an unknown suite or group, and fewer than FEWEST runs.
     """
     chosen = RULES[rule]
     if chosen.figure is None:
         raise InputError(f"--against-suite ranks by validation, and rule {rule} has no figure of it; use pseudo_groups")
-    runs = finished_runs(folder)
+    runs = finished_runs(folder, arms)
     judged = [run for run in runs if suite in run.results]
     if not judged:
         names = sorted({name for run in runs for name in run.results})

@@ -185,7 +185,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
     A folder that is no run but holds runs stands for all of them, and so does a file of kept runs.
     """
-    places = [_unpacked(Path(path).resolve()) for path in paths]
+    places = [unpacked(Path(path).resolve()) for path in paths]
     folders = list(dict.fromkeys(folder for place in places for folder in run_folders(place)))
     if not folders:
         raise InputError("no run folder given")
@@ -197,7 +197,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [replace(run, config=config) for run, config in zip(runs, configs, strict=True)]
 
 
-def _unpacked(path: Path) -> Path:
+def unpacked(path: Path) -> Path:
     """For a file of kept runs a folder of them, which goes with the process; else the path itself."""
     if path.suffix != SUFFIX or not path.is_file():
         return path

@@ -17,10 +17,10 @@ from rich.text import Text
 
 from debias.config.run import STAGES
 from debias.errors import InputError
-from debias.runs.names import CONFIG, SUMMARY
+from debias.runs.names import CELLS, CONFIG, SUMMARY
 from debias.runs.records import append_record
 from debias_eval.results.chosen import RECORDS
-from debias_eval.results.runs import Run, flatten, group_runs, read_runs
+from debias_eval.results.runs import Run, flatten, group_runs, read_runs, unpacked
 
 # Runs whose validation data differ cannot be ranked by it.
 VALIDATION_KEYS = ("data.validation", "data.planted", "data.labels", "data.text_fields", "data.label", "data.group")
@@ -126,9 +126,15 @@ def _complete(candidates: Sequence[AnyCandidate]) -> list[AnyCandidate]:
 
 
 def _validated(run: Run, figure: str) -> float | None:
-    """The figure of the checkpoint that the run kept: at the selected step, else at the last that was validated."""
+    """The figure of the checkpoint that the run kept: at the selected step, else at the last that was validated.
+
+    A run without its metrics, as a study keeps it, has what its summary says of pseudo groups.
+    """
     step = run.info.get("selected_step")
     lines = [line for line in run.metrics if _is_number(line.get(figure))]
+    summary = run.info.get(CELLS)
+    if not run.metrics and isinstance(summary, dict) and _is_number(summary.get(figure)):
+        return float(summary[figure])
     if step is not None:
         lines = [line for line in lines if line.get("step") == step]
     return float(lines[-1][figure]) if lines else None
@@ -202,17 +208,18 @@ class Configuration:
     runs: tuple[Run, ...]
 
 
-def choices_in(folder: Path, rule: str, suite: str | None = None) -> list[Choice]:
+def choices_in(folder: Path, rule: str, suite: str | None = None, arms: Sequence[str] = ()) -> list[Choice]:
     """One choice for each method below a folder: for each recipe of a sweep, else for what runs call their method.
 
-    Where the grid of a recipe goes over rules or losses, each of these is a method of its own. Runs that have not
-    finished are no candidates. InputError as `select`, and for a folder without runs.
+    Where the grid of a recipe goes over rules or losses, each of these is a method of its own. Of a study's kept runs,
+    and where `arms` are named, it is one choice among these arms (the first folder below). Runs that have not finished
+    are no candidates. InputError as `select`, and for a folder without runs.
     """
     chosen = rule_of(rule)
     if suite is not None and not chosen.sees_test:
         raise InputError(f"--suite goes with rule oracle: {rule} looks at no suite")
     choices = []
-    for method, candidates in _candidates(folder).items():
+    for method, candidates in _candidates(folder, arms).items():
         best = select(candidates, rule, suite)
         known = chosen.sees_test or all(chosen.score(run) is not None for run in best.runs)
         score = mean_score(best, chosen, suite) if known else None
@@ -228,22 +235,39 @@ def flagged(run: Run, suite: str | None) -> Run:
     return dataclasses.replace(run, info={**run.info, "selection": f"oracle ({suite})"})
 
 
-def finished_runs(folder: Path) -> list[Run]:
-    """The runs below a folder that have finished, but for those before a run; InputError where there is none."""
-    folder = Path(folder).resolve()
+def finished_runs(folder: Path, arms: Sequence[str] = ()) -> list[Run]:
+    """The runs below a folder, or in a study's file, that have finished, but for those before a run.
+
+    `arms`: only of these folders below. InputError where there is none.
+    """
+    folder = unpacked(Path(folder).resolve())
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of runs")
+        raise InputError(f"{folder}: no such folder of runs, and no file of kept ones")
     folders = sorted(path.parent for path in folder.rglob(CONFIG) if (path.parent / SUMMARY).is_file())
     folders = [one for one in folders if STAGES not in one.relative_to(folder).parts]
     runs = [run for run in read_runs(folders) if run.info.get("status") == "finished"] if folders else []
     if not runs:
         raise InputError(f"{folder}: holds no finished run")
-    return runs
+    if not arms:
+        return runs
+    known = list(dict.fromkeys(_arm_of(run, folder) for run in runs))
+    if unknown := [arm for arm in arms if arm not in known]:
+        raise InputError(f"--arm {unknown[0]!r}: has no finished run in {folder.name}; there are {', '.join(known)}")
+    return [run for run in runs if _arm_of(run, folder) in arms]
 
 
-def _candidates(folder: Path) -> dict[str, list[Configuration]]:
-    runs = finished_runs(folder)
-    folder = Path(folder).resolve()
+def _arm_of(run: Run, folder: Path) -> str:
+    return run.path.resolve().relative_to(folder).parts[0]
+
+
+def _candidates(folder: Path, arms: Sequence[str]) -> dict[str, list[Configuration]]:
+    runs = finished_runs(folder, arms)
+    kept, folder = Path(folder).is_file(), unpacked(Path(folder).resolve())
+    if kept or arms:
+        members: dict[str, list[Run]] = {}
+        for run in runs:
+            members.setdefault(_arm_of(run, folder), []).append(run)
+        return {folder.name: [Configuration(arm, tuple(own)) for arm, own in members.items()]}
     is_sweep = (folder / RECORDS).is_file()
     methods: dict[str, list[Run]] = {}
     for run in runs:

@@ -15,7 +15,7 @@ from debias.audit.reading import Dataset
 from debias.audit.suggestion import Findings, suggested, verdict
 from debias.audit.sureness import Interval, wilson
 from debias.audit.words import Word, WordTable, table_of, words_found
-from debias.bias.artifacts import Artifacts, perhaps_the_task
+from debias.bias.artifacts import Artifacts, mere_signs, perhaps_the_task
 from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of
 from debias.bias.calibration import out_of_fold
 from debias.bias.features import KINDS, counted, relations, weighted, words_of
@@ -78,6 +78,7 @@ class Audit:
     labels: dict[str, int]
     verdict: str
     bias_model: dict[str, Any] | None
+    dealt_out: tuple[str, ...]  # `data.swap.tokens`
     strong: tuple[Strong, ...]
     alone: tuple[Alone, ...]
     words: tuple[Word, ...]
@@ -89,7 +90,7 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and the page; each finding with whether it was found."""
-        told = {**asdict(self), "settings": block_as_yaml(self.bias_model)}
+        told = {**asdict(self), "settings": block_as_yaml(self.bias_model, self.dealt_out)}
         for kind in ("alone", "relations"):
             for one, row in zip(getattr(self, kind), told[kind], strict=True):
                 row["found"] = one.found
@@ -139,6 +140,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         labels={label: int((label_N == at).sum()) for at, label in enumerate(data.labels)},
         verdict=verdict(findings),
         bias_model=suggested(findings),
+        dealt_out=tuple(mere_signs(by_words)),
         strong=tuple(Strong(one.name, one.explains, one.kind) for one in strong),
         alone=tuple(of_fields),
         words=tuple(words),
@@ -210,13 +212,14 @@ def tested(data: Dataset, test: Dataset) -> Tested:
     return Tested(test.name, m, right / m, wilson(right, m), most, shared)
 
 
-def block_as_yaml(block: Mapping[str, Any] | None) -> str:
-    """The settings that correct what was found, as they stand in a run's file."""
+def block_as_yaml(block: Mapping[str, Any] | None, dealt_out: Sequence[str] = ()) -> str:
+    """The settings that correct what was found, as they stand in a run's file; `dealt_out`: for `data.swap.tokens`."""
     if block is None:
         return "# nothing is to be corrected"
     inside = ", ".join(f"{key}: {_yaml(value)}" for key, value in block.items())
     half = ", tau: 0.5" if block.get("relations") else ""  # full strength costs ordinary accuracy: BENCHMARKS.md, SNLI
-    return f"bias_model: {{{inside}}}\nloss: {{name: logit_correction, prior: labels{half}}}"
+    swap = f"\n# and below data, for signs: swap: {{tokens: {_yaml(list(dealt_out))}}}" if dealt_out else ""
+    return f"bias_model: {{{inside}}}\nloss: {{name: logit_correction, prior: labels{half}}}{swap}"
 
 
 def _yaml(value: Any) -> str:

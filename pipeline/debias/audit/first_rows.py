@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from debias.audit.guessing import Table
 from debias.audit.reading import named
-from debias.bias.artifacts import Artifact, Artifacts, perhaps_the_task
+from debias.bias.artifacts import Artifact, Artifacts, mere_signs, perhaps_the_task
 from debias.data.examples import Example
 from debias.data.rows import is_missing
+
+Found = Sequence[Artifact]  # features that give the label away, the one that explains most first
 
 
 def artifacts_in(table: Table, fields: Sequence[str], label_field: str, labels: Sequence[str]) -> list[Artifact]:
@@ -30,3 +32,8 @@ def artifacts_in(table: Table, fields: Sequence[str], label_field: str, labels: 
 def allowed_of(found: Sequence[Artifact], fields: Sequence[str]) -> list[str]:
     """Of what was found the words that the task may hang on."""
     return perhaps_the_task(found, fields)
+
+
+def dealt_out_of(found: Sequence[Artifact]) -> list[str]:
+    """Of what was found the signs that can be dealt out anew (`data.swap`)."""
+    return mere_signs(found)

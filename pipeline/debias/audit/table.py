@@ -27,7 +27,7 @@ def tables_of(audit: Audit) -> list[Any]:
         _relations(audit),
         *(_plain(line) for line in notes_of(audit)),
         *(_plain(line) for line in _next(audit)),
-        _plain(block_as_yaml(audit.bias_model)),
+        _plain(block_as_yaml(audit.bias_model, audit.dealt_out)),
     ]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from debias.bias.base import BiasModel, Floats, Ints, check_folds, floored, folds_by_source, labels_of
 from debias.bias.features import KINDS, counted, relations, words_of
 from debias.bias.lexical import check_words, judged_out_of_fold
+from debias.config.data import TOKEN
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,12 @@ def perhaps_the_task(found: Sequence[Artifact], fields: Sequence[str]) -> list[s
     if len(fields) > 1:
         return []
     return [one.word for one in found if one.word and any(sign.isalpha() for sign in one.word)]
+
+
+def mere_signs(found: Sequence[Artifact]) -> list[str]:
+    """Of the words those that are one run of signs, without letter or digit: moved elsewhere, a text stays whole."""
+    words = [one.word for one in found if one.word]
+    return [word for word in words if TOKEN.fullmatch(word) and not any(sign.isalnum() for sign in word)]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def sweep(
 
 
 def select(
-    folder: Annotated[Path, typer.Argument(help="A sweep's folder, or any folder of runs.")],
+    folder: Annotated[Path, typer.Argument(help="A sweep's folder, any folder of runs, or a study's kept runs.")],
     rule: Annotated[str, typer.Option(help="last, validation, worst_class, pseudo_groups or oracle.")] = "validation",
     suite: Annotated[str | None, typer.Option(help="oracle: the suite whose answers it chooses by.")] = None,
     against_suite: Annotated[
@@ -83,9 +83,14 @@ def select(
         str | None,
         typer.Option(help="Of --against-suite; default: conflicting, else worst_group, else all; also aligned."),
     ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", help="Choose among these arms of a study; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose a configuration of each method by the mean over its seeds; only oracle looks at a suite.
+
+    Of a study's kept runs (its file in .jsonl), and with --arm, one choice is made among the arms.
 
     With --against-suite: Spearman's correlation of the rule, and of the other figures of validation, with the accuracy
     on a group of that suite.
@@ -95,8 +100,8 @@ def select(
 
     if group is not None and against_suite is None:
         raise InputError("--group goes with --against-suite, whose group it is; give both, or leave it out")
-    choices = choices_in(folder, rule, suite)
-    found = rankings_in(folder, rule, against_suite, group) if against_suite is not None else None
+    choices = choices_in(folder, rule, suite, arm or ())
+    found = rankings_in(folder, rule, against_suite, group, arm or ()) if against_suite is not None else None
     remember(folder, choices)
     if as_json:
         told: Any = [choice.as_dict() for choice in choices]

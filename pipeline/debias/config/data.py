@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from debias.config.expanding import expanded
 
 COLORS = 10  # of planted_color
+TOKEN = re.compile(r"\w+|[^\w\s]+")  # what a swap deals out: a word, or a run of signs
 
 
 class Strict(BaseModel):
@@ -96,14 +97,27 @@ class Swap(Strict):
 
     A token is flagged where its log-odds differ by more than `spread` between labels, whichever of `folds` is left out,
     and at least `min_share` of the examples have it: a word that is rarer may well be honest (on SNLI "nobody" and
-    "sleeping" have such spreads). `probability`: the share of examples that take part.
+    "sleeping" have such spreads). `probability`: the share of examples that take part. `tokens`: these are dealt out,
+    in whichever text they stand, and none is looked for; small and capital letters are the same.
     """
 
+    tokens: tuple[str, ...] = ()
     spread: float = Field(2.0, gt=0)
     min_share: float = Field(0.02, ge=0, le=1)
     folds: int = Field(4, ge=2)
     probability: float = Field(1.0, gt=0, le=1)
     seed: int = Field(0, ge=0)
+
+    @field_validator("tokens")
+    @classmethod
+    def _each_is_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if [*TOKEN.findall(text)] != [text]:
+                parts = ", ".join(TOKEN.findall(text)) or "none"
+                raise ValueError(
+                    f"expected words or runs of signs, one token each, got {text!r}, whose tokens are {parts}"
+                )
+        return value
 
 
 class LeftOut(Strict):

@@ -3,26 +3,27 @@
 import dataclasses
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from debias.config.data import DataConfig, Swap
+from debias.config.data import TOKEN, DataConfig, Swap
 from debias.data.examples import Example
 from debias.data.store import Notes, key_of
 from debias.data.tables import Examples, keep_examples
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
-TOKEN = re.compile(r"\w+|[^\w\s]+")
 Cue = tuple[int, str]  # in which text, and the token in lower case
 
 
 @dataclasses.dataclass(frozen=True)
 class Flagged:
-    """A token that gives the label away: `spread` is the least over folds of max_y - min_y of its log-odds by label."""
+    """A token that gives the label away: `spread` is the least over folds of max_y - min_y of its log-odds by label,
+    and where the token was named, whatever that is.
+    """
 
     cue: Cue
     spread: float
@@ -47,7 +48,9 @@ def swap(examples: Sequence[Example], data: DataConfig) -> Sequence[Example]:
         notes = swapped.table.notes
     else:
         swapped = list(_swapped(examples, data, notes))
-    if not notes["flagged"]:
+    for token in _nowhere(data.swap.tokens, notes["flagged"]):
+        logger.warning("data.swap.tokens: %r stands in no text", token)
+    if not notes["flagged"] and not data.swap.tokens:
         logger.warning("data.swap: no token gives labels away (spread above %g): nothing is swapped", data.swap.spread)
     for field, token, spread, count in notes["flagged"]:
         cue = (data.text_fields[field], token, spread, count)
@@ -74,13 +77,17 @@ def _swapped(examples: Sequence[Example], data: DataConfig, notes: Notes) -> Ite
 
 
 def flagged(examples: Sequence[Example], settings: Swap, labels: int) -> list[Flagged]:
-    """Tokens of at least `min_share` of the examples whose spread is above `spread` whichever fold is left out."""
+    """Tokens of at least `min_share` of the examples whose spread is above `spread` whichever fold is left out.
+
+    Where `tokens` are named it is these, of every text in which they stand.
+    """
+    named = {token.lower() for token in settings.tokens}
     fold_N = np.random.default_rng(settings.seed).permutation(len(examples)) % settings.folds
     seen: Counter[tuple[Cue, int, int]] = Counter()  # by token, fold and label
     size: Counter[tuple[int, int]] = Counter()
     for example, fold in zip(examples, fold_N.tolist(), strict=True):
         size[fold, example.label] += 1
-        seen.update((cue, fold, example.label) for cue in _cues(example.texts))
+        seen.update((cue, fold, example.label) for cue in _cues(example.texts) if not named or cue[1] in named)
     often = Counter[Cue]()
     for (cue, _, _), count in seen.items():
         often[cue] += count
@@ -93,9 +100,16 @@ def flagged(examples: Sequence[Example], settings: Swap, labels: int) -> list[Fl
             odds.append(math.log((have + 1) / (sum(size[fold, label] for fold in others) - have + 1)))
         return max(odds) - min(odds)
 
-    frequent = [cue for cue, count in often.items() if count >= settings.min_share * len(examples)]
+    fewest = 1 if named else settings.min_share * len(examples)
+    frequent = [cue for cue, count in often.items() if count >= fewest]
     rows = [(cue, min(spread(cue, out) for out in range(settings.folds))) for cue in sorted(frequent)]
-    return [Flagged(cue, least, often[cue]) for cue, least in rows if least > settings.spread]
+    return [Flagged(cue, least, often[cue]) for cue, least in rows if named or least > settings.spread]
+
+
+def _nowhere(tokens: Sequence[str], found: Sequence[Sequence[Any]]) -> list[str]:
+    """Of these tokens, those that no text has."""
+    there = {token for _, token, *_ in found}
+    return [token for token in tokens if token.lower() not in there]
 
 
 def _cues(texts: Sequence[str]) -> set[Cue]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import yaml
 
-from debias.audit.first_rows import allowed_of, artifacts_in
+from debias.audit.first_rows import Found, allowed_of, artifacts_in, dealt_out_of
 from debias.audit.guessing import Columns, Table, label_of, texts_of
 from debias.config.reading import parse, yaml_value
 from debias.config.run import RunConfig
@@ -111,6 +111,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
     assert wanted.data is not None
     assert wanted.label_field is not None
     labels = labels_in(table, wanted.label_field)
+    found = _found(wanted, table, labels)
     seen = f"all {len(table.rows):,} rows" if table.whole else f"the first {len(table.rows):,} rows"
     used = (*wanted.text_fields, wanted.label_field, *([wanted.group_field] if wanted.group_field else []))
     unused = others(table, used)
@@ -120,7 +121,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         f"model: {_yaml(wanted.model)}",
         f"head: {wanted.head}",
         f"output_dir: {_yaml(f'runs/{out.stem}')}",
-        *_method_lines(wanted, table, labels, out),
+        *_method_lines(wanted, found, out),
         "",
         "data:",
         f"  train: {_yaml(_place(wanted.data, out))}",
@@ -130,6 +131,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         f"  labels: {_yaml(list(labels))}  # what occurs in {seen}",
         f"  id_field: {_yaml(guess_id(table, used))}",
         _group_line(wanted, unused),
+        *_swap_lines(found),
         "",
         *(_prompt_lines(wanted.text_fields, labels) if wanted.head == "causal_lm" else []),
         f"max_length: {max_length(table, wanted.text_fields)}  # tokens; by its words it holds 95 of 100 rows",
@@ -143,27 +145,33 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _method_lines(wanted: Wanted, table: Table, labels: Sequence[str], out: Path) -> list[str]:
-    """The rule that was asked for; or, of a classifier, what leaves artifacts of the data unlearned."""
+def _found(wanted: Wanted, table: Table, labels: Sequence[str]) -> Found | None:
+    """The single features that give the label away; None where a rule was asked for, or the head is no classifier's."""
     if wanted.method is not None or wanted.head != HEADS[0]:
+        return None
+    assert wanted.label_field is not None
+    return artifacts_in(table, wanted.text_fields, wanted.label_field, labels)
+
+
+def _method_lines(wanted: Wanted, found: Found | None, out: Path) -> list[str]:
+    """The rule that was asked for; or, of a classifier, what leaves artifacts of the data unlearned."""
+    if found is None:
         rule = _yaml(wanted.method or "edge")
         return [f"method: {rule}  # debias methods lists them; erm is plain fine-tuning, the baseline"]
+    plain = " ".join(["bias_model=null loss=cross_entropy", *(["data.swap=null"] if dealt_out_of(found) else [])])
     return [
         "# The next three leave unlearned what single words give away.",
         "method: erm  # the rule; debias methods lists them",
-        *_artifact_lines(wanted, table, labels),
+        *_artifact_lines(found, allowed_of(found, wanted.text_fields)),
         "loss: {name: logit_correction, prior: labels}  # leaves them unlearned; without any it is plain fine-tuning",
-        _comment(f"# The baseline beside it: bias_model=null loss=cross_entropy output_dir=runs/{out.stem}_plain"),
+        _comment(f"# The baseline beside it: {plain} output_dir=runs/{out.stem}_plain"),
     ]
 
 
-def _artifact_lines(wanted: Wanted, table: Table, labels: Sequence[str]) -> list[str]:
+def _artifact_lines(found: Found, allowed: Sequence[str]) -> list[str]:
     """The bias model `artifacts`, what it finds in the rows that were read, and what of it the task may hang on."""
-    assert wanted.label_field is not None
-    found = artifacts_in(table, wanted.text_fields, wanted.label_field, labels)
     told = [f"{one.name} explains {100 * one.explains:.1f} % of the labels" for one in found]
-    allowed = allowed_of(found, wanted.text_fields)
-    block = f"{{name: artifacts, allowed: {_yaml(allowed)}}}" if allowed else "{name: artifacts}"
+    block = f"{{name: artifacts, allowed: {_yaml(list(allowed))}}}" if allowed else "{name: artifacts}"
     lines = [_comment(f"# Found in these rows: {one}.") for one in told]
     if allowed:
         lines.append("# Take out of `allowed` what a label should not hang on: the rest is left to the task.")
@@ -171,6 +179,16 @@ def _artifact_lines(wanted: Wanted, table: Table, labels: Sequence[str]) -> list
         *lines,
         f"bias_model: {block}  # words that give the label away by themselves; the log names them",
         "# `relations: [overlap, length, negation]` looks at these, too, where a label should not hang on them.",
+    ]
+
+
+def _swap_lines(found: Found | None) -> list[str]:
+    """Signs that were found change places with those of other rows: then nothing is left to be corrected for them."""
+    if not (signs := dealt_out_of(found or [])):
+        return []
+    return [
+        "  # Signs that change places with those of other rows; to be removed where a label may hang on them.",
+        f"  swap: {{tokens: {_yaml(signs)}}}",
     ]
 
 

@@ -11,10 +11,9 @@ import numpy as np
 from debias.config.run import SELECTIONS, RunConfig
 from debias.errors import InputError
 from debias.runs.metrics import read_metrics
-from debias.runs.names import METRICS, TRAINER_STATE, checkpoint_at
+from debias.runs.names import CELLS, METRICS, TRAINER_STATE, checkpoint_at
 from debias.runs.pseudo_groups import PseudoGroups
 
-CELLS = "pseudo_groups"  # in metrics.jsonl, beside the figures of a validation; and in run.json
 WITH_GROUPS = ("eval_pseudo_group_accuracy", "eval_worst_pseudo_group_accuracy")
 
 

@@ -84,6 +84,8 @@ def test_a_planted_cue_is_the_surest_word() -> None:
     assert one.strong[0].explains > 0.3
     assert {row.kind for row in one.strong} > {"word"}  # what the pairs share is the task there, and is left alone
     assert one.bias_model == {"name": "artifacts"}
+    assert one.dealt_out == ("!!",)
+    assert one.as_dict()["settings"].endswith('\n# and below data, for signs: swap: {tokens: ["!!"]}')
     assert "may be the task itself" in one.verdict
 
 

@@ -127,6 +127,29 @@ def test_nothing_to_swap_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "data.swap: no token gives labels away (spread above 2): nothing is swapped" in caplog.text
 
 
+def test_named_tokens_are_dealt_out_and_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "debias")
+    examples = [*cued(900), *[Example(f"r{i}", ("Nobody is here", "that it is"), 0) for i in range(9)]]
+    named = settings(tokens=["NOBODY", "zebra", "??"])
+    assert named.swap is not None
+    assert [one.cue for one in flagged(examples, named.swap, 3)] == [(0, "nobody"), (1, "??")]
+    done = swap(examples, named)
+    assert sum(has(e, 0, "Nobody") for e in done) == 9
+    assert sum(has(e, 0, "Nobody") for e in done[-9:]) < 9  # they were all of label 0
+    assert [has(e, 0, "Well") for e in done] == [has(e, 0, "Well") for e in examples]  # flagged, were none named
+    assert "data.swap.tokens: 'zebra' stands in no text" in caplog.text
+    assert "'nobody'" in caplog.text
+    assert "nothing is swapped" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("token", "parts"), [("no one", "no, one"), ("don't", "don, ', t"), ("", "none"), (" !!", "!!")]
+)
+def test_what_is_named_is_one_token(token: str, parts: str) -> None:
+    with pytest.raises(ValueError, match=rf"one token each, got {token!r}, whose tokens are {parts}"):
+        settings(tokens=[token])
+
+
 def test_a_run_reads_swapped_data_and_knows_no_groups_of_the_cue_that_was(tmp_path: Path) -> None:
     planted = {"cue": "!!", "prevalence": 0.35, "strength": 0.85}
     data = {"train": {"source": "generated", "limit": 300}, "planted_bias": planted}

@@ -195,3 +195,20 @@ def test_words_that_give_the_label_away_are_named_and_left_to_a_task_of_one_fiel
     assert block is not None
     assert "good" in block["allowed"]
     assert "!!" not in block["allowed"]
+
+
+def test_signs_that_give_the_label_away_change_places(debias: Command, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    rows = [
+        {"premise": f"thing {n % 41}{' !!' if n % 2 and n % 3 else ''}", "claim": f"so {n % 7}", "label": "ab"[n % 2]}
+        for n in range(240)
+    ]
+    table(tmp_path / "my.csv", rows)
+    fields = ("--text-field", "premise", "--text-field", "claim", "--label-field", "label")
+    assert debias("init", "--data", "my.csv", *fields, *MODEL).code == 0
+    config = load_config(tmp_path / "run.yaml")
+    assert config.data.swap is not None
+    assert config.data.swap.tokens == ("!!",)
+    text = (tmp_path / "run.yaml").read_text()
+    assert "# Found in these rows: “!!” in premise explains" in text
+    assert "bias_model=null loss=cross_entropy data.swap=null output_dir=runs/run_plain" in text

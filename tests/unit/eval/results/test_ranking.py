@@ -11,6 +11,7 @@ from debias.cli.app import app
 from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.kept import keep
 from debias_eval.results.ranking import ranking_table, rankings_in
 from debias_eval.results.selection import choices_in
 from debias_eval.scores.ranks import spearman
@@ -165,3 +166,26 @@ def test_the_command(runs):
     assert "Spearman" in shown.output
     alone = CliRunner().invoke(app, ["select", str(runs), "--group", "all"])
     assert "--group goes with --against-suite" in str(alone.exception)
+
+
+def test_kept_runs_of_a_study_are_one_choice_among_its_arms(runs, tmp_path):
+    """A kept run has no metrics: what its summary says of pseudo groups is what it is chosen by."""
+    kept = tmp_path / "study.jsonl"
+    for rate, cells, plain in zip(RATES, CELLS, PLAIN, strict=True):
+        run = runs / f"rate{rate}"
+        summary = json.loads((run / "run.json").read_text())
+        summary["pseudo_groups"] = {"step": 40, "eval_accuracy": plain, "eval_pseudo_group_accuracy": cells}
+        (run / "run.json").write_text(json.dumps(summary))
+        keep(kept, run, f"rate{rate}/default/seed0", digest="d", seed=0)
+    (choice,) = choices_in(kept, "pseudo_groups")
+    assert (choice.method, choice.name, choice.candidates) == ("study", "rate0.5", 6)
+    assert choice.score == pytest.approx(0.6)
+    found = rankings_in(kept, "validation", "hans")
+    assert [row.rho for row in found.rows] == [pytest.approx(plain_spearman(PLAIN, RIGHT)), 1.0]
+    words = ["select", str(kept), "--rule", "validation", "--arm", "rate0.2", "--arm", "rate0.4"]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    assert "rate0.2" in told.output
+    assert rankings_in(kept, "validation", "hans", arms=[f"rate{rate}" for rate in RATES[:4]]).runs == 4
+    with pytest.raises(InputError, match=r"--arm 'rate9': has no finished run in study; there are rate0.1, rate0.2"):
+        choices_in(kept, "validation", arms=["rate9"])
