@@ -232,6 +232,7 @@ def test_the_benchmark(llama: Path, tiny_suite: Path) -> None:
     assert row["examples"] == 30
     assert row["same_answer"] == 1.0
     assert row["largest_difference"] < 1e-4
+    assert row["fewer_products"] > 1
     assert row["harness_trials"].keys() == {"1", "4", "auto"}
     assert row["harness_batch_size"] == max(row["harness_trials"], key=row["harness_trials"].get)
     for way, ratio in row["ratio"].items():
@@ -246,3 +247,8 @@ def test_the_benchmark_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> No
     )
     with pytest.raises(InputError, match=r"pip install 'debias\[harness\]'"):
         bench_judge(JudgeSetting())
+
+
+def test_the_benchmark_has_no_such_kind() -> None:
+    with pytest.raises(InputError, match="--kind: 'riddle' is none of one token, sentence, one token, shown"):
+        bench_judge(JudgeSetting(kinds=("riddle",)))

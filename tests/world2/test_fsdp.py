@@ -101,6 +101,20 @@ def test_full_fine_tuning(rule, rank):
     assert largest_difference(model, alone)[0] <= 2e-6
 
 
+@pytest.mark.parametrize("by_layers", [False, True])
+def test_plain_training_of_an_adapter(by_layers, rank):
+    """Layers run as one fused branch, also where each matrix is sharded by itself and has to be called."""
+    alone, model = bert_lora(), bert_lora()
+    if by_layers:
+        for module in [m for m in model.modules() if type(m).__name__ == "Linear" and hasattr(m, "lora_A")]:
+            fully_shard(module.lora_A["default"], mesh=mesh())
+    shard(model)
+    make_batch = MODELS["bert lora"][2]
+    train(alone, text_loss, make_batch, ALL, "auto", "sgd", MainOnly(), steps=2)
+    train(model, text_loss, make_batch, PARTS[rank], "auto", "sgd", MainOnly(), steps=2)
+    assert largest_difference(model, alone)[0] <= 1e-6
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["checkpointing", "resharded after no forward", "no sync", "sharded by layers"])
 def test_however_it_is_sharded(kind, way, rank):

@@ -34,10 +34,24 @@ LABELS = ("entailment", "neutral", "contradiction")
 MODEL = "package:smollm2"
 TEMPLATE = "{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:"
 BATCH_SIZES = ("1", "8", "16", "32")
-# With answers of one token each both judges need one pass; longer ones cost the harness a pass for each label.
-ANSWERS = {
-    "one token": (" True", " Neither", " False"),
-    "sentence": (" Yes, that follows", " It may be so or not", " No, that is wrong"),
+WORDS = (" True", " Neither", " False")
+INSTRUCTION = """Say of each pair of sentences whether the second one is true if the first one is.
+
+A man in a hat plays the violin in the street.
+Question: A man is making music. True, False or Neither?
+Answer: True
+
+Two dogs are running along the beach.
+Question: The dogs are asleep. True, False or Neither?
+Answer: False
+
+"""
+# Template and answers. With answers of one token each both judges need one pass; longer ones cost the harness a pass
+# for each label. A model that was not trained for a task is told it and shown examples, with which all prompts begin.
+KINDS = {
+    "one token": (TEMPLATE, WORDS),
+    "sentence": (TEMPLATE, (" Yes, that follows", " It may be so or not", " No, that is wrong")),
+    "one token, shown": (INSTRUCTION + TEMPLATE, WORDS),
 }
 
 
@@ -56,6 +70,7 @@ class JudgeSetting(Strict):
     seed: int = 0
     trial: int = 96
     batch_sizes: tuple[str, ...] | None = None  # 1, 8, 16, 32, and on a GPU auto
+    kinds: tuple[str, ...] = tuple(KINDS)  # of those built in
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,9 @@ class Timed:
 def bench_judge(setting: JudgeSetting, prompt: RunConfig | None = None) -> dict[str, Any]:
     """Samples per second of both, median and range over `rounds` interleaved pairs, and whether they answer alike.
 
-    Without `prompt` (a run's settings) two kinds of answers are timed: of one token, and of several. What is timed is
+    Without `prompt` (a run's settings) `kinds` of prompts and answers are timed. `fewer_products`: by how much fewer
+    multiplications our passes have than the harness's, padding apart; what is gained beyond that is gained elsewhere.
+    What is timed is
     the scoring with its tokenization; loading, what is looked at once in a model, and the harness's own rendering of
     prompts and aggregation are left out.
     """
@@ -103,15 +120,18 @@ def _configs(setting: JudgeSetting, prompt: RunConfig | None) -> dict[str, RunCo
     changes = {key: value for key in ("model", "bf16") if (value := getattr(setting, key)) is not None}
     if prompt:
         return {"as prompted": prompt.model_copy(update=changes)}
+    if odd := [kind for kind in setting.kinds if kind not in KINDS]:
+        raise InputError(f"--kind: {odd[0]!r} is none of {', '.join(KINDS)}")
     asked = {}
-    for name, answers in ANSWERS.items():
+    for name in setting.kinds:
+        template, answers = KINDS[name]
         words = dict(zip(LABELS, answers, strict=True))
         values: dict[str, Any] = {
             "head": "causal_lm",
             "data": {"train": "generated", "labels": LABELS},
             "output_dir": "none",
         }
-        values |= {"prompt": {"template": TEMPLATE, "verbalizers": words}, "max_length": 1024, "model": MODEL}
+        values |= {"prompt": {"template": template, "verbalizers": words}, "max_length": 1024, "model": MODEL}
         asked[name] = parse(RunConfig, {**values, **changes}, where="bench judge")
     return asked
 
@@ -137,13 +157,39 @@ class _Judges:
         self.requests = _requests(task)
 
     def debias(self) -> Judge:
-        """Ours, with nothing remembered of another pass, and what it looks at once in a model done."""
+        """Ours, with nothing remembered of another pass, and what it looks at once in a model and a suite done."""
+        import torch
+
         from debias.inference.predictor import Predictor
 
         predictor = Predictor(self.model, self.ours, self.config)
         fields = len(self.config.data.text_fields)
         predictor.label_scores([Example("", (f"warming {word}",) * fields, 0) for word in ("up", "engines", "words")])
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.config.bf16):
+            predictor.answers.look_at(self._prompts())
         return lambda most: np.asarray(predictor.label_scores(self.task.examples[:most]))
+
+    def _prompts(self) -> list[tuple[int, ...]]:
+        """The tokens of each distinct prompt."""
+        encoded = self.ours.encode(self.task.examples, with_answer=False).features
+        return list(dict.fromkeys(tuple(feature["input_ids"]) for feature in encoded))
+
+    def fewer_products(self) -> float:
+        """Multiplications of the harness's passes over those of ours, in linear layers, without padding."""
+        from torch import nn
+
+        from debias.inference.predictor import Predictor
+
+        scorer, prompts = Predictor(self.model, self.ours, self.config).answers, self._prompts()
+        readout: Any = self.ours.readout
+        answers = [len(ids) for ids in readout.verbalizer_ids]
+        head = self.model.get_output_embeddings()
+        layers = (one for one in self.model.modules() if isinstance(one, nn.Linear) and one is not head)
+        of_token, of_logits = sum(one.weight.numel() for one in layers), head.weight.numel()
+        passes = [0] if max(answers) == 1 else [length - 1 for length in answers]  # it shares one that is the same
+        theirs = sum(len(ids) + more for ids in prompts for more in passes) * (of_token + of_logits)
+        tokens, kept = scorer.passed(prompts)
+        return float(theirs / (tokens * of_token + kept * of_logits))
 
     def harness(self, batch_size: str) -> Judge:
         """The Hugging Face backend of the harness, with this batch size or `auto`."""
@@ -201,6 +247,7 @@ def _measure(judges: _Judges, setting: JudgeSetting) -> dict[str, Any]:
         "harness_trials": {size: round(one.speed(clock), 3) for size, one in tried.items()},
         **{name: {way: _spread([one.speed(way) for one in timed]) for way in clocks} for name, timed in runs.items()},
         "ratio": {way: _spread([ours.speed(way) / theirs.speed(way) for theirs, ours in pairs]) for way in clocks},
+        "fewer_products": round(judges.fewer_products(), 3),
         **_agreement(pairs[0][0].scores_NC, pairs[0][1].scores_NC),
     }
 
@@ -232,8 +279,14 @@ def table_of(result: dict[str, Any]) -> Any:
         title=f"{rows[0]['model']} on {rows[0]['examples']} of {setting['suite']}, {rows[0]['dtype']}, "
         f"{rows[0]['device']}, {setting['threads']} thread(s), {setting['rounds']} interleaved rounds; {clock}"
     )
-    headings = ("answers", "harness, best batch", "debias", "x harness (min .. max)", "on the clock", "same answer")
-    for heading in (*headings, "largest difference", f"harness by batch size ({setting['trial']} examples)"):
+    headings = ("answers", "harness, best batch", "debias", "x harness (min .. max)", "on the clock")
+    for heading in (
+        *headings,
+        "fewer products",
+        "same answer",
+        "largest difference",
+        f"harness by batch size ({setting['trial']} examples)",
+    ):
         table.add_column(heading, justify="left" if heading == "answers" else "right")
     for row in rows:
         way = "cpu" if row["device"] == "cpu" else "wall"
@@ -243,6 +296,7 @@ def table_of(result: dict[str, Any]) -> Any:
             _shown(row["debias"][way], 1),
             _shown(row["ratio"][way], 2),
             _shown(row["ratio"]["wall"], 2),
+            f"{row['fewer_products']:.2f}",
             f"{row['same_answer']:.1%}",
             f"{row['largest_difference']:.1e}",
             ", ".join(f"{size}: {speed:.1f}" for size, speed in row["harness_trials"].items()),

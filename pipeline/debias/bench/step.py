@@ -17,13 +17,17 @@ from debias.bias.weights import gce_weight
 from debias.config.data import Strict
 from debias.engines import attach
 from debias.errors import InputError
-from debias.methods import Edge
+from debias.losses.logit_correction import LogitCorrection
+from debias.methods import Edge, MainOnly, Rule
 from debias.models.load import load_model
 from debias.models.quantized import prepare_quantized
 from debias.models.source import resolve_model
 from debias.readouts import Answers, Classification, Said
 
-WAYS = ("plain", "published", "two_pass", "shared_forward", "single_pass")
+# `plain` is PEFT and autograd alone, `erm` plain training of ours; of the last three each is one backward pass.
+EDGE_WAYS = ("two_pass", "shared_forward", "single_pass")
+BASES = ("plain", "erm")
+WAYS = (*BASES, "published", *EDGE_WAYS, "logit_correction", "balanced_edge")
 
 
 class Setting(Strict):
@@ -38,6 +42,7 @@ class Setting(Strict):
     rounds: int = 7
     threads: int = 1
     seed: int = 0
+    ways: tuple[str, ...] = WAYS  # beside plain and erm, which each stands beside
 
 
 def setting_for(model: str, **changes: Any) -> Setting:
@@ -52,26 +57,35 @@ def bench_step(setting: Setting, memory: bool = True) -> dict[str, Any]:
     two_pass, and peak memory, each from a process of its own.
     """
     torch.set_num_threads(setting.threads)
-    steps = {way: _step_of(way, *_model_and_batch(setting)) for way in WAYS}
+    ways = _ways(setting)
+    steps = {way: _step_of(way, *_model_and_batch(setting)) for way in ways}
     for step in steps.values():
         step()
-    pairs: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    took: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for turn in range(setting.rounds):
-        for way in WAYS:
-            # Each way right beside a plain step of its own, before it or after it in turn: a shared machine drifts.
-            order = ("plain", way) if turn % 2 == 0 else (way, "plain")
-            seconds = {name: _cpu_seconds(steps[name]) for name in dict.fromkeys(order)}
-            pairs[way].append((seconds[way], seconds["plain"]))
+        for way in ways[len(BASES) :] or ways[:1]:
+            # Each way right beside plain steps of its own, before them or after them in turn: a shared machine drifts.
+            order = list(dict.fromkeys((*BASES, way)))
+            seconds = {name: _cpu_seconds(steps[name]) for name in (order if turn % 2 == 0 else order[::-1])}
+            for name in order:
+                took[name].append(seconds)
     del steps
-    rows = {way: _row(pairs[way]) for way in WAYS}
+    rows = {way: _row(way, took[way]) for way in ways}
     for way, error in _errors(setting).items():
         rows[way]["error_to_two_pass"] = error
     if memory:
-        peaks = {way: _peak_in_own_process(setting, way) for way in WAYS}
-        for way in WAYS:
+        peaks = {way: _peak_in_own_process(setting, way) for way in ways}
+        for way in ways:
             rows[way]["peak_mb"] = round(peaks[way] / 2**20, 1)
             rows[way]["peak_ratio"] = round(peaks[way] / peaks["plain"], 4)
     return {"setting": setting.model_dump(), "torch": torch.__version__, "ways": rows}
+
+
+def _ways(setting: Setting) -> list[str]:
+    """Those asked for, plain and erm before them; InputError for one that there is not."""
+    if odd := [way for way in setting.ways if way not in WAYS]:
+        raise InputError(f"--way {odd[0]}: there is no such way; there are {', '.join(WAYS)}")
+    return [way for way in WAYS if way in (*BASES, *setting.ways)]
 
 
 def table_of(result: dict[str, Any]) -> Any:
@@ -84,13 +98,15 @@ def table_of(result: dict[str, Any]) -> Any:
         title=f"{setting['model']}: {setting['batch']} x {setting['length']} tokens, LoRA r={setting['lora_r']}, "
         f"{numeric}, {setting['threads']} thread(s), {setting['rounds']} interleaved rounds"
     )
-    for heading in ("way", "CPU s / step", "x plain", "min .. max", "peak memory x plain", "error to two_pass"):
+    ratios = ("x plain", "min .. max", "x erm", "peak memory x plain")
+    for heading in ("way", "CPU s / step", *ratios, "error to two_pass"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for way, row in result["ways"].items():
         spread = f"{row['ratio_min']:.2f} .. {row['ratio_max']:.2f}"
         error = f"{row['error_to_two_pass']:.1e}" if "error_to_two_pass" in row else "-"
         peak = f"{row['peak_ratio']:.3f}" if "peak_ratio" in row else "-"
-        table.add_row(way, f"{row['cpu_seconds']:.3f}", f"{row['ratio']:.2f}", spread, peak, error)
+        speed = f"{row['ratio']:.2f}", spread, f"{row['ratio_to_erm']:.2f}"
+        table.add_row(way, f"{row['cpu_seconds']:.3f}", *speed, peak, error)
     return table
 
 
@@ -100,14 +116,14 @@ def _cpu_seconds(step: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
-def _row(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    own = [seconds for seconds, _ in pairs]
-    ratios = [seconds / plain for seconds, plain in pairs]
+def _row(way: str, took: list[dict[str, float]]) -> dict[str, Any]:
+    ratios = {base: [seconds[way] / seconds[base] for seconds in took] for base in BASES}
     return {
-        "cpu_seconds": round(statistics.median(own), 4),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
+        "cpu_seconds": round(statistics.median(seconds[way] for seconds in took), 4),
+        "ratio": round(statistics.median(ratios["plain"]), 3),
+        "ratio_min": round(min(ratios["plain"]), 3),
+        "ratio_max": round(max(ratios["plain"]), 3),
+        "ratio_to_erm": round(statistics.median(ratios["erm"]), 3),
     }
 
 
@@ -151,17 +167,36 @@ def _step_of(way: str, model: nn.Module, readout: Any, batch: dict[str, Tensor])
         return lambda: _plain_step(model, optimizer, lambda: readout.said(model, batch))
     if way == "published":
         return lambda: published_step(model, optimizer, lambda: readout.said(model, batch))
-    hook = attach(model, optimizer, Edge(), way, verify=False)
+    hook = attach(model, optimizer, _rule_of(way), way if way in EDGE_WAYS else "single_pass", verify=False)
+    corrected = way in ("logit_correction", "balanced_edge")
+    facts = _told(batch) if corrected else {}
 
     def forward() -> tuple[Tensor, Tensor]:
-        said = readout.said(model, batch)
-        return -said.log_p_B, gce_weight(said.log_p_B)
+        said = readout.said(model, batch, every_label=corrected)
+        if not corrected:
+            return -said.log_p_B, gce_weight(said.log_p_B)
+        # Balanced EDGE: its weight is the bias model's probability of the right label.
+        right_B = facts["bias_log_p"].gather(1, facts["labels"].unsqueeze(1)).squeeze(1)
+        return LogitCorrection()(said, facts, torch.empty(0)), right_B.exp()
 
     def step() -> None:
         hook.backward(*forward(), again=forward)
         hook.step()
 
     return step
+
+
+def _rule_of(way: str) -> Rule:
+    if way in ("erm", "logit_correction"):
+        return MainOnly()
+    return Edge(projection="tensor") if way == "balanced_edge" else Edge()
+
+
+def _told(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The labels of three that a batch has or that are drawn, and what a bias model might say of them."""
+    samples = len(batch["input_ids"])
+    labels_B = batch["labels"] if "labels" in batch else torch.randint(0, 3, (samples,))
+    return {"labels": labels_B, "bias_log_p": torch.log_softmax(torch.randn(samples, 3), dim=1)}
 
 
 def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, forward: Callable[[], Said]) -> None:
@@ -208,7 +243,7 @@ def _errors(setting: Setting) -> dict[str, float]:
     # Random weights: an untrained model's own are so small that bias would vanish and any error with it.
     weight_B = torch.rand(setting.batch)
     updates = {}
-    for way in ("two_pass", "shared_forward", "single_pass"):
+    for way in dict.fromkeys(("two_pass", *(way for way in _ways(setting) if way in EDGE_WAYS))):
         hook = attach(model, None, Edge(), way, verify=False)
 
         def forward() -> tuple[Tensor, Tensor]:
@@ -220,7 +255,8 @@ def _errors(setting: Setting) -> dict[str, float]:
         model.zero_grad(set_to_none=True)
         hook.detach()
     oracle = updates["two_pass"]
-    return {way: float((update - oracle).norm() / oracle.norm()) for way, update in updates.items()}
+    errors = {way: float((update - oracle).norm() / oracle.norm()) for way, update in updates.items()}
+    return {way: errors[way] for way in _ways(setting) if way in errors}
 
 
 def _peak_in_own_process(setting: Setting, way: str) -> int:

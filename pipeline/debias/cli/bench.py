@@ -23,13 +23,17 @@ def bench_step(
     load_in_4bit: Annotated[bool | None, typer.Option("--load-in-4bit")] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16")] = None,
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, in processes of their own.")] = True,
+    way: Annotated[
+        list[str] | None, typer.Option(help="Only this one (single_pass, ...) and plain ones; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time a training step: plain LoRA, the published procedure, two_pass, shared_forward, single_pass."""
+    """Time a training step: plain LoRA, plain runs of ours, the published procedure, each way to two gradients."""
     from debias.bench.step import bench_step as measure
     from debias.bench.step import setting_for, table_of
 
     changes: dict[str, Any] = {"batch": batch, "length": length, "rounds": rounds, "threads": threads}
+    changes["ways"] = tuple(way) if way else None
     setting = setting_for(model, **changes, load_in_4bit=load_in_4bit, bf16=bf16)
     result = measure(setting, memory=memory)
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
@@ -205,6 +209,23 @@ def bench_data(
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
 
 
+@app.command("pass")
+def bench_pass(
+    model: Annotated[str | None, typer.Option(help="A classifier's base (package:minilm).")] = None,
+    rows: Annotated[int | None, typer.Option(min=2, help="Made-up rows of SNLI's length (640).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds (3).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a bias model's pass of the base over the training set, beside a plain epoch on the same rows."""
+    from debias.bench.asked import AskedSetting, table_of
+    from debias.bench.asked import bench_asked as measure
+
+    given: dict[str, Any] = {"model": model, "rows": rows, "rounds": rounds, "threads": threads}
+    result = measure(AskedSetting(**{key: value for key, value in given.items() if value is not None}))
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
 @app.command("judge")
 def bench_judge(
     model: Annotated[str | None, typer.Option(help="A causal model (package:smollm2, or the prompt's).")] = None,
@@ -218,8 +239,9 @@ def bench_judge(
         list[str] | None, typer.Option(help="Of the harness, a number or auto; may be repeated, and the best is timed.")
     ] = None,
     prompt: Annotated[
-        Path | None, typer.Option(help="A run's folder or YAML file: its prompt, not the two built in.")
+        Path | None, typer.Option(help="A run's folder or YAML file: its prompt, not those built in.")
     ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Of those built in, only this one; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time judging beside lm-evaluation-harness: the same model, examples, prompts and threads, in turn."""
@@ -228,7 +250,7 @@ def bench_judge(
     from debias_eval.harness.bench import bench_judge as measure
 
     given: dict[str, Any] = {"model": model, "suite": suite, "limit": limit, "rounds": rounds, "threads": threads}
-    given |= {"bf16": bf16, "trial": trial, "batch_sizes": batch_size}
+    given |= {"bf16": bf16, "trial": trial, "batch_sizes": batch_size, "kinds": kind}
     setting = JudgeSetting(**{key: value for key, value in given.items() if value is not None})
     result = measure(setting, read_prompt(prompt) if prompt else None)
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,11 +33,18 @@ def plan(
     adapter: Annotated[
         Path | None, typer.Option(help="Any PEFT adapter's adapter_config.json, or its folder, in place of the run's.")
     ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Of the training set (data.train.limit): for steps, disk and hours.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="In training, of all processes together: for hours.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say before a run what it will need: parameters, bytes of a GPU, communication, and whether it fits."""
+    """Say before a run what it will need: parameters, bytes of a GPU, communication, whether it fits, and how long."""
     from debias.config.places import find_recipe, resolve_paths
     from debias.config.reading import load_config
+    from debias.plan.effort import effort_of
     from debias.plan.foreign import plan_adapter
     from debias.plan.planner import gpu_memory_here, host_memory_here, make_plan
     from debias.plan.sheet import Machine
@@ -54,6 +61,8 @@ def plan(
         found = make_plan(run, machine, length=seq_length)
     else:
         found = plan_adapter(run, machine, adapter, length=seq_length)
+    asked: Any = {"length": seq_length, "rows": rows, "tokens_per_second": tokens_per_second}
+    found = found.model_copy(update={"effort": effort_of(run, machine, **asked)})
     if as_json:
         typer.echo(json.dumps(found.model_dump(), indent=2))
         return

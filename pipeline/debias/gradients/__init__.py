@@ -7,11 +7,13 @@ from torch import nn
 
 from debias.gradients.base import Again, GradientSource, MicroBatch, Plain, SharedForward, TwoPass, no_grad_weight
 from debias.gradients.choice import choose, slower
+from debias.gradients.fused import Fused
 from debias.gradients.samples import NotExact
 from debias.gradients.single_pass import SinglePass, refusal
 from debias.gradients.taps import SamplesNotFirst
 from debias.gradients.verified import Verified
 
+WEIGHTS_SHARDED = 3  # the stage of ZeRO at which a module has to be called for its weights to be there
 logger = logging.getLogger(__name__)
 
 SOURCES: dict[str, type[GradientSource]] = {s.name: s for s in (Plain, SinglePass, SharedForward, TwoPass)}
@@ -46,6 +48,8 @@ def make_source(
         logger.warning("gradients: auto chose %s; %s", chosen.name, chosen.why)
     elif name == "auto" and bias:
         logger.info("gradients: auto chose %s", chosen.name)
+    if chosen.name == Plain.name and stage < WEIGHTS_SHARDED:
+        return Fused(model, selected)
     if verify and chosen.name == SinglePass.name:
         return Verified(model, selected, slower(stage) if name == "auto" else None)
     return SOURCES[chosen.name](model, selected)
@@ -53,6 +57,7 @@ def make_source(
 
 __all__ = [
     "Again",
+    "Fused",
     "GradientSource",
     "MicroBatch",
     "NotExact",

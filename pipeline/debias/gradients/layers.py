@@ -94,7 +94,7 @@ def _linear(layer: nn.Linear, tap: Tap, x: Tensor) -> Tensor:
 def is_replaced(module: nn.Module) -> bool:
     """Whether the forward of this instance is one of ours."""
     forward = vars(module).get("forward")
-    return isinstance(forward, functools.partial) and forward.func in (_linear, _lora)
+    return isinstance(forward, functools.partial) and forward.func in (_linear, _lora, _branch)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -136,6 +136,18 @@ def lora_forward(layer: Any, tap_a: Tap, tap_b: Tap) -> Forward:
     """
     (name,) = [name for name in layer.active_adapters if name in layer.lora_A]
     return functools.partial(_lora, layer, layer.forward, name, tap_a, tap_b)
+
+
+def branch_forward(layer: Any, tap: Tap) -> Forward:
+    """As `lora_forward`, for a tap that wants no bias gradient; code that is being compiled takes the usual path."""
+    (name,) = [name for name in layer.active_adapters if name in layer.lora_A]
+    return functools.partial(_branch, layer, layer.forward, name, tap)
+
+
+def _branch(layer: Any, usual: Forward, name: str, tap: Tap, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if torch.compiler.is_compiling():
+        return usual(x, *args, **kwargs)
+    return _lora(layer, usual, name, tap, tap, x, *args, **kwargs)
 
 
 def _lora(

@@ -102,7 +102,7 @@ class SinglePass(GradientSource):
             if id(module) in inside_lora:
                 continue
             if is_plain_lora(module) and "forward" not in vars(module):
-                a, b = _active_pair(module)
+                a, b = active_pair(module)
                 if id(a.weight) in self._names and id(b.weight) in self._names:
                     inside_lora |= {id(a), id(b)}
                     taps = self._tap(a), self._tap(b)
@@ -138,7 +138,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
+def active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
+    """A and B of the one active adapter of a plain LoRA layer."""
     (name,) = [name for name in layer.active_adapters if name in layer.lora_A]
     return layer.lora_A[name], layer.lora_B[name]
 
@@ -147,7 +148,7 @@ def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | Non
     """Why single_pass would not be exact for these parameters of this model, or None where it is."""
     return (
         _attached_before(model)
-        or _compiled(model)
+        or why_compiled(model)
         or _loss_of_the_batch(model)
         or _mixed_samples(model)
         or _not_linear(model, selected)
@@ -164,7 +165,7 @@ def _attached_before(model: nn.Module) -> str | None:
     return None
 
 
-def _compiled(model: nn.Module) -> str | None:
+def why_compiled(model: nn.Module) -> str | None:
     """Compiled code returns gradients and does nothing beside that: what a tap leaves would be lost."""
     for name, module in model.named_modules():
         if name.endswith("_orig_mod") or module._compiled_call_impl is not None:

@@ -58,9 +58,11 @@ class Tap:
         both gradients with a single matrix product. `rows` is what `rows()` was in the forward pass.
         """
         weights = self._weights(x, rows)
-        if weights is None or self.weight_name is None:
-            return delta.flatten(0, -2).T @ x.flatten(0, -2)
         n_rows, columns = delta.shape[-1], x.shape[-1]
+        if weights is None or self.weight_name is None:
+            x, delta = x.flatten(0, -2), delta.flatten(0, -2)
+            # The narrow side first: MKL takes three to nine times as long for eight columns as for eight rows.
+            return (x.T @ delta).T.contiguous() if columns < n_rows else delta.T @ x
         if columns <= n_rows:
             both_O2I = delta.flatten(0, -2).T @ with_weighted(x, weights)
             # Copied out, or a slice would keep the whole stack alive until the step.

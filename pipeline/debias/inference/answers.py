@@ -52,9 +52,7 @@ class AnswerScorer:
         """log p(answer | prompt), [N, C] float64; each distinct prompt is computed once."""
         distinct = {tuple(ids): None for ids in prompts}
         place = {ids: index for index, ids in enumerate(distinct)}
-        plantings = [] if self.trees is False else self._plantings(list(distinct))
-        if self.trees is not False:
-            self.trees = self._trees_agree(list(distinct), plantings)
+        plantings = self.look_at(list(distinct))
         if self.trees:
             parts = [self._tree_part(planting, most) for planting in plantings]
         else:
@@ -63,6 +61,23 @@ class AnswerScorer:
         for where, batches, compute in parts:
             scores[where] = score_batches(batches, compute, len(where), self.tree.labels, everywhere=everywhere)
         return scores[[place[tuple(ids)] for ids in prompts]]
+
+    def look_at(self, prompts: Sequence[Sequence[int]]) -> list["Planting"]:
+        """Distinct prompts as trees, none where the model takes none; what has to be compared for them is."""
+        if self.trees is False:
+            return []
+        plantings = self._plantings(prompts)
+        self.trees = self._trees_agree(prompts, plantings)
+        return plantings
+
+    def passed(self, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Of one pass over distinct prompts as trees: tokens that the layers see, positions of which logits are made.
+
+        Without padding, and what is compared once.
+        """
+        plantings = self._plantings(prompts)
+        tokens = sum(len(head) + sum(map(self._width, rows)) for _, head, rows in plantings)
+        return tokens, self.tree.kept * len(prompts)
 
     def adjusted(self, raw_NC: np.ndarray) -> np.ndarray:
         """Raw scores normalised and calibrated as `scoring` says."""

@@ -84,6 +84,13 @@ class Predictor:
             told |= {"adapter_changes_logits": self._change > 0, "max_change": float(f"{self._change:.3g}")}
         return told
 
+    @property
+    def answers(self) -> AnswerScorer:
+        """What scores the answers of a causal model; ValueError for another."""
+        if self._answers is None:
+            raise ValueError("this model has a head of its own, and no answers")
+        return self._answers
+
     def label_scores(self, examples: Sequence[Example], batch_size: int | None = None) -> np.ndarray:
         """Log-likelihood of each label, [N, C] float64, in the order of `examples`.
 

@@ -123,7 +123,7 @@ class Planner:
             accumulated=self.run.gradient_accumulation_steps > 1,
         )
         source = self.source if self.rule.uses_bias else "auto"
-        return trace(self.run, self.config, load, source, uses_bias=self.rule.uses_bias)
+        return trace(self.run, self.config, load, source, uses_bias=self.rule.uses_bias, stage=self.spread.stage or 0)
 
     def memory(self, micro_batch: int) -> Memory:
         """The parts at that micro-batch."""

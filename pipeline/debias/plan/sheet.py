@@ -28,6 +28,23 @@ class Parameters(BaseModel):
     unquantized: dict[str, int]
 
 
+class Effort(BaseModel):
+    """What a run takes beside memory; None where the number of rows would have to be known, or a throughput.
+
+    `rows`: of the training set. `tokens`: that are trained on, by all processes together; `tokens_before`: by the runs
+    before it, `tokens_asked`: of the bias model's pass over the training set. `kept`: bytes of rows and tokens on disk,
+    at most.
+    """
+
+    rows: int | None
+    steps: int | None
+    tokens: int | None
+    tokens_before: int | None
+    tokens_asked: int | None
+    kept: int | None
+    hours: float | None
+
+
 class Plan(BaseModel):
     """What `debias plan --json` prints; all sizes in bytes, of one GPU; `gpus` is 0 for a process on CPUs."""
 
@@ -55,4 +72,5 @@ class Plan(BaseModel):
     advice: list[str]
     assumptions: list[str]
     unknown: str | None = None  # what the plan does not know, and its total does not hold
+    effort: Effort | None = None
     before: "Plan | None" = None  # of the largest run before this one (first_stage, bias_model)

@@ -8,13 +8,13 @@ GB = 1e9
 
 
 def table_of(plan: Plan) -> Any:
-    """A `rich` table: parameters, bytes by part, communication, the verdict and advice."""
+    """A `rich` table: parameters, bytes by part, communication, steps, disk and hours."""
     from rich.table import Table
 
     table = Table(title=title_of(plan), show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, value in [*_parameters(plan), *_bytes(plan), *_communication(plan)]:
+    for name, value in [*_parameters(plan), *_bytes(plan), *_communication(plan), *_effort(plan)]:
         table.add_row(name, value)
     return table
 
@@ -80,3 +80,21 @@ def _bytes(plan: Plan) -> list[tuple[str, str]]:
 def _communication(plan: Plan) -> list[tuple[str, str]]:
     several = max(plan.gpus, 1) * plan.nodes > 1 and plan.unknown is None
     return [("sent by a rank in a step", f"{plan.sent / GB:.3f} GB")] if several else []
+
+
+def _effort(plan: Plan) -> list[tuple[str, str]]:
+    found = plan.effort
+    if found is None:
+        return []
+    named = {
+        "steps": found.steps,
+        "tokens in training": found.tokens,
+        "tokens in runs before it": found.tokens_before,
+        "tokens of the bias model's pass": found.tokens_asked,
+    }
+    rows = [(name, f"{number:,}") for name, number in named.items() if number]
+    if found.kept is not None:
+        rows.append(("rows and tokens kept on disk, at most", f"{found.kept / GB:.3f} GB"))
+    if found.hours is not None:
+        rows.append(("hours, at most", f"{found.hours:,.2f}"))
+    return rows

@@ -51,21 +51,21 @@ class Traced:
     others: int  # peak of all that is no gradient: activations and temporaries
 
 
-def trace(run: RunConfig, config: Any, load: Load, gradients: str, *, uses_bias: bool = True) -> Traced:
-    """The peak of one micro-batch's forward and backward passes with this gradient source.
+def trace(run: RunConfig, config: Any, load: Load, gradients: str, *, uses_bias: bool = True, stage: int = 0) -> Traced:
+    """The peak of one micro-batch's forward and backward passes with this gradient source, at this stage of ZeRO.
 
     `config`: transformers' configuration of the model. Raises InputError where the model cannot be built.
     """
-    whole = config.num_hidden_layers
+    whole, ask = config.num_hidden_layers, (gradients, uses_bias, stage)
     period = period_of(base_skeleton(run, config), config)
     # A whole period of layers at both ends of a pass. Where everything trains, gradients of layers and of embeddings
     # make another curve: look a little deeper.
     few = max(2 * period, 2 if make_adapter(run.adapter).frozen_base else 4)
     if whole <= max(WHOLE, 2 * few):
-        return _summary(_stretches(run, config, load, gradients, uses_bias, 2))
+        return _summary(_stretches(run, config, load, ask, 2))
     # Equally many layers in a part of both.
-    low = _stretches(run, shallow(config, few), load, gradients, uses_bias, 2)
-    high = _stretches(run, shallow(config, 2 * few), load, gradients, uses_bias, 4)
+    low = _stretches(run, shallow(config, few), load, ask, 2)
+    high = _stretches(run, shallow(config, 2 * few), load, ask, 4)
     factor = (whole - few) / few
     return _summary([_line(a, b, factor) for a, b in zip(low, high, strict=True)])
 
@@ -84,12 +84,13 @@ def _summary(stretches: list[Stretch]) -> Traced:
     return Traced(round(peak), round(gradients), round(max(others for _, others, _ in stretches)))
 
 
-def _stretches(run: RunConfig, config: Any, load: Load, gradients: str, uses_bias: bool, parts: int) -> list[Stretch]:
+def _stretches(run: RunConfig, config: Any, load: Load, ask: tuple[str, bool, int], parts: int) -> list[Stretch]:
     model = skeleton(run, config)
     with FakeTensorMode(allow_non_fake_inputs=True), experts_of_any_dtype():
         fake_in_place(model)
         selected = chosen_by(selection(debias_head=run.debias_head), model)
-        source = make_source(gradients, model, selected, bias=uses_bias, verify=False)
+        gradients, uses_bias, stage = ask
+        source = make_source(gradients, model, selected, bias=uses_bias, stage=stage, verify=False)
         with Live() as live:
             step = Step(run, model, load, live)
             source.passes = _Marked(source.passes, step)

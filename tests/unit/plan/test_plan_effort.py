@@ -1,0 +1,50 @@
+"""Steps, tokens, disk and hours of a plan, against arithmetic by hand."""
+
+import pytest
+from planned_runs import run_of
+
+from debias.plan.effort import effort_of
+from debias.plan.sheet import Machine
+
+
+def found(run, machine=None, *, length=None, rows=None, speed=None):
+    return effort_of(run, machine or Machine(), length=length, rows=rows, tokens_per_second=speed)
+
+
+def test_steps_and_hours_of_an_epoch():
+    run = run_of(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=3)
+    told = found(run, Machine(gpus=2, nodes=2), rows=1000, speed=500.0)
+    assert (told.steps, told.tokens) == (94, 94 * 32 * 32)  # 3,000 rows, 32 a step; 32 tokens each
+    assert told.hours == pytest.approx(94 * 32 * 32 / 500 / 3600)
+    assert told.kept == 1000 * (10 * 32 + 48)
+    assert (told.tokens_before, told.tokens_asked) == (0, 0)
+
+
+def test_what_it_does_not_know():
+    told = found(run_of(), speed=500.0)
+    assert (told.rows, told.steps, told.tokens, told.kept, told.hours) == (None, None, None, None, None)
+    told = found(run_of(max_steps=10), length=64, speed=500.0)
+    assert told.steps == 10
+    assert told.kept is None
+    assert told.hours == pytest.approx(10 * run_of().per_device_train_batch_size * 64 / 500 / 3600)
+    assert found(run_of(max_steps=10)).hours is None
+    limited = run_of(data={"train": {"source": "generated", "limit": 300}})
+    assert (found(limited).rows, found(limited, rows=400).rows) == (300, 400)
+
+
+def test_the_pass_and_the_runs_of_a_bias_model():
+    bias = {"name": "first_learned", "steps": 7}
+    run = run_of(loss="logit_correction", method="erm", bias_model=bias, max_steps=5)
+    told = found(run, rows=90, speed=10.0)
+    each = [stage.max_steps * stage.per_device_train_batch_size * 32 for stage in run.bias_stages()]
+    assert [stage.max_steps for stage in run.bias_stages()] == [7, 7]
+    assert (told.tokens_before, told.tokens_asked) == (sum(each), 90 * 32)
+    assert told.hours == pytest.approx((told.tokens + sum(each) + 90 * 32 / 3) / 10 / 3600)
+    words = run_of(loss="logit_correction", method="erm", bias_model="lexical")
+    assert found(words, rows=90).tokens_asked == 0
+
+
+def test_the_first_stage_counts():
+    run = run_of(first_stage={"keep": "errors", "settings": {"max_steps": 3}}, max_steps=5, order="upsampled")
+    told = found(run, rows=90)
+    assert told.tokens_before == 3 * run.per_device_train_batch_size * 32
