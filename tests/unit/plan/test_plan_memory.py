@@ -372,7 +372,7 @@ def test_the_advised_sizes_keep_the_batch(micro, accumulation, largest, says, fo
 def test_what_is_advised_fits_beside_the_gradients_of_earlier_micro_batches(folder, monkeypatch):
     """One micro-batch a step becomes several, which keep their gradients meanwhile."""
 
-    def traced(run, config, load, gradients, *, uses_bias):
+    def traced(run, config, load, gradients, *, uses_bias, stage):
         live = 10**9 * (load.micro_batch + (1 if load.accumulated else 0))
         return Traced(live, 0, live)
 
