@@ -209,7 +209,7 @@ def test_random_features_are_the_kernels() -> None:
         loss(said([[0.0] * 3] * 24, both, labels), known)
         loss.step(lambda sums: sums)
     penalty = float(loss(said([[0.0] * 3] * 24, both, labels), known).mean()) - math.log(3)
-    wide = math.fsum(math.dist(a, b) ** 2 for a in both for b in both) / 24**2
+    wide = math.fsum(math.dist(a, b) ** 2 for a in both for b in both) / (24 * 23)
 
     def kernel(left: Matrix, right: Matrix) -> float:
         return mean([
@@ -235,9 +235,17 @@ def test_the_first_step_says_how_far_samples_lie_apart(cuts: list[int]) -> None:
             assert got.tolist() == pytest.approx([math.log(3)] * size)
             start += size
         loss.step(lambda sums: sums)
-    wide = math.fsum(math.dist(a, b) ** 2 for a in both for b in both) / 24**2
+    wide = math.fsum(math.dist(a, b) ** 2 for a in both for b in both) / (24 * 23)
     assert float(loss.memory_S[0, -1]) == pytest.approx(wide, rel=0.1)
     assert not loss.memory_S[:, 1:-1].any()
+
+
+def test_one_sample_a_step_is_refused() -> None:
+    """It has no distance: nothing would ever be penalised."""
+    loss = LearningLoss(make_loss({"name": "mmd"}), facts([0, 1], [0, 1]))
+    loss(said([[0.0] * 3], [[1.0] * COLUMNS], [0]), facts([0], [0]))
+    with pytest.raises(ValueError, match=r"loss mmd takes its widths .* this step has one; set per_device_train_batch"):
+        loss.step(lambda sums: sums)
 
 
 def test_a_covariance_that_would_be_huge_is_refused() -> None:

@@ -257,7 +257,10 @@ def finished_runs(folder: Path, arms: Sequence[str] = ()) -> list[Run]:
 
 
 def _arm_of(run: Run, folder: Path) -> str:
-    return run.path.resolve().relative_to(folder).parts[0]
+    below = run.path.resolve().relative_to(folder).parts
+    if not below:
+        raise InputError(f"--arm: {folder} is one run, whose arms would lie below it; give the folder of a study")
+    return below[0]
 
 
 def _candidates(folder: Path, arms: Sequence[str]) -> dict[str, list[Configuration]]:

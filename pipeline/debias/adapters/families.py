@@ -141,13 +141,13 @@ def sparse_blocks(model: nn.Module) -> list[type[nn.Module]]:
     return sorted({type(model.get_submodule(path)) for path in holders}, key=lambda kind: kind.__name__)
 
 
-def check_names(model: nn.Module, targets: Sequence[str]) -> None:
+def check_names(model: nn.Module, targets: Sequence[str], setting: str = "targets") -> None:
     """InputError for the first target that is the end of no linear layer's path; it lists what there is."""
     paths = list(_linear_paths(model))
     for target in targets:
         if not any(ends(path, target) for path in paths):
             raise InputError(
-                f"adapter.targets: {target!r} matches no linear layer; there are {', '.join(linear_names(model))}"
+                f"adapter.{setting}: {target!r} matches no linear layer; there are {', '.join(linear_names(model))}"
             )
 
 

@@ -50,13 +50,13 @@ class IA3(Beside):
         if self.feedforward == "auto":
             inputs = list(_back_to_hidden(model))
         else:
-            check_names(model, self.feedforward)
+            check_names(model, self.feedforward, "feedforward")
             inputs = _paths(model, self.feedforward)
         if both := sorted(set(outputs) & set(inputs)):
             raise InputError(f"adapter.feedforward: {both[0]} is one of adapter.targets too; name it in one of the two")
         config = IA3Config(
-            target_modules=_pattern([*outputs, *inputs]),
-            feedforward_modules=_pattern(inputs),
+            target_modules=_pattern(model, [*outputs, *inputs]),
+            feedforward_modules=_pattern(model, inputs),
             modules_to_save=saved_whole(model, run.fresh),
             task_type=task_type(model, classification=run.classification),
         )
@@ -86,7 +86,12 @@ def _back_to_hidden(model: Any) -> Iterator[str]:
             yield path
 
 
-def _pattern(paths: list[str]) -> str:
-    """A regular expression of these paths, of any layer: PEFT would shorten a long list, and not the same way twice."""
+def _pattern(model: nn.Module, paths: list[str]) -> str:
+    """A regular expression of these paths: PEFT would shorten a long list, and not the same way twice.
+
+    With any number for a layer's where that means no other layer, else path by path.
+    """
     every = dict.fromkeys(re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(path)) for path in paths)
-    return "|".join(every) or "(?!)"
+    short = "|".join(every) or "(?!)"
+    meant = {path for path, _ in model.named_modules() if re.fullmatch(short, path)}
+    return short if meant == set(paths) else "|".join(map(re.escape, paths))

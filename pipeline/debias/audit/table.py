@@ -46,7 +46,11 @@ def _next(audit: Audit) -> list[str]:
 
 
 def _flag(key: str, value: Any) -> list[str]:
-    return [f"--{'' if value else 'no-'}{key}"] if isinstance(value, bool) else [f"--{key}", str(value)]
+    return (
+        [f"--{'' if value else 'no-'}{key}"]
+        if isinstance(value, bool)
+        else [f"--{key}", str(value).replace("\t", r"\t")]
+    )
 
 
 def notes_of(audit: Audit) -> list[str]:

@@ -81,6 +81,8 @@ class DataSource(Strict):
     @field_validator("delimiter")
     @classmethod
     def _one_character(cls, value: str | None) -> str | None:
+        if value == r"\t":  # as a shell hands it over
+            return "\t"
         if value is not None and (len(value) != 1 or value in '"\r\n'):
             raise ValueError(f"expected one character such as ';' and no quote or line end, got {value!r}")
         return value

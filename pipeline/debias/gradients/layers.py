@@ -56,6 +56,8 @@ class _TwoGradientLora(torch.autograd.Function):
         (base_delta,) = deltas
         x, narrow, a_RI, b_OR = ctx.saved_tensors
         tap_a, tap_b = ctx.taps
+        if torch.is_grad_enabled():  # create_graph: what was saved in between leads to no graph
+            narrow = nn.functional.linear(x, a_RI) * ctx.scaling
         delta = base_delta.to(b_OR.dtype)
         narrow_delta = (delta @ b_OR) * ctx.scaling
         grad_x = narrow_delta @ a_RI if ctx.needs_input_grad[1] else None
@@ -103,6 +105,24 @@ def is_hooked(module: nn.Module) -> bool:
     if torch.nn.modules.module._has_any_global_hook():
         return True
     return any(is_foreign(hook) for kind in kinds for hook in getattr(module, kind).values())
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether calling this module does more than its class says: somebody hooked to it, or replaced its forward."""
+    return is_hooked(module) or ("forward" in vars(module) and not is_replaced(module))
+
+
+def unfuse(model: nn.Module) -> None:
+    """Give LoRA layers that `branch_forward` fused their own forward back: other gradients are wanted of them now."""
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, functools.partial) and forward.func is _branch:
+            del module.forward
+
+
+def takes_two_gradients(module: nn.Module) -> bool:
+    """Whether the forward of this instance is one of ours that leaves a bias gradient in a tap."""
+    return is_replaced(module) and vars(module)["forward"].func is not _branch
 
 
 def is_foreign(hook: Any) -> bool:
@@ -154,8 +174,8 @@ def _lora(
     layer: Any, usual: Forward, name: str, tap_a: Tap, tap_b: Tap, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     active = [other for other in layer.active_adapters if other in layer.lora_A]
-    unusual = args or kwargs or layer.merged or layer.disable_adapters or active != [name]
-    if unusual or is_hooked(layer.lora_A[name]) or is_hooked(layer.lora_B[name]):
+    unusual = args or kwargs or layer.merged or layer.disable_adapters or active != [name] or x.dim() < 2
+    if unusual or _is_watched(layer.lora_A[name]) or _is_watched(layer.lora_B[name]):
         return usual(x, *args, **kwargs)  # calls lora_A and lora_B themselves, and so whatever is hooked to them
     if torch.is_grad_enabled():
         tap_a.see(x)

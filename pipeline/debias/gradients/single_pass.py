@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from debias.gradients.base import GradientSource, MicroBatch
 from debias.gradients.classes import own_class
-from debias.gradients.layers import is_foreign, is_plain_lora, is_replaced, linear_forward, lora_forward
+from debias.gradients.layers import (
+    is_foreign,
+    is_plain_lora,
+    linear_forward,
+    lora_forward,
+    takes_two_gradients,
+    unfuse,
+)
 from debias.gradients.routed import routed_loras, two_gradients
 from debias.gradients.samples import FLATTENING, SampleWeights, enclosing
 from debias.gradients.taps import Rows, Tap
@@ -97,6 +104,7 @@ class SinglePass(GradientSource):
         return {layer: parameters for layer, parameters in self._patched.items() if parameters}
 
     def _patch_layers(self, model: nn.Module) -> None:
+        unfuse(model)
         inside_lora = self._patch_experts(model)
         for module in model.modules():
             if id(module) in inside_lora:
@@ -160,7 +168,7 @@ def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | Non
 def _attached_before(model: nn.Module) -> str | None:
     """A notebook's cell that is run again: the layers would be read by the hook before, past this one's taps."""
     for name, module in model.named_modules():
-        if is_replaced(module):
+        if takes_two_gradients(module):
             return f"a hook is attached to {name} already; detach() it first"
     return None
 

@@ -30,7 +30,8 @@ class Coral(Loss):
     Needs a group of each training example, of the data or inferred (`groups`), and a model whose hidden states can be
     heard. Costs `8 G H^2` bytes in each process, summed over ranks at each step and kept in checkpoints (19 MB for four
     groups of 768 columns), and a product of as many numbers for each sample. Fails where groups tell the label: then
-    the task has to go, too; and where a group is so small that its covariance is of few samples.
+    the task has to go, too; and where a group is so small that its covariance is of few samples. Shares are those of
+    the data: beside an `order` by groups small ones count twice.
 
     Source: Sun & Saenko, Deep CORAL: Correlation Alignment for Deep Domain Adaptation, ECCV 2016 workshops, arXiv
     1607.01719; with means, over pairs of groups, as in Yang et al., Change is Hard: A Closer Look at Subpopulation

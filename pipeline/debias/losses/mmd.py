@@ -33,7 +33,8 @@ class MMD(Loss):
 
     Needs a group of each training example, of the data or inferred (`groups`), and a model whose hidden states can be
     heard. Costs a product of h with `5 features` columns. Fails where groups tell the label: then the task has to go,
-    too; and where hidden states outgrow the widths of the first step by far. SubpopBench's widths are fixed, from 0.03
+    too; and where hidden states outgrow the widths of the first step by far. Shares are those of the data: beside an
+    `order` by groups small ones count twice. SubpopBench's widths are fixed, from 0.03
     to 30, whatever the distances are.
 
     Source: Li et al., Domain Generalization with Adversarial Feature Learning, CVPR 2018; over pairs of groups as in
@@ -81,6 +82,11 @@ class MMD(Loss):
         """What was seen fades, and the step is added; of the first step the mean squared distance is kept alone."""
         if memory_S[0, -1] > 0:
             return torch.cat([group_sums.faded(sums[:, :-1], memory_S[:, :-1], self.memory), memory_S[:, -1:]], dim=1)
+        if sums[:, 1].sum() == 1:
+            raise ValueError(
+                "loss mmd takes its widths from the distances of a first step's samples, and this step has one; set"
+                " per_device_train_batch_size or gradient_accumulation_steps to 2 or more"
+            )
         return torch.cat([memory_S[:, :-1], _distance(sums).expand(len(memory_S), 1)], dim=1)
 
     def _projections(self, said: Said) -> Tensor:
@@ -105,9 +111,9 @@ def _distance(sums_GF: Tensor) -> Tensor:
     A projection's variance is, on average over directions, that of the hidden states, all columns together.
     """
     sums_F = sums_GF.sum(dim=0)
-    mean_F = sums_F[2:] / sums_F[1].clamp(min=1)
+    count, mean_F = sums_F[1], sums_F[2:] / sums_F[1].clamp(min=1)
     square, variance = mean_F[-1], mean_F[-1] - mean_F[:-1].square().mean()
-    return torch.where(variance > 1e-12 * square, 2 * variance, 0.0)
+    return torch.where(variance > 1e-12 * square, 2 * variance * count / (count - 1).clamp(min=1), 0.0)
 
 
 def directions(columns: int, features: int, device: torch.device, dtype: torch.dtype) -> Tensor:

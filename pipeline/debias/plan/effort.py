@@ -4,6 +4,7 @@ import math
 
 from debias.config import blocks
 from debias.config.run import RunConfig
+from debias.data.order import Order
 from debias.plan.sheet import Effort, Machine
 
 # Bytes of a row on disk for each of its tokens: its text, the number of the token, and a byte of mask or kind; and
@@ -45,12 +46,15 @@ def effort_of(
 
 
 def steps_of(run: RunConfig, machine: Machine, rows: int | None) -> int | None:
-    """Optimizer steps, None where they are a share of a number of rows that is not known."""
+    """Optimizer steps, as the Trainer counts them: of an epoch whole ones; None where the number of rows is not known,
+    or an epoch of this order has another length than the data.
+    """
     if run.max_steps > 0:
         return run.max_steps
-    if rows is None:
+    if rows is None or blocks.table_of("order")[run.order["name"]].size is not Order.size:
         return None
-    return max(1, math.ceil(rows * run.num_train_epochs / _batch(run, machine)))
+    batches = math.ceil(rows / (run.per_device_train_batch_size * machine.world))
+    return max(1, math.ceil(run.num_train_epochs * math.ceil(batches / run.gradient_accumulation_steps)))
 
 
 def _batch(run: RunConfig, machine: Machine) -> int:

@@ -104,6 +104,13 @@ def test_ia3_is_a_factor_of_keys_values_and_what_the_mlp_ends_with() -> None:
     torch.testing.assert_close(layer.output.dense(x), before.output.dense(x * factor))
 
 
+def test_ia3_takes_the_layers_that_are_named_and_no_others() -> None:
+    block = {"type": "ia3", "targets": ["layer.1.attention.self.key"], "feedforward": []}
+    model = make_adapter(block).attach(tiny_models.bert(), FACTS)
+    adapted = {path.split(".encoder.")[1] for path, _ in model.named_parameters() if ".ia3_l." in path}
+    assert adapted == {"layer.1.attention.self.key.ia3_l.default"}
+
+
 def layer_of_base(base: Any) -> Any:
     return base.bert.encoder.layer[0]
 
@@ -113,6 +120,7 @@ def layer_of_base(base: Any) -> Any:
     [
         ({"type": "ia3", "targets": ["output.dense"]}, "adapter.feedforward: bert.encoder.layer.0.output.dense is one"),
         ({"type": "ia3", "targets": ["nothing"]}, "adapter.targets: 'nothing' matches no linear layer"),
+        ({"type": "ia3", "feedforward": ["nothing"]}, "adapter.feedforward: 'nothing' matches no linear layer"),
     ],
 )
 def test_what_ia3_cannot_take_is_named(block: dict[str, Any], message: str) -> None:

@@ -147,6 +147,56 @@ def test_what_is_unusual_later_takes_the_way_of_peft(what):
     assert torch.allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+def test_a_matrix_whose_forward_somebody_replaced_is_called():
+    """As accelerate does to offload it: what it says then counts, in gradients too."""
+    model, batch = llama_lora(), answer_batch()
+    layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
+    usual = layer.lora_A["default"].forward
+    layer.lora_A["default"].forward = lambda x: 2 * usual(x)
+    want = gradients_of(model, answer_loss, batch)
+    assert worst(gradients_of(model, answer_loss, batch, fused(model)), want)[0] <= FP32
+
+
+def test_a_gradient_can_be_differentiated_again():
+    """A penalty of somebody's own on gradients (create_graph) has the terms that it has without us."""
+    model, batch = llama_lora(), answer_batch()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.double()
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def second():
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fast one cannot
+            first = torch.autograd.grad(answer_loss(model, batch).sum(), trained, create_graph=True)
+            return torch.autograd.grad(sum(one.square().sum() for one in first), trained)
+
+    want, source = second(), fused(model)
+    for one, other in zip(second(), want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+    source.detach()
+
+
+def test_one_vector_goes_through_a_layer():
+    model = llama_lora()
+    layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
+    x = torch.randn(layer.in_features)
+    want = layer(x)
+    fused(model)
+    torch.testing.assert_close(layer(x), want)
+
+
+def test_two_gradients_can_be_asked_for_afterwards():
+    """A notebook's next cell: EDGE on the model that was attached to plainly, without a detach between."""
+    model, batch = llama_lora(), answer_batch()
+    want = gradients_of(model, answer_loss, batch)
+    plain = fused(model)
+    source = make_source("single_pass", model, selected_of(model), bias=True)
+    assert worst(gradients_of(model, answer_loss, batch, source), want)[0] <= FP32
+    source.detach()
+    plain.detach()
+    assert not replaced(model)
+    assert worst(gradients_of(model, answer_loss, batch), want)[0] == 0
+
+
 def test_layers_that_train_half_or_belong_to_another_keep_their_forward():
     model = llama_lora()
     for name, p in model.named_parameters():

@@ -14,10 +14,21 @@ def found(run, machine=None, *, length=None, rows=None, speed=None):
 def test_steps_and_hours_of_an_epoch():
     run = run_of(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=3)
     told = found(run, Machine(gpus=2, nodes=2), rows=1000, speed=500.0)
-    assert (told.steps, told.tokens) == (94, 94 * 32 * 32)  # 3,000 rows, 32 a step; 32 tokens each
-    assert told.hours == pytest.approx(94 * 32 * 32 / 500 / 3600)
+    assert (told.steps, told.tokens) == (96, 96 * 32 * 32)  # 1,000 rows an epoch, 32 a step; 32 tokens each
+    assert told.hours == pytest.approx(96 * 32 * 32 / 500 / 3600)
     assert told.kept == 1000 * (10 * 32 + 48)
     assert (told.tokens_before, told.tokens_asked) == (0, 0)
+
+
+def test_steps_are_those_of_the_trainer():
+    """An epoch ends with a step of its own, however small; where an order has longer epochs nothing is said."""
+    assert found(run_of(per_device_train_batch_size=32, num_train_epochs=3), rows=100).steps == 12
+    assert found(run_of(per_device_train_batch_size=4, gradient_accumulation_steps=3), rows=41).steps == 4
+    assert found(run_of(order={"name": "resampled", "by": "label"}), rows=64).steps is not None
+    for order in ({"name": "expanding"}, {"name": "upsampled"}):
+        told = found(run_of(order=order), rows=100, speed=10.0)
+        assert (told.steps, told.tokens, told.hours) == (None, None, None)
+        assert found(run_of(order=order, max_steps=7), rows=100).steps == 7
 
 
 def test_what_it_does_not_know():

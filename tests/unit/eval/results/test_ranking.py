@@ -189,3 +189,8 @@ def test_kept_runs_of_a_study_are_one_choice_among_its_arms(runs, tmp_path):
     assert rankings_in(kept, "validation", "hans", arms=[f"rate{rate}" for rate in RATES[:4]]).runs == 4
     with pytest.raises(InputError, match=r"--arm 'rate9': has no finished run in study; there are rate0.1, rate0.2"):
         choices_in(kept, "validation", arms=["rate9"])
+
+
+def test_one_run_has_no_arms(runs):
+    with pytest.raises(InputError, match=r"--arm: \S*rate0.1 is one run, whose arms would lie below it"):
+        choices_in(runs / "rate0.1", "validation", arms=["rate0.1"])
