@@ -93,6 +93,11 @@ def test_lone_quotes_take_no_row(tmp_path, delimiter, place):
     assert [text for text, _, _ in found] == TYPED
 
 
+def test_a_tab_may_be_written_as_the_hint_writes_it():
+    """`--delimiter "\\t"` comes from a shell as two characters."""
+    assert DataSource(source="rows.csv", delimiter=r"\t").delimiter == "\t"
+
+
 @pytest.mark.parametrize("delimiter", ["\t", ","], ids=["tab", "comma"])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
 def test_quoted_fields_are_held_together(tmp_path, delimiter, quoting):
