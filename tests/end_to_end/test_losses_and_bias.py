@@ -101,7 +101,7 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         "blind": {**shared, "loss": {"name": "blind", "step_size": 0.5, "gamma": 2.0}},
     }
     more |= {
-        "bias_covariance": {**shared, "loss": {"name": "bias_covariance", "strength": 1.0}, "bias_model": PARTIAL},
+        "bias_covariance": {**shared, "loss": {"name": "bias_covariance", "strength": 300.0}, "bias_model": PARTIAL},
         "irm": {**shared, "loss": {"name": "irm", "strength": 20.0}},
         "coral": {**shared, "loss": {"name": "coral", "strength": 20.0}},
         "mmd": {**shared, "loss": {"name": "mmd", "strength": 20.0}},

@@ -201,7 +201,6 @@ def test_settings_that_do_not_fit(digits: Path, tmp_path: Path, changes: dict[st
         ({"load_in_4bit": True, "adapter": "lora"}, "load_in_4bit: 'vision:mlp' has no trained weights"),
         ({"model": "vision:vit", "gradients": "single_pass"}, "single_pass"),
         ({"bias_weight": {"source": "file", "column": "w"}}, "no column 'w'"),
-        ({"loss": "blind"}, "the loss reads hidden states, and MlpForImageClassification holds no backbone"),
         ({"adapter": {"type": "lora", "targets": ["query"]}}, "'query' matches no linear layer; there are dense_0"),
     ],
 )
