@@ -159,6 +159,15 @@ def randomize_lora(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.2)
 
 
+def randomized(model: Any) -> Any:
+    """The model with every trained parameter moved from where an adapter begins, which is where it changes nothing."""
+    torch.manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.eval()
+
+
 def bert_lora(dropout: float = 0.0, seed: int = 1, **settings: Any) -> Any:
     """LoRA on every linear layer; the classifier trains whole, in modules_to_save."""
     return with_lora(bert(), dropout, seed, task_type="SEQ_CLS", **settings)

@@ -36,14 +36,6 @@ def attached(row: str, name: str) -> Any:
     return make_adapter(row).attach(model, RunFacts(True, getattr(model, "fresh_modules", ()), 2, 4.0))
 
 
-def randomized(model: Any) -> Any:
-    torch.manual_seed(2)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.2 * torch.randn_like(parameter)
-    return model.eval()
-
-
 def logits(model: Any) -> torch.Tensor:
     batch = {key: value for key, value in tiny_models.text_batch().items() if key != "labels"}
     with torch.no_grad():
@@ -79,7 +71,7 @@ def test_others_tools_load_what_was_saved(row: str, tmp_path: Path) -> None:
     base = tiny_models.bert()
     base.save_pretrained(tmp_path / "base")
     before = logits(copy.deepcopy(base))
-    model = randomized(make_adapter(row).attach(base, FACTS))
+    model = tiny_models.randomized(make_adapter(row).attach(base, FACTS))
     model.save_pretrained(tmp_path / "trained")
     frozen = ADAPTERS[row].frozen_base
     found = AutoModelForSequenceClassification.from_pretrained(tmp_path / ("base" if frozen else "trained"))
@@ -179,7 +171,7 @@ def test_dora_begins_as_its_base_and_keeps_the_paper_s_form() -> None:
     before = logits(copy.deepcopy(base))
     model = make_adapter({"type": "dora", "targets": ["query"]}).attach(base, FACTS)
     assert torch.allclose(logits(model), before, atol=1e-6)
-    randomized(model)
+    tiny_models.randomized(model)
     layer = model.base_model.model.bert.encoder.layer[0].attention.self.query
     w, b = layer.base_layer.weight.double(), layer.base_layer.bias.double()
     a_RI, b_OR = (getattr(layer, name)["default"].weight.detach().double() for name in ("lora_A", "lora_B"))

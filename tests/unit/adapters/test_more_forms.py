@@ -22,14 +22,6 @@ def attached(block: Any) -> Any:
     return make_adapter(block).attach(tiny_models.bert(), FACTS)
 
 
-def randomized(model: Any) -> Any:
-    torch.manual_seed(2)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.2 * torch.randn_like(parameter)
-    return model.eval()
-
-
 def layer_of(model: Any) -> Any:
     return model.base_model.model.bert.encoder.layer[0]
 
@@ -49,7 +41,7 @@ def low_rank(x: list[float], a: list[list[float]], b: list[list[float]], scaling
 
 @pytest.mark.parametrize(("row", "scaling"), [("rslora", 6 / 4**0.5), ("lora_fa", 6 / 4)])
 def test_low_rank_forms_add_what_they_say(row: str, scaling: float) -> None:
-    query = layer_of(randomized(attached({"type": row, "targets": ["query"]}))).attention.self.query
+    query = layer_of(tiny_models.randomized(attached({"type": row, "targets": ["query"]}))).attention.self.query
     x = given(WIDTH)
     a, b = (rows(getattr(query, name)["default"].weight) for name in ("lora_A", "lora_B"))
     plain, got = rows(query.base_layer(x)), rows(query(x))
@@ -72,7 +64,7 @@ def test_of_lora_fa_a_stays_as_it_was_drawn() -> None:
 
 def test_vera_is_two_vectors_around_shared_matrices() -> None:
     """`diag(b) B diag(d) A x`, and every layer has the same A and B."""
-    model = randomized(attached({"type": "vera", "rank": 5, "targets": ["query", "key"]}))
+    model = tiny_models.randomized(attached({"type": "vera", "rank": 5, "targets": ["query", "key"]}))
     attention = layer_of(model).attention.self
     query, key = attention.query, attention.key
     assert query.vera_A["default"].data_ptr() == key.vera_A["default"].data_ptr()
@@ -89,7 +81,7 @@ def test_vera_is_two_vectors_around_shared_matrices() -> None:
 def test_ia3_is_a_factor_of_keys_values_and_what_the_mlp_ends_with() -> None:
     base = tiny_models.bert()
     before = layer_of_base(copy.deepcopy(base))
-    model = randomized(make_adapter("ia3").attach(base, FACTS))
+    model = tiny_models.randomized(make_adapter("ia3").attach(base, FACTS))
     layer = layer_of(model)
     adapted = {path.split(".encoder.")[1] for path, _ in model.named_parameters() if ".ia3_l." in path}
     names = ("attention.self.key", "attention.self.value", "output.dense")
