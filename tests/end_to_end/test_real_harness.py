@@ -250,5 +250,5 @@ def test_the_benchmark_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_benchmark_has_no_such_kind() -> None:
-    with pytest.raises(InputError, match="--kind: 'riddle' is none of one token, sentence, one token, shown"):
+    with pytest.raises(InputError, match="--kind: 'riddle' is none of 'one token', 'sentence', 'one token, shown'"):
         bench_judge(JudgeSetting(kinds=("riddle",)))

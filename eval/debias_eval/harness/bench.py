@@ -121,7 +121,7 @@ def _configs(setting: JudgeSetting, prompt: RunConfig | None) -> dict[str, RunCo
     if prompt:
         return {"as prompted": prompt.model_copy(update=changes)}
     if odd := [kind for kind in setting.kinds if kind not in KINDS]:
-        raise InputError(f"--kind: {odd[0]!r} is none of {', '.join(KINDS)}")
+        raise InputError(f"--kind: {odd[0]!r} is none of {', '.join(map(repr, KINDS))}")
     asked = {}
     for name in setting.kinds:
         template, answers = KINDS[name]
