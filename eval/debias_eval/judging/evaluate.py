@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from debias.data import Example
 from debias.errors import InputError
 from debias.ranks.world import is_first
+from debias.runs.names import ADAPTER, CONFIG, MODEL
 from debias_eval.judging.floors import partial_input
 from debias_eval.judging.overlap import TrainingRows
+from debias_eval.judging.pieces import KeptScores
 from debias_eval.judging.predict import Predictor, load, predict
 from debias_eval.reading.examples import all_examples
-from debias_eval.reading.subset import subset
+from debias_eval.reading.subset import subset, taken
 from debias_eval.reading.suite import Suite, load_suite
 from debias_eval.results.files import examples_sha256, write_results
 from debias_eval.scores.scoring import Judged, score
@@ -51,7 +55,9 @@ def evaluate_run(
     examples = subset(kept, limit, seed, whole=settings.consistency)
     model = predictor or load(run)
     started = time.perf_counter()
-    judged = _with_clusters(predict(model, settings, examples, batch_size), examples)
+    digest = examples_sha256(examples)
+    earlier = _kept_scores(run, settings, digest, model)
+    judged = _with_clusters(predict(model, settings, examples, batch_size, earlier), examples)
     seconds = time.perf_counter() - started
     result = {
         **_about(settings),
@@ -63,13 +69,33 @@ def evaluate_run(
         "overlap": found,
         "judge": dict(getattr(model, "description", None) or {}),
         "model_labels": list(model.labels),
-        "examples_sha256": examples_sha256(examples),
+        "examples_sha256": digest,
         "seconds": round(seconds, 3),
     }
     if not is_first():
         return result
     written: dict[str, Any] = json.loads(write_results(run, result, examples, judged).read_text(encoding="utf-8"))
+    if earlier is not None:
+        earlier.remove()
     return written
+
+
+def _kept_scores(run: Path, suite: Suite, examples: str, model: Predictor) -> KeptScores | None:
+    """Where scores are kept until the results are written; None for a model that keeps its answers itself."""
+    from_first, forget = getattr(model, "from_first", None), getattr(model, "forget", None)
+    if from_first is None or forget is None:
+        return None
+    told = dict(getattr(model, "description", None) or {})
+    how = {key: told.get(key) for key in ("how", "normalize", "calibrate", "dtype", "load_in_4bit")}
+    about = [suite.name, suite.version, examples, list(model.labels), how, _stamps(run)]
+    return KeptScores(run, suite.name, about, from_first, forget)
+
+
+def _stamps(run: Path) -> list[tuple[str, int, int]]:
+    """Of what a run's folder says of its model: when it was written."""
+    places = [run / CONFIG, *(file for name in (ADAPTER, MODEL) for file in (run / name).rglob("*"))]
+    states = [(str(place.relative_to(run)), place.stat()) for place in sorted(places) if place.is_file()]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def _about(suite: Suite) -> dict[str, Any]:
@@ -90,8 +116,8 @@ def _with_clusters(judged: Judged, examples: Sequence[Example]) -> Judged:
 
 
 def _without_training_rows(
-    run: Path, suite: Suite, examples: list[Example], rule: OverlapRule, trained_on: TrainingRows | None
-) -> tuple[list[Example], dict[str, Any] | None]:
+    run: Path, suite: Suite, examples: Sequence[Example], rule: OverlapRule, trained_on: TrainingRows | None
+) -> tuple[Sequence[Example], dict[str, Any] | None]:
     """The rows to judge, and how many of all rows are in the training data (None where that is not known)."""
     if rule == "ignore" or any(example.image is not None for example in examples):
         return examples, None
@@ -101,8 +127,7 @@ def _without_training_rows(
         if rule == "exclude":
             raise InputError(f"{run}: its training data cannot be read, so overlapping rows cannot be left out")
         return examples, None
-    kept = [example for example, shared in zip(examples, shared_N, strict=True) if not shared]
-    if rule == "exclude" and not kept:
+    if rule == "exclude" and shared_N.all():
         raise InputError(f"suite {suite.name}: all {len(examples)} rows are in the training data of {run}")
     found = {"rows": int(shared_N.sum()), "excluded": rule == "exclude"}
-    return (kept if rule == "exclude" else examples), found
+    return (taken(examples, np.flatnonzero(~shared_N)) if rule == "exclude" else examples), found

@@ -8,7 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from debias.data import Example
+from debias.data.examples import labels_of
 from debias.errors import InputError
+from debias_eval.judging.pieces import KeptScores, in_pieces
 from debias_eval.reading.suite import Suite
 from debias_eval.scores.scoring import Floats, Ints, Judged, merge_probabilities, merged_prediction, softmax
 
@@ -37,20 +39,31 @@ def load(run: Path) -> Predictor:
     return predictor
 
 
-def predict(predictor: Predictor, suite: Suite, examples: Sequence[Example], batch_size: int | None = None) -> Judged:
-    """The predictor's answers to `examples`, in the suite's labels.
+def predict(
+    predictor: Predictor,
+    suite: Suite,
+    examples: Sequence[Example],
+    batch_size: int | None = None,
+    kept: KeptScores | None = None,
+) -> Judged:
+    """The predictor's answers to `examples`, in the suite's labels; asked for `PIECE` of them at a time.
 
-    InputError if labels or text fields do not fit, checked before the model runs, and for scores that are not finite.
+    `kept`: the scores of an earlier call that was cut off, gone on with. InputError if labels or text fields do not
+    fit, checked before the model runs, and for scores that are not finite.
     """
     suite_label_M = suite_labels(suite, predictor.labels)
-    ordered = in_model_order(examples, suite.text_fields, predictor.text_fields, suite.name)
-    scores_NM = np.asarray(predictor.label_scores(ordered, batch_size), dtype=np.float64)
-    if scores_NM.shape != (len(examples), len(suite_label_M)):
-        raise ValueError(f"label_scores gave {scores_NM.shape}, expected {(len(examples), len(suite_label_M))}")
-    probabilities_NM = softmax(scores_NM)
+
+    def asked(places: slice) -> Floats:
+        ordered = in_model_order(examples[places], suite.text_fields, predictor.text_fields, suite.name)
+        scores_NM = np.asarray(predictor.label_scores(ordered, batch_size), dtype=np.float64)
+        if scores_NM.shape != (len(ordered), len(suite_label_M)):
+            raise ValueError(f"label_scores gave {scores_NM.shape}, expected {(len(ordered), len(suite_label_M))}")
+        return scores_NM
+
+    probabilities_NM = softmax(in_pieces(asked, len(examples), kept))
     return Judged(
         labels=suite.labels,
-        gold_N=np.array([example.label for example in examples], dtype=np.int64),
+        gold_N=labels_of(examples),
         prediction_N=merged_prediction(probabilities_NM, suite_label_M),
         probabilities_NC=merge_probabilities(probabilities_NM, suite_label_M, len(suite.labels)),
         groups=tuple(example.group for example in examples),

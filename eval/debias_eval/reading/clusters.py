@@ -25,11 +25,10 @@ def _field(suite: Suite, field: str, read: Read) -> str | None:
     return example.group if field in ("group", suite.group_field) else example.id
 
 
-def _clustered(suite: Suite, rows: Sequence[Read]) -> list[Example]:
+def clustered(suite: Suite, read: Read, number: int) -> Example:
+    """The example of a row with its cluster, if the suite has clusters; `number`: the how manieth it is."""
     rule = suite.cluster
-    if rule is None:
-        return [example for example, _ in rows]
-    return [replace(read[0], cluster=_cluster(suite, rule, read, number)) for number, read in enumerate(rows, start=1)]
+    return read[0] if rule is None else replace(read[0], cluster=_cluster(suite, rule, read, number))
 
 
 def _cluster(suite: Suite, rule: Cluster, read: Read, number: int) -> str:

@@ -1,16 +1,28 @@
-"""A suite's examples: read from its file or its hub id, kept, clustered, grouped, stressed; seeded subsets of them."""
+"""A suite's examples: read from its file or its hub id, kept, clustered, grouped, stressed; seeded subsets of them.
 
+Many rows go into a kept table, of which a process holds no more than it looks at; few are a list.
+"""
+
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
 
 from debias.config.data import DataConfig
 from debias.data import Example, paint, plant
-from debias.data.sources import load_with_columns
+from debias.data.examples import NO_GROUP
+from debias.data.shards import resolve_files
+from debias.data.sources import Underway, kept_examples, load_with_columns
+from debias.data.store import key_of
+from debias.data.tables import Examples, keep_examples
 from debias.errors import InputError
-from debias_eval.reading.clusters import Read, _clustered
-from debias_eval.reading.groups import _check_gap, _grouped
+from debias_eval.reading.clusters import Read, clustered
+from debias_eval.reading.groups import check_gap, group_of, grouped
 from debias_eval.reading.places import hub_config, local_config, local_file, not_found
 from debias_eval.reading.rows import Rows
 from debias_eval.reading.stress import stressed
@@ -18,9 +30,10 @@ from debias_eval.reading.subset import subset
 from debias_eval.reading.suite import Hub, Suite
 
 log = logging.getLogger(__name__)
+MANY = 8_000_000  # bytes of a suite's files, from which on its rows are kept in a table
 
 
-def suite_examples(suite: Suite, limit: int | None = None, seed: int = 0) -> list[Example]:
+def suite_examples(suite: Suite, limit: int | None = None, seed: int = 0) -> Sequence[Example]:
     """The suite's examples with their groups; `limit` keeps a random subset of at most that size, drawn with `seed`.
 
     The subset is drawn last, so an example has the same text and group under every limit. InputError for data that is
@@ -29,25 +42,66 @@ def suite_examples(suite: Suite, limit: int | None = None, seed: int = 0) -> lis
     return subset(all_examples(suite), limit, seed, whole=suite.consistency)
 
 
-def all_examples(suite: Suite) -> list[Example]:
+def all_examples(suite: Suite) -> Sequence[Example]:
     """Every example of the suite: clusters and groups named from the rows as they are, then stress or cue written in.
 
     An id that occurs again becomes `id#2`, so that an example can be named.
     """
-    examples = _clustered(suite, _rows(suite))
-    if suite.stress:
-        examples = stressed(examples, suite.stress)
+    many = _many(suite)
+    if many is not None:
+        return _table(suite, many)
+    examples = [*_one_by_one(suite, _rows(suite))]
     if suite.planted_bias:
         examples = list(plant(examples, suite.planted_bias, DataConfig.model_validate(suite.data_config)))
     elif suite.planted_color:
         examples = paint(examples, suite.planted_color, len(suite.labels))
-    else:
-        examples = _grouped(suite, examples)
-    _check_gap(suite, examples)
-    return _named_apart(examples)
+    elif suite.group_rule.partial_input:
+        examples = grouped(suite, examples)
+    check_gap(suite, {example.group for example in examples if example.group is not None})
+    times = Counter(example.id for example in examples)
+    return [*_named_apart(examples, {name for name, number in times.items() if number > 1}, set(times))]
 
 
-def _rows(suite: Suite) -> list[Read]:
+def _many(suite: Suite) -> DataConfig | None:
+    """How the suite's own files are read, if they are large; None where something is asked of all rows at once."""
+    source, rule = suite.source, suite.group_rule
+    if source is None or source.limit is not None or suite.planted_color or rule.partial_input or not suite.text_fields:
+        return None
+    path = None if source.source == "generated" else local_file(suite, source.source)
+    if path is None:
+        return None
+    files = [file for file in resolve_files(str(path)) if file.is_file()]
+    return local_config(suite, source, path) if sum(file.stat().st_size for file in files) > MANY else None
+
+
+def _table(suite: Suite, config: DataConfig) -> Examples:
+    told = (_version(), suite.model_dump_json())
+    way = Underway(told, Rows(suite, config), _columns(suite), lambda read: _one_by_one(suite, read))
+    examples = kept_examples(config.train, config, underway=way)
+    if suite.planted_bias:
+        planted = plant(examples, suite.planted_bias, config)
+        assert isinstance(planted, Examples)
+        examples = planted
+    numbers = np.unique(examples.column("group"))
+    check_gap(suite, {examples.groups[number] for number in numbers if number != NO_GROUP})
+    ids = _Names(example.id for example in examples)
+    twice = ids.twice
+    if twice is None:
+        return examples
+    key = key_of("named apart", _version(), examples.key)
+    return keep_examples(key, lambda notes: _named_apart(examples, twice, ids))
+
+
+@cache
+def _version() -> str:
+    """A digest of this room's code: what another version made of the same rows is under another key."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _rows(suite: Suite) -> Sequence[Read]:
     """The rows as examples, beside the columns that the rules need."""
     if suite.source is None:
         assert suite.hub is not None
@@ -64,27 +118,73 @@ def _rows(suite: Suite) -> list[Read]:
     return _hub_rows(suite, suite.hub, absent)
 
 
-def _hub_rows(suite: Suite, hub: Hub, otherwise: str) -> list[Read]:
+def _hub_rows(suite: Suite, hub: Hub, otherwise: str) -> Sequence[Read]:
     try:
         return _load(suite, hub_config(suite, hub))
     except InputError as error:
         raise InputError(f"{otherwise}; and from the hub: {error}") from None
 
 
-def _load(suite: Suite, config: DataConfig) -> list[Read]:
+def _load(suite: Suite, config: DataConfig) -> Sequence[Read]:
+    return load_with_columns(config.train, config, _columns(suite), through=Rows(suite, config))
+
+
+def _columns(suite: Suite) -> list[str]:
+    """Columns that a cluster is named by, beside what every example has."""
     own = {"id", "group", "texts", suite.id_field, suite.group_field, *suite.text_fields}
-    columns = {*suite.cluster.field} - own if suite.cluster else set()
-    return [*load_with_columns(config.train, config, sorted(columns), through=Rows(suite, config))]
+    return sorted({*suite.cluster.field} - own) if suite.cluster else []
 
 
-def _named_apart(examples: Sequence[Example]) -> list[Example]:
-    taken, seen = {example.id for example in examples}, Counter[str]()
-    named = []
+def _one_by_one(suite: Suite, rows: Iterable[Read]) -> Iterator[Example]:
+    """What the suite makes of each row by itself: a cluster, words appended, a group."""
+    whole = suite.planted_bias or suite.planted_color or suite.group_rule.partial_input
+    for number, read in enumerate(rows, start=1):
+        example = clustered(suite, read, number)
+        if suite.stress:
+            example = stressed(example, suite.stress)
+        yield example if whole else replace(example, group=group_of(suite, example))
+
+
+def _named_apart(examples: Iterable[Example], twice: Container[str], taken: "set[str] | _Names") -> Iterator[Example]:
+    """The examples, those whose ids are told `twice` numbered from their second on; `taken`: all ids that there are."""
+    seen = Counter[str]()
     for example in examples:
+        if example.id not in twice:
+            yield example
+            continue
         seen[example.id] += 1
         name, number = example.id, seen[example.id]
         while number > 1 and name in taken:  # `x#2` may be an id of the data's own
             name, number = f"{example.id}#{number}", number + 1
         taken.add(name)
-        named.append(example if name == example.id else replace(example, id=name))
-    return named
+        yield example if name == example.id else replace(example, id=name)
+
+
+class _Names:
+    """Many names, eight bytes each: whether one is among them, but for one chance in 10^12; `twice`: those told again.
+
+    Where that chance comes true a name gets a number that it did not need.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        told = np.fromiter(map(_number, names), dtype=np.uint64)
+        self._sorted, times = np.unique(told, return_counts=True)
+        self._more: set[str] = set()
+        self.twice: Container[str] | None = None
+        if (times > 1).any():
+            self.twice = again = _Names(())
+            again._sorted = self._sorted[times > 1]
+
+    def __contains__(self, name: object) -> bool:
+        number = _number(str(name))
+        place = int(np.searchsorted(self._sorted, number))
+        return name in self._more or (place < len(self._sorted) and bool(self._sorted[place] == number))
+
+    def add(self, name: str) -> None:
+        """One more."""
+        self._more.add(name)
+
+
+def _number(name: str) -> np.uint64:
+    told = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return np.uint64(int.from_bytes(told, "little"))

@@ -1,6 +1,6 @@
 """The group of each example, by field, pattern or classifier."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from debias.data import Example
@@ -8,21 +8,21 @@ from debias.errors import InputError
 from debias_eval.reading.suite import Suite
 
 
-def _grouped(suite: Suite, examples: Sequence[Example]) -> list[Example]:
-    rule = suite.group_rule
-    if not (suite.group_field or rule.by_label or rule.partial_input):
-        return list(examples)
+def grouped(suite: Suite, examples: Sequence[Example]) -> list[Example]:
+    """The examples in the groups of a classifier that sees a part of each, and of what else the suite asks."""
     from debias_eval.reading.partial import easy_or_hard
 
-    difficulty = easy_or_hard(suite, examples) if rule.partial_input else [None] * len(examples)
     return [
-        replace(example, group=_group(suite, example, partial))
-        for example, partial in zip(examples, difficulty, strict=True)
+        replace(example, group=group_of(suite, example, partial))
+        for example, partial in zip(examples, easy_or_hard(suite, examples), strict=True)
     ]
 
 
-def _group(suite: Suite, example: Example, partial: str | None) -> str | None:
+def group_of(suite: Suite, example: Example, partial: str | None = None) -> str | None:
+    """The example's group as the suite's rule names it; `partial`: how a classifier of a part of it fares."""
     rule = suite.group_rule
+    if not (suite.group_field or rule.by_label or rule.partial_input):
+        return example.group
     parts = []
     if suite.group_field is not None:
         if example.group is None:
@@ -35,8 +35,8 @@ def _group(suite: Suite, example: Example, partial: str | None) -> str | None:
     return "/".join(parts) or None
 
 
-def _check_gap(suite: Suite, examples: Sequence[Example]) -> None:
-    present = {example.group for example in examples if example.group is not None}
+def check_gap(suite: Suite, present: Collection[str]) -> None:
+    """InputError where the gap names a group that the data does not hold."""
     for name in (*suite.gap.aligned, *suite.gap.conflicting) if suite.gap else ():
         if name not in present:
             raise InputError(f"suite {suite.name}: gap names the group {name!r}; the data has {sorted(present)}")

@@ -1,6 +1,5 @@
 """Stress tests by their definition: words that change nothing, appended to pairs (Naik et al., COLING 2018)."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from debias.data import Example
@@ -14,13 +13,13 @@ DISTRACTIONS: dict[Stress, tuple[int, str]] = {
 }
 
 
-def stressed(examples: Sequence[Example], test: Stress) -> list[Example]:
-    """The pairs with a tautology at the end of premise or hypothesis; labels and ids as they were.
+def stressed(example: Example, test: Stress) -> Example:
+    """The pair with a tautology at the end of premise or hypothesis; label and id as they were.
 
     The words come after the text as it is, a full stop included.
     """
     position, words = DISTRACTIONS[test]
-    return [replace(example, texts=_longer(example.texts, position, words)) for example in examples]
+    return replace(example, texts=_longer(example.texts, position, words))
 
 
 def _longer(texts: tuple[str, ...], position: int, words: str) -> tuple[str, ...]:

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from debias.data import Example
+from debias.data.tables import Examples
 from debias.errors import InputError
 
 LARGEST_WHOLE_CLUSTER = 16
 
 
-def subset(examples: Sequence[Example], limit: int | None, seed: int, *, whole: bool = False) -> list[Example]:
+def subset(examples: Sequence[Example], limit: int | None, seed: int, *, whole: bool = False) -> Sequence[Example]:
     """At most `limit` examples in the original order, drawn at random with `seed`.
 
     Clusters of up to 16 examples (pairs, edits of one original) are drawn whole, so that a few places may stay empty;
@@ -21,7 +23,9 @@ def subset(examples: Sequence[Example], limit: int | None, seed: int, *, whole: 
     if limit is not None and limit < 1:
         raise InputError(f"limit: expected a number over 0, got {limit}")
     if limit is None or limit >= len(examples):
-        return list(examples)
+        return examples
+    if not _clustered(examples):
+        return taken(examples, np.sort(np.random.default_rng(seed).permutation(len(examples))[:limit]))
     units = _drawn_together(examples, len(examples) if whole else LARGEST_WHOLE_CLUSTER)
     kept: list[int] = []
     for chosen in np.random.default_rng(seed).permutation(len(units)):
@@ -30,7 +34,18 @@ def subset(examples: Sequence[Example], limit: int | None, seed: int, *, whole: 
         kept += units[chosen]
     if not kept:
         raise InputError(f"limit: {limit} is too few: clusters are drawn whole, and hold up to {max(map(len, units))}")
-    return [examples[i] for i in sorted(kept)]
+    return taken(examples, np.array(sorted(kept)))
+
+
+def taken(examples: Sequence[Example], places_K: NDArray[np.int64]) -> Sequence[Example]:
+    """The examples at these places."""
+    return examples.take(places_K) if isinstance(examples, Examples) else [examples[place] for place in places_K]
+
+
+def _clustered(examples: Sequence[Example]) -> bool:
+    if isinstance(examples, Examples):
+        return examples.clustered
+    return any(example.cluster is not None for example in examples)
 
 
 def _drawn_together(examples: Sequence[Example], largest: int) -> list[list[int]]:

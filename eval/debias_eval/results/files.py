@@ -13,7 +13,7 @@ from debias.config.regular import check_regular
 from debias.data import Example
 from debias.errors import InputError
 from debias.runs.names import EVAL
-from debias.runs.whole import write_or_say
+from debias.runs.whole import filling, write_or_say
 from debias_eval.scores.scoring import Judged
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -216,15 +216,27 @@ def write_results(run: Path, result: Mapping[str, Any], examples: Sequence[Examp
     """Write predictions, then the results that vouch for them; returns the results' path.
 
     Probabilities are kept to 6 significant digits. The same predictions give the same bytes, and the results hold their
-    digest.
+    digest. No more than a line is in memory; each file is there whole or as it was.
     """
-    lines = "".join(_prediction_line(i, example, judged) for i, example in enumerate(examples))
-    content = gzip.compress(lines.encode(), mtime=0)
-    write_or_say(predictions_path(run, result["suite"]), content)
+    path = predictions_path(run, result["suite"])
+    try:
+        with filling(path) as part:
+            digest = _write_predictions(part, examples, judged)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
     path = result_path(run, result["suite"])
-    vouched = {**result, "predictions_sha256": hashlib.sha256(content).hexdigest()}
+    vouched = {**result, "predictions_sha256": digest}
     write_or_say(path, (json.dumps(vouched, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return path
+
+
+def _write_predictions(part: Path, examples: Sequence[Example], judged: Judged) -> str:
+    """The digest of what was written."""
+    with part.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as lines:
+        for i, example in enumerate(examples):
+            lines.write(_prediction_line(i, example, judged).encode())
+    with part.open("rb") as written:
+        return hashlib.file_digest(written, "sha256").hexdigest()
 
 
 def _prediction_line(i: int, example: Example, judged: Judged) -> str:

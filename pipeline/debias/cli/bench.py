@@ -209,6 +209,23 @@ def bench_data(
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
 
 
+@app.command("eval")
+def bench_eval(
+    rows: Annotated[int | None, typer.Option(min=64, help="Made-up rows of SNLI's length (100000).")] = None,
+    model: Annotated[str | None, typer.Option(help="Whose tokenizer reads them (package:minilm).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what judging many rows costs beyond the model, first and again: memory and CPU time."""
+    from debias.bench.data import made_rows
+    from debias.bench.small import small_classifier
+    from debias_eval.judging.many import ManySetting, bench_many, table_of
+
+    given: dict[str, Any] = {"rows": rows, "model": model}
+    setting = ManySetting(**{key: value for key, value in given.items() if value is not None})
+    result = bench_many(setting, made_rows, small_classifier)
+    typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+
+
 @app.command("pass")
 def bench_pass(
     model: Annotated[str | None, typer.Option(help="A classifier's base (package:minilm).")] = None,

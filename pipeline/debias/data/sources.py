@@ -5,7 +5,6 @@ Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted 
 """
 
 import logging
-import math
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from debias.config.data import DataConfig, DataSource
-from debias.data.examples import NO_LABEL, Example, labels_of
+from debias.data.examples import Example, labels_of
 from debias.data.files import kind_of, parquet_classes
 from debias.data.generator import generate
 from debias.data.grammar import PHENOMENA
 from debias.data.images import image_rows
-from debias.data.rows import Layout, NumberedRow, is_missing
+from debias.data.reader import NO_GOLD_LABEL, Reader
+from debias.data.rows import Layout, NumberedRow
 from debias.data.shards import Origin, files_there, is_pattern, resolve_files, resolve_path
 from debias.data.store import Notes, key_of
 from debias.data.tables import Examples, keep_examples
@@ -33,7 +33,6 @@ from debias.errors import InputError
 log = logging.getLogger(__name__)
 
 GENERATED_SIZE = 3000
-NO_GOLD_LABEL = ("-1", "-")
 
 
 def load_examples(
@@ -74,12 +73,30 @@ def load_with_columns(
     """
     origin, rows, classes = _open(source, data, base)
     rows = through(rows)
-    reader = _Reader(origin, source.split, data, classes, bias_column, tuple(p_columns), data.pictures)
+    reader = Reader(origin, source.split, data, classes, bias_column, tuple(p_columns), data.pictures)
     read = [(reader.example(number, row), reader.columns(number, row, columns)) for number, row in rows]
     gold = [(example, extra) for example, extra in read if example is not None]
     _say_what_was_dropped(origin.name, len(read), len(gold))
     kept = _subset(len(gold), source, origin.name)
     return gold if kept is None else [gold[index] for index in kept]
+
+
+def _examples_alone(read: Iterable[tuple[Example, dict[str, Any]]]) -> Iterator[Example]:
+    return (example for example, _ in read)
+
+
+@dataclass(frozen=True)
+class Underway:
+    """What becomes of rows on their way into a kept table; `told` says all of it, for the table's key.
+
+    Rows go `through` a function as in `load_with_columns`; examples, each beside the values of `columns` of its row, go
+    through `then`.
+    """
+
+    told: Any = None
+    through: Callable[[Iterable[NumberedRow]], Iterable[NumberedRow]] = iter
+    columns: Sequence[str] = ()
+    then: Callable[[Iterable[tuple[Example, dict[str, Any]]]], Iterator[Example]] = _examples_alone
 
 
 def kept_examples(
@@ -90,30 +107,28 @@ def kept_examples(
     bias_column: str | None = None,
     p_columns: Sequence[str] = (),
     require_every_label: bool = False,
+    underway: Underway | None = None,
 ) -> Examples:
     """As `load_examples`, of texts alone: read and checked once for the same content and settings, and kept."""
+    way = underway or Underway()
     opened = [_open(source, data, base, lazily=True)]
     origin, _, classes = opened[0]
     stamps = origin.stamps()
 
-    def reader_of(origin: Origin) -> _Reader:
-        return _Reader(origin, source.split, data, classes, bias_column, tuple(p_columns), pictures=False)
+    def reader_of(origin: Origin) -> Reader:
+        return Reader(origin, source.split, data, classes, bias_column, tuple(p_columns), pictures=False)
 
     def make(notes: Notes) -> Iterator[Example]:
         origin, rows, _ = opened.pop() if opened else _open(source, data, base, lazily=True)
-        reader = reader_of(origin)
         notes |= {"read": 0, "gold": 0}
-        for number, row in rows:
-            notes["read"] += 1
-            if (example := reader.example(number, row)) is not None:
-                notes["gold"] += 1
-                yield example
+        yield from way.then(_counted(reader_of(origin), way.through(rows), way.columns, notes))
         if not notes["gold"]:
             _say_what_was_dropped(origin.name, notes["read"], 0)
         if origin.stamps() != stamps:
             raise InputError(f"{origin.name}: has changed while it was read; start again")
 
-    examples = keep_examples(key_of("rows", origin.content(), reader_of(origin).told(source)), make)
+    told = reader_of(origin).told(source), *([] if way.told is None else [way.told])
+    examples = keep_examples(key_of("rows", origin.content(), *told), make)
     _say_what_was_dropped(origin.name, examples.table.notes["read"], len(examples))
     kept = _subset(len(examples), source, origin.name)
     if kept is not None:
@@ -121,6 +136,18 @@ def kept_examples(
     if require_every_label:
         _check_every_label(examples, data.labels, source.source)
     return examples
+
+
+def _counted(
+    reader: Reader, rows: Iterable[NumberedRow], columns: Sequence[str], notes: Notes
+) -> Iterator[tuple[Example, dict[str, Any]]]:
+    """Those of the rows that have a gold label, and in `notes` how many were read and have one."""
+    for number, row in rows:
+        notes["read"] += 1
+        example, extra = reader.example(number, row), reader.columns(number, row, columns)
+        if example is not None:
+            notes["gold"] += 1
+            yield example, extra
 
 
 def _say_what_was_dropped(where: str, read: int, gold: int) -> None:
@@ -166,7 +193,7 @@ def unlabelled(source: DataSource, data: DataConfig, *, id_field: str | None = N
     if id_field is not None:
         data = data.model_copy(update={"id_field": id_field})
     origin, rows, _ = _open(source, data, None)
-    reader = _Reader(origin, "row", data, None, None, (), pictures=False)
+    reader = Reader(origin, "row", data, None, None, (), pictures=False)
     for number, row in rows:
         if id_field is not None:
             reader.columns(number, row, (id_field,))
@@ -253,131 +280,6 @@ def _open_hub(
     # Without a fingerprint nobody could say what it was: it is then another one each time.
     made = getattr(dataset, "_fingerprint", None) or secrets.token_hex(16)
     return Origin(f"{source.source}[{source.split}]", made=made), enumerate(dataset, start=1), classes
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Turns rows into examples; `classes` are the names behind integer labels."""
-
-    origin: Origin
-    split: str
-    data: DataConfig
-    classes: Sequence[str] | None
-    bias_column: str | None
-    p_columns: tuple[str, ...]
-    pictures: bool  # not asked of `data` for each row, which reads a name
-
-    def example(self, number: int, row: Mapping[str, Any]) -> Example | None:
-        """The row as an example; None if it has no gold label."""
-        data, where = self.data, self.origin.row(number)
-        texts = self._texts(row, where)
-        label = self._label(_column(row, data.label_field, "label_field", where), where)
-        weight = None if self.bias_column is None else _weight(row, self.bias_column, where)
-        if label is None:
-            return None
-        group = None if data.group_field is None else _column(row, data.group_field, "group_field", where)
-        return Example(
-            id=self._id(number, row),
-            texts=texts,
-            label=label,
-            group=None if is_missing(group) else str(group),
-            bias_weight=weight,
-            bias_p=_distribution(row, self.p_columns, where) if self.p_columns else None,
-            image=row["image"] if self.pictures else None,
-        )
-
-    def told(self, source: DataSource) -> Any:
-        """All that says what is made of a row, beside the row."""
-        data = self.data
-        fields = (data.text_fields, data.label_field, data.id_field, data.group_field, self.bias_column, self.p_columns)
-        labels = (data.labels, sorted(data.label_map.items()), self.classes)
-        return fields, labels, (self.split, source.name, source.delimiter, source.quotes)
-
-    def unlabelled(self, number: int, row: Mapping[str, Any]) -> Example:
-        """The row as an example, whatever it says of labels, groups and weights."""
-        return Example(self._id(number, row), self._texts(row, self.origin.row(number)), NO_LABEL)
-
-    def _texts(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-        return tuple(_text(row, field, where) for field in self.data.text_fields)
-
-    def columns(self, number: int, row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-        """What the row holds under these names, None for an empty cell; InputError for a column that it lacks."""
-        where = self.origin.row(number)
-        values = {name: _column(row, name, "column", where) for name in names}
-        return {name: None if is_missing(value) else value for name, value in values.items()}
-
-    def _id(self, number: int, row: Mapping[str, Any]) -> str:
-        given = row.get(self.data.id_field) if self.data.id_field else None
-        return f"{self.split}-{number}" if is_missing(given) else str(given)
-
-    def _label(self, value: Any, where: str) -> int | None:
-        labels, label_map = self.data.labels, self.data.label_map
-        raw = name = str(value)
-        if self.classes and isinstance(value, int) and 0 <= value < len(self.classes):
-            name = self.classes[value]
-        label = label_map.get(raw) or label_map.get(name, name)
-        if label in labels:
-            return labels.index(label)
-        if raw in NO_GOLD_LABEL:
-            return None
-        known = f"labels {list(labels)}" + (f" and label_map {dict(label_map)}" if label_map else "")
-        if is_missing(value) and value is not None:
-            raise InputError(f"{where}: label is missing ({value!r}); a row without a gold label has -1 or '-'")
-        seen = repr(value) if name == raw else f"{value!r} ({name})"
-        raise InputError(f"{where}: label {seen} is not in {known}; data.label_map says which label a value stands for")
-
-
-def _column(row: Mapping[str, Any], name: str, setting: str, where: str) -> Any:
-    if name not in row:
-        raise InputError(
-            f"{where}: no column {name!r} ({setting}); the columns are {', '.join(map(str, row)) or 'none'}"
-        )
-    return row[name]
-
-
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    value = _column(row, field, "text_fields", where)
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {field} is {value!r}, expected text")
-    if not value.strip():
-        raise InputError(f"{where}: {field} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: {field} holds half of a character at {error.start} ({value[error.start]!r})"
-        ) from None
-    return value
-
-
-def _weight(row: Mapping[str, Any], column: str, where: str) -> float:
-    value = _column(row, column, "bias_weight.column", where)
-    try:
-        weight = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        weight = math.nan
-    if not math.isfinite(weight) or weight < 0:
-        raise InputError(f"{where}: {column} is {value!r}, expected a finite number that is not negative")
-    return weight
-
-
-def _distribution(row: Mapping[str, Any], columns: Sequence[str], where: str) -> tuple[float, ...]:
-    """The probabilities in these columns, which sum to 1 but for the rounding of who wrote them."""
-    found = tuple(_probability(row, column, where) for column in columns)
-    if abs(sum(found) - 1) > 1e-3:
-        raise InputError(f"{where}: {', '.join(columns)} are {list(found)}, which sum to {sum(found):.4g}, expected 1")
-    return found
-
-
-def _probability(row: Mapping[str, Any], column: str, where: str) -> float:
-    value = _column(row, column, "bias_model.columns", where)
-    try:
-        p = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        p = math.nan
-    if not 0 <= p <= 1:
-        raise InputError(f"{where}: {column} is {value!r}, expected a probability in [0, 1]")
-    return p
 
 
 def _subset(size: int, source: DataSource, where: str) -> list[int] | None:

@@ -34,6 +34,12 @@ class Examples(Sequence[Example]):
         self._p = [self._column(name) for name in names if name.startswith("p")]
         self._id, self._label = self._ragged("id"), self._column("label")
         self._group, self._weight = self._column("group"), self._column("weight")
+        self._cluster = self._ragged("cluster") if "cluster" in names else None
+
+    @property
+    def clustered(self) -> bool:
+        """Whether each has a cluster; else none has."""
+        return self._cluster is not None
 
     def _column(self, name: str) -> Column:
         return Column([batch.column(name) for batch in self.table.batches])
@@ -61,6 +67,7 @@ class Examples(Sequence[Example]):
             label=self._label[row],
             group=None if group == NO_GROUP else self.groups[group],
             bias_weight=None if math.isnan(weight) else weight,
+            cluster=None if self._cluster is None else self._cluster.text(row),
             bias_p=tuple([column[row] for column in self._p]) or None,
         )
 
@@ -98,7 +105,10 @@ class Ids(Sequence[str]):
 
 
 def keep_examples(key: str, make: Callable[[Notes], Iterator[Example]]) -> Examples:
-    """The examples of that key, of texts alone; where there are none, those that `make(notes)` gives, one or more."""
+    """The examples of that key, of texts alone; where there are none, those that `make(notes)` gives, one or more.
+
+    All of them have a cluster, or none.
+    """
     return Examples(kept(key, lambda notes: _batches(make(notes), notes)))
 
 
@@ -116,6 +126,8 @@ def _batches(examples: Iterator[Example], notes: Notes) -> Batches:
         columns["weight"] = _floats([row.bias_weight for row in rows])
         for place in range(len(rows[0].bias_p or ())):
             columns[f"p{place}"] = _floats([row.bias_p[place] for row in rows])
+        if rows[0].cluster is not None:
+            columns["cluster"] = bytes_of([str(row.cluster) for row in rows])
         columns["digest"] = pa.array(digests_of(rows), type=pa.uint64())
         notes["groups"] = list(number)
         yield pa.record_batch(columns)

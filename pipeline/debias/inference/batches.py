@@ -92,6 +92,15 @@ def _sum(scores: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return whole[:, :-1], whole[:, -1:]
 
 
+def from_first(scores: np.ndarray | None) -> np.ndarray | None:
+    """What the first rank has, on all ranks."""
+    told = [scores]
+    if join()[1] > 1:
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+        dist.broadcast_object_list(told, src=0, device=device)
+    return told[0]
+
+
 class Progress:
     """A line in the log now and then while a suite takes its time."""
 

@@ -19,7 +19,7 @@ from debias.errors import InputError
 from debias.inference.agreement import PaddingGuard
 from debias.inference.answer_scores import Scoring
 from debias.inference.answers import AnswerScorer
-from debias.inference.batches import Scores, budget_for, by_length, join, out_of_memory, score_batches
+from debias.inference.batches import Scores, budget_for, by_length, from_first, join, out_of_memory, score_batches
 from debias.models.rounding import tolerance
 from debias.models.vision import positions_of
 from debias.readouts import Answers
@@ -110,6 +110,10 @@ class Predictor:
                 return self._scores(examples, batch_size)
             except RuntimeError as error:
                 raise out_of_memory(error) from error
+
+    def from_first(self, scores: np.ndarray | None) -> np.ndarray | None:
+        """What the first rank has, on all ranks."""
+        return from_first(scores)
 
     def forget(self) -> None:
         """Let go of what was scored, where rows come as a stream without end."""

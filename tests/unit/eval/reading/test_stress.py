@@ -18,17 +18,14 @@ TRUTH = "and true is true"
     ],
 )
 def test_words_are_appended_and_nothing_else_changes(test, premise, hypothesis):
-    (changed,) = stressed([PAIR], test)
+    changed = stressed(PAIR, test)
     assert changed == Example("7", (premise, hypothesis), 2, "g", None, "c")
 
 
 def test_white_space_at_the_end_does_not_double():
-    (changed,) = stressed([Example("1", ("p", "h \n"), 0)], "negation")
+    changed = stressed(Example("1", ("p", "h \n"), 0), "negation")
     assert changed.texts == ("p", "h and false is not true")
 
 
-def test_the_given_examples_stay_as_they_are():
-    given = [PAIR]
-    stressed(given, "negation")
-    assert given == [PAIR]
+def test_all_three_are_here():
     assert set(DISTRACTIONS) == {"word_overlap", "negation", "length_mismatch"}
