@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from templates import compile_once
 
 # Models here are tiny: more threads only make the cores wait for each other. Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,6 +65,7 @@ def _own_cache() -> None:
 
 
 _own_cache()
+compile_once()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rank_pool import RANKS, on_two_ranks, torchrun
+from templates import compile_once
 
 from debias.config.run import RunConfig
 from debias.errors import Interrupted
@@ -45,6 +46,7 @@ def train_many(runs: list[dict[str, Any]]) -> None:
 def train_many_together(runs: list[dict[str, Any]]) -> None:
     """On each rank."""
     torch.set_num_threads(1)
+    compile_once()
     for settings in runs:
         forget_accelerate()
         try:

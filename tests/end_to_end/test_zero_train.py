@@ -1,6 +1,5 @@
 """`debias train` with `deepspeed:`: results as without, checkpoints for any number of ranks, kills and signals."""
 
-import itertools
 import json
 import os
 import shutil
@@ -85,15 +84,19 @@ def test_a_run_goes_on_at_any_number_of_ranks(place):
     def folder(rule, name):
         return place / f"{rule.name}_{name}"
 
+    def rules(name):
+        """The usual rule keeps nothing that the other does not keep as well: it goes on at one number of ranks."""
+        return GOING_ON if name in ("two", "two_to_two") else GOING_ON[1:]
+
     def whole(world, name):
-        return [settings(place, folder(r, name).name, world, method=settings_of(r), **saving) for r in GOING_ON]
+        return [settings(place, folder(r, name).name, world, method=settings_of(r), **saving) for r in rules(name)]
 
     def again(world, name, **changes):
         return [{**run, "resume": True, **changes} for run in whole(world, name)]
 
     def cut(name, *others):
         """The runs as they were when their second step had been saved."""
-        for rule, new in itertools.product(GOING_ON, others):
+        for rule, new in [(rule, other) for other in others for rule in rules(other)]:
             shutil.copytree(folder(rule, name), folder(rule, new))
             shutil.rmtree(folder(rule, new) / "checkpoint-4")
             shutil.rmtree(folder(rule, new) / "adapter")
@@ -110,11 +113,12 @@ def test_a_run_goes_on_at_any_number_of_ranks(place):
         two = folder(rule, "two")
         assert largest_difference(adapter_of(folder(rule, "two_to_two")), adapter_of(two)) == 0.0
         assert losses(folder(rule, "two_to_two")) == losses(two)
-        for name in ("one", "three", "two_to_three", "two_to_one", "one_to_two", "three_to_two", "two_to_zero1"):
-            run = folder(rule, name)
-            assert losses(run) == pytest.approx(losses(two), abs=1e-6), run
-            assert largest_difference(adapter_of(run), adapter_of(two)) < 2e-6, run
         assert (two / "checkpoint-2" / RULE_STATE).exists() != rule.is_stateless
+    rule = GOING_ON[1]
+    for name in ("one", "three", "two_to_three", "two_to_one", "one_to_two", "three_to_two", "two_to_zero1"):
+        run, two = folder(rule, name), folder(rule, "two")
+        assert losses(run) == pytest.approx(losses(two), abs=1e-6), run
+        assert largest_difference(adapter_of(run), adapter_of(two)) < 2e-6, run
 
 
 @pytest.mark.slow
@@ -157,19 +161,22 @@ def test_sigterm_exits_with_a_code_to_requeue_on(engine, place):
     assert "go on with resume=true" in errors.splitlines()[-1]
 
 
+KILLS = int(os.environ.get("KILLS", "10"))
+
+
 @pytest.mark.slow
-def test_thirty_kills_leave_a_run_that_ends_as_if_nothing_had_happened(place):
+def test_kills_leave_a_run_that_ends_as_if_nothing_had_happened(place):
     run = settings(
         place, "killed", 3, save_strategy="steps", save_steps=1, save_total_limit=2, lr_scheduler_type="constant"
     )
     (place / "killed.json").write_text(json.dumps(run))
-    command = [sys.executable, str(ROOT / "tests/killed_many.py"), str(place / "killed.json"), "30"]
+    command = [sys.executable, str(ROOT / "tests/killed_many.py"), str(place / "killed.json"), str(KILLS)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["steps"]) == 30
+    assert len(found["steps"]) == KILLS
     assert found["steps"] == sorted(found["steps"]), "a kill lost a checkpoint"
-    assert found["steps"][-1] > 10
+    assert found["steps"][-1] > KILLS / 3
     assert largest_difference(adapter_of(place / "killed"), adapter_of(place / "killed-undisturbed")) == 0.0
 
 
@@ -247,16 +254,22 @@ def test_every_kind_of_run(place):
         "finished": saved,
     }
 
+    def of(engine):
+        return {kind: changes for kind, changes in kinds.items() if engine != "zero2" or kind in few}
+
+    few = ("full", "dora", "judged", "causal", "finished", GOING_ON[1].name)  # of the second engine
+
     def runs(world, engine):
         # SGD: AdamW makes full-size steps out of the rounding that is a key bias's whole gradient.
         shared = {"deepspeed": engine, "max_steps": 3, "optim": "sgd"}
-        made = [{**settings(place, f"{kind}_{engine}", world, **shared), **changes} for kind, changes in kinds.items()]
+        chosen = of(engine).items()
+        made = [{**settings(place, f"{kind}_{engine}", world, **shared), **changes} for kind, changes in chosen]
         return [*made, {**made[-1], "resume": True}]
 
     on_ranks(1, runs(1, None))
     for engine in ("zero2", "zero3"):
         on_ranks(2, runs(2, engine))
-        for kind in kinds:
+        for kind in of(engine):
             difference = largest_difference(*(trained(place / f"{kind}_{name}") for name in (engine, None)))
             assert difference < (1e-3 if kind == "bf16" else 1e-7), (kind, engine)
         judgements = [

@@ -225,7 +225,7 @@ class _Candidates:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.seen: list[Any] = []  # each [N + M, K] sparse, of words K is 1
+        self.seen: list[tuple[Any, int | None]] = []  # [N + M, K] sparse, and which column it is; None: all of them
         self.names: list[str] = []
         self.kinds: list[tuple[str, str | None]] = []  # and the words, of what is some
         self.words: list[tuple[int, Any]] = []  # where the words of a field begin, and all of them, [N, V]
@@ -233,7 +233,7 @@ class _Candidates:
     def add_words(self, counts_NV: Any, words: Sequence[str], field: str) -> None:
         present_NV = (counts_NV > 0).astype(np.float64).tocsc()
         self.words.append((len(self.names), present_NV[: self.size]))
-        self.seen += [present_NV[:, [at]] for at in range(present_NV.shape[1])]
+        self.seen += [(present_NV, at) for at in range(present_NV.shape[1])]
         self.names += [f"“{word}” in {field}" for word in words]
         self.kinds += [(WORD, word) for word in words]
 
@@ -243,14 +243,15 @@ class _Candidates:
         edges = edges_of(value_N[: self.size])
         cell_N = np.searchsorted(edges, value_N, side="right")
         seen_NK = sparse.csc_matrix(np.eye(len(edges) + 1)[cell_N])
-        self.seen.append(seen_NK[:, np.asarray(seen_NK[: self.size].sum(axis=0)).ravel() > 0])
+        self.seen.append((seen_NK[:, np.asarray(seen_NK[: self.size].sum(axis=0)).ravel() > 0], None))
         self.names.append(name)
         self.kinds.append((kind, None))
 
     def taken(self, at: int) -> Artifact:
         """The feature there, which is not looked at again."""
         found, self.names[at] = self.names[at], ""
-        return Artifact(found, 0.0, self.seen[at], *self.kinds[at])
+        seen_NK, column = self.seen[at]
+        return Artifact(found, 0.0, seen_NK if column is None else seen_NK[:, [column]], *self.kinds[at])
 
     def best(self, label_N: Ints, p_NC: Floats, labels: int, least: float) -> int | None:
         """The feature that would lower the log loss of p most, by `least` nats and surely; None if none does."""
@@ -274,7 +275,7 @@ class _Candidates:
             gain_V[here] = surprise(with_it, expected) + surprise(rest, rest_expected)
             of_words[here], degrees_V[here] = True, one_NC.shape[1] - 1
         for at in np.flatnonzero(~of_words):
-            cells_NK = self.seen[at][: self.size]
+            cells_NK = self.seen[at][0][: self.size]
             gain_V[at] = surprise(cells_NK.T @ one_NC, cells_NK.T @ p_NC).sum()
             degrees_V[at] = max(1, cells_NK.shape[1] - 1) * (one_NC.shape[1] - 1)
         return gain_V / self.size, degrees_V
