@@ -124,6 +124,45 @@ def test_only_the_first_rank_writes(rank, folder, monkeypatch):
     assert len(set(accuracies)) == 1
 
 
+def test_judging_that_is_cut_off_goes_on_with_what_the_first_rank_kept(rank, folder, monkeypatch):
+    from debias.inference.predictor import Predictor
+    from debias_eval.judging import pieces
+    from debias_eval.judging.judge import Judging
+    from debias_eval.judging.models import judge_given
+
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(pieces, "PIECE", 8)
+    model = once(rank, save_llama, folder / "llama")
+    prompt = once(rank, _write_prompt, folder / "prompt.yaml")
+    asked, real = [], Predictor.label_scores
+
+    def judged(name, dies_after=99):
+        """Each rank has a folder of its own, as on nodes that share no disk."""
+
+        def label_scores(self, examples, batch_size=None):
+            if len(asked) == dies_after:
+                raise KeyboardInterrupt
+            asked.append(len(examples))
+            return real(self, examples, batch_size)
+
+        asked.clear()
+        monkeypatch.setattr(Predictor, "label_scores", label_scores)
+        out, given = folder / f"{name}{rank}", {"model": str(model), "prompt": prompt}
+        return judge_given(out, ["generated"], given, judging=Judging(limit=30, overlap="ignore")).results[0]
+
+    whole = judged("whole")
+    assert asked == [8, 8, 8, 6]
+    with pytest.raises(KeyboardInterrupt):
+        judged("cut", 2)
+    again = judged("cut")
+    assert asked == [8, 8, 6]  # the first few once more: `PROVED` is a whole piece of these
+    assert judged_alike(again) == judged_alike(whole)
+
+
+def judged_alike(result):
+    return {key: value for key, value in result.items() if key not in ("seconds", "predictions_sha256")}
+
+
 def _write_prompt(path: Path) -> None:
     import yaml
 

@@ -3,20 +3,22 @@
 Shapes: N examples, R runs (those of the first method, then those of the second), G groups, K clusters, B replicates.
 """
 
-from collections.abc import Sequence
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from debias.errors import InputError
-from debias_eval.results.files import Prediction, predictions_path, read_predictions
+from debias_eval.results.files import Prediction, predictions_of, predictions_path
 from debias_eval.results.runs import Run
 from debias_eval.scores.intervals import PAIRED_REPLICATES, Bools, Floats, Ints, cluster_bootstrap, compact
 from debias_eval.scores.scoring import in_groups, real_clusters
 
-Identity = tuple[str, str, str | None, str | None]  # id, label, group, cluster
 # A dense table of this size is still worth searching for equal clusters.
 _DENSE = 4_000_000
 
@@ -130,14 +132,13 @@ def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Ans
     first, second = sorted(first, key=_seeds), sorted(second, key=_seeds)
     runs = [*first, *second]
     result = runs[0].results[suite]
-    known = _read(runs[0], suite)
-    reference, gap = [_example(line) for line in known], result.gap_groups
-    rights = [_right(known), *(_right_of(run, suite, reference) for run in runs[1:])]
+    known, gap = _Known(), result.gap_groups
+    rights = [known.right(runs[0], suite), *(_right_of(run, suite, known.digest_N) for run in runs[1:])]
     return Answers(
         right_RN=np.stack(rights),
         firsts=len(first),
-        groups=tuple(line.group for line in known),
-        cluster_N=real_clusters([line.cluster for line in known]) if result.clusters is not None else None,
+        groups=tuple(known.groups),
+        cluster_N=real_clusters(known.clusters) if result.clusters is not None else None,
         aligned=gap.aligned if gap else (),
         conflicting=gap.conflicting if gap else (),
         same_seeds=_are_pairs(first, second),
@@ -156,29 +157,46 @@ def _are_pairs(first: Sequence[Run], second: Sequence[Run]) -> bool:
     return known and seeds[0] == seeds[1] and len(set(seeds[0])) == len(seeds[0]) > 1
 
 
-def _read(run: Run, suite: str) -> list[Prediction]:
-    return read_predictions(predictions_path(run.path, suite), run.results[suite])
+class _Known:
+    """What the first run says of the examples; of each, eight bytes are kept beside its group and cluster."""
+
+    def __init__(self) -> None:
+        self.groups: list[str | None] = []
+        self.clusters: list[str | None] = []
+        self.digest_N: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+
+    def right(self, run: Run, suite: str) -> Bools:
+        """Its right answers."""
+        same: dict[str | None, str | None] = {}  # one text in the place of as many as there are examples
+        digests, rights = array("Q"), array("b")
+        for line in _lines(run, suite):
+            digests.append(_digest(line))
+            rights.append(line.label == line.prediction)
+            self.groups.append(same.setdefault(line.group, line.group))
+            self.clusters.append(same.setdefault(line.cluster, line.cluster))
+        self.digest_N = np.frombuffer(digests, dtype=np.uint64)
+        return np.frombuffer(rights, dtype=np.bool_)
 
 
-def _right(lines: Sequence[Prediction]) -> Bools:
-    return np.array([line.label == line.prediction for line in lines])
+def _lines(run: Run, suite: str) -> Iterator[Prediction]:
+    return predictions_of(predictions_path(run.path, suite), run.results[suite])
 
 
-def _right_of(run: Run, suite: str, reference: Sequence[Identity]) -> Bools:
-    """One run's right answers; its predictions are let go of, for those of many runs fill the memory."""
-    lines = _read(run, suite)
-    if len(lines) != len(reference):
-        raise InputError(
-            f"{predictions_path(run.path, suite)}: {len(lines)} examples, another run has {len(reference)}"
-        )
-    for row, (line, known) in enumerate(zip(lines, reference, strict=True), start=1):
-        if _example(line) != known:
+def _right_of(run: Run, suite: str, known_N: NDArray[np.uint64]) -> Bools:
+    """Another run's right answers, to the same examples."""
+    rights, path = array("b"), predictions_path(run.path, suite)
+    for row, line in enumerate(_lines(run, suite)):
+        if row < len(known_N) and _digest(line) != known_N[row]:
             raise InputError(
-                f"{predictions_path(run.path, suite)}, line {row}: example {line.id!r} is not the one that another run "
-                "has there; run `debias eval` again"
+                f"{path}, line {row + 1}: example {line.id!r} is not the one that another run has there; run `debias"
+                " eval` again"
             )
-    return _right(lines)
+        rights.append(line.label == line.prediction)
+    if len(rights) != len(known_N):
+        raise InputError(f"{path}: {len(rights)} examples, another run has {len(known_N)}")
+    return np.frombuffer(rights, dtype=np.bool_)
 
 
-def _example(line: Prediction) -> Identity:
-    return line.id, line.label, line.group, line.cluster
+def _digest(line: Prediction) -> int:
+    told = repr((line.id, line.label, line.group, line.cluster)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "little")

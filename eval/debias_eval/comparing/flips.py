@@ -4,8 +4,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from debias_eval.results.files import Prediction, predictions_path, read_predictions
+import numpy as np
+
+from debias.errors import InputError
+from debias_eval.results.files import Prediction, chosen_predictions, predictions_of, predictions_path
 from debias_eval.results.runs import Method, Run
+from debias_eval.scores.intervals import Bools, Ints
 
 SHOWN = 3  # in each direction
 LONGEST = 600  # characters of a text
@@ -85,22 +89,29 @@ def _total(one: Flips) -> int:
 
 
 def _flips(first: Run, second: Run, suite: str) -> Flips:
-    left, right = (read_predictions(predictions_path(run.path, suite), run.results[suite]) for run in (first, second))
-    pairs = list(zip(left, right, strict=True))
-    kinds: dict[tuple[bool, bool], list[tuple[Prediction, Prediction]]] = {}
-    for one, other in pairs:
-        kinds.setdefault((one.prediction == one.label, other.prediction == other.label), []).append((one, other))
-    fixed, broken = kinds.get((False, True), []), kinds.get((True, False), [])
-    examples = ((second.name, tuple(_drawn(fixed, suite))), (first.name, tuple(_drawn(broken, suite))))
-    return Flips(
-        suite, len(kinds.get((True, True), [])), len(kinds.get((False, False), [])), len(fixed), len(broken), examples
-    )
+    sides = [_right(run, suite) for run in (first, second)]
+    if len(sides[0]) != len(sides[1]):
+        raise InputError(f"suite {suite}: {len(sides[0])} and {len(sides[1])} predictions of the same examples")
+    one_N, other_N = sides
+    fixed, broken = np.flatnonzero(~one_N & other_N), np.flatnonzero(one_N & ~other_N)
+    drawn = [_drawn(places, suite) for places in (fixed, broken)]
+    wanted = {place for places in drawn for place in places}
+    ones, others = (chosen_predictions(predictions_path(run.path, suite), wanted) for run in (first, second))
+    shown = [tuple(_flip(ones[place], others[place]) for place in places) for places in drawn]
+    examples = ((second.name, shown[0]), (first.name, shown[1]))
+    both, neither = int((one_N & other_N).sum()), int((~one_N & ~other_N).sum())
+    return Flips(suite, both, neither, len(fixed), len(broken), examples)
 
 
-def _drawn(pairs: Sequence[tuple[Prediction, Prediction]], suite: str) -> list[Flip]:
+def _right(run: Run, suite: str) -> Bools:
+    lines = predictions_of(predictions_path(run.path, suite), run.results[suite])
+    return np.fromiter((line.prediction == line.label for line in lines), dtype=np.bool_)
+
+
+def _drawn(places: Ints, suite: str) -> list[int]:
     """A seeded random sample, so that neither the best nor the worst cases are picked."""
-    chosen = random.Random(f"{SEED} {suite}").sample(range(len(pairs)), min(SHOWN, len(pairs)))
-    return [_flip(*pairs[i]) for i in sorted(chosen)]
+    chosen = random.Random(f"{SEED} {suite}").sample(range(len(places)), min(SHOWN, len(places)))
+    return [int(places[at]) for at in sorted(chosen)]
 
 
 def _flip(one: Prediction, other: Prediction) -> Flip:

@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -235,8 +235,12 @@ def _write_predictions(part: Path, examples: Sequence[Example], judged: Judged) 
     with part.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as lines:
         for i, example in enumerate(examples):
             lines.write(_prediction_line(i, example, judged).encode())
-    with part.open("rb") as written:
-        return hashlib.file_digest(written, "sha256").hexdigest()
+    return _sha256(part)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prediction_line(i: int, example: Example, judged: Judged) -> str:
@@ -280,35 +284,54 @@ def read_results(run: Path) -> dict[str, Result]:
 
 
 def read_predictions(path: Path, result: Result | None = None) -> list[Prediction]:
-    """The predictions of one result, validated; InputError with the line number if the file is damaged.
+    """All of `predictions_of`, in memory."""
+    return list(predictions_of(path, result))
 
-    With `result`, also an InputError if they are not the ones that its numbers were counted from: another version of
-    the suite, another model, a file put in their place.
+
+def predictions_of(path: Path, result: Result | None = None) -> Iterator[Prediction]:
+    """The predictions of one result one by one, validated; InputError with the line number if the file is damaged.
+
+    With `result`, also an InputError, when all were read, if they are not the ones that its numbers were counted from:
+    another version of the suite, another model, a file put in their place.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `debias eval` again")
-    predictions: list[Prediction] = []
+    read = right = 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
-                predictions.append(Prediction.model_validate_json(line))
+                prediction = Prediction.model_validate_json(line)
+                read += 1
+                right += prediction.label == prediction.prediction
+                yield prediction
     except (OSError, EOFError, ValueError, RecursionError) as error:
-        row = len(predictions) + 1
-        raise InputError(f"{path}, line {row}: damaged predictions: {_why(error)}; run `debias eval` again") from None
+        raise InputError(
+            f"{path}, line {read + 1}: damaged predictions: {_why(error)}; run `debias eval` again"
+        ) from None
     if result is not None:
-        _check_belong(path, predictions, result)
-    return predictions
+        _check_belong(path, read, right, result)
 
 
-def _check_belong(path: Path, predictions: Sequence[Prediction], result: Result) -> None:
-    right = sum(one.label == one.prediction for one in predictions)
+def chosen_predictions(path: Path, places: Collection[int]) -> dict[int, Prediction]:
+    """Those at these places, 0 the first, of a file that `predictions_of` has read."""
+    found: dict[int, Prediction] = {}
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for place, line in enumerate(file):
+            if place in places:
+                found[place] = Prediction.model_validate_json(line)
+            if len(found) == len(places):
+                break
+    return found
+
+
+def _check_belong(path: Path, read: int, right: int, result: Result) -> None:
     counted = round(result.accuracy * result.n)
     digest = result.predictions_sha256
-    if len(predictions) != result.n:
-        broken = f"holds {len(predictions)} predictions, the results count {result.n}"
+    if read != result.n:
+        broken = f"holds {read} predictions, the results count {result.n}"
     elif right != counted:
         broken = f"holds {right} right answers, the results count {counted}"
-    elif digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    elif digest is not None and _sha256(path) != digest:
         broken = "is not the file that the results were counted from"
     else:
         return
