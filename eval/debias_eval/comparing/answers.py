@@ -4,7 +4,7 @@ Shapes: N examples, R runs (those of the first method, then those of the second)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,13 +26,14 @@ class Answers:
     """`right_RN` says which answers are right; the first `firsts` rows are the first method's runs.
 
     With `same_seeds` the second method's runs have the first's seeds, in the same order. `cluster_N` numbers the
-    clusters 0..K-1, or is None where every example stands for itself.
+    clusters 0..K-1, or is None where every example stands for itself. `labels` are the right ones.
     """
 
     right_RN: Bools
     firsts: int
     groups: tuple[str | None, ...]
     cluster_N: Ints | None
+    labels: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ()
     conflicting: tuple[str, ...] = ()
     same_seeds: bool = False
@@ -69,6 +70,11 @@ class Answers:
         if names is None:
             return np.ones(len(self.groups), dtype=bool)
         return in_groups(self.groups, [name for name in names if name is not None])
+
+    @cached_property
+    def by_label(self) -> "Answers":
+        """The same with the examples of each label as a group."""
+        return replace(self, groups=self.labels, aligned=(), conflicting=())
 
     @cached_property
     def whole(self) -> "Counts":
@@ -116,9 +122,15 @@ class Counts:
 
     def worst(self) -> Floats:
         """Each run's accuracy on its own worst group, `[B, R]`."""
+        return np.asarray(np.nanmin(self._of_groups(), axis=-1))
+
+    def alike(self) -> Floats:
+        """Each run's mean of its accuracies on the groups, `[B, R]`; a replicate without a group has one less."""
+        return np.asarray(np.nanmean(self._of_groups(), axis=-1))
+
+    def _of_groups(self) -> Floats:
         mask_G = np.array([name is not None for name in self.names])
-        shares_BRG = _ratio(self.right_BRG[..., mask_G], self.size_BG[:, None, mask_G])
-        return np.asarray(np.nanmin(shares_BRG, axis=-1))
+        return _ratio(self.right_BRG[..., mask_G], self.size_BG[:, None, mask_G])
 
 
 def _ratio(right: Floats, size: Floats) -> Floats:
@@ -137,6 +149,7 @@ def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Ans
         right_RN=np.stack(rights),
         firsts=len(first),
         groups=tuple(line.group for line in known),
+        labels=tuple(line.label for line in known),
         cluster_N=real_clusters([line.cluster for line in known]) if result.clusters is not None else None,
         aligned=gap.aligned if gap else (),
         conflicting=gap.conflicting if gap else (),

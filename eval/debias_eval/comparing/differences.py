@@ -1,5 +1,6 @@
 """The differences between two methods' answers to the same examples, measure by measure."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,12 +47,23 @@ def differences_of(answers: Answers, with_consistency: bool) -> list[Difference]
     if answers.aligned and answers.conflicting:
         found.append(_of_share(answers, "conflicting", answers.conflicting))
         found.append(_of_counts(answers, "gap", partial(_gap_of, answers), (*answers.aligned, *answers.conflicting)))
-    if any(name is not None for name in answers.names):
-        found.append(_of_counts(answers, "worst_group", Counts.worst, [n for n in answers.names if n is not None]))
+    named = [name for name in answers.names if name is not None]
+    if named:
+        found.append(_of_counts(answers, "worst_group", Counts.worst, named))
+    if _unequal(answers.groups, named):
+        found.append(_of_counts(answers, "adjusted", Counts.alike, named))
+    if _unequal(answers.labels, answers.by_label.names):
+        found.append(_of_counts(answers.by_label, "balanced", Counts.alike, None))
     if with_consistency and answers.cluster_N is not None and answers.whole_RK.shape[1]:
         found.append(_of_consistency(answers))
     primary = "conflicting" if len(found) > 1 and found[1].measure == "conflicting" else "accuracy"
     return [replace(one, primary=one.measure == primary) for one in found]
+
+
+def _unequal(of_N: Sequence[str | None], names: Sequence[str | None]) -> bool:
+    """Whether the named parts differ in size or leave examples out, so that their mean is not accuracy once more."""
+    sizes = Counter(of_N)
+    return len(names) > 0 and (len({sizes[name] for name in names}) > 1 or None in sizes)
 
 
 def _gap_of(answers: Answers, counts: Counts) -> Floats:

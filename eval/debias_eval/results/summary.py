@@ -46,6 +46,8 @@ class Row:
     method: Method
     results: tuple[Result, ...]
     accuracy: Estimate
+    balanced: Estimate | None
+    adjusted: Estimate | None
     worst: Estimate | None
     worst_name: str
     gap: Estimate | None
@@ -63,7 +65,9 @@ class Row:
     digest: frozenset[str | None]
 
     def measure(self, name: str) -> Estimate | None:
-        """The estimate behind a comparison's measure: accuracy, conflicting, worst_group, gap or consistency."""
+        """The estimate behind a comparison's measure: accuracy, balanced, adjusted, conflicting, worst_group, gap or
+        consistency.
+        """
         found = self.worst if name == "worst_group" else getattr(self, name, None)
         return found if isinstance(found, Estimate) else None
 
@@ -118,6 +122,8 @@ def row(method: Method, suite: str) -> Row | None:
         method=method,
         results=tuple(results),
         accuracy=overall,
+        balanced=of_parts([result.balanced_accuracy for result in results]),
+        adjusted=of_parts([result.adjusted_accuracy for result in results]),
         worst=worst,
         worst_name=worst_name,
         gap=_gap(results),
@@ -162,6 +168,21 @@ def table(methods: Sequence[Method]) -> list[Row]:
     """All rows, suite by suite, methods in their order."""
     rows = [row(method, suite) for suite in suites_of(methods) for method in methods]
     return [one for one in rows if one is not None]
+
+
+def measured(rows: Sequence[Row], measures: Sequence[str]) -> list[str]:
+    """Those of the measures that say something of these rows: some row has it, and it is not accuracy once more.
+
+    Where all labels have as many examples, balanced accuracy is accuracy; so is adjusted accuracy of such groups.
+    """
+    return [name for name in measures if any(_says_more(row, name) for row in rows)]
+
+
+def _says_more(row: Row, name: str) -> bool:
+    found = row.measure(name)
+    if found is None or name not in ("balanced", "adjusted"):
+        return found is not None
+    return points(found.value) != points(row.accuracy.value)
 
 
 def comparable(rows: Sequence[Row]) -> bool:

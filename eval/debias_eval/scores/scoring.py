@@ -23,6 +23,7 @@ from debias_eval.scores.intervals import (
     square_and_add,
     wilson,
 )
+from debias_eval.scores.means import adjusted_accuracy, balanced_accuracy
 
 
 @dataclass(frozen=True)
@@ -197,10 +198,14 @@ def score(
     worst = worst_group(groups)
     confidence_N = judged.probabilities_NC[np.arange(len(right_N)), judged.prediction_N]
     held = consistency(right_N, cluster_N) if with_consistency and cluster_N is not None else None
+    answers = (judged.prediction_N, judged.gold_N)
+    adjusted = adjusted_accuracy(*answers, judged.groups, cluster_N)
     return {
-        **accuracy(judged.prediction_N, judged.gold_N, cluster_N).as_dict(),
+        **accuracy(*answers, cluster_N).as_dict(),
         "majority_accuracy": majority_accuracy(judged.gold_N),
-        "macro_f1": macro_f1(judged.prediction_N, judged.gold_N, len(judged.labels)),
+        "macro_f1": macro_f1(*answers, len(judged.labels)),
+        "balanced_accuracy": balanced_accuracy(*answers, cluster_N).as_dict(),
+        "adjusted_accuracy": None if adjusted is None else adjusted.as_dict(),
         "groups": {name: group.as_dict() for name, group in groups.items()},
         "worst_group": None if worst is None else {"name": worst, "accuracy": groups[worst].value},
         **_gap(judged, right_N, cluster_N, (aligned, conflicting)),
