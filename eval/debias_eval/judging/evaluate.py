@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from debias.data import Example
+from debias.data.shots import Shown
 from debias.errors import InputError
 from debias.ranks.world import is_first
 from debias_eval.judging.floors import partial_input
-from debias_eval.judging.overlap import TrainingRows
+from debias_eval.judging.overlap import TrainingRows, refuse_rows_of
 from debias_eval.judging.predict import Predictor, load, predict
 from debias_eval.reading.examples import all_examples
 from debias_eval.reading.subset import subset
@@ -33,20 +34,24 @@ def evaluate_run(
     trained_on: TrainingRows | None = None,
     overlap: OverlapRule = "count",
     floor: bool = True,
+    shown: Shown | None = None,
 ) -> dict[str, Any]:
     """Judge `run` on a suite (a loaded one, a built-in name or a path), write `RUN/eval/NAME.json`, return what was
     written.
 
     `limit` judges a random subset drawn with `seed`; the results then hold `n` below `available`, and every table says
     so. `predictor` replaces the run's own model, `trained_on` its own training data. `overlap` counts the suite's rows
-    that are in that data, or leaves them out too; `floor` adds what a part of the input gives away. Under torchrun the
-    first rank writes. InputError in one line for anything a user can put right.
+    that are in that data, or leaves them out too; `floor` adds what a part of the input gives away. `shown`: examples
+    that every prompt of `predictor` begins with; none may be a row of the suite. Under torchrun the first rank writes.
+    InputError in one line for anything a user can put right.
     """
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder")
     settings = suite if isinstance(suite, Suite) else load_suite(suite)
     every = all_examples(settings)
+    if shown is not None:
+        refuse_rows_of(settings, every, shown)
     kept, found = _without_training_rows(run, settings, every, overlap, trained_on)
     examples = subset(kept, limit, seed, whole=settings.consistency)
     model = predictor or load(run)
@@ -61,7 +66,7 @@ def evaluate_run(
         **_scores(settings, judged),
         "partial_input": partial_input(settings, every) if floor and is_first() else None,
         "overlap": found,
-        "judge": dict(getattr(model, "description", None) or {}),
+        "judge": {**dict(getattr(model, "description", None) or {}), **({"shots": shown.told} if shown else {})},
         "model_labels": list(model.labels),
         "examples_sha256": examples_sha256(examples),
         "seconds": round(seconds, 3),

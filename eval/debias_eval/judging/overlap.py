@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import Example, load_examples
+from debias.data.shots import Shown
 from debias.errors import InputError
 from debias.runs.names import CONFIG
+from debias_eval.reading.suite import Suite
 from debias_eval.scores.intervals import Bools
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,17 @@ class TrainingRows:
             rows = ([example.texts[i] for i in order] for example in examples if example.texts)
             self._keys[order] = frozenset(map(key_of, rows))
         return self._keys[order]
+
+
+def refuse_rows_of(suite: Suite, examples: Sequence[Example], shown: Shown) -> None:
+    """InputError if an example in context is a row of the suite, after `normalised`: its answer would stand there."""
+    rows = {tuple(sorted(key_of(example.texts))) for example in examples}
+    known = [one for one in shown.examples if tuple(sorted(key_of(one.texts))) in rows]
+    if known:
+        raise InputError(
+            f"shots: {len(known)} of {len(shown.examples)} examples of {shown.source} are rows of the suite "
+            f"{suite.name} (first: {known[0].id}); give other rows with --shots-from, or another --shots-seed"
+        )
 
 
 def overlapping(test: Sequence[Example], train: Iterable[Sequence[str]]) -> NDArray[np.bool_]:
