@@ -13,7 +13,16 @@ from scipy import sparse
 from debias.errors import InputError
 from debias_eval.results.files import Prediction, predictions_path, read_predictions
 from debias_eval.results.runs import Run
-from debias_eval.scores.intervals import PAIRED_REPLICATES, Bools, Floats, Ints, cluster_bootstrap, compact
+from debias_eval.scores.counterfactual import gaps
+from debias_eval.scores.intervals import (
+    PAIRED_REPLICATES,
+    Bools,
+    Floats,
+    Ints,
+    cluster_bootstrap,
+    cluster_index,
+    compact,
+)
 from debias_eval.scores.scoring import in_groups, real_clusters
 
 Identity = tuple[str, str, str | None, str | None]  # id, label, group, cluster
@@ -26,7 +35,8 @@ class Answers:
     """`right_RN` says which answers are right; the first `firsts` rows are the first method's runs.
 
     With `same_seeds` the second method's runs have the first's seeds, in the same order. `cluster_N` numbers the
-    clusters 0..K-1, or is None where every example stands for itself. `labels` are the right ones.
+    clusters 0..K-1, or is None where every example stands for itself. `labels` are the right ones. `moved_RK`: how far
+    each run's scores move within each cluster of an invariant suite, where nothing that matters does.
     """
 
     right_RN: Bools
@@ -37,6 +47,7 @@ class Answers:
     aligned: tuple[str, ...] = ()
     conflicting: tuple[str, ...] = ()
     same_seeds: bool = False
+    moved_RK: Floats | None = None
 
     @property
     def first_SN(self) -> Bools:
@@ -144,9 +155,11 @@ def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Ans
     result = runs[0].results[suite]
     known = _read(runs[0], suite)
     reference, gap = [_example(line) for line in known], result.gap_groups
-    rights = [_right(known), *(_right_of(run, suite, reference) for run in runs[1:])]
+    invariant = all(run.results[suite].counterfactual_gap is not None for run in runs)
+    read = [_of_lines(known, invariant), *(_of_run(run, suite, reference, invariant) for run in runs[1:])]
+    moved = [moved_K for _, moved_K in read if moved_K is not None]
     return Answers(
-        right_RN=np.stack(rights),
+        right_RN=np.stack([right_N for right_N, _ in read]),
         firsts=len(first),
         groups=tuple(line.group for line in known),
         labels=tuple(line.label for line in known),
@@ -154,6 +167,7 @@ def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Ans
         aligned=gap.aligned if gap else (),
         conflicting=gap.conflicting if gap else (),
         same_seeds=_are_pairs(first, second),
+        moved_RK=np.stack(moved) if moved else None,
     )
 
 
@@ -173,12 +187,19 @@ def _read(run: Run, suite: str) -> list[Prediction]:
     return read_predictions(predictions_path(run.path, suite), run.results[suite])
 
 
-def _right(lines: Sequence[Prediction]) -> Bools:
-    return np.array([line.label == line.prediction for line in lines])
+def _of_lines(lines: Sequence[Prediction], invariant: bool) -> tuple[Bools, Floats | None]:
+    """Which answers are right, and of an invariant suite how far scores move within each of its clusters."""
+    right_N = np.array([line.label == line.prediction for line in lines])
+    if not invariant:
+        return right_N, None
+    labels = list(lines[0].probabilities)
+    p_NC = np.array([[line.probabilities[label] for label in labels] for line in lines])
+    gold_N = np.array([labels.index(line.label) for line in lines])
+    return right_N, gaps(p_NC, gold_N, cluster_index([line.cluster for line in lines]))
 
 
-def _right_of(run: Run, suite: str, reference: Sequence[Identity]) -> Bools:
-    """One run's right answers; its predictions are let go of, for those of many runs fill the memory."""
+def _of_run(run: Run, suite: str, reference: Sequence[Identity], invariant: bool) -> tuple[Bools, Floats | None]:
+    """Of one run; its predictions are let go of, for those of many runs fill the memory."""
     lines = _read(run, suite)
     if len(lines) != len(reference):
         raise InputError(
@@ -190,7 +211,7 @@ def _right_of(run: Run, suite: str, reference: Sequence[Identity]) -> Bools:
                 f"{predictions_path(run.path, suite)}, line {row}: example {line.id!r} is not the one that another run "
                 "has there; run `debias eval` again"
             )
-    return _right(lines)
+    return _of_lines(lines, invariant)
 
 
 def _example(line: Prediction) -> Identity:

@@ -53,7 +53,7 @@ def evaluate_run(
     if shown is not None:
         refuse_rows_of(settings, every, shown)
     kept, found = _without_training_rows(run, settings, every, overlap, trained_on)
-    examples = subset(kept, limit, seed, whole=settings.consistency)
+    examples = subset(kept, limit, seed, whole=settings.consistency or settings.invariant)
     model = predictor or load(run)
     started = time.perf_counter()
     judged = _with_clusters(predict(model, settings, examples, batch_size), examples)
@@ -84,7 +84,7 @@ def _about(suite: Suite) -> dict[str, Any]:
 
 def _scores(suite: Suite, judged: Judged) -> dict[str, Any]:
     aligned, conflicting = (suite.gap.aligned, suite.gap.conflicting) if suite.gap else ((), ())
-    return score(judged, aligned, conflicting, suite.consistency)
+    return score(judged, aligned, conflicting, suite.consistency, suite.invariant)
 
 
 def _with_clusters(judged: Judged, examples: Sequence[Example]) -> Judged:

@@ -24,6 +24,7 @@ MEASURES = {
     "consistency": "whole clusters",
     "adjusted": "groups alike",
     "balanced": "labels alike",
+    "counterfactual_gap": "counterfactual gap (less is better)",
 }
 IN_TABLES = ("adjusted", "balanced")  # shown beside the numbers; the forest would be no clearer for them
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))

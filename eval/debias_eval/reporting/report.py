@@ -202,6 +202,7 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
         "gap": "Gap",
         "worst_group": "Worst group",
         "consistency": "Clusters right",
+        "counterfactual_gap": "Counterfactual gap",
     }
     return [(key, heads[key]) for key in measured(rows, list(heads))]
 

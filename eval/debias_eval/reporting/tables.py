@@ -24,7 +24,9 @@ COLUMNS = {
     "conflicting": "Shortcut wrong",
     "gap": "Gap",
     "consistency": "Whole clusters right",
+    "counterfactual_gap": "Counterfactual gap",
 }
+LESS_KNOWN = ("balanced", "adjusted", "counterfactual_gap")  # columns that a terminal has where they say something
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ def interval_note(rows: Sequence[Row]) -> str:
 
 
 def alike_note(rows: Sequence[Row]) -> list[str]:
-    """What it means that labels or groups are alike, where a table has such a column."""
-    shown = measured(rows, ("balanced", "adjusted"))
+    """What columns mean that not everybody knows, where a table has them."""
+    shown = measured(rows, LESS_KNOWN)
     words = {
         "balanced": "Labels alike: balanced accuracy, the mean of the labels' accuracies.",
         "adjusted": "Groups alike: the mean of the groups' accuracies.",
+        "counterfactual_gap": "Counterfactual gap: how much probability moves between examples of a cluster that "
+        "differ in nothing that matters (less is better).",
     }
     return [words[key] for key in shown]
 
@@ -160,7 +164,7 @@ def terminal_table(runs: Sequence[Path]) -> Table:
     result = Table(caption=Text(caption), caption_justify="left")
     for name in ("suite", "method"):
         result.add_column(name, overflow="fold")
-    alike = measured(rows, ("balanced", "adjusted"))
+    alike = measured(rows, LESS_KNOWN)
     heads = ("examples", "accuracy %", "shortcut right %", "shortcut wrong %", "gap", "worst group %")
     for name in (*heads, *(f"{COLUMNS[key].lower()} %" for key in alike)):
         result.add_column(name, justify="right")

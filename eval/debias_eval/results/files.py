@@ -41,6 +41,21 @@ class Part(_Read):
         return self
 
 
+class Moved(_Read):
+    """How far scores move within clusters where they must not, over `n` of these, with its 95 % interval."""
+
+    n: int = Field(ge=1)
+    value: Share
+    ci95: tuple[Share, Share]
+
+    @model_validator(mode="after")
+    def _interval_holds_value(self) -> "Moved":
+        low, high = self.ci95
+        if not low - 1e-9 <= self.value <= high + 1e-9:
+            raise ValueError(f"ci95 {list(self.ci95)} does not hold the value {self.value}")
+        return self
+
+
 class Worst(_Read):
     """The group with the lowest accuracy."""
 
@@ -114,6 +129,7 @@ class Result(Part):
     adjusted_accuracy: Part | None = None  # every group alike
     clusters: int | None = None  # None: every example stands for itself, and intervals are Wilson's
     consistency: Part | None = None  # share of clusters in which every example is right
+    counterfactual_gap: Moved | None = None
     reliability: tuple[Bin, ...] = ()
     partial_input: PartialInput | None = None
     overlap: Overlap | None = None

@@ -54,6 +54,7 @@ class Row:
     aligned: Estimate | None
     conflicting: Estimate | None
     consistency: Estimate | None
+    counterfactual_gap: Estimate | None
     groups: dict[str, Estimate]
     ece: float
     macro_f1: float | None
@@ -65,8 +66,8 @@ class Row:
     digest: frozenset[str | None]
 
     def measure(self, name: str) -> Estimate | None:
-        """The estimate behind a comparison's measure: accuracy, balanced, adjusted, conflicting, worst_group, gap or
-        consistency.
+        """The estimate behind a comparison's measure: accuracy, balanced, adjusted, conflicting, worst_group, gap,
+        consistency or counterfactual_gap.
         """
         found = self.worst if name == "worst_group" else getattr(self, name, None)
         return found if isinstance(found, Estimate) else None
@@ -94,6 +95,13 @@ def _gap(results: Sequence[Result]) -> Estimate | None:
         return None
     intervals = [result.gap_ci95 or (gap, gap) for result, gap in zip(results, gaps, strict=True)]
     return _estimate(gaps, intervals, (-1.0, 1.0))
+
+
+def _moved(results: Sequence[Result]) -> Estimate | None:
+    known = [result.counterfactual_gap for result in results if result.counterfactual_gap is not None]
+    if not known or len(known) < len(results):
+        return None
+    return _estimate([one.value for one in known], [one.ci95 for one in known], (0.0, 1.0))
 
 
 def _worst(results: Sequence[Result]) -> tuple[Estimate | None, str]:
@@ -130,6 +138,7 @@ def row(method: Method, suite: str) -> Row | None:
         aligned=of_parts([result.aligned for result in results]),
         conflicting=of_parts([result.conflicting for result in results]),
         consistency=of_parts([result.consistency for result in results]),
+        counterfactual_gap=_moved(results),
         groups=_groups(results),
         ece=sum(result.ece for result in results) / len(results),
         macro_f1=_mean(result.macro_f1 for result in results),

@@ -11,6 +11,7 @@ import numpy as np
 
 from debias.errors import InputError
 from debias_eval.scores.calibration import brier, expected_calibration_error, reliability
+from debias_eval.scores.counterfactual import counterfactual_gap
 from debias_eval.scores.intervals import (
     Bools,
     Floats,
@@ -183,13 +184,17 @@ def real_clusters(clusters: Sequence[str | None]) -> Ints | None:
 
 
 def score(
-    judged: Judged, aligned: Sequence[str] = (), conflicting: Sequence[str] = (), with_consistency: bool = False
+    judged: Judged,
+    aligned: Sequence[str] = (),
+    conflicting: Sequence[str] = (),
+    with_consistency: bool = False,
+    invariant: bool = False,
 ) -> dict[str, Any]:
     """Every number of a results file; `aligned` and `conflicting` name the groups whose difference is the gap.
 
     Groups that the examples do not hold count as absent: a side without examples leaves the gap None. Where clusters
     hold several examples, intervals come from resampling whole clusters; `with_consistency` counts the clusters that
-    are right throughout.
+    are right throughout, and of an `invariant` suite the counterfactual gap says how far scores move within them.
     """
     check(judged)
     cluster_N = real_clusters(judged.clusters)
@@ -198,6 +203,8 @@ def score(
     worst = worst_group(groups)
     confidence_N = judged.probabilities_NC[np.arange(len(right_N)), judged.prediction_N]
     held = consistency(right_N, cluster_N) if with_consistency and cluster_N is not None else None
+    scores = (judged.probabilities_NC, judged.gold_N)
+    moved = counterfactual_gap(*scores, cluster_N) if invariant and cluster_N is not None else None
     answers = (judged.prediction_N, judged.gold_N)
     adjusted = adjusted_accuracy(*answers, judged.groups, cluster_N)
     return {
@@ -211,6 +218,7 @@ def score(
         **_gap(judged, right_N, cluster_N, (aligned, conflicting)),
         "clusters": None if cluster_N is None else compact(cluster_N)[1],
         "consistency": None if held is None else held.as_dict(),
+        "counterfactual_gap": None if moved is None else moved.as_dict(),
         "ece": expected_calibration_error(confidence_N, right_N),
         "brier": brier(judged.probabilities_NC, judged.gold_N),
         "reliability": reliability(confidence_N, right_N),

@@ -318,6 +318,26 @@ def test_measures_agree_with_loops_and_the_bootstrap_of_one_measure():
     assert ours["consistency"].n == len(whole[0])
 
 
+def test_how_far_scores_move_within_clusters_is_compared(judged_run):
+    """Two answers of a cluster that differ have scores that are 0.8 apart; by loops, of each run and the difference."""
+    names = [f"c{i // 3}" for i in range(90)]
+    told = {"counterfactual_gap": {"n": 30, "value": 0.4, "ci95": [0.3, 0.5]}}
+    flags = [noise(seed, 0.6, 90) for seed in range(2)]
+    runs = [judged_run(m, m, 0, {"s": one}, names, told) for m, one in zip(SIDE_BY_SIDE, flags, strict=True)]
+    wanted = []
+    for one in flags:
+        clusters = [one[i : i + 3] for i in range(0, 90, 3)]
+        apart = [[0.8 * (a != b) for a, b in ((c[0], c[1]), (c[0], c[2]), (c[1], c[2]))] for c in clusters]
+        wanted.append(sum(sum(pairs) / 3 for pairs in apart) / 30)
+    moved = found(compared(runs), "s", "counterfactual_gap")
+    assert (moved.first, moved.second) == pytest.approx(tuple(wanted))
+    assert moved.difference == pytest.approx(wanted[1] - wanted[0])
+    assert moved.low < moved.difference < moved.high
+    assert (moved.clusters, moved.test, moved.primary) == (30, "paired bootstrap over clusters", False)
+    older = [judged_run(f"old-{m}", m, 0, {"s": one}, names) for m, one in zip(SIDE_BY_SIDE, flags, strict=True)]
+    assert "counterfactual_gap" not in {one.measure for one in compared([runs[0], older[1]]).differences}
+
+
 def test_labels_and_groups_of_one_size_are_no_measures_of_their_own(judged_run):
     runs = [judged_run(name, name, 0, {"s": noise(seed, 0.6)}) for seed, name in enumerate(SIDE_BY_SIDE)]
     assert {one.measure for one in compared(runs).differences}.isdisjoint({"adjusted", "balanced"})

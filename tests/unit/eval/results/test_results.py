@@ -55,6 +55,7 @@ def test_keys_of_a_later_version_are_left_alone(path):
         ({"worst_group": {"name": "bias-aligned", "accuracy": 0.9}}, "is not the lowest among the groups"),
         ({"adjusted_accuracy": {"n": 9, "accuracy": 0.5, "ci95": [0, 1]}}, "adjusted_accuracy is 0.5, but that is not"),
         ({"balanced_accuracy": {"n": 9, "accuracy": 0.5, "ci95": [0.6, 1]}}, "does not hold the accuracy"),
+        ({"counterfactual_gap": {"n": 9, "value": 0.5, "ci95": [0.6, 1]}}, "does not hold the value 0.5"),
         ({"gap": 0.6}, "gap is 0.6, but aligned - conflicting is not"),
         ({"gap_ci95": [0.8, 0.9]}, "gap_ci95 [0.8, 0.9] does not hold 0.7"),
         ({"gap_ci95": [0.8]}, "gap_ci95.1: "),
