@@ -165,6 +165,7 @@ def test_what_changes_the_run_changes_the_adapter(bert: Path, tmp_path: Path) ->
         "lora_r": {"lora_r": 3},
         "lora_alpha": {"lora_alpha": 4},
         "lora_dropout": {"lora_dropout": 0.3},
+        "head_dropout": {"head_dropout": 0.9},
         "targets": {"adapter": {"targets": ["query"]}},
         "max_length": {"max_length": 10},
         "learning_rate": {"learning_rate": 2e-2},
@@ -333,6 +334,26 @@ def test_checkpointed_activations_change_nothing(bert_dropout: Path, tmp_path: P
         for on in (False, True)
     ]
     assert largest_difference(*map(adapter_of, runs)) <= 1e-6
+
+
+@pytest.mark.parametrize("head", ["classification", "causal_lm"])
+def test_very_large_dropout_is_one_mask_for_both_gradients(head: str, bert: Path, llama: Path, tmp_path: Path) -> None:
+    """Of one seed both ways of one forward pass give one adapter, and so do activations that are computed again."""
+    causal = head == "causal_lm"
+    shared = {"head_dropout": 0.9, "optim": "sgd", "learning_rate": 0.1, **(CAUSAL if causal else {})}
+    changes: dict[str, dict[str, Any]] = {
+        "single": {"gradients": "single_pass"},
+        "shared": {"gradients": "shared_forward"},
+        "again": {"gradients": "single_pass", "gradient_checkpointing": True},
+        "none": {"gradients": "single_pass", "head_dropout": 0.0},
+    }
+    found = {
+        name: adapter_of(train(config_for(llama if causal else bert, tmp_path / name, **{**shared, **change})))
+        for name, change in changes.items()
+    }
+    assert largest_difference(found["single"], found["shared"]) <= 1e-5
+    assert largest_difference(found["single"], found["again"]) <= 1e-5
+    assert largest_difference(found["single"], found["none"]) > 1e-4
 
 
 def test_a_column_of_ones_is_a_weight_of_one(bert: Path, tmp_path: Path) -> None:

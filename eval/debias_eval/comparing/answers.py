@@ -4,9 +4,10 @@ Shapes: N examples, R runs (those of the first method, then those of the second)
 """
 
 import hashlib
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +17,16 @@ from scipy import sparse
 from debias.errors import InputError
 from debias_eval.results.files import Prediction, predictions_of, predictions_path
 from debias_eval.results.runs import Run
-from debias_eval.scores.intervals import PAIRED_REPLICATES, Bools, Floats, Ints, cluster_bootstrap, compact
+from debias_eval.scores.counterfactual import gaps
+from debias_eval.scores.intervals import (
+    PAIRED_REPLICATES,
+    Bools,
+    Floats,
+    Ints,
+    cluster_bootstrap,
+    cluster_index,
+    compact,
+)
 from debias_eval.scores.scoring import in_groups, real_clusters
 
 # A dense table of this size is still worth searching for equal clusters.
@@ -28,16 +38,19 @@ class Answers:
     """`right_RN` says which answers are right; the first `firsts` rows are the first method's runs.
 
     With `same_seeds` the second method's runs have the first's seeds, in the same order. `cluster_N` numbers the
-    clusters 0..K-1, or is None where every example stands for itself.
+    clusters 0..K-1, or is None where every example stands for itself. `labels` are the right ones. `moved_RK`: how far
+    each run's scores move within each cluster of an invariant suite, where nothing that matters does.
     """
 
     right_RN: Bools
     firsts: int
     groups: tuple[str | None, ...]
     cluster_N: Ints | None
+    labels: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ()
     conflicting: tuple[str, ...] = ()
     same_seeds: bool = False
+    moved_RK: Floats | None = None
 
     @property
     def first_SN(self) -> Bools:
@@ -71,6 +84,11 @@ class Answers:
         if names is None:
             return np.ones(len(self.groups), dtype=bool)
         return in_groups(self.groups, [name for name in names if name is not None])
+
+    @cached_property
+    def by_label(self) -> "Answers":
+        """The same with the examples of each label as a group."""
+        return replace(self, groups=self.labels, aligned=(), conflicting=())
 
     @cached_property
     def whole(self) -> "Counts":
@@ -118,9 +136,15 @@ class Counts:
 
     def worst(self) -> Floats:
         """Each run's accuracy on its own worst group, `[B, R]`."""
+        return np.asarray(np.nanmin(self._of_groups(), axis=-1))
+
+    def alike(self) -> Floats:
+        """Each run's mean of its accuracies on the groups, `[B, R]`; a replicate without a group has one less."""
+        return np.asarray(np.nanmean(self._of_groups(), axis=-1))
+
+    def _of_groups(self) -> Floats:
         mask_G = np.array([name is not None for name in self.names])
-        shares_BRG = _ratio(self.right_BRG[..., mask_G], self.size_BG[:, None, mask_G])
-        return np.asarray(np.nanmin(shares_BRG, axis=-1))
+        return _ratio(self.right_BRG[..., mask_G], self.size_BG[:, None, mask_G])
 
 
 def _ratio(right: Floats, size: Floats) -> Floats:
@@ -133,15 +157,19 @@ def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Ans
     runs = [*first, *second]
     result = runs[0].results[suite]
     known, gap = _Known(), result.gap_groups
-    rights = [known.right(runs[0], suite), *(_right_of(run, suite, known.digest_N) for run in runs[1:])]
+    invariant = all(run.results[suite].counterfactual_gap is not None for run in runs)
+    read = [known.read(runs[0], suite, invariant), *(known.of(run, suite, invariant) for run in runs[1:])]
+    moved = [moved_K for _, moved_K in read if moved_K is not None]
     return Answers(
-        right_RN=np.stack(rights),
+        right_RN=np.stack([right_N for right_N, _ in read]),
         firsts=len(first),
         groups=tuple(known.groups),
+        labels=tuple(known.labels),
         cluster_N=real_clusters(known.clusters) if result.clusters is not None else None,
         aligned=gap.aligned if gap else (),
         conflicting=gap.conflicting if gap else (),
         same_seeds=_are_pairs(first, second),
+        moved_RK=np.stack(moved) if moved else None,
     )
 
 
@@ -158,43 +186,71 @@ def _are_pairs(first: Sequence[Run], second: Sequence[Run]) -> bool:
 
 
 class _Known:
-    """What the first run says of the examples; of each, eight bytes are kept beside its group and cluster."""
+    """What the first run says of the examples; of each, eight bytes are kept beside label, group and cluster."""
 
     def __init__(self) -> None:
         self.groups: list[str | None] = []
         self.clusters: list[str | None] = []
+        self.labels: list[str] = []
         self.digest_N: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
-    def right(self, run: Run, suite: str) -> Bools:
-        """Its right answers."""
+    def read(self, run: Run, suite: str, invariant: bool) -> tuple[Bools, Floats | None]:
+        """As `of`, of the first run."""
         same: dict[str | None, str | None] = {}  # one text in the place of as many as there are examples
-        digests, rights = array("Q"), array("b")
+        told, digests = _Told(), array("Q")
         for line in _lines(run, suite):
+            told.add(line, invariant)
             digests.append(_digest(line))
-            rights.append(line.label == line.prediction)
             self.groups.append(same.setdefault(line.group, line.group))
             self.clusters.append(same.setdefault(line.cluster, line.cluster))
+            self.labels.append(sys.intern(line.label))
         self.digest_N = np.frombuffer(digests, dtype=np.uint64)
-        return np.frombuffer(rights, dtype=np.bool_)
+        return told.right_N, self._moved(told, invariant)
+
+    def of(self, run: Run, suite: str, invariant: bool) -> tuple[Bools, Floats | None]:
+        """Which answers of a run are right, and of an invariant suite how far scores move within each of its clusters.
+
+        InputError where its examples are others.
+        """
+        told, path = _Told(), predictions_path(run.path, suite)
+        for row, line in enumerate(_lines(run, suite)):
+            if row < len(self.digest_N) and _digest(line) != self.digest_N[row]:
+                raise InputError(
+                    f"{path}, line {row + 1}: example {line.id!r} is not the one that another run has there; run"
+                    " `debias eval` again"
+                )
+            told.add(line, invariant)
+        if len(told.rights) != len(self.digest_N):
+            raise InputError(f"{path}: {len(told.rights)} examples, another run has {len(self.digest_N)}")
+        return told.right_N, self._moved(told, invariant)
+
+    def _moved(self, told: "_Told", invariant: bool) -> Floats | None:
+        if not invariant:
+            return None
+        gold_N = np.array([told.names.index(label) for label in self.labels])
+        p_NC = np.frombuffer(told.p, dtype=np.float64).reshape(-1, len(told.names))
+        return gaps(p_NC, gold_N, cluster_index(self.clusters))
+
+
+class _Told:
+    """A run's answers as they are read; of an invariant suite the probability of each label, too."""
+
+    def __init__(self) -> None:
+        self.rights, self.p, self.names = array("b"), array("d"), list[str]()
+
+    def add(self, line: Prediction, invariant: bool) -> None:
+        self.rights.append(line.label == line.prediction)
+        if invariant:
+            self.names = self.names or list(line.probabilities)
+            self.p.extend(line.probabilities[name] for name in self.names)
+
+    @property
+    def right_N(self) -> Bools:
+        return np.frombuffer(self.rights, dtype=np.bool_)
 
 
 def _lines(run: Run, suite: str) -> Iterator[Prediction]:
     return predictions_of(predictions_path(run.path, suite), run.results[suite])
-
-
-def _right_of(run: Run, suite: str, known_N: NDArray[np.uint64]) -> Bools:
-    """Another run's right answers, to the same examples."""
-    rights, path = array("b"), predictions_path(run.path, suite)
-    for row, line in enumerate(_lines(run, suite)):
-        if row < len(known_N) and _digest(line) != known_N[row]:
-            raise InputError(
-                f"{path}, line {row + 1}: example {line.id!r} is not the one that another run has there; run `debias"
-                " eval` again"
-            )
-        rights.append(line.label == line.prediction)
-    if len(rights) != len(known_N):
-        raise InputError(f"{path}: {len(rights)} examples, another run has {len(known_N)}")
-    return np.frombuffer(rights, dtype=np.bool_)
 
 
 def _digest(line: Prediction) -> int:

@@ -70,6 +70,13 @@ def compare_folders(first: Sequence[Path], second: Sequence[Path]) -> Comparison
     return compare(Method(names[0], tuple(sides[0])), Method(names[1], tuple(sides[1]), style=1))
 
 
+def against_base(base: Path, runs: Sequence[Path]) -> list[Comparison]:
+    """Each method of the runs against what they were fine-tuned from, a folder of results: what fine-tuning changed."""
+    start = read_runs([base])
+    first = Method(start[0].called or start[0].name, tuple(start))
+    return [compare(first, replace(method, style=1)) for method in group_runs(read_runs(runs))]
+
+
 def _two_sides(folders: Sequence[Path]) -> list[list[Run]]:
     if len(folders) == 2:
         return [read_runs([folder]) for folder in folders]

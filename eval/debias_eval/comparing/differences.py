@@ -1,11 +1,22 @@
 """The differences between two methods' answers to the same examples, measure by measure."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from debias_eval.comparing.answers import Answers, Counts
-from debias_eval.scores.intervals import Bools, Floats, Paired, mcnemar, paired_bootstrap, paired_newcombe, two_level
+from debias_eval.scores.intervals import (
+    PAIRED_REPLICATES,
+    Bools,
+    Floats,
+    Paired,
+    cluster_bootstrap,
+    mcnemar,
+    paired_bootstrap,
+    paired_newcombe,
+    two_level,
+)
 
 LEVEL = 0.05
 
@@ -46,12 +57,25 @@ def differences_of(answers: Answers, with_consistency: bool) -> list[Difference]
     if answers.aligned and answers.conflicting:
         found.append(_of_share(answers, "conflicting", answers.conflicting))
         found.append(_of_counts(answers, "gap", partial(_gap_of, answers), (*answers.aligned, *answers.conflicting)))
-    if any(name is not None for name in answers.names):
-        found.append(_of_counts(answers, "worst_group", Counts.worst, [n for n in answers.names if n is not None]))
+    named = [name for name in answers.names if name is not None]
+    if named:
+        found.append(_of_counts(answers, "worst_group", Counts.worst, named))
+    if _unequal(answers.groups, named):
+        found.append(_of_counts(answers, "adjusted", Counts.alike, named))
+    if _unequal(answers.labels, answers.by_label.names):
+        found.append(_of_counts(answers.by_label, "balanced", Counts.alike, None))
     if with_consistency and answers.cluster_N is not None and answers.whole_RK.shape[1]:
         found.append(_of_consistency(answers))
+    if answers.moved_RK is not None:
+        found.append(_of_moved(answers, answers.moved_RK))
     primary = "conflicting" if len(found) > 1 and found[1].measure == "conflicting" else "accuracy"
     return [replace(one, primary=one.measure == primary) for one in found]
+
+
+def _unequal(of_N: Sequence[str | None], names: Sequence[str | None]) -> bool:
+    """Whether the named parts differ in size or leave examples out, so that their mean is not accuracy once more."""
+    sizes = Counter(of_N)
+    return len(names) > 0 and (len({sizes[name] for name in names}) > 1 or None in sizes)
 
 
 def _gap_of(answers: Answers, counts: Counts) -> Floats:
@@ -108,6 +132,17 @@ def _of_consistency(answers: Answers) -> Difference:
         paired = paired_bootstrap(first_SK, second_SK, same_seeds=answers.same_seeds)
     one = _difference(answers, "consistency", paired, (first_SK.mean(), second_SK.mean()), None)
     return replace(one, n=whole_RK.shape[1], clusters=whole_RK.shape[1])
+
+
+def _of_moved(answers: Answers, moved_RK: Floats) -> Difference:
+    """The counterfactual gap: a mean over clusters, which are resampled, the same ones for every run."""
+    firsts, clusters = answers.firsts, moved_RK.shape[1]
+    means_BR = cluster_bootstrap(moved_RK.T, PAIRED_REPLICATES) / clusters
+    first_S, second_S = moved_RK[:firsts].mean(axis=1), moved_RK[firsts:].mean(axis=1)
+    drawn = (means_BR[:, :firsts], means_BR[:, firsts:])
+    paired = two_level(first_S, second_S, *drawn, clusters, same_seeds=answers.same_seeds)
+    one = _difference(answers, "counterfactual_gap", paired, (first_S.mean(), second_S.mean()), None)
+    return replace(one, clusters=clusters)
 
 
 def _difference(

@@ -37,6 +37,8 @@ def _status(run: Run) -> str | None:
 
 
 def _compute(first: Method, second: Method) -> list[str]:
+    if first.only_judged or second.only_judged:  # which is an objection already, and whoever trained it kept no record
+        return []
     seen = [{run.name: examples_seen(run) for run in method.runs} for method in (first, second)]
     unknown = [name for one in seen for name, value in one.items() if value is None]
     if unknown:
@@ -66,7 +68,7 @@ def _selection(first: Method, second: Method) -> list[str]:
     rules = [sorted({run.selection for run in method.runs}) for method in (first, second)]
     oracle = [method.name for method in (first, second) if any(run.is_oracle for run in method.runs)]
     found = [f"oracle selection: the checkpoint of {name} was chosen with the test's own answers" for name in oracle]
-    if rules[0] != rules[1]:
+    if rules[0] != rules[1] and not (first.only_judged or second.only_judged):
         words = [" and ".join(one) for one in rules]
         found.append(f"different selection: {first.name} by {words[0]}, {second.name} by {words[1]}")
     return found
@@ -116,4 +118,13 @@ def _judges(suite: str, results: Sequence[Result]) -> list[str]:
 
 def _settings(judge: dict[str, Any]) -> dict[str, str]:
     """How labels were scored, without how the work was spread and what was measured on the way."""
-    return {key: json.dumps(value, sort_keys=True) for key, value in judge.items() if not key.startswith(NO_MATTER)}
+    return {
+        key: json.dumps(_with_short_digest(value), sort_keys=True)
+        for key, value in judge.items()
+        if not key.startswith(NO_MATTER)
+    }
+
+
+def _with_short_digest(value: Any) -> Any:
+    """Of examples in context eight letters of their digest tell them apart; all sixty-four fill three lines."""
+    return {**value, "sha256": str(value["sha256"])[:8]} if isinstance(value, dict) and "sha256" in value else value

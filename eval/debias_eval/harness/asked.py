@@ -76,6 +76,10 @@ def _judged(folder: Path, model: str | None, adapter: str | None) -> Asked:
         raise InputError(f"{folder}: neither a run nor a folder of `debias eval --model ... -o FOLDER`") from None
     if "endpoint" in options:
         raise InputError(f"{folder}: was judged through a server; give --model and --prompt of weights to be loaded")
+    if "shots" in options:
+        raise InputError(
+            f"{folder}: was judged with examples in context, which are not exported; give --model, --prompt"
+        )
     return _named(options, str(folder))
 
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from debias.data import Example
+from debias.data.shots import Shown
 from debias.errors import InputError
 from debias.ranks.world import is_first
 from debias.runs.names import ADAPTER, CONFIG, MODEL
 from debias_eval.judging.floors import partial_input
-from debias_eval.judging.overlap import TrainingRows
+from debias_eval.judging.overlap import TrainingRows, refuse_rows_of
 from debias_eval.judging.pieces import KeptScores
 from debias_eval.judging.predict import Predictor, load, predict
 from debias_eval.reading.examples import all_examples
@@ -37,22 +38,26 @@ def evaluate_run(
     trained_on: TrainingRows | None = None,
     overlap: OverlapRule = "count",
     floor: bool = True,
+    shown: Shown | None = None,
 ) -> dict[str, Any]:
     """Judge `run` on a suite (a loaded one, a built-in name or a path), write `RUN/eval/NAME.json`, return what was
     written.
 
     `limit` judges a random subset drawn with `seed`; the results then hold `n` below `available`, and every table says
     so. `predictor` replaces the run's own model, `trained_on` its own training data. `overlap` counts the suite's rows
-    that are in that data, or leaves them out too; `floor` adds what a part of the input gives away. Under torchrun the
-    first rank writes. InputError in one line for anything a user can put right.
+    that are in that data, or leaves them out too; `floor` adds what a part of the input gives away. `shown`: examples
+    that every prompt of `predictor` begins with; none may be a row of the suite. Under torchrun the first rank writes.
+    InputError in one line for anything a user can put right.
     """
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder")
     settings = suite if isinstance(suite, Suite) else load_suite(suite)
     every = all_examples(settings)
+    if shown is not None:
+        refuse_rows_of(settings, every, shown)
     kept, found = _without_training_rows(run, settings, every, overlap, trained_on)
-    examples = subset(kept, limit, seed, whole=settings.consistency)
+    examples = subset(kept, limit, seed, whole=settings.consistency or settings.invariant)
     model = predictor or load(run)
     started = time.perf_counter()
     digest = examples_sha256(examples)
@@ -67,7 +72,7 @@ def evaluate_run(
         **_scores(settings, judged),
         "partial_input": partial_input(settings, every) if floor and is_first() else None,
         "overlap": found,
-        "judge": dict(getattr(model, "description", None) or {}),
+        "judge": {**dict(getattr(model, "description", None) or {}), **({"shots": shown.told} if shown else {})},
         "model_labels": list(model.labels),
         "examples_sha256": digest,
         "seconds": round(seconds, 3),
@@ -105,7 +110,7 @@ def _about(suite: Suite) -> dict[str, Any]:
 
 def _scores(suite: Suite, judged: Judged) -> dict[str, Any]:
     aligned, conflicting = (suite.gap.aligned, suite.gap.conflicting) if suite.gap else ((), ())
-    return score(judged, aligned, conflicting, suite.consistency)
+    return score(judged, aligned, conflicting, suite.consistency, suite.invariant)
 
 
 def _with_clusters(judged: Judged, examples: Sequence[Example]) -> Judged:

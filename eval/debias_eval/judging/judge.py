@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from debias.data.shots import Shown
 from debias.errors import InputError, Unreachable
 from debias_eval.judging.evaluate import OverlapRule, evaluate_run
 from debias_eval.judging.overlap import TrainingRows
@@ -26,6 +27,7 @@ class Judging:
     seed: int = 0
     overlap: OverlapRule = "count"
     floor: bool = True
+    shown: Shown | None = None
 
 
 @dataclass

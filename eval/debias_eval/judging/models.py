@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from debias.config.prompt_file import Shots
 from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.ranks.world import is_first
 from debias.runs.environment import environment
-from debias.runs.names import ADAPTER, ASKED, CONFIG, JUDGED, MODEL, SUMMARY
+from debias.runs.names import ADAPTER, ASKED, CONFIG, EVAL, JUDGED, MODEL, SUMMARY
 from debias.runs.whole import write_or_say
 from debias_eval.judging.judge import Judging, Outcome, judge
 from debias_eval.judging.overlap import TrainingRows
@@ -51,19 +53,23 @@ def judge_given(
     *,
     normalize: str = "none",
     calibrate: str = "none",
+    shots: Shots | None = None,
+    trained_on: TrainingRows | None = None,
     judging: Judging | None = None,
 ) -> Outcome:
     """Judge any model; `given` is what `debias.inference.any_model.Given` takes. `out` becomes what reports read.
 
+    `shots`: examples in context, drawn before anything is loaded. `trained_on`: rows that overlap is looked for in.
     InputError if `out` holds a run, or another model's results.
     """
     from debias.inference.answer_scores import Scoring
-    from debias.inference.any_model import Given, given_config, load_given
+    from debias.inference.any_model import Given, given_config, given_shots, load_given
 
     model = Given(**given)
     config = given_config(model)
     if config.head != "causal_lm" and (normalize, calibrate) != ("none", "none"):
         raise InputError(f"normalize and calibrate go with answers in words; {config.model} has a head of its own")
+    shown = given_shots(model, shots) if shots else None
     told = {
         "model": config.model,
         "adapter": model.adapter,
@@ -74,20 +80,23 @@ def judge_given(
         "normalize": normalize,
         "calibrate": calibrate,
         **({"tokenizer": model.tokenizer} if model.tokenizer else {}),
+        **({"shots": shown.told} if shown else {}),
     }
     check_out(out, told)
     fields = () if config.head == "classification" and model.prompt is None else config.data.text_fields
     scoring = Scoring(normalize, calibrate)  # type: ignore[arg-type]
 
     def load() -> Predictor:
-        open_out(out, told, options(given))
-        return load_given(model, scoring)
+        open_out(out, told, options(given) | shot_options(shots))
+        return load_given(model, scoring, shown) if shown else load_given(model, scoring)
 
-    return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging)
+    judging = replace(judging or Judging(), shown=shown)
+    rows = {"trained_on": trained_on} if trained_on else {}
+    return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging, **rows)
 
 
 def check_out(out: Path, told: dict[str, Any]) -> None:
-    """InputError if the folder holds a run, or results that something else gave."""
+    """InputError if the folder holds a run, or results that something else gave; one without results is nobody's."""
     path = out / SUMMARY
     if (out / CONFIG).exists():
         raise InputError(f"{out} is the folder of a run; give another one with -o")
@@ -97,9 +106,14 @@ def check_out(out: Path, told: dict[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8")).get(JUDGED)
     except (OSError, ValueError, AttributeError, RecursionError):
         before = None
-    if before != told:
-        differs = [key for key in told if not isinstance(before, dict) or before.get(key) != told[key]]
+    if before != told and not (isinstance(before, dict) and not _has_results(out)):
+        keys = dict.fromkeys([*told, *(before if isinstance(before, dict) else ())])
+        differs = [key for key in keys if not isinstance(before, dict) or before.get(key) != told.get(key)]
         raise InputError(f"{out} holds results of another model or setting ({', '.join(differs)}); give another -o")
+
+
+def _has_results(out: Path) -> bool:
+    return any((out / EVAL).glob("*.json"))
 
 
 def options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,11 +126,21 @@ def options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **({"labels": ",".join(given["labels"])} if given.get("labels") else {})}
 
 
+def shot_options(shots: Shots | None) -> dict[str, Any]:
+    """The same of examples in context: a file that is no longer where it was is looked for by its name."""
+    if shots is None:
+        return {}
+    there = shots.source is not None and Path(shots.source).exists()
+    source = str(Path(shots.source).resolve()) if shots.source and there else shots.source
+    return {"shots": shots.number, "shots_seed": shots.seed, **({"shots_from": source} if source else {})}
+
+
 def open_out(out: Path, told: dict[str, Any], asked: dict[str, Any]) -> None:
     """Make the folder and say in its run.json whose results it holds."""
     out.mkdir(parents=True, exist_ok=True)
-    if is_first() and not (out / SUMMARY).exists():
+    if is_first() and not ((out / SUMMARY).exists() and _has_results(out)):
         name = _short(told.get("adapter") or told["model"])
+        name += f", {told['shots']['number']}-shot" if "shots" in told else ""
         here = {key: value for key, value in environment().items() if key != "command"}  # which `asked` is, whole
         info = {"status": "finished", "method": {"name": name}, JUDGED: told, ASKED: asked, **here}
         write_or_say(out / SUMMARY, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

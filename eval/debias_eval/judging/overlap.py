@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import Example
+from debias.data.shots import Shown
 from debias.data.sources import kept_examples
 from debias.errors import InputError
 from debias.runs.names import CONFIG
+from debias_eval.reading.suite import Suite
 from debias_eval.scores.intervals import Bools
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,17 @@ class TrainingRows:
     def _examples(self) -> Sequence[Example]:
         data = self.config.data
         return () if data.pictures else kept_examples(data.train, data, base=self.base)
+
+
+def refuse_rows_of(suite: Suite, examples: Sequence[Example], shown: Shown) -> None:
+    """InputError if an example in context is a row of the suite, after `normalised`: its answer would stand there."""
+    rows = keys_of(sorted(map(normalised, example.texts)) for example in examples)
+    known = [one for one in shown.examples if np.isin(_key(sorted(map(normalised, one.texts))), rows)]
+    if known:
+        raise InputError(
+            f"shots: {len(known)} of {len(shown.examples)} examples of {shown.source} are rows of the suite "
+            f"{suite.name} (first: {known[0].id}); give other rows with --shots-from, or another --shots-seed"
+        )
 
 
 def overlapping(test: Sequence[Example], train: Iterable[Sequence[str]]) -> Bools:

@@ -39,7 +39,7 @@ def suite_examples(suite: Suite, limit: int | None = None, seed: int = 0) -> Seq
     The subset is drawn last, so an example has the same text and group under every limit. InputError for data that is
     not found or does not fit, and for a gap whose groups the data does not hold.
     """
-    return subset(all_examples(suite), limit, seed, whole=suite.consistency)
+    return subset(all_examples(suite), limit, seed, whole=suite.consistency or suite.invariant)
 
 
 def all_examples(suite: Suite) -> Sequence[Example]:

@@ -165,6 +165,7 @@ class Suite(Strict):
     group_rule: GroupRule = GroupRule()
     cluster: Cluster | None = None
     consistency: bool = False
+    invariant: bool = False
     stress: Stress | None = None
     planted_bias: PlantedBias | None = None
     planted_color: PlantedColor | None = None
@@ -250,6 +251,8 @@ class Suite(Strict):
             raise ValueError(f"cluster.words blanks text, but cluster.field names none of {list(self.text_fields)}")
         if self.consistency and self.cluster is None:
             raise ValueError("consistency is about clusters, but the suite has none: give cluster")
+        if self.invariant and self.cluster is None:
+            raise ValueError("invariant is about clusters, but the suite has none: give cluster")
         if self.label_threshold is not None and (len(self.labels) != 2 or self.label_map):
             raise ValueError("label_threshold needs two labels, lower first, and no label_map")
         if self.group_columns and not self.group_field:

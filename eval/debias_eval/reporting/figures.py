@@ -22,7 +22,11 @@ MEASURES = {
     "worst_group": "worst group",
     "gap": "gap (less is better)",
     "consistency": "whole clusters",
+    "adjusted": "groups alike",
+    "balanced": "labels alike",
+    "counterfactual_gap": "counterfactual gap (less is better)",
 }
+IN_TABLES = ("adjusted", "balanced")  # shown beside the numbers; the forest would be no clearer for them
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
@@ -71,7 +75,7 @@ class Forest:
 
 def forest(comparisons: Sequence[Comparison], methods: Sequence[Method], order: Sequence[str]) -> Forest | None:
     """Every difference of every comparison on one axis that holds zero, suites in `order`; None without any."""
-    known = [(pair.second, one) for pair in comparisons for one in pair.differences]
+    known = [(pair.second, one) for pair in comparisons for one in pair.differences if one.measure not in IN_TABLES]
     if not known:
         return None
     style = {method.name: method.style for method in methods}

@@ -51,6 +51,7 @@ def facts(run: Run) -> str:
         "Tokenizer": told.get("tokenizer"),
         "Labels": told.get("labels"),
         **_prompt_facts(prompt if isinstance(prompt, Mapping) else {}),
+        "Examples in context": _shots(told.get("shots")),
         **{name: told.get(key) for key, name in FACTS.items() if told.get(key) != "none"},
         "Precision": _precision(run),
     }
@@ -67,6 +68,13 @@ def _prompt_facts(prompt: Mapping[str, Any]) -> dict[str, str]:
         "Prompt": repr(str(prompt.get("template"))) + (" in the model's chat template" if prompt.get("chat") else ""),
         "Answers": ", ".join(f"{label}: {answer!r}" for label, answer in pairs),
     }
+
+
+def _shots(told: Any) -> str:
+    """How many rows of which data stood before every prompt, and which seed drew them."""
+    if not isinstance(told, Mapping):
+        return ""
+    return f"{told.get('number')} of {told.get('source')}, labels balanced, seed {told.get('seed')}"
 
 
 def _precision(run: Run) -> str:
@@ -88,7 +96,7 @@ def how_to_use(run: Run) -> str:
     told, asked = run.judged, run.info.get(ASKED)
     asked = asked if isinstance(asked, Mapping) else {}
     adapter = asked.get("adapter") or told.get("adapter")
-    if served(run) or not adapter:
+    if served(run) or not adapter or told.get("shots"):  # lines that ask without its examples would ask otherwise
         return ""
     prompt = told.get("prompt")
     template = str(prompt.get("template")) if isinstance(prompt, Mapping) else ""

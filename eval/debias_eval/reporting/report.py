@@ -20,6 +20,7 @@ from debias_eval.reporting.heatmaps import group_map, layer_maps
 from debias_eval.reporting.reproduce import what_was_run
 from debias_eval.reporting.tables import (
     Grid,
+    alike_note,
     comparison_grid,
     interval_note,
     latex,
@@ -30,7 +31,7 @@ from debias_eval.reporting.tables import (
 )
 from debias_eval.reporting.verdict import verdict
 from debias_eval.results.runs import Method, Run, group_runs, read_runs
-from debias_eval.results.summary import Row, floor_notes, floors, points, suite_notes, suites_of, table
+from debias_eval.results.summary import Row, floor_notes, floors, measured, points, suite_notes, suites_of, table
 from debias_eval.scores.intervals import holm
 
 CURVES = (
@@ -195,12 +196,15 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Measures that any row has, with their headings, in the table's order."""
     heads = {
         "accuracy": "Accuracy",
+        "balanced": "Labels alike",
+        "adjusted": "Groups alike",
         "conflicting": "Shortcut wrong",
         "gap": "Gap",
         "worst_group": "Worst group",
         "consistency": "Clusters right",
+        "counterfactual_gap": "Counterfactual gap",
     }
-    return [(key, head) for key, head in heads.items() if any(row.measure(key) for row in rows)]
+    return [(key, heads[key]) for key in measured(rows, list(heads))]
 
 
 def _notes(rows: Sequence[Row], pairs: Sequence[Comparison], suites: Sequence[Suite]) -> list[str]:
@@ -208,7 +212,7 @@ def _notes(rows: Sequence[Row], pairs: Sequence[Comparison], suites: Sequence[Su
         return []
     tested = [significance_note(pairs)] if any(pair.differences for pair in pairs) else []
     of_suites = [f"{suite.name} {note}" for suite in suites for note in suite.notes]
-    return [interval_note(rows), *tested, *of_suites, *floor_notes(rows)]
+    return [interval_note(rows), *alike_note(rows), *tested, *of_suites, *floor_notes(rows)]
 
 
 def _suite(name: str, rows: Sequence[Row], methods: Sequence[Method]) -> Suite:

@@ -11,13 +11,22 @@ from debias_eval.comparing.compare import Comparison, seeds_words
 from debias_eval.reporting.figures import MEASURES, p_text, signed, stars
 from debias_eval.reporting.latex_text import latex_text
 from debias_eval.results.runs import Method, group_runs, read_runs
-from debias_eval.results.summary import Estimate, Row, floor_notes, floors, points, suite_notes, table
+from debias_eval.results.summary import Estimate, Row, floor_notes, floors, measured, points, suite_notes, table
 
 Marks = Mapping[tuple[str, str, str], str]
 FLAT = "–"
 PAGE_LINES = 36  # of a LaTeX table, with its notes
-COLUMNS = ("accuracy", "worst_group", "conflicting", "gap", "consistency")
-HEADS = ("Accuracy", "Worst group", "Shortcut wrong", "Gap", "Whole clusters right")
+COLUMNS = {
+    "accuracy": "Accuracy",
+    "balanced": "Labels alike",
+    "adjusted": "Groups alike",
+    "worst_group": "Worst group",
+    "conflicting": "Shortcut wrong",
+    "gap": "Gap",
+    "consistency": "Whole clusters right",
+    "counterfactual_gap": "Counterfactual gap",
+}
+LESS_KNOWN = ("balanced", "adjusted", "counterfactual_gap")  # columns that a terminal has where they say something
 
 
 @dataclass(frozen=True)
@@ -61,21 +70,33 @@ def interval_note(rows: Sequence[Row]) -> str:
     return f"{note} Only judged, not trained: {', '.join(judged)}{theirs}."
 
 
+def alike_note(rows: Sequence[Row]) -> list[str]:
+    """What columns mean that not everybody knows, where a table has them."""
+    shown = measured(rows, LESS_KNOWN)
+    words = {
+        "balanced": "Labels alike: balanced accuracy, the mean of the labels' accuracies.",
+        "adjusted": "Groups alike: the mean of the groups' accuracies.",
+        "counterfactual_gap": "Counterfactual gap: how much probability moves between examples of a cluster that "
+        "differ in nothing that matters (less is better).",
+    }
+    return [words[key] for key in shown]
+
+
 def result_grid(rows: Sequence[Row], methods: Sequence[Method], comparisons: Sequence[Comparison] = ()) -> Grid:
     """Suites by methods with intervals, significance marks and floors."""
     marks = marks_of(comparisons)
-    used = [(key, head) for key, head in zip(COLUMNS, HEADS, strict=True) if any(one.measure(key) for one in rows)]
+    used = measured(rows, list(COLUMNS))
     blocks = []
     for suite in dict.fromkeys(one.suite for one in rows):
         mine = [one for one in rows if one.suite == suite]
-        lines = [_line(one, [key for key, _ in used], marks) for one in mine]
+        lines = [_line(one, used, marks) for one in mine]
         blank = (Cell(""),) * len(used)
         lines += [
             (Cell(suite, name=True), Cell(floor.name, name=True), Cell(""), Cell(""), Cell(floor.text()), *blank)
             for floor in floors(mine)
         ]
         blocks.append(tuple(lines))
-    header = ("Suite", "Method", "Seeds", "Examples", *(head for _, head in used), "ECE")
+    header = ("Suite", "Method", "Seeds", "Examples", *(COLUMNS[key] for key in used), "ECE")
     return Grid("Results: accuracy in percent", header, tuple(blocks), tuple(_notes(rows, methods, comparisons)))
 
 
@@ -96,7 +117,7 @@ def _number(estimate: Estimate | None, mark: str) -> Cell:
 
 
 def _notes(rows: Sequence[Row], methods: Sequence[Method], comparisons: Sequence[Comparison]) -> list[str]:
-    notes = [interval_note(rows)]
+    notes = [interval_note(rows), *alike_note(rows)]
     if comparisons:
         notes.append(significance_note(comparisons))
     for suite in dict.fromkeys(one.suite for one in rows):
@@ -139,26 +160,30 @@ def comparison_grid(pair: Comparison) -> Grid:
 def terminal_table(runs: Sequence[Path]) -> Table:
     """The rows of the report as a rich table: suites by runs, each number with its interval, the floors under them."""
     rows = table(group_runs(read_runs(runs)))
-    caption = interval_note(rows)
+    caption = " ".join([interval_note(rows), *alike_note(rows)])
     result = Table(caption=Text(caption), caption_justify="left")
     for name in ("suite", "method"):
         result.add_column(name, overflow="fold")
-    for name in ("examples", "accuracy %", "shortcut right %", "shortcut wrong %", "gap", "worst group %"):
+    alike = measured(rows, LESS_KNOWN)
+    heads = ("examples", "accuracy %", "shortcut right %", "shortcut wrong %", "gap", "worst group %")
+    for name in (*heads, *(f"{COLUMNS[key].lower()} %" for key in alike)):
         result.add_column(name, justify="right")
     for suite in dict.fromkeys(row.suite for row in rows):
         mine = [row for row in rows if row.suite == suite]
         for row in mine:
-            result.add_row(*(_safe(cell) for cell in _terminal_cells(row)))
+            result.add_row(*(_safe(cell) for cell in _terminal_cells(row, alike)))
         for floor in floors(mine):
             result.add_row(_safe(suite), Text(printable(floor.name), style="dim"), "", floor.text())
         result.add_section()
     return result
 
 
-def _terminal_cells(row: Row) -> list[str]:
+def _terminal_cells(row: Row, alike: Sequence[str]) -> list[str]:
     worst = f"{points(row.worst.value)} {row.worst_name}" if row.worst else FLAT
     estimates = (row.accuracy, row.aligned, row.conflicting, row.gap)
-    return [row.suite, row.method.name, row.examples, *(one.text() if one else FLAT for one in estimates), worst]
+    means = [points(one.value) if (one := row.measure(name)) else FLAT for name in alike]
+    cells = [one.text() if one else FLAT for one in estimates]
+    return [row.suite, row.method.name, row.examples, *cells, worst, *means]
 
 
 def printable(text: str) -> str:

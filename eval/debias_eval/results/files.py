@@ -41,6 +41,21 @@ class Part(_Read):
         return self
 
 
+class Moved(_Read):
+    """How far scores move within clusters where they must not, over `n` of these, with its 95 % interval."""
+
+    n: int = Field(ge=1)
+    value: Share
+    ci95: tuple[Share, Share]
+
+    @model_validator(mode="after")
+    def _interval_holds_value(self) -> "Moved":
+        low, high = self.ci95
+        if not low - 1e-9 <= self.value <= high + 1e-9:
+            raise ValueError(f"ci95 {list(self.ci95)} does not hold the value {self.value}")
+        return self
+
+
 class Worst(_Read):
     """The group with the lowest accuracy."""
 
@@ -110,8 +125,11 @@ class Result(Part):
     task: str = ""
     suite_file: str | None = None  # the YAML file of a suite that is not built in
     macro_f1: Share | None = None
+    balanced_accuracy: Part | None = None  # every label alike
+    adjusted_accuracy: Part | None = None  # every group alike
     clusters: int | None = None  # None: every example stands for itself, and intervals are Wilson's
     consistency: Part | None = None  # share of clusters in which every example is right
+    counterfactual_gap: Moved | None = None
     reliability: tuple[Bin, ...] = ()
     partial_input: PartialInput | None = None
     overlap: Overlap | None = None
@@ -164,6 +182,9 @@ def _wrong_groups(result: Result) -> str | None:
         return f"worst_group is {worst.name!r}, not one of the groups {list(result.groups)}"
     if worst and abs(worst.accuracy - min(part.accuracy for part in result.groups.values())) > 1e-9:
         return f"worst_group has the accuracy {worst.accuracy}, but that is not the lowest among the groups"
+    alike, groups = result.adjusted_accuracy, result.groups.values()
+    if alike and not (groups and abs(alike.accuracy * len(groups) - sum(part.accuracy for part in groups)) < 1e-6):
+        return f"adjusted_accuracy is {alike.accuracy}, but that is not the mean of the groups"
     if result.gap is None or result.aligned is None or result.conflicting is None:
         return None
     if abs(result.gap - (result.aligned.accuracy - result.conflicting.accuracy)) > 1e-9:

@@ -46,12 +46,15 @@ class Row:
     method: Method
     results: tuple[Result, ...]
     accuracy: Estimate
+    balanced: Estimate | None
+    adjusted: Estimate | None
     worst: Estimate | None
     worst_name: str
     gap: Estimate | None
     aligned: Estimate | None
     conflicting: Estimate | None
     consistency: Estimate | None
+    counterfactual_gap: Estimate | None
     groups: dict[str, Estimate]
     ece: float
     macro_f1: float | None
@@ -63,7 +66,9 @@ class Row:
     digest: frozenset[str | None]
 
     def measure(self, name: str) -> Estimate | None:
-        """The estimate behind a comparison's measure: accuracy, conflicting, worst_group, gap or consistency."""
+        """The estimate behind a comparison's measure: accuracy, balanced, adjusted, conflicting, worst_group, gap,
+        consistency or counterfactual_gap.
+        """
         found = self.worst if name == "worst_group" else getattr(self, name, None)
         return found if isinstance(found, Estimate) else None
 
@@ -92,6 +97,13 @@ def _gap(results: Sequence[Result]) -> Estimate | None:
     return _estimate(gaps, intervals, (-1.0, 1.0))
 
 
+def _moved(results: Sequence[Result]) -> Estimate | None:
+    known = [result.counterfactual_gap for result in results if result.counterfactual_gap is not None]
+    if not known or len(known) < len(results):
+        return None
+    return _estimate([one.value for one in known], [one.ci95 for one in known], (0.0, 1.0))
+
+
 def _worst(results: Sequence[Result]) -> tuple[Estimate | None, str]:
     """The mean over seeds of each seed's own worst group, which need not be the same one."""
     names = [result.worst_group.name if result.worst_group else "" for result in results]
@@ -118,12 +130,15 @@ def row(method: Method, suite: str) -> Row | None:
         method=method,
         results=tuple(results),
         accuracy=overall,
+        balanced=of_parts([result.balanced_accuracy for result in results]),
+        adjusted=of_parts([result.adjusted_accuracy for result in results]),
         worst=worst,
         worst_name=worst_name,
         gap=_gap(results),
         aligned=of_parts([result.aligned for result in results]),
         conflicting=of_parts([result.conflicting for result in results]),
         consistency=of_parts([result.consistency for result in results]),
+        counterfactual_gap=_moved(results),
         groups=_groups(results),
         ece=sum(result.ece for result in results) / len(results),
         macro_f1=_mean(result.macro_f1 for result in results),
@@ -162,6 +177,21 @@ def table(methods: Sequence[Method]) -> list[Row]:
     """All rows, suite by suite, methods in their order."""
     rows = [row(method, suite) for suite in suites_of(methods) for method in methods]
     return [one for one in rows if one is not None]
+
+
+def measured(rows: Sequence[Row], measures: Sequence[str]) -> list[str]:
+    """Those of the measures that say something of these rows: some row has it, and it is not accuracy once more.
+
+    Where all labels have as many examples, balanced accuracy is accuracy; so is adjusted accuracy of such groups.
+    """
+    return [name for name in measures if any(_says_more(row, name) for row in rows)]
+
+
+def _says_more(row: Row, name: str) -> bool:
+    found = row.measure(name)
+    if found is None or name not in ("balanced", "adjusted"):
+        return found is not None
+    return points(found.value) != points(row.accuracy.value)
 
 
 def comparable(rows: Sequence[Row]) -> bool:

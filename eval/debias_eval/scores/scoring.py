@@ -11,6 +11,7 @@ import numpy as np
 
 from debias.errors import InputError
 from debias_eval.scores.calibration import brier, expected_calibration_error, reliability
+from debias_eval.scores.counterfactual import counterfactual_gap
 from debias_eval.scores.intervals import (
     Bools,
     Floats,
@@ -23,6 +24,7 @@ from debias_eval.scores.intervals import (
     square_and_add,
     wilson,
 )
+from debias_eval.scores.means import adjusted_accuracy, balanced_accuracy
 
 
 @dataclass(frozen=True)
@@ -182,13 +184,17 @@ def real_clusters(clusters: Sequence[str | None]) -> Ints | None:
 
 
 def score(
-    judged: Judged, aligned: Sequence[str] = (), conflicting: Sequence[str] = (), with_consistency: bool = False
+    judged: Judged,
+    aligned: Sequence[str] = (),
+    conflicting: Sequence[str] = (),
+    with_consistency: bool = False,
+    invariant: bool = False,
 ) -> dict[str, Any]:
     """Every number of a results file; `aligned` and `conflicting` name the groups whose difference is the gap.
 
     Groups that the examples do not hold count as absent: a side without examples leaves the gap None. Where clusters
     hold several examples, intervals come from resampling whole clusters; `with_consistency` counts the clusters that
-    are right throughout.
+    are right throughout, and of an `invariant` suite the counterfactual gap says how far scores move within them.
     """
     check(judged)
     cluster_N = real_clusters(judged.clusters)
@@ -197,15 +203,22 @@ def score(
     worst = worst_group(groups)
     confidence_N = judged.probabilities_NC[np.arange(len(right_N)), judged.prediction_N]
     held = consistency(right_N, cluster_N) if with_consistency and cluster_N is not None else None
+    scores = (judged.probabilities_NC, judged.gold_N)
+    moved = counterfactual_gap(*scores, cluster_N) if invariant and cluster_N is not None else None
+    answers = (judged.prediction_N, judged.gold_N)
+    adjusted = adjusted_accuracy(*answers, judged.groups, cluster_N)
     return {
-        **accuracy(judged.prediction_N, judged.gold_N, cluster_N).as_dict(),
+        **accuracy(*answers, cluster_N).as_dict(),
         "majority_accuracy": majority_accuracy(judged.gold_N),
-        "macro_f1": macro_f1(judged.prediction_N, judged.gold_N, len(judged.labels)),
+        "macro_f1": macro_f1(*answers, len(judged.labels)),
+        "balanced_accuracy": balanced_accuracy(*answers, cluster_N).as_dict(),
+        "adjusted_accuracy": None if adjusted is None else adjusted.as_dict(),
         "groups": {name: group.as_dict() for name, group in groups.items()},
         "worst_group": None if worst is None else {"name": worst, "accuracy": groups[worst].value},
         **_gap(judged, right_N, cluster_N, (aligned, conflicting)),
         "clusters": None if cluster_N is None else compact(cluster_N)[1],
         "consistency": None if held is None else held.as_dict(),
+        "counterfactual_gap": None if moved is None else moved.as_dict(),
         "ece": expected_calibration_error(confidence_N, right_N),
         "brier": brier(judged.probabilities_NC, judged.gold_N),
         "reliability": reliability(confidence_N, right_N),

@@ -213,7 +213,9 @@ def told_of(stage: RunConfig) -> str:
         del told["groups"]
     if stage.stop_when_learned is None:  # nor this one
         del told["stop_when_learned"]
-    else:  # how often it looks decides where it stops
+    if not stage.head_dropout:  # nor this one
+        del told["head_dropout"]
+    if stage.stop_when_learned is not None:  # how often it looks decides where it stops
         told["logging_steps"] = stage.logging_steps
     return repr((told, _samples_a_step(stage)))
 

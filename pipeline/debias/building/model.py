@@ -13,6 +13,7 @@ from debias.errors import InputError
 from debias.models.activations import checkpoint_activations
 from debias.models.attention import check_attention, check_packing, choose_attention
 from debias.models.compiling import compile_layers
+from debias.models.head_dropout import drop_before_head
 from debias.models.kernels import check_liger
 from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
@@ -61,6 +62,8 @@ def adapt(config: RunConfig, model: Any) -> Any:
     """A base model with what the run trains of it; on the meta device too."""
     if config.gradient_checkpointing:
         checkpoint_activations(model)
+    if config.head_dropout:
+        drop_before_head(model, config.head_dropout, causal=config.head == "causal_lm")
     adapter = make_adapter(config.adapter)
     if adapter.held and config.deepspeed is not None:
         raise InputError(

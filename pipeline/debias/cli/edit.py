@@ -20,7 +20,8 @@ def edit(
         str,
         typer.Argument(
             metavar="EDIT",
-            help="soup, greedy_soup, model_stock, truncate, scale (wise_ft), afr_last_layer or dfr_last_layer.",
+            help="soup, greedy_soup, model_stock, truncate, scale (wise_ft), "
+            "afr_last_layer, crt_last_layer or dfr_last_layer.",
         ),
     ],
     adapters: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Folders of runs or adapters.")],
@@ -33,10 +34,11 @@ def edit(
 ) -> None:
     """Edit what was learned: average several adapters, cut a change's tail, scale it, retrain the last layer."""
     from debias.config.reading import apply_overrides
-    from debias.inference.held_out import HeldOutAccuracy
+    from debias.inference.held_out import HeldOutAccuracy, HeldOutPseudoGroups
     from debias.inference.last_layer import LastLayerInputs
     from debias.merging.editing import edit_adapters
 
     score = HeldOutAccuracy(tuple(adapters))
-    edited = edit_adapters(name, adapters, out, apply_overrides({}, settings or []), score, LastLayerInputs(score))
+    asked = (score, LastLayerInputs(score), HeldOutPseudoGroups(adapters[0]))
+    edited = edit_adapters(name, adapters, out, apply_overrides({}, settings or []), *asked)
     typer.echo(json.dumps(dataclasses.asdict(edited), indent=2) if as_json else edited.line)

@@ -1,5 +1,6 @@
 """The verbs that judge: nothing here trains."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +10,31 @@ import typer
 
 from debias.cli.options import (
     Adapter,
+    BaseOut,
+    BatchSize,
     Bf16,
     Calibrate,
+    Concurrency,
     DeepSpeed,
+    EndpointUrl,
     FourBit,
     Labels,
+    Limit,
     Model,
     Normalize,
+    Overlap,
     PromptFile,
+    ResultsOut,
+    ShotsFrom,
+    ShotsNumber,
+    ShotsSeed,
+    SubsetSeed,
+    Suites,
+    Timeout,
     Tokenizer,
 )
 from debias.cli.printing import AsJson, print_table
+from debias.config.prompt_file import Shots
 from debias.errors import InputError
 from debias.ranks.world import is_first
 
@@ -38,67 +53,95 @@ def evaluate(
         list[Path] | None,
         typer.Argument(help="Folders of runs, or a folder of runs (a sweep); none with --model or --adapter."),
     ] = None,
-    suite: Annotated[
-        list[str] | None, typer.Option("--suite", help="A suite, a collection (nli, all, ...) or a YAML file; repeat.")
-    ] = None,
+    suite: Suites = None,
     model: Model = None,
     adapter: Adapter = None,
     prompt: PromptFile = None,
     labels: Labels = None,
     tokenizer: Tokenizer = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results of --model.")] = None,
+    out: ResultsOut = None,
     bf16: Bf16 = None,
     load_in_4bit: FourBit = None,
     deepspeed: DeepSpeed = None,
     normalize: Normalize = "none",
     calibrate: Calibrate = "none",
-    limit: Annotated[int | None, typer.Option(min=1, help="Judge a random subset of this size of each suite.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the subset.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Most examples of a batch; default: by tokens.")] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="A completions server that has --model (vLLM, SGLang); key: DEBIAS_API_KEY.")
-    ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Questions at once to --endpoint; default: 8.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(min=0.1, help="Its longest silence in seconds; default: 120.")
-    ] = None,
-    overlap: Annotated[str, typer.Option(help="Rows that are in the training data: count, exclude, ignore.")] = "count",
+    limit: Limit = None,
+    seed: SubsetSeed = 0,
+    batch_size: BatchSize = None,
+    endpoint: EndpointUrl = None,
+    concurrency: Concurrency = None,
+    timeout: Timeout = None,
+    overlap: Overlap = "count",
+    base: BaseOut = None,
+    shots: ShotsNumber = None,
+    shots_from: ShotsFrom = None,
+    shots_seed: ShotsSeed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge runs, or any model, on suites; writes eval/NAME.json into each folder and the predictions beside it."""
+    """Judge runs, or any model, on suites; writes eval/NAME.json into each folder and the predictions beside it.
+
+    With --base FOLDER also the model that the runs were fine-tuned from, as it is, and how the two differ.
+    """
     _check_choices(normalize, calibrate, overlap)
     given = {"model": model, "adapter": adapter, "prompt": prompt, "labels": names_of(labels), "bf16": bf16}
     given |= {"load_in_4bit": load_in_4bit, "tokenizer": tokenizer}
     served = {"endpoint": endpoint, "concurrency": concurrency, "timeout": timeout}
     scoring = {"normalize": normalize, "calibrate": calibrate}
+    examples = _shots_of(shots, shots_from, shots_seed)
     pace = (limit, batch_size, seed, overlap)
     if not suite:
         raise InputError("--suite is missing: name a suite or a collection such as nli")
     if runs:
         refuse_with_run({**given, **served}, out)
-        found = _judge_runs(runs, suite, deepspeed, scoring, pace)
+        found = _judge_runs(runs, suite, deepspeed, scoring, pace, base, examples)
+    elif base is not None:
+        raise InputError("--base: of runs, whose base it is; give the folder of a run, or -o with --model")
     elif endpoint is not None:
-        found = _judge_served(
-            {**given, "deepspeed": deepspeed, "batch_size": batch_size}, served, out, suite, scoring, pace
-        )
+        asked = {**given, "deepspeed": deepspeed, "batch_size": batch_size}
+        found = _judge_served(asked, served, out, suite, {**scoring, "shots": examples}, pace)
     else:
         _refuse_without_endpoint(served)
-        found = _judge_given({**given, "deepspeed": deepspeed}, out, suite, scoring, pace)
+        found = _judge_given({**given, "deepspeed": deepspeed}, out, suite, {**scoring, "shots": examples}, pace)
     # By what was asked for, not by how many runs a folder happens to hold.
-    _show(found, as_json=as_json, of_one=not runs or list(found) == runs[:1])
+    of_one = base is None and (not runs or list(found) == runs[:1])
+    _show(found, base, as_json=as_json, of_one=of_one)
 
 
 Found = dict[Path, list[dict[str, Any]]]
 
 
-def _judge_runs(runs: Sequence[Path], suite: list[str], deepspeed: str | None, scoring: Any, pace: Any) -> Found:
+def _shots_of(number: int | None, source: str | None, seed: int | None) -> Shots | None:
+    """What was said of examples in context, if they were asked for."""
+    if number is None:
+        if extra := _options_of({"shots_from": source, "shots_seed": seed}):
+            raise InputError(f"{extra}: of --shots alone, the number of examples in context; give it, or leave it out")
+        return None
+    return Shots(number, seed or 0, source)
+
+
+def _judge_runs(
+    runs: Sequence[Path],
+    suite: list[str],
+    deepspeed: str | None,
+    scoring: Any,
+    pace: Any,
+    base: Path | None,
+    shots: Shots | None,
+) -> Found:
+    from debias_eval.judging.base import judge_base, runs_base
     from debias_eval.judging.judge import Judging
     from debias_eval.judging.models import judge_run
     from debias_eval.results.runs import run_folders
 
-    folders = dict.fromkeys(one for path in runs for one in run_folders(path))
-    judging = Judging(*pace)
-    return {one: judge_run(one, suite, deepspeed=deepspeed, judging=judging, **scoring).results for one in folders}
+    if base is None and shots is not None:
+        raise InputError(
+            "--shots: a run is asked as it was trained; --base FOLDER shows them to its base, --model to any model"
+        )
+    folders = list(dict.fromkeys(one for path in runs for one in run_folders(path)))
+    how = {"deepspeed": deepspeed, "judging": Judging(*pace), **scoring}
+    # The base first: what is wrong with its folder or its examples is found before the runs are judged.
+    found = {} if base is None else {base: judge_base(runs_base(folders, base, shots), suite, **how).results}
+    return found | {one: judge_run(one, suite, **how).results for one in folders}
 
 
 def _judge_given(given: dict[str, Any], out: Path | None, suite: list[str], scoring: Any, pace: Any) -> Found:
@@ -142,14 +185,23 @@ def _options_of(given: dict[str, Any]) -> str:
     return ", ".join(f"--{key.replace('_', '-')}" for key, value in given.items() if value is not None)
 
 
-def _show(found: Found, *, as_json: bool, of_one: bool) -> None:
+def _show(found: Found, base: Path | None, *, as_json: bool, of_one: bool) -> None:
+    from debias_eval.comparing.compare import against_base, comparison_table
     from debias_eval.reporting.tables import terminal_table
 
-    if is_first() and as_json:
-        whole = {str(folder): results for folder, results in found.items()}
-        typer.echo(json.dumps(next(iter(whole.values())) if of_one else whole, indent=2))
-    elif is_first():
-        print_table(terminal_table(list(found)))
+    if not is_first():
+        return
+    comparisons = [] if base is None else against_base(base, [folder for folder in found if folder != base])
+    whole: Any = {str(folder): results for folder, results in found.items()}
+    if as_json:
+        told = next(iter(whole.values())) if of_one else whole
+        pairs = [dataclasses.asdict(one) for one in comparisons]
+        typer.echo(json.dumps(told if base is None else {"results": told, "comparisons": pairs}, indent=2))
+        return
+    print_table(terminal_table(list(found)))
+    for one in comparisons:
+        print_table(comparison_table(one))
+        typer.echo(one.verdict)
 
 
 def _check_choices(normalize: str, calibrate: str, overlap: str) -> None:
@@ -253,8 +305,6 @@ def compare(
     exactly two methods does as well. The runs of one side must differ in their seed alone. With --floor and --ceiling:
     how much of the gap between these two each other method closes.
     """
-    import dataclasses
-
     if floor is not None or ceiling is not None:
         closings(folders, floor, ceiling, group, markdown, as_json)
         return

@@ -23,6 +23,28 @@ DeepSpeed = Annotated[str | None, typer.Option(help="zero3: the weights spread o
 Normalize = Annotated[str, typer.Option(help="Score of an answer: none (the sum), tokens, characters.")]
 Calibrate = Annotated[str, typer.Option(help="Prior of the labels taken off: none, contextual, pmi.")]
 
+Suites = Annotated[
+    list[str] | None, typer.Option("--suite", help="A suite, a collection (nli, all, ...) or a YAML file; repeat.")
+]
+ResultsOut = Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results of --model.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Judge a random subset of this size of each suite.")]
+SubsetSeed = Annotated[int, typer.Option(min=0, help="Draws the subset.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Most examples of a batch; default: by tokens.")]
+EndpointUrl = Annotated[
+    str | None, typer.Option(help="A completions server that has --model (vLLM, SGLang); key: DEBIAS_API_KEY.")
+]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Questions at once to --endpoint; default: 8.")]
+Timeout = Annotated[float | None, typer.Option(min=0.1, help="Its longest silence in seconds; default: 120.")]
+Overlap = Annotated[str, typer.Option(help="Rows that are in the training data: count, exclude, ignore.")]
+BaseOut = Annotated[
+    Path | None, typer.Option("--base", metavar="FOLDER", help="Also judge the runs' base, into here, and compare.")
+]
+ShotsNumber = Annotated[
+    int | None, typer.Option("--shots", min=1, help="Examples in context before each prompt of --model or --base.")
+]
+ShotsFrom = Annotated[str | None, typer.Option(help="A file of rows to draw them from; default: a run's own data.")]
+ShotsSeed = Annotated[int | None, typer.Option(min=0, help="Draws them, labels balanced; default: 0.")]
+
 
 def layout_of(name: str | None, delimiter: str | None, quotes: bool | None) -> dict[str, Any]:
     """What was said of how a file is laid out, as settings beside `source`."""

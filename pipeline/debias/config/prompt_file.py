@@ -1,6 +1,7 @@
 """How a model that no run of ours made is asked: a run's settings or a recipe, or a file of template and answers."""
 
 import string
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -19,6 +20,15 @@ class PromptFile(Strict):
     verbalizers: dict[str, str] = Field(min_length=2)
     chat: bool = False
     max_length: int | None = Field(None, ge=4)
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Examples in context: how many are shown, which `seed` draws them, from which file of rows (None: the run's)."""
+
+    number: int
+    seed: int = 0
+    source: str | None = None
 
 
 def is_short(path: Path) -> bool:

@@ -116,6 +116,7 @@ class RunConfig(Strict):
     lora_r: int = Field(8, ge=1, le=LARGEST)
     lora_alpha: float = Field(16, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
+    head_dropout: float = Field(0.0, ge=0, lt=1)  # of the last hidden states that the head reads, while training
     load_in_4bit: bool = False
     attn_implementation: str = Field("auto", min_length=1)  # auto: flash_attention_2 where it can run, else sdpa, eager
     router_aux_loss_coef: float = Field(0.0, ge=0)  # mixtures of experts: of their load balancing loss, in main alone

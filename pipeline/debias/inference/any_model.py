@@ -11,12 +11,14 @@ import torch
 from debias.adapters.loading import adapter_base, check_base
 from debias.config import blocks
 from debias.config.places import find_recipe
-from debias.config.prompt_file import LONGEST, asked_as, is_short
+from debias.config.prompt_file import LONGEST, Shots, asked_as, is_short
 from debias.config.reading import load_config, parse
 from debias.config.run import RunConfig
+from debias.data.shots import Shown
 from debias.errors import InputError
 from debias.inference.answer_scores import Scoring
-from debias.inference.loading import hub_config, load, own_labels
+from debias.inference.in_context import shown_to
+from debias.inference.loading import hub_config, load, own_labels, tokenizer_of
 from debias.inference.predictor import Predictor
 from debias.models.source import resolve_model
 from debias.runs.folder import settings_beside
@@ -44,18 +46,36 @@ class Given:
     tokenizer: str | None = None
 
 
-def load_given(given: Given, scoring: Scoring | None = None) -> Predictor:
+def load_given(given: Given, scoring: Scoring | None = None, shown: Shown | None = None) -> Predictor:
     """The predictor of any model, with or without an adapter. InputError for whatever does not fit together.
 
-    An adapter that changes nothing is an error as soon as something is scored.
+    An adapter that changes nothing is an error as soon as something is scored; with examples in context (`shown`) so is
+    a prompt that would be cut.
     """
     config = given_config(given)
     source = resolve_model(config.model)
+    if shown is not None:
+        config = _with_examples(config, shown, given)
     told = (config, source, given.adapter, scoring or Scoring(), given.deepspeed)
     predictor = load(*told, shorten=True, tokenizer=given.tokenizer)
     predictor.refuses_idle_adapter = True
+    predictor.refuses_cut_prompts = shown is not None
     predictor.any_texts = reads_any_texts(given, config)
     return predictor
+
+
+def given_shots(given: Given, shots: Shots) -> Shown:
+    """The examples that are put before every prompt of a model; InputError as `shown_to` raises it."""
+    return shown_to(given_config(given), _source(given), shots)
+
+
+def _with_examples(config: RunConfig, shown: Shown, given: Given) -> RunConfig:
+    """There is room for the examples beside what `max_length` allows a prompt, as far as the model reads."""
+    words = tokenizer_of(config, given.adapter, given.tokenizer)
+    tokens = len(words(shown.text(config), add_special_tokens=False)["input_ids"])
+    longer = shown.before(config, tokens)
+    most = getattr(hub_config(config.model).get_text_config(), "max_position_embeddings", None)
+    return longer if most is None else longer.model_copy(update={"max_length": min(most, longer.max_length)})
 
 
 def reads_any_texts(given: Given, config: RunConfig) -> bool:

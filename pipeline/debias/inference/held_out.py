@@ -1,4 +1,4 @@
-"""How an adapter does on rows that its run held out: the validation data that its settings name."""
+"""How an adapter does on rows that its run held out: the validation data that its settings name. N rows, C labels."""
 
 import functools
 import logging
@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from debias.building.examples import validation_examples
+from debias.building.examples import training_examples, validation_examples
+from debias.building.facts import ask_bias_model
+from debias.building.method import build_bias_model
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data import Example
+from debias.data.examples import labels_of
 from debias.errors import InputError
 from debias.inference.any_model import Given, load_given
 from debias.runs.folder import settings_beside
 from debias.runs.names import CONFIG
+from debias.runs.pseudo_groups import PseudoGroups, pseudo_groups
 
 logger = logging.getLogger(__name__)
 # Of the data of a run: what does not change which rows are validation rows, or how they are read.
@@ -52,13 +56,64 @@ class HeldOutAccuracy:
         logger.info("%d validation rows of %s choose", len(rows), first[0])
         return rows
 
+    @functools.cached_property
+    def training_rows(self) -> Sequence[Example]:
+        """The rows that the run of the first adapter was trained on."""
+        rows = training_examples(self._settings(self.places[0]), None)
+        logger.info("%d training rows of %s are fitted", len(rows), self.places[0])
+        return rows
+
     @staticmethod
     def _settings(place: Path) -> RunConfig:
-        own = place / CONFIG
-        file = own if own.is_file() else settings_beside(place.resolve())
-        if file is None:
-            raise InputError(f"{place}: no settings of a run lie beside it, so its validation data are unknown")
-        return load_config(file)
+        return load_config(_file(place))
+
+
+@dataclass(frozen=True)
+class HeldOutPseudoGroups:
+    """Mean accuracy of an adapter over the pseudo groups of its run's validation rows: cells of label and of what the
+    run's bias model guesses, which was kept in the run's folder, or is fitted anew.
+
+    `place`: the run's folder, or an adapter's. InputError, in one line, where the run's settings are not there, name no
+    validation data or no bias model, where it cannot be asked again, or where its pseudo groups are too small.
+    """
+
+    place: Path
+
+    def __call__(self, adapter: Path) -> float:
+        """The criterion (`debias.runs.pseudo_groups`) of the adapter in this folder, which has its settings there."""
+        rows, groups = self._groups
+        scores_NC = load_given(Given(adapter=str(adapter))).label_scores(rows)
+        right_N = scores_NC.argmax(axis=1) == labels_of(rows)
+        return groups.figures(right_N)["pseudo_group_accuracy"]
+
+    @functools.cached_property
+    def _groups(self) -> tuple[Sequence[Example], PseudoGroups]:
+        file = _file(self.place)
+        config = load_config(file)
+        model = build_bias_model(config)
+        if config.data.validation is None or model is None:
+            lacks = "data.validation" if config.data.validation is None else "bias_model"
+            raise InputError(f"{self.place}: its settings have no {lacks}, and pseudo groups are made with one")
+        here = {"eval_strategy": "epoch", "selection": "pseudo_groups", "output_dir": str(file.parent)}
+        config = config.model_copy(update=here)
+        rows = validation_examples(config, None)
+        said = ask_bias_model(config, model, training_examples(config, None), None, rows)
+        try:
+            groups = pseudo_groups(labels_of(rows), said.of_validation.argmax(axis=1), config.data.labels)
+        except ValueError as error:
+            raise InputError(f"{self.place}: {error}") from None
+        sizes = ", ".join(f"{cell.name} ({len(cell.where)})" for cell in groups.cells if cell.counts)
+        logger.info("pseudo groups of %d validation rows choose: %s", len(rows), sizes)
+        return rows, groups
+
+
+def _file(place: Path) -> Path:
+    """The settings of the run that a folder is, or that an adapter's folder lies in."""
+    own = place / CONFIG
+    file = own if own.is_file() else settings_beside(place.resolve())
+    if file is None:
+        raise InputError(f"{place}: no settings of a run lie beside it, so its validation data are unknown")
+    return file
 
 
 def _of_validation(config: RunConfig) -> dict[str, object]:

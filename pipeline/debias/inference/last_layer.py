@@ -22,15 +22,19 @@ from debias.models.vision import positions_of
 
 @dataclass(frozen=True)
 class LastLayerInputs:
-    """Of an adapter, what its last layer is given of the validation rows of its run, and their labels and groups."""
+    """Of an adapter, what its last layer is given of the validation rows of its run, and their labels and groups; with
+    `training` of the rows that the run was trained on.
+    """
 
     held_out: HeldOutAccuracy
 
-    def __call__(self, adapter: Path, layer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def __call__(
+        self, adapter: Path, layer: str, *, training: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """[N, D] float64, [N], and [N] or None where a row has no group; InputError as `HeldOutAccuracy` raises it, or
         where no such layer is there.
         """
-        rows = self.held_out.rows
+        rows = self.held_out.training_rows if training else self.held_out.rows
         inputs_ND = inputs_of(load_given(Given(adapter=str(adapter))), rows, layer)
         group_N = facts_of(rows).get("group")
         return inputs_ND, labels_of(rows), None if group_N is None else group_N.numpy()

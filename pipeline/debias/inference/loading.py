@@ -104,6 +104,11 @@ class _Loading:
     untrained: bool
 
 
+def tokenizer_of(config: RunConfig, adapter: str | None = None, tokenizer: str | None = None) -> Any:
+    """The tokenizer of a model with or without an adapter: the one named, the adapter's own, or the model's."""
+    return load_tokenizer(_words(config, resolve_model(config.model), adapter, tokenizer), config.head)
+
+
 def _words(config: RunConfig, source: ModelSource, adapter: str | None, tokenizer: str | None) -> ModelSource:
     base = source if source.name == config.model else resolve_model(config.model)  # one trained whole has its base's
     return base if config.head == "image_classification" else tokenizer_source(base, adapter, tokenizer)

@@ -4,6 +4,7 @@ A new edit is one file and one line in `EDITS`.
 """
 
 from debias.merging.afr_last_layer import AFRLastLayer
+from debias.merging.crt_last_layer import CRTLastLayer
 from debias.merging.dfr_last_layer import DFRLastLayer
 from debias.merging.edits import Edit
 from debias.merging.greedy_soup import GreedySoup
@@ -13,7 +14,8 @@ from debias.merging.soup import Soup
 from debias.merging.truncate import Truncate
 
 EDITS: dict[str, type[Edit]] = {
-    edit.name: edit for edit in (Soup, GreedySoup, ModelStock, Truncate, Scale, AFRLastLayer, DFRLastLayer)
+    edit.name: edit
+    for edit in (Soup, GreedySoup, ModelStock, Truncate, Scale, AFRLastLayer, CRTLastLayer, DFRLastLayer)
 }
 
 __all__ = ["EDITS", "Edit"]

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from debias.adapters.loading import same_model
 from debias.config.blocks import make
 from debias.config.reading import dump_config, load_config
@@ -20,8 +18,9 @@ from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.merging import EDITS, Edit
 from debias.merging.changes import Adapter, read_adapter, write_adapter
-from debias.merging.edits import LastLayer, LowRank
+from debias.merging.edits import LowRank
 from debias.merging.folders import check_place, find_adapter, run_around
+from debias.merging.retraining import LayerInputs, retrained
 from debias.runs.folder import settings_beside
 from debias.runs.names import LABELS, ORIGIN
 from debias.runs.whole import save_whole
@@ -34,9 +33,6 @@ WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 # How well an adapter in a folder does on rows held out; larger is better.
 Score = Callable[[Path], float]
-# What the layer of this name is given of rows held out, by the adapter in a folder [N, D], their labels [N], and their
-# groups [N] as numbers, None where a row has none.
-LayerInputs = Callable[[Path, str], tuple[Any, Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +43,9 @@ class Edited:
     together, as a share of the adapters' (their mean). `files`: all that the folder held when it was written. `tried`:
     of an edit that chooses, every adapter that was given with how it did on rows held out. `rows`: of an edit that fits
     the last layer to rows held out, how many there are, and the share on which it is right before and after; of one
-    that reads groups also the share in the worst pair of label and group, and what it chose.
+    that reads groups also the share in the worst pair of label and group, and what it chose; of one that balances
+    labels also the mean over labels. `variants`: of an edit that chooses among settings, each with its mean accuracy
+    over pseudo groups of rows held out.
     """
 
     folder: str
@@ -62,6 +60,7 @@ class Edited:
     files: list[str]
     tried: list[dict[str, Any]]
     rows: dict[str, float]
+    variants: list[dict[str, Any]]
 
     @property
     def line(self) -> str:
@@ -70,7 +69,17 @@ class Edited:
         of = f"{len(self.adapters)} adapter{'s' if len(self.adapters) > 1 else ''}"
         of += f" (of {len(self.tried)}, chosen on validation rows)" if self.tried else ""
         norm = "" if self.norm is None else f"; the change has {self.norm:.3g} times the norm it had"
+        of += self._choice
         return f"{self.folder}: {self.edit} of {of}, {self.modules} modules, rank {before} to {after}{norm}"
+
+    @property
+    def _choice(self) -> str:
+        """Which setting was chosen of which."""
+        tried = [(key, value) for one in self.variants for key, value in one["settings"].items() if value is not None]
+        if not tried:
+            return ""
+        key, every = tried[0][0], ", ".join(f"{value:g}" for _, value in tried)
+        return f" ({key} {self.settings[key]:g} of {every}, chosen over pseudo groups of validation rows)"
 
 
 def edit_adapters(
@@ -80,13 +89,15 @@ def edit_adapters(
     settings: Mapping[str, Any] | None = None,
     score: Score | None = None,
     layer_inputs: LayerInputs | None = None,
+    over_pseudo_groups: Score | None = None,
 ) -> Edited:
     """The edit called `name` of adapters, written to `out` as a plain PEFT adapter; `given`: runs or adapters' folders.
 
     `out` is new, empty, or what an earlier edit wrote. With the adapter come the first one's tokenizer, the settings of
     its run (labels, prompt: what judges it) and `edits.json`. InputError says in one line what cannot be edited
     exactly, and leaves what was in `out`. No base is loaded, but by `score`, which an edit that chooses among adapters
-    asks: how a candidate in a folder does on rows held out; and by `layer_inputs`, which one that retrains asks.
+    asks: how a candidate in a folder does on rows held out; by `over_pseudo_groups`, which one that chooses among
+    settings asks; and by `layer_inputs`, which one that retrains asks.
     """
     edit = make_edit(name, settings or {})
     folders, out = [adapter_folder(place) for place in given], Path(out).resolve()
@@ -97,15 +108,16 @@ def edit_adapters(
         raise InputError(f"edit: {error}") from None
     adapters = [read_adapter(folder) for folder in folders]
     check_alike(adapters)
+    edit, variants = _best_of(edit, adapters, over_pseudo_groups)
     adapters, tried = _chosen(edit, adapters, score) if edit.asks else (adapters, [])
     changes, norm = _edited(edit, adapters)
-    whole, rows = _retrained(edit, adapters[0], layer_inputs) if edit.retrains else (None, {})
+    whole, rows = retrained(edit, adapters[0], layer_inputs) if edit.retrains else (None, {})
     told = _told(edit, adapters, changes)
 
     def save(part: Path) -> None:
         _write(part, edit, adapters, changes, whole)
         files = sorted([*(path.name for path in part.iterdir()), RECORD])
-        made = Edited(folder=str(out), **told, norm=norm, files=files, tried=tried, rows=rows)
+        made = Edited(folder=str(out), **told, norm=norm, files=files, tried=tried, rows=rows, variants=variants)
         (part / RECORD).write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n", encoding="utf-8")
 
     try:
@@ -148,68 +160,24 @@ def _chosen(edit: Edit, adapters: Sequence[Adapter], score: Score | None) -> tup
     return [adapters[one.member] for one in tried if one.kept], told
 
 
-def _retrained(
-    edit: Edit, adapter: Adapter, layer_inputs: LayerInputs | None
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """What the adapter trained whole, its last layer retrained; and how that does on the rows it was fitted to."""
-    if layer_inputs is None:
-        raise InputError(f"edit: {edit.name} fits the last layer to rows held out; give it these")
-    weights = [name for name, one in adapter.whole.items() if name.endswith(".weight") and one.ndim == 2]
-    if not weights:
-        raise InputError(
-            f"adapter: {adapter.folder} trained no last layer whole, as adapters of classifiers do; there is"
-            f" nothing that {edit.name} could retrain"
-        )
-    layer = min(weights, key=lambda name: len(adapter.whole[name])).removesuffix(".weight")
-    weight_CD, bias_C = adapter.whole[f"{layer}.weight"], adapter.whole.get(f"{layer}.bias")
-    inputs, labels, groups = layer_inputs(adapter.folder, layer)
-    if edit.reads_groups and groups is None:
-        raise InputError(
-            f"edit: {edit.name} reads groups, and a row held out has none; data.group_field of the run is the column"
-            " that has them"
-        )
-    last = LastLayer(
-        torch.as_tensor(inputs).double(),
-        torch.as_tensor(labels).long(),
-        weight_CD.double(),
-        None if bias_C is None else bias_C.double(),
-        torch.as_tensor(groups).long() if edit.reads_groups else None,
-    )
-    made = edit.retrained(last)
-    whole = {**adapter.whole, f"{layer}.weight": made.weight_CD.to(weight_CD.dtype)}
-    if made.bias_C is not None:
-        whole[f"{layer}.bias"] = made.bias_C.to(weight_CD.dtype)
-    return whole, _on_its_rows(edit, last, made)
-
-
-def _on_its_rows(edit: Edit, before: LastLayer, after: LastLayer) -> dict[str, float]:
-    """For the record; said, with a warning where nothing is better for it."""
-    told = (edit.name, 100 * before.right, len(before.label_N), 100 * after.right)
-    logger.info("%s: right on %.1f %% of %d rows before, on %.1f %% after", *told)
-    found = {"count": len(before.label_N), "right_before": before.right, "right_after": after.right, **after.told}
-    if not edit.reads_groups:
-        _warn_of_wrong(edit, after)
-        return found
-    told = (edit.name, 100 * before.worst, len(before.cell_sizes_K), 100 * after.worst)
-    logger.info(
-        "%s: right in the worst of the pairs of label and group on %.1f %% (of %d pairs), on %.1f %% after", *told
-    )
-    if after.worst <= before.worst:
-        logger.warning("WARNING: %s: the worst pair of label and group is no better for it, on its own rows", edit.name)
-    return {**found, "worst_before": before.worst, "worst_after": after.worst}
-
-
-def _warn_of_wrong(edit: Edit, after: LastLayer) -> None:
-    """Where one label for all would do better."""
-    most = float(torch.bincount(after.label_N).max()) / len(after.label_N)
-    if after.right < most:
-        logger.warning(
-            "WARNING: %s: the last layer is right on %.1f %% of its own rows now, the most frequent label would be on"
-            " %.1f %%: it has learned to be wrong; take a smaller gamma",
-            edit.name,
-            100 * after.right,
-            100 * most,
-        )
+def _best_of(edit: Edit, adapters: Sequence[Adapter], score: Score | None) -> tuple[Edit, list[dict[str, Any]]]:
+    """The variant of an edit that does best, of equals the first; and for the record how each did."""
+    variants = edit.variants()
+    if len(variants) == 1:
+        return variants[0], []
+    if score is None:
+        raise InputError(f"edit: {edit.name} chooses by how variants do over pseudo groups; give it a score")
+    found = []
+    for variant in variants:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / edit.name
+            _write(folder, variant, adapters, _edited(variant, adapters)[0])
+            found.append(score(folder))
+        told = ", ".join(f"{key} {value:g}" for key, value in dataclasses.asdict(variant).items() if value is not None)
+        logger.info("%s, %s: %.1f %% over pseudo groups of rows held out", edit.name, told, 100 * found[-1])
+    settings = [dataclasses.asdict(variant) for variant in variants]
+    record = [{"settings": one, "pseudo_group_accuracy": reached} for one, reached in zip(settings, found, strict=True)]
+    return variants[found.index(max(found))], record
 
 
 def make_edit(name: str, settings: Mapping[str, Any]) -> Edit:

@@ -109,6 +109,11 @@ class LastLayer:
         return float((torch.bincount(self.cell_N, self._right_N) / self.cell_sizes_K).min())
 
     @property
+    def balanced(self) -> float:
+        """The mean over labels of the share of right answers."""
+        return float((torch.bincount(self.label_N, self._right_N) / torch.bincount(self.label_N)).nanmean())
+
+    @property
     def _right_N(self) -> Tensor:
         return (self.logits_NC.argmax(dim=1) == self.label_N).double()
 
@@ -118,8 +123,9 @@ class Edit:
     """A function of trained changes. Subclasses are frozen dataclasses whose fields are the settings.
 
     A field that is out of range raises ValueError in one line that begins with the field. `asks`: whether the edit
-    chooses among the adapters by how they do on rows held out; `retrains`: whether it fits the last layer to such rows,
-    and `reads_groups`: whether it needs a group of each. All others are functions of the weights alone.
+    chooses among the adapters by how they do on rows held out; `retrains`: whether it fits the last layer to such rows
+    (or, with `fits_training_rows`, to those it was trained on), `reads_groups`: whether it needs a group of each, and
+    `balances`: whether labels weigh the same in it. All others are functions of the weights alone.
     """
 
     name: ClassVar[str]
@@ -127,6 +133,16 @@ class Edit:
     asks: ClassVar[bool] = False
     retrains: ClassVar[bool] = False
     reads_groups: ClassVar[bool] = False
+    balances: ClassVar[bool] = False
+
+    @property
+    def fits_training_rows(self) -> bool:
+        """Of an edit that retrains: whether its rows are those that the run was trained on."""
+        return False
+
+    def variants(self) -> "list[Edit]":
+        """The edits of which one is chosen, by how it does over pseudo groups of rows held out; most have no choice."""
+        return [self]
 
     def check(self, adapters: int) -> None:
         """ValueError where the edit cannot be of so many adapters."""

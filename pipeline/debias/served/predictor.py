@@ -10,6 +10,7 @@ import numpy as np
 from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.data.prompt import Prompt
+from debias.data.shots import Shown
 from debias.errors import InputError
 from debias.served.asking import Asking
 from debias.served.client import Client
@@ -39,6 +40,7 @@ class ServedPredictor:
         self.asking = asking
         self.questions = questions
         self.scoring = scoring
+        self.refuses_cut_prompts = False
         self._prior_C: np.ndarray | None = None
 
     @property
@@ -71,9 +73,10 @@ class ServedPredictor:
         if not examples:
             return np.empty((0, len(self.labels)))
         template = self.config.prompt.template  # type: ignore[union-attr]
-        scores_NC = self._scores(
-            [template.format(**dict(zip(self.text_fields, one.texts, strict=True))) for one in examples]
-        )
+        texts = [template.format(**dict(zip(self.text_fields, one.texts, strict=True))) for one in examples]
+        if self.refuses_cut_prompts and isinstance(self.questions, Tokens):
+            self.questions.refuse_cut(texts)
+        scores_NC = self._scores(texts)
         if self.scoring.calibrate == "none":
             return scores_NC
         if self._prior_C is None:
@@ -89,13 +92,30 @@ class ServedPredictor:
         return log_p_NC / self.scoring.lengths(self.questions.answers, tokens_NC)
 
 
-def load_served(config: RunConfig, endpoint: Endpoint, folder: Path, scoring: "Scoring") -> ServedPredictor:
-    """The predictor of a served model; `folder` keeps its answers. InputError for what does not fit together."""
+def load_served(
+    config: RunConfig, endpoint: Endpoint, folder: Path, scoring: "Scoring", shown: Shown | None = None
+) -> ServedPredictor:
+    """The predictor of a served model; `folder` keeps its answers. InputError for what does not fit together.
+
+    `shown`: examples in context; as tokens, a prompt that would be cut is then an error.
+    """
     check_asked(config, endpoint)
     client = Client(endpoint.url, timeout=endpoint.timeout)
+    if shown is not None:
+        config = shown.before(config, _tokens(shown.text(config), endpoint.tokenizer))
     questions = _questions(config, endpoint.tokenizer)
     asking = Asking(client, config.model, Kept(folder / FILE), endpoint.concurrency)
-    return ServedPredictor(config, asking, questions, scoring)
+    predictor = ServedPredictor(config, asking, questions, scoring)
+    predictor.refuses_cut_prompts = shown is not None
+    return predictor
+
+
+def _tokens(text: str, tokenizer: str | None) -> int:
+    if tokenizer is None:  # the server cuts texts into tokens, and nothing is cut off here
+        return 0
+    from debias.models.load import load_tokenizer
+
+    return len(load_tokenizer(tokenizer, "causal_lm")(text, add_special_tokens=False)["input_ids"])
 
 
 def check_asked(config: RunConfig, endpoint: Endpoint) -> None:

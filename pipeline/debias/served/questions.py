@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from debias.data.prompt import Prompt, check_template
+from debias.data.shots import refuse_cut
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,10 @@ class Tokens:
         if self._room < 1:
             raise InputError(f"max_length is {max_length}: no room is left for a prompt before the answer")
         self._told = False
+
+    def refuse_cut(self, texts: Sequence[str]) -> None:
+        """InputError where filled templates with examples in context would lose their start."""
+        refuse_cut([len(self.prompt.ids_of_text(text)) for text in texts], self._room, self._max_length)
 
     def of(self, text: str) -> list[Question]:
         """One question for each label, in their order."""

@@ -29,7 +29,8 @@ NOT_ASKED = (
         "groups",
     ),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
-    *("num_train_epochs", "max_steps", "lora_r", "lora_alpha", "lora_dropout", "eval_strategy", "eval_steps"),
+    *("num_train_epochs", "max_steps", "lora_r", "lora_alpha", "lora_dropout", "head_dropout"),
+    *("eval_strategy", "eval_steps"),
     *("save_strategy", "save_steps", "save_total_limit", "logging_steps", "max_nonfinite_steps"),
 )
 

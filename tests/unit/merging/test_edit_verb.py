@@ -12,6 +12,8 @@ from command_line import Command, command_line
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from debias.bias import make_bias_model
+from debias.building.facts import ask_bias_model
 from debias.cli.app import app
 from debias.config.data import DataSource
 from debias.config.reading import dump_config, load_config
@@ -169,6 +171,58 @@ def test_a_last_layer_is_fitted_to_the_groups_of_validation_rows(
         assert found[key] == pytest.approx(min(float((guess_N == label_N)[cell].mean()) for cell in cells))
     other = with_settings(runs[0], tmp_path / "other", data=data.model_copy(update={"group_field": None}))
     assert "dfr_last_layer reads groups" in debias("edit", "dfr_last_layer", other, "-o", tmp_path / "x").error
+
+
+def test_a_rank_is_chosen_over_the_pseudo_groups_of_a_run(runs: list[Path], debias: Command, tmp_path: Path) -> None:
+    """By the guesses of its bias model, and by answers that are those of the truncated adapters themselves."""
+    validation = DataSource(source="generated", split="validation", limit=240)
+    data = load_config(runs[0] / "config.yaml").data.model_copy(update={"validation": validation})
+    one = with_settings(runs[0], tmp_path / "one", data=data, bias_model={"name": "lexical", "folds": 2})
+    said = debias("edit", "truncate", one, "-o", tmp_path / "out", "--set", "keep=[1,2,4]", "--json")
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    rows = load_examples(validation, data)
+    guesses = ask_bias_model(
+        config_of := load_config(one / "config.yaml").model_copy(update={"output_dir": str(tmp_path / "nowhere")}),
+        make_bias_model(config_of.bias_model),
+        load_examples(data.train, data),
+        None,
+        rows,
+    ).of_validation.argmax(axis=1)
+    reached = {}
+    for keep in (1, 2, 4):
+        assert debias("edit", "truncate", one, "-o", tmp_path / f"keep{keep}", "--set", f"keep={keep}").code == 0
+        answers = load_given(Given(adapter=str(tmp_path / f"keep{keep}"))).label_scores(rows).argmax(axis=1)
+        cells: dict[tuple[int, int], list[bool]] = {}
+        for row, guess, answer in zip(rows, guesses, answers, strict=True):
+            cells.setdefault((row.label, int(guess)), []).append(bool(answer == row.label))
+        assert all(len(cell) >= 10 for cell in cells.values())  # smaller ones are left out
+        reached[keep] = float(np.mean([np.mean(cell) for cell in cells.values()]))
+    assert {one["settings"]["keep"]: one["pseudo_group_accuracy"] for one in told["variants"]} == pytest.approx(reached)
+    assert told["settings"]["keep"] == max(reached, key=lambda keep: reached[keep])
+    bare = with_settings(runs[0], tmp_path / "bare", data=data)
+    wrong = ("-o", tmp_path / "x", "--set", "keep=[1,2]")
+    assert "bare: its settings have no bias_model" in debias("edit", "truncate", bare, *wrong).error
+    assert "its settings have no data.validation" in debias("edit", "truncate", runs[0], *wrong).error
+    assert "edit.keep is 0, expected 1 or more" in debias("edit", "truncate", one, *wrong[:3], "keep=[0,1]").error
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_classifier_is_retrained_on_the_rows_of_its_run(runs: list[Path], debias: Command, tmp_path: Path) -> None:
+    said = debias("edit", "crt_last_layer", runs[0], "-o", tmp_path / "out", "--json")
+    assert said.code == 0, said.err
+    config = load_config(runs[0] / "config.yaml")
+    rows = load_examples(config.data.train, config.data)
+    label_N, found = np.array([row.label for row in rows]), json.loads(said.out)["rows"]
+    assert found["count"] == len(rows)
+    for folder, key in ((runs[0] / "adapter", "balanced_before"), (tmp_path / "out", "balanced_after")):
+        guess_N = load_given(Given(adapter=str(folder))).label_scores(rows).argmax(axis=1)
+        assert found[key] == pytest.approx(np.mean([(guess_N == label_N)[label_N == k].mean() for k in range(3)]))
+    assert found["balanced_after"] > found["balanced_before"]
+    refused = debias("edit", "crt_last_layer", runs[0], "-o", tmp_path / "x", "--set", "rows=validation").error
+    assert "its settings have no data.validation" in refused
+    assert "trained no last layer whole" in debias("edit", "crt_last_layer", runs[2], "-o", tmp_path / "x").error
+    assert not (tmp_path / "x").exists()
 
 
 def test_json(runs: list[Path], debias: Command, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Oracle, Oracle]] = {
 
 
 def test_every_edit_has_a_case() -> None:
-    elsewhere = {"afr_last_layer", "dfr_last_layer"}  # of which no dense change is an oracle: below
+    elsewhere = {"afr_last_layer", "crt_last_layer", "dfr_last_layer"}  # of which no dense change is an oracle: below
     assert {edit for edit, *_ in CASES.values()} | elsewhere == set(EDITS)
 
 
@@ -414,6 +414,75 @@ def test_a_greedy_soup_says_what_it_chose_by(adapters: dict[str, list[Path]], tm
     with pytest.raises(InputError, match="greedy_soup chooses by how candidates do on rows held out; give it a score"):
         edit_adapters("greedy_soup", given, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "reached", "chosen"),
+    [
+        ({"keep": [3, 1, 2]}, (0.5, 0.7, 0.6), {"keep": 2, "energy": None}),
+        ({"keep": [2, 1]}, (0.5, 0.5), {"keep": 1, "energy": None}),  # of equals the one that cuts most
+        ({"energy": [0.9, 0.3]}, (0.5, 0.6), {"keep": None, "energy": 0.9}),
+    ],
+)
+def test_a_rank_is_chosen_over_pseudo_groups(
+    adapters: dict[str, list[Path]],
+    tmp_path: Path,
+    setting: dict[str, Any],
+    reached: tuple[float, ...],
+    chosen: dict[str, Any],
+) -> None:
+    given, seen = adapters["plain"][0], []
+
+    def score(folder: Path) -> float:
+        ranks = {read_adapter(folder).rank(module) for module in read_adapter(folder).pairs}
+        seen.append((folder, max(ranks)))
+        return reached[len(seen) - 1]
+
+    made = edit_adapters("truncate", [given], tmp_path / "out", setting, over_pseudo_groups=score)
+    assert [rank for _, rank in seen] == sorted(rank for _, rank in seen)  # what cuts most first
+    assert not any(folder.exists() for folder, _ in seen)
+    assert made.settings == chosen
+    assert [one["pseudo_group_accuracy"] for one in made.variants] == list(reached)
+    key, value = next((key, value) for key, value in chosen.items() if value is not None)
+    every = ", ".join(f"{one:g}" for one in sorted(setting[key]))
+    assert f"({key} {value:g} of {every}, chosen over pseudo groups of validation rows)" in made.line
+    edit_adapters("truncate", [given], tmp_path / "plain", {key: value})
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    with pytest.raises(InputError, match="truncate chooses by how variants do over pseudo groups; give it a score"):
+        edit_adapters("truncate", [given], tmp_path / "other", setting)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_last_layer_for_which_labels_weigh_the_same(
+    adapters: dict[str, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fitted to the rows that the run trained on unless validation rows are asked for; the rest of it stays."""
+    caplog.set_level(logging.INFO, "debias")
+    given, generator, asked = adapters["head"][0], np.random.default_rng(1), []
+    labels = np.where(np.arange(90) < 80, 0, 1 + np.arange(90) % 2)
+    inputs = generator.normal(size=(90, 16)) + 1.5 * np.eye(3, 16)[labels]
+
+    def layer_inputs(folder: Path, layer: str, *, training: bool = False) -> tuple[np.ndarray, np.ndarray, None]:
+        asked.append((layer, training))
+        return inputs, labels, None
+
+    made = edit_adapters("crt_last_layer", [given], tmp_path / "out", layer_inputs=layer_inputs)
+    edit_adapters("crt_last_layer", [given], tmp_path / "two", {"rows": "validation"}, layer_inputs=layer_inputs)
+    assert asked == [("classifier", True), ("classifier", False)]
+    means = []
+    for folder in (given, tmp_path / "out"):
+        whole = read_adapter(folder).whole
+        said = (inputs @ whole["classifier.weight"].numpy().T + whole["classifier.bias"].numpy()).argmax(axis=1)
+        means.append(np.mean([(said == labels)[labels == label].mean() for label in range(3)]))
+    assert (made.rows["balanced_before"], made.rows["balanced_after"]) == pytest.approx(means)
+    assert means[0] < means[1]
+    assert "crt_last_layer: in the mean over labels right on " in caplog.text
+    assert "take a smaller gamma" not in caplog.text
+    one, two = (dense_changes("head", folder) for folder in (given, tmp_path / "out"))
+    for path in one:
+        if not path.startswith(HEADS):
+            np.testing.assert_allclose(two[path], one[path], atol=1e-6, err_msg=path)
 
 
 def test_a_last_layer_is_retrained_and_all_else_stays(adapters: dict[str, list[Path]], tmp_path: Path) -> None:

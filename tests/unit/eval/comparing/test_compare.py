@@ -283,14 +283,16 @@ def test_clusters_are_counted_and_widen_the_interval(judged_run):
     assert held.difference == pytest.approx(seeing.difference)
 
 
-def loop_measures(right_RN, groups):
-    """Accuracy, conflicting, gap, worst group of each run, by plain loops."""
+def loop_measures(right_RN, groups, labels):
+    """Accuracy, conflicting, gap, worst group of each run, groups alike, labels alike, by plain loops."""
     rows = []
     for right_N in right_RN:
         by = {g: [r for r, one in zip(right_N, groups, strict=True) if one == g] for g in dict.fromkeys(groups)}
         share = {g: sum(rs) / len(rs) for g, rs in by.items()}
         named = [share[g] for g in share if g is not None]
-        rows.append((sum(right_N) / len(right_N), share["c"], share["a"] - share["c"], min(named)))
+        of_label = [[r for r, one in zip(right_N, labels, strict=True) if one == name] for name in set(labels)]
+        alike = (sum(named) / len(named), sum(sum(rs) / len(rs) for rs in of_label) / len(of_label))
+        rows.append((sum(right_N) / len(right_N), share["c"], share["a"] - share["c"], min(named), *alike))
     return rows
 
 
@@ -300,10 +302,12 @@ def test_measures_agree_with_loops_and_the_bootstrap_of_one_measure():
     groups = tuple(None if one is None or one == "None" else str(one) for one in groups)
     right = rng.random((5, 400)) < 0.6
     clusters = rng.integers(0, 90, 400)
-    answers = Answers(right, 2, groups, np.unique(clusters, return_inverse=True)[1], ("a",), ("c",))
+    labels = tuple("yes" if draw < 0.3 else "no" for draw in rng.random(400))
+    cluster_N = np.unique(clusters, return_inverse=True)[1]
+    answers = Answers(right, 2, groups, cluster_N, labels, aligned=("a",), conflicting=("c",))
     ours = {one.measure: one for one in differences_of(answers, True)}
-    loops = np.array(loop_measures(right, groups))
-    for column, measure in enumerate(("accuracy", "conflicting", "gap", "worst_group")):
+    loops = np.array(loop_measures(right, groups, labels))
+    for column, measure in enumerate(("accuracy", "conflicting", "gap", "worst_group", "adjusted", "balanced")):
         first, second = loops[:2, column].mean(), loops[2:, column].mean()
         assert (ours[measure].first, ours[measure].second) == pytest.approx((first, second))
         assert ours[measure].difference == pytest.approx(second - first)
@@ -312,6 +316,31 @@ def test_measures_agree_with_loops_and_the_bootstrap_of_one_measure():
     whole = [[all(r[clusters == k]) for k in np.unique(clusters) if (clusters == k).sum() > 1] for r in right]
     assert ours["consistency"].first == pytest.approx(np.mean(whole[:2]))
     assert ours["consistency"].n == len(whole[0])
+
+
+def test_how_far_scores_move_within_clusters_is_compared(judged_run):
+    """Two answers of a cluster that differ have scores that are 0.8 apart; by loops, of each run and the difference."""
+    names = [f"c{i // 3}" for i in range(90)]
+    told = {"counterfactual_gap": {"n": 30, "value": 0.4, "ci95": [0.3, 0.5]}}
+    flags = [noise(seed, 0.6, 90) for seed in range(2)]
+    runs = [judged_run(m, m, 0, {"s": one}, names, told) for m, one in zip(SIDE_BY_SIDE, flags, strict=True)]
+    wanted = []
+    for one in flags:
+        clusters = [one[i : i + 3] for i in range(0, 90, 3)]
+        apart = [[0.8 * (a != b) for a, b in ((c[0], c[1]), (c[0], c[2]), (c[1], c[2]))] for c in clusters]
+        wanted.append(sum(sum(pairs) / 3 for pairs in apart) / 30)
+    moved = found(compared(runs), "s", "counterfactual_gap")
+    assert (moved.first, moved.second) == pytest.approx(tuple(wanted))
+    assert moved.difference == pytest.approx(wanted[1] - wanted[0])
+    assert moved.low < moved.difference < moved.high
+    assert (moved.clusters, moved.test, moved.primary) == (30, "paired bootstrap over clusters", False)
+    older = [judged_run(f"old-{m}", m, 0, {"s": one}, names) for m, one in zip(SIDE_BY_SIDE, flags, strict=True)]
+    assert "counterfactual_gap" not in {one.measure for one in compared([runs[0], older[1]]).differences}
+
+
+def test_labels_and_groups_of_one_size_are_no_measures_of_their_own(judged_run):
+    runs = [judged_run(name, name, 0, {"s": noise(seed, 0.6)}) for seed, name in enumerate(SIDE_BY_SIDE)]
+    assert {one.measure for one in compared(runs).differences}.isdisjoint({"adjusted", "balanced"})
 
 
 def test_a_suite_that_only_one_method_has_is_left_out(judged_run):

@@ -181,6 +181,19 @@ def test_clusters_reach_results_and_predictions(run, write_suite, fake):
     assert read_result(run / "eval" / "mine.json").macro_f1 == 1
 
 
+def test_scores_that_move_within_clusters_reach_results(run, write_suite, fake):
+    """Both hypotheses of a premise have one label, and the fake goes by their last word."""
+    rows = [(i, premise, text, "entailment", group) for i, premise, text, _, group in clustered_rows()]
+    result = evaluate_run(run, str(write_suite(rows, **CLUSTERED, invariant=True)), predictor=fake())
+    sure = 1 / (1 + 2 * np.exp(-3.0))  # of the label that it names, of three
+    assert result["counterfactual_gap"]["n"] == 30
+    assert result["counterfactual_gap"]["value"] == pytest.approx(sure - (1 - sure) / 2)
+    read = read_result(run / "eval" / "mine.json")
+    assert read.counterfactual_gap.value == pytest.approx(sure - (1 - sure) / 2)
+    plain = evaluate_run(run, str(write_suite(rows, **CLUSTERED)), predictor=fake())
+    assert plain["counterfactual_gap"] is None
+
+
 def test_the_floor_sees_only_its_fields(run, write_suite, fake):
     pytest.importorskip("sklearn")
     path = str(write_suite(clustered_rows(), **CLUSTERED))

@@ -164,6 +164,7 @@ def test_counterfactual_clusters_hold_more_than_one_label(name, data_folder):
 @pytest.mark.parametrize("name", UNCHANGED)
 def test_invariance_clusters_hold_one_label(name, data_folder):
     assert load_suite(name).consistency
+    assert load_suite(name).invariant
     assert all(len({one.label for one in cluster}) == 1 for cluster in by_cluster(name).values())
 
 

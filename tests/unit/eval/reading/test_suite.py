@@ -79,6 +79,7 @@ def test_a_folder_named_like_a_built_in_suite_does_not_shadow_it(tmp_path, monke
         ({"cluster": {"field": ["id", "group"], "regex": "(x)"}}, "cluster: regex reads one field as it is"),
         ({"cluster": {"field": "id", "words": ["the"]}}, "cluster.words blanks text, but cluster.field names none of"),
         ({"consistency": True}, "consistency is about clusters, but the suite has none: give cluster"),
+        ({"invariant": True}, "invariant is about clusters, but the suite has none: give cluster"),
         ({"stress": "typos"}, "stress: input should be 'negation', 'word_overlap' or 'length_mismatch', got 'typos'"),
         ({"stress": "negation", "text_fields": ["premise"]}, "text_fields are ['premise'], not two"),
         ({"input_ablation": ["text"]}, "input_ablation names 'text', not one of text_fields"),

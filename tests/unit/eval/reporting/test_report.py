@@ -288,3 +288,24 @@ def test_the_output_must_be_a_file(make_run, tmp_path):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_labels_and_groups_alike_have_columns_where_they_are_not_accuracy(make_run, put, tmp_path):
+    """In the terminal, on the page and in Markdown; not for groups of one size, nor of results of an older version."""
+    equal = make_run("equal", "erm", suites={"s": {"a": 80, "b": 40}})
+    assert "groups alike" not in table_text([equal])
+    unequal = make_run("unequal", "erm")
+    path = put(unequal, "s", {"a": 80, "b": 40})
+    known = json.loads(path.read_text())
+    known |= {"balanced_accuracy": {"n": 200, "accuracy": 0.71, "ci95": [0.65, 0.77]}}
+    path.write_text(json.dumps(known))
+    text = table_text([unequal])
+    assert "labels alike %" in text
+    assert "71.0" in text
+    assert "Labels alike: balanced accuracy, the mean of the labels' accuracies." in " ".join(text.split())
+    assert "71.0 [65.0–77.0]" in spaced(page([unequal], tmp_path).text)
+    del known["balanced_accuracy"], known["adjusted_accuracy"]
+    path.write_text(json.dumps(known))
+    assert "alike" not in table_text([unequal])
+    both = table_text([unequal, equal])
+    assert "alike" not in both

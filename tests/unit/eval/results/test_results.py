@@ -53,6 +53,9 @@ def test_keys_of_a_later_version_are_left_alone(path):
         ({"labels": {"yes": {"n": 200, "predicted": 1}}}, "labels.*.predicted add up to 1, but n is 200"),
         ({"worst_group": {"name": "zebra", "accuracy": 0.2}}, "worst_group is 'zebra', not one of the groups"),
         ({"worst_group": {"name": "bias-aligned", "accuracy": 0.9}}, "is not the lowest among the groups"),
+        ({"adjusted_accuracy": {"n": 9, "accuracy": 0.5, "ci95": [0, 1]}}, "adjusted_accuracy is 0.5, but that is not"),
+        ({"balanced_accuracy": {"n": 9, "accuracy": 0.5, "ci95": [0.6, 1]}}, "does not hold the accuracy"),
+        ({"counterfactual_gap": {"n": 9, "value": 0.5, "ci95": [0.6, 1]}}, "does not hold the value 0.5"),
         ({"gap": 0.6}, "gap is 0.6, but aligned - conflicting is not"),
         ({"gap_ci95": [0.8, 0.9]}, "gap_ci95 [0.8, 0.9] does not hold 0.7"),
         ({"gap_ci95": [0.8]}, "gap_ci95.1: "),
@@ -174,6 +177,7 @@ def test_predictions_of_something_else_are_refused(path, change, message):
 def test_results_from_before_the_digest_are_still_read(path):
     known = json.loads(path.read_text())
     del known["predictions_sha256"], known["gap_groups"], known["reliability"], known["macro_f1"]
+    del known["balanced_accuracy"], known["adjusted_accuracy"]
     path.write_text(json.dumps(known))
     result, file = vouched(path)
     assert len(read_predictions(file, result)) == 200
