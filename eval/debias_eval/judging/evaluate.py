@@ -61,7 +61,7 @@ def evaluate_run(
     model = predictor or load(run)
     started = time.perf_counter()
     digest = examples_sha256(examples)
-    earlier = _kept_scores(run, settings, digest, model)
+    earlier = _kept_scores(run, settings, digest, model, shown)
     judged = _with_clusters(predict(model, settings, examples, batch_size, earlier), examples)
     seconds = time.perf_counter() - started
     result = {
@@ -85,14 +85,14 @@ def evaluate_run(
     return written
 
 
-def _kept_scores(run: Path, suite: Suite, examples: str, model: Predictor) -> KeptScores | None:
+def _kept_scores(run: Path, suite: Suite, examples: str, model: Predictor, shown: Shown | None) -> KeptScores | None:
     """Where scores are kept until the results are written; None for a model that keeps its answers itself."""
     from_first, forget = getattr(model, "from_first", None), getattr(model, "forget", None)
     if from_first is None or forget is None:
         return None
     told = dict(getattr(model, "description", None) or {})
     how = {key: told.get(key) for key in ("how", "normalize", "calibrate", "dtype", "load_in_4bit")}
-    about = [suite.name, suite.version, examples, list(model.labels), how, _stamps(run)]
+    about = [suite.name, suite.version, examples, list(model.labels), how, shown and shown.told, _stamps(run)]
     return KeptScores(run, suite.name, about, from_first, forget)
 
 
