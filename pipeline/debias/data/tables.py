@@ -58,7 +58,9 @@ class Examples(Sequence[Example]):
 
     def __getitem__(self, place: int | slice) -> Example | list[Example]:
         if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(self._size))]
+            made = [self[one] for one in range(*place.indices(self._size))]
+            self.table.let_go()
+            return made
         row = self._row(place)
         group, weight = self._group[row], self._weight[row]
         return Example(
