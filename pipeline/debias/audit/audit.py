@@ -219,7 +219,8 @@ def block_as_yaml(block: Mapping[str, Any] | None, dealt_out: Sequence[str] = ()
     if block is None:
         return "# nothing is to be corrected"
     inside = ", ".join(f"{key}: {_yaml(value)}" for key, value in block.items())
-    half = ", tau: 0.5" if block.get("relations") else ""  # full strength costs ordinary accuracy: BENCHMARKS.md, SNLI
+    # Of all but single words full strength costs ordinary accuracy: BENCHMARKS.md, SNLI.
+    half = ", tau: 0.5" if block.get("relations") or block["name"] != "artifacts" else ""
     swap = f"\n# and below data, for signs: swap: {{tokens: {_yaml(list(dealt_out))}}}" if dealt_out else ""
     return f"bias_model: {{{inside}}}\nloss: {{name: logit_correction, prior: labels{half}}}{swap}"
 

@@ -101,6 +101,19 @@ def test_relations_are_found(kind: str, relation: str) -> None:
     assert next(row for row in one.relations if row.name == relation).effect > 0.05
 
 
+@pytest.mark.parametrize(
+    ("block", "tau"),
+    [
+        ({"name": "artifacts", "allowed": ["good"]}, ""),
+        ({"name": "artifacts", "relations": ["overlap"]}, ", tau: 0.5"),
+        ({"name": "partial_input", "fields": ["hypothesis"]}, ", tau: 0.5"),
+        ({"name": "lexical"}, ", tau: 0.5"),
+    ],
+)
+def test_half_of_the_correction_is_suggested_for_all_but_single_words(block: dict[str, Any], tau: str) -> None:
+    assert block_as_yaml(block).endswith(f"\nloss: {{name: logit_correction, prior: labels{tau}}}")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_found_where_nothing_is(seed: int) -> None:
     one, _ = audit(pairs(300, seed))
