@@ -1,5 +1,6 @@
 """Judging on several ranks: scores equal those of one process, whole weights or weights sharded by ZeRO-3."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,33 @@ def test_only_the_first_rank_writes(rank, folder, monkeypatch):
     accuracies = [None] * dist.get_world_size()
     dist.all_gather_object(accuracies, outcome.results[0]["accuracy"])
     assert len(set(accuracies)) == 1
+
+
+def test_ranks_show_the_same_examples_in_context(rank, folder, monkeypatch):
+    """Drawn by each rank for itself, from rows that one of them has read; the scores are those of one process."""
+    from debias.config.prompt_file import Shots
+    from debias_eval.judging.judge import Judging
+    from debias_eval.judging.models import judge_given
+
+    monkeypatch.setenv("RANK", str(rank))
+    model = once(rank, save_llama, folder / "llama")
+    prompt = once(rank, _write_prompt, folder / "prompt.yaml")
+    rows = once(rank, _write_rows, folder / "rows.jsonl")
+    outcome = judge_given(
+        folder / f"shown{rank}",
+        ["generated"],
+        {"model": str(model), "prompt": prompt},
+        shots=Shots(3, 1, str(rows)),
+        judging=Judging(limit=20, overlap="ignore"),
+    )
+    told = [None] * dist.get_world_size()
+    result = outcome.results[0]
+    dist.all_gather_object(told, (result["judge"]["shots"]["sha256"], result["brier"], result["accuracy"]))
+    assert len(set(told)) == 1
+
+
+def _write_rows(path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in generate("train", 30, 5)))
 
 
 def test_judging_that_is_cut_off_goes_on_with_what_the_first_rank_kept(rank, folder, monkeypatch):

@@ -15,7 +15,7 @@ from debias_eval.results.runs import Method
 from debias_eval.scores.closing import Closed, gap_closed
 
 # What a suite may have besides its groups.
-PARTS = ("conflicting", "worst_group", "aligned", "all")
+PARTS = ("conflicting", "worst_group", "aligned", "adjusted", "balanced", "all")
 
 
 @dataclass(frozen=True)

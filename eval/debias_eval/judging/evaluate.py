@@ -17,7 +17,7 @@ from debias.runs.names import ADAPTER, CONFIG, MODEL
 from debias_eval.judging.floors import partial_input
 from debias_eval.judging.overlap import TrainingRows, refuse_rows_of
 from debias_eval.judging.pieces import KeptScores
-from debias_eval.judging.predict import Predictor, load, predict
+from debias_eval.judging.predict import Predictor, load, predict, refuse_cut_prompts
 from debias_eval.reading.examples import all_examples
 from debias_eval.reading.subset import subset, taken
 from debias_eval.reading.suite import Suite, load_suite
@@ -59,6 +59,8 @@ def evaluate_run(
     kept, found = _without_training_rows(run, settings, every, overlap, trained_on)
     examples = subset(kept, limit, seed, whole=settings.consistency or settings.invariant)
     model = predictor or load(run)
+    if shown is not None:
+        refuse_cut_prompts(model, settings, examples)
     started = time.perf_counter()
     digest = examples_sha256(examples)
     earlier = _kept_scores(run, settings, digest, model, shown)

@@ -113,7 +113,8 @@ def check_out(out: Path, told: dict[str, Any]) -> None:
 
 
 def _has_results(out: Path) -> bool:
-    return any((out / EVAL).glob("*.json"))
+    """Results, or scores of a judging that was cut off."""
+    return any(any((out / EVAL).glob(pattern)) for pattern in ("*.json", ".*.scores"))
 
 
 def options(given: Mapping[str, Any]) -> dict[str, Any]:

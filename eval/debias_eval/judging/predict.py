@@ -9,8 +9,9 @@ import numpy as np
 
 from debias.data import Example
 from debias.data.examples import labels_of
+from debias.data.shots import refuse_cut
 from debias.errors import InputError
-from debias_eval.judging.pieces import KeptScores, in_pieces
+from debias_eval.judging.pieces import PIECE, KeptScores, in_pieces
 from debias_eval.reading.suite import Suite
 from debias_eval.scores.scoring import Floats, Ints, Judged, merge_probabilities, merged_prediction, softmax
 
@@ -68,6 +69,21 @@ def predict(
         probabilities_NC=merge_probabilities(probabilities_NM, suite_label_M, len(suite.labels)),
         groups=tuple(example.group for example in examples),
     )
+
+
+def refuse_cut_prompts(predictor: Predictor, suite: Suite, examples: Sequence[Example]) -> None:
+    """InputError, with their number, where prompts with examples in context would lose their start; nothing is scored.
+
+    A server that is asked with text cuts none.
+    """
+    limits, lengths_of = getattr(predictor, "prompt_limits", None), getattr(predictor, "prompt_lengths", None)
+    if limits is None or lengths_of is None:
+        return
+    lengths: list[int] = []
+    for start in range(0, len(examples), PIECE):
+        piece = examples[start : start + PIECE]
+        lengths += lengths_of(in_model_order(piece, suite.text_fields, predictor.text_fields, suite.name))
+    refuse_cut(lengths, *limits)
 
 
 def check_fit(suite: Suite, labels: Sequence[str], text_fields: Sequence[str]) -> None:

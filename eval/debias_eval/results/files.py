@@ -149,12 +149,13 @@ class Result(Part):
 
 def part_of(result: Result, name: str) -> Part | None:
     """A group by its own name first (a suite may call one of its groups `all`), else `conflicting`, `aligned`,
-    `worst_group` or `all`; None where the result has no such group.
+    `worst_group`, `adjusted`, `balanced` or `all`; None where the result has no such group.
     """
     if name in result.groups:
         return result.groups[name]
     worst = result.groups[result.worst_group.name] if result.worst_group else None
-    return {"conflicting": result.conflicting, "aligned": result.aligned, "worst_group": worst, "all": result}.get(name)
+    sides = {"conflicting": result.conflicting, "aligned": result.aligned, "worst_group": worst, "all": result}
+    return {**sides, "adjusted": result.adjusted_accuracy, "balanced": result.balanced_accuracy}.get(name)
 
 
 def _wrong_count(result: Result) -> str | None:

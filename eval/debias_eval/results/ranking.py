@@ -68,9 +68,9 @@ class Rankings:
 def rankings_in(folder: Path, rule: str, suite: str, group: str | None = None, arms: Sequence[str] = ()) -> Rankings:
     """`rule`, and the other rules that all its runs have a figure for, against a suite's group, over finished runs.
 
-    `group`: by its own name, or `conflicting`, `aligned`, `worst_group` (of each run its own) or `all`; by default the
-    first of DEFAULTS that every run has. `arms`: only runs of these folders below. InputError for a rule that looks at
-    no validation, an unknown suite or group, and fewer than FEWEST runs.
+    `group`: by its own name, or `conflicting`, `aligned`, `worst_group` (of each run its own), `adjusted`, `balanced`
+    or `all`; by default the first of DEFAULTS that every run has. `arms`: only runs of these folders below. InputError
+    for a rule that looks at no validation, an unknown suite or group, and fewer than FEWEST runs.
     """
     chosen = RULES[rule]
     if chosen.figure is None:

@@ -294,7 +294,8 @@ def compare(
         str | None, typer.Option(help="And where it ends: how much of it does each method close?")
     ] = None,
     group: Annotated[
-        str | None, typer.Option(help="Of each suite; default: conflicting, else worst_group; also aligned, all.")
+        str | None,
+        typer.Option(help="Of each suite; default: conflicting, else worst_group; aligned, adjusted, all."),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Of --floor and --ceiling: as tables.")] = None,
     as_json: AsJson = False,

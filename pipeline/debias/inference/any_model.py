@@ -49,8 +49,8 @@ class Given:
 def load_given(given: Given, scoring: Scoring | None = None, shown: Shown | None = None) -> Predictor:
     """The predictor of any model, with or without an adapter. InputError for whatever does not fit together.
 
-    An adapter that changes nothing is an error as soon as something is scored; with examples in context (`shown`) so is
-    a prompt that would be cut.
+    An adapter that changes nothing is an error as soon as something is scored. `shown`: examples in context; prompts
+    that are too long even so are cut, as others are.
     """
     config = given_config(given)
     source = resolve_model(config.model)
@@ -59,7 +59,6 @@ def load_given(given: Given, scoring: Scoring | None = None, shown: Shown | None
     told = (config, source, given.adapter, scoring or Scoring(), given.deepspeed)
     predictor = load(*told, shorten=True, tokenizer=given.tokenizer)
     predictor.refuses_idle_adapter = True
-    predictor.refuses_cut_prompts = shown is not None
     predictor.any_texts = reads_any_texts(given, config)
     return predictor
 

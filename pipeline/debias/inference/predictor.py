@@ -15,7 +15,6 @@ from debias.adapters.loading import adapter_change, merge, unmerge
 from debias.building.task import Task
 from debias.config.run import RunConfig
 from debias.data.examples import Example
-from debias.data.shots import refuse_cut
 from debias.errors import InputError
 from debias.inference.agreement import PaddingGuard
 from debias.inference.answer_scores import Scoring
@@ -45,7 +44,6 @@ class Predictor:
         self.sharded = sharded
         self.any_texts = False  # a classifier of which nobody said what it reads
         self.refuses_idle_adapter = False
-        self.refuses_cut_prompts = False
         self._answers: AnswerScorer | None = None
         if isinstance(task.readout, Answers) and task.prompt is not None:
             ask = (model, task.readout, task.prompt, task.collate, task.max_length)
@@ -97,14 +95,11 @@ class Predictor:
         """Log-likelihood of each label, [N, C] float64, in the order of `examples`.
 
         Batches are made by length under a budget of tokens; `batch_size` is the most examples of one. InputError when
-        the device's memory does not suffice, and where `refuses_cut_prompts` and prompts are too long.
+        the device's memory does not suffice.
         """
         self._batch_size = batch_size
         if not examples:
             return np.empty((0, len(self.labels)))
-        if self.refuses_cut_prompts:
-            lengths = [len(ids) for ids in self.answers.prompt.ids_of_all(examples)]
-            refuse_cut(lengths, self.answers.room, self.config.max_length)
         self.model.eval()
         device = next(self.model.parameters()).device
         # As in training: a bf16 base, and autocast for what trained in float32.
@@ -119,6 +114,15 @@ class Predictor:
     def from_first(self, scores: np.ndarray | None) -> np.ndarray | None:
         """What the first rank has, on all ranks."""
         return from_first(scores)
+
+    @property
+    def prompt_limits(self) -> tuple[int, int]:
+        """The tokens that a prompt of a causal model may have, and what it may have with an answer."""
+        return self.answers.room, self.config.max_length
+
+    def prompt_lengths(self, examples: Sequence[Example]) -> list[int]:
+        """How many tokens the prompt of each example has, whole."""
+        return [len(ids) for ids in self.answers.prompt.ids_of_all(examples)]
 
     def forget(self) -> None:
         """Let go of what was scored, where rows come as a stream without end."""

@@ -40,7 +40,6 @@ class ServedPredictor:
         self.asking = asking
         self.questions = questions
         self.scoring = scoring
-        self.refuses_cut_prompts = False
         self._prior_C: np.ndarray | None = None
 
     @property
@@ -72,16 +71,27 @@ class ServedPredictor:
         """
         if not examples:
             return np.empty((0, len(self.labels)))
-        template = self.config.prompt.template  # type: ignore[union-attr]
-        texts = [template.format(**dict(zip(self.text_fields, one.texts, strict=True))) for one in examples]
-        if self.refuses_cut_prompts and isinstance(self.questions, Tokens):
-            self.questions.refuse_cut(texts)
-        scores_NC = self._scores(texts)
+        scores_NC = self._scores(self._filled(examples))
         if self.scoring.calibrate == "none":
             return scores_NC
         if self._prior_C is None:
+            template = self.config.prompt.template  # type: ignore[union-attr]
             self._prior_C = self.scoring.prior(self._scores(self.scoring.prior_texts(template, self.text_fields)))
         return scores_NC - self._prior_C
+
+    @property
+    def prompt_limits(self) -> tuple[int, int] | None:
+        """The tokens that a prompt may have, and what it may have with an answer; None where the server cuts texts."""
+        return self.questions.limits if isinstance(self.questions, Tokens) else None
+
+    def prompt_lengths(self, examples: Sequence[Example]) -> list[int]:
+        """How many tokens the prompt of each example has, whole."""
+        assert isinstance(self.questions, Tokens)
+        return [len(self.questions.prompt.ids_of_text(text)) for text in self._filled(examples)]
+
+    def _filled(self, examples: Sequence[Example]) -> list[str]:
+        template = self.config.prompt.template  # type: ignore[union-attr]
+        return [template.format(**dict(zip(self.text_fields, one.texts, strict=True))) for one in examples]
 
     def _scores(self, texts: Sequence[str]) -> np.ndarray:
         """After filled templates, normalised, [N, C]."""
@@ -97,7 +107,7 @@ def load_served(
 ) -> ServedPredictor:
     """The predictor of a served model; `folder` keeps its answers. InputError for what does not fit together.
 
-    `shown`: examples in context; as tokens, a prompt that would be cut is then an error.
+    `shown`: examples in context.
     """
     check_asked(config, endpoint)
     client = Client(endpoint.url, timeout=endpoint.timeout)
@@ -105,9 +115,7 @@ def load_served(
         config = shown.before(config, _tokens(shown.text(config), endpoint.tokenizer))
     questions = _questions(config, endpoint.tokenizer)
     asking = Asking(client, config.model, Kept(folder / FILE), endpoint.concurrency)
-    predictor = ServedPredictor(config, asking, questions, scoring)
-    predictor.refuses_cut_prompts = shown is not None
-    return predictor
+    return ServedPredictor(config, asking, questions, scoring)
 
 
 def _tokens(text: str, tokenizer: str | None) -> int:

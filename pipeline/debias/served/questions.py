@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from debias.data.prompt import Prompt, check_template
-from debias.data.shots import refuse_cut
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -71,9 +70,10 @@ class Tokens:
             raise InputError(f"max_length is {max_length}: no room is left for a prompt before the answer")
         self._told = False
 
-    def refuse_cut(self, texts: Sequence[str]) -> None:
-        """InputError where filled templates with examples in context would lose their start."""
-        refuse_cut([len(self.prompt.ids_of_text(text)) for text in texts], self._room, self._max_length)
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The tokens that a prompt may have, and what it may have with an answer."""
+        return self._room, self._max_length
 
     def of(self, text: str) -> list[Question]:
         """One question for each label, in their order."""

@@ -63,6 +63,8 @@ def test_edge_closes_half_of_the_gap(sweep: Path) -> None:
         ("bias-aligned", "hard", 0.95, 100),
         ("aligned", "hard", 0.95, 100),
         ("worst_group", "hard", 0.5, 100),
+        ("adjusted", "hard", 0.725, 200),  # two groups of one size
+        ("balanced", "hard", 0.725, 200),
         ("all", "hard", 0.725, 200),
         ("all", "plain", 0.5, 100),  # a group that is called so comes first
     ],

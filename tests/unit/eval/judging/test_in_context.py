@@ -183,6 +183,26 @@ def test_what_is_refused_is_one_line(
     assert not (out / "eval").exists()
 
 
+def test_prompts_that_do_not_fit_are_counted_over_all_pieces(
+    debias: Command, llama: Path, asked: Path, rows: Path, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("debias_eval.judging.predict.PIECE", 7)
+    words = ("--shots", 40, "--shots-from", rows, "--suite", mine, "-o", mine.parent / "out", "--float32")
+    assert "shots: 24 of 24 prompts do not fit" in debias("eval", "--model", llama, "--prompt", asked, *words).error
+
+
+def test_a_folder_of_a_judging_that_was_cut_off_is_somebodys(
+    debias: Command, llama: Path, asked: Path, rows: Path, mine: Path
+) -> None:
+    """Its scores would be gone on with."""
+    out = mine.parent / "cut"
+    words = ("eval", "--model", llama, "--prompt", asked, "--suite", mine, "-o", out, "--float32")
+    assert debias(*words).code == 0
+    (out / "eval" / "mine.json").rename(out / "eval" / ".mine.scores")
+    assert "(shots)" in debias(*words, "--shots", 2, "--shots-from", rows).error
+    assert debias(*words).code == 0  # the same model goes on
+
+
 def test_a_chat_shows_all_in_one_turn(rows: Path, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     prompt = tmp_path / "prompt.yaml"

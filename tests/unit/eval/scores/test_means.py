@@ -88,6 +88,14 @@ def test_clusters_widen_the_interval_as_far_as_they_repeat_themselves():
     assert np.ptp(few.ci95) > 0.4
 
 
+def test_one_answer_for_everything_is_not_known_to_the_last_digit():
+    """Every resample has 50 %: each cluster then counts as one example."""
+    gold, clusters = np.repeat([0, 0, 0, 0, 1], 8), np.arange(40) // 2
+    found = balanced_accuracy(np.zeros(40, int), gold, clusters)
+    assert found.value == 0.5
+    assert 0.1 < np.ptp(found.ci95) < 0.6
+
+
 def test_parts_of_which_one_is_empty_are_refused():
     with pytest.raises(ValueError, match=r"2 examples in parts of \[1, 0, 1\]"):
         mean_of_parts(np.array([True, False]), np.array([0, 2]))
