@@ -17,7 +17,7 @@ from scipy import sparse
 from debias.errors import InputError
 from debias_eval.results.files import Prediction, predictions_of, predictions_path
 from debias_eval.results.runs import Run
-from debias_eval.scores.counterfactual import gaps
+from debias_eval.scores.counterfactual import gaps, told_once
 from debias_eval.scores.intervals import (
     PAIRED_REPLICATES,
     Bools,
@@ -159,7 +159,7 @@ def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Ans
     known, gap = _Known(), result.gap_groups
     invariant = all(run.results[suite].counterfactual_gap is not None for run in runs)
     read = [known.read(runs[0], suite, invariant), *(known.of(run, suite, invariant) for run in runs[1:])]
-    moved = [moved_K for _, moved_K in read if moved_K is not None]
+    moved = [moved_K for _, moved_K in read if moved_K is not None and len(moved_K)]
     return Answers(
         right_RN=np.stack([right_N for right_N, _ in read]),
         firsts=len(first),
@@ -192,6 +192,7 @@ class _Known:
         self.groups: list[str | None] = []
         self.clusters: list[str | None] = []
         self.labels: list[str] = []
+        self.texts: list[tuple[str, ...]] = []  # of an invariant suite
         self.digest_N: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
     def read(self, run: Run, suite: str, invariant: bool) -> tuple[Bools, Floats | None]:
@@ -204,6 +205,8 @@ class _Known:
             self.groups.append(same.setdefault(line.group, line.group))
             self.clusters.append(same.setdefault(line.cluster, line.cluster))
             self.labels.append(sys.intern(line.label))
+            if invariant:
+                self.texts.append(line.texts)
         self.digest_N = np.frombuffer(digests, dtype=np.uint64)
         return told.right_N, self._moved(told, invariant)
 
@@ -229,7 +232,8 @@ class _Known:
             return None
         gold_N = np.array([told.names.index(label) for label in self.labels])
         p_NC = np.frombuffer(told.p, dtype=np.float64).reshape(-1, len(told.names))
-        return gaps(p_NC, gold_N, cluster_index(self.clusters))
+        once_N = told_once(self.clusters, self.texts)
+        return gaps(p_NC[once_N], gold_N[once_N], cluster_index(self.clusters)[once_N])
 
 
 class _Told:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +14,16 @@ from debias.data import Example
 from debias.data.shots import Shown
 from debias.errors import InputError
 from debias.ranks.world import is_first
-from debias.runs.names import ADAPTER, CONFIG, MODEL
+from debias.runs.names import ADAPTER, CONFIG, JUDGED, MODEL, SUMMARY
 from debias_eval.judging.floors import partial_input
 from debias_eval.judging.overlap import TrainingRows, refuse_rows_of
-from debias_eval.judging.pieces import KeptScores
+from debias_eval.judging.pieces import EXACT, ROUNDED, KeptScores
 from debias_eval.judging.predict import Predictor, load, predict, refuse_cut_prompts
 from debias_eval.reading.examples import all_examples
 from debias_eval.reading.subset import subset, taken
 from debias_eval.reading.suite import Suite, load_suite
 from debias_eval.results.files import examples_sha256, write_results
+from debias_eval.scores.counterfactual import told_once
 from debias_eval.scores.scoring import Judged, score
 
 OverlapRule = Literal["count", "exclude", "ignore"]
@@ -71,7 +73,7 @@ def evaluate_run(
         "available": len(every),
         "limit": limit,
         "limit_seed": None if limit is None else seed,
-        **_scores(settings, judged),
+        **_scores(settings, judged, examples),
         "partial_input": partial_input(settings, every) if floor and is_first() else None,
         "overlap": found,
         "judge": {**dict(getattr(model, "description", None) or {}), **({"shots": shown.told} if shown else {})},
@@ -94,15 +96,26 @@ def _kept_scores(run: Path, suite: Suite, examples: str, model: Predictor, shown
         return None
     told = dict(getattr(model, "description", None) or {})
     how = {key: told.get(key) for key in ("how", "normalize", "calibrate", "dtype", "load_in_4bit")}
-    about = [suite.name, suite.version, examples, list(model.labels), how, shown and shown.told, _stamps(run)]
-    return KeptScores(run, suite.name, about, from_first, forget)
+    about = [suite.name, suite.version, examples, list(model.labels), how, shown and shown.told, _stamps(run, model)]
+    tolerance = EXACT if how["dtype"] == "float32" and not how["load_in_4bit"] else ROUNDED
+    return KeptScores(run, suite.name, about, from_first, forget, tolerance)
 
 
-def _stamps(run: Path) -> list[tuple[str, int, int]]:
-    """Of what a run's folder says of its model: when it was written."""
-    places = [run / CONFIG, *(file for name in (ADAPTER, MODEL) for file in (run / name).rglob("*"))]
-    states = [(str(place.relative_to(run)), place.stat()) for place in sorted(places) if place.is_file()]
+def _stamps(run: Path, model: Predictor) -> list[tuple[str, int, int]]:
+    """Of all files of the model that can be found, of its base and its adapter too: when they were written."""
+    named = [getattr(getattr(model, "config", None), "model", None), *_given(run)]
+    places = [run / CONFIG, run / ADAPTER, run / MODEL, *(Path(name) for name in named if isinstance(name, str))]
+    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*"))]
+    states = [(str(file), file.stat()) for file in sorted(set(files)) if file.is_file()]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _given(run: Path) -> list[Any]:
+    """Model and adapter of a folder that was only judged."""
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        told = json.loads((run / SUMMARY).read_text(encoding="utf-8")).get(JUDGED) or {}
+        return [told.get("model"), told.get("adapter")]
+    return []
 
 
 def _about(suite: Suite) -> dict[str, Any]:
@@ -110,9 +123,12 @@ def _about(suite: Suite) -> dict[str, Any]:
     return about if suite.file is None else {**about, "suite_file": str(suite.file)}
 
 
-def _scores(suite: Suite, judged: Judged) -> dict[str, Any]:
+def _scores(suite: Suite, judged: Judged, examples: Sequence[Example]) -> dict[str, Any]:
     aligned, conflicting = (suite.gap.aligned, suite.gap.conflicting) if suite.gap else ((), ())
-    return score(judged, aligned, conflicting, suite.consistency, suite.invariant)
+    once_N = None
+    if suite.invariant and judged.clusters:
+        once_N = told_once(judged.clusters, (example.texts for example in examples))
+    return score(judged, aligned, conflicting, suite.consistency, once_N)
 
 
 def _with_clusters(judged: Judged, examples: Sequence[Example]) -> Judged:

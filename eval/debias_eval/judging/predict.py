@@ -54,8 +54,9 @@ def predict(
     """
     suite_label_M = suite_labels(suite, predictor.labels)
 
-    def asked(places: slice) -> Floats:
-        ordered = in_model_order(examples[places], suite.text_fields, predictor.text_fields, suite.name)
+    def asked(places: Sequence[int]) -> Floats:
+        some = examples[places.start : places.stop] if isinstance(places, range) else [examples[at] for at in places]
+        ordered = in_model_order(some, suite.text_fields, predictor.text_fields, suite.name)
         scores_NM = np.asarray(predictor.label_scores(ordered, batch_size), dtype=np.float64)
         if scores_NM.shape != (len(ordered), len(suite_label_M)):
             raise ValueError(f"label_scores gave {scores_NM.shape}, expected {(len(ordered), len(suite_label_M))}")

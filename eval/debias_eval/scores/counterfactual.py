@@ -3,6 +3,7 @@
 Shapes: N examples, C labels, K clusters that hold such examples, B bootstrap replicates.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from scipy.stats import t as student
 
 from debias_eval.scores.intervals import (
     FEW_CLUSTERS,
+    Bools,
     Floats,
     Interval,
     Ints,
@@ -46,6 +48,17 @@ def counterfactual_gap(
     value = float(gap_K.mean())
     low, high = _interval(gap_K, seed)
     return CounterfactualGap(len(gap_K), value, (max(0.0, min(low, value)), min(1.0, max(high, value))))
+
+
+def told_once(clusters: Iterable[str | None], texts: Iterable[Sequence[str]]) -> Bools:
+    """[N]: the first example of each text in its cluster; copies differ in nothing, and would count as unmoved."""
+    seen: set[tuple[str | None, tuple[str, ...]]] = set()
+    first: list[bool] = []
+    for cluster, told in zip(clusters, texts, strict=True):
+        key = (cluster, tuple(told))
+        first.append(key not in seen)
+        seen.add(key)
+    return np.array(first, dtype=np.bool_)
 
 
 def gaps(probabilities_NC: Floats, gold_N: Ints, cluster_N: Ints) -> Floats:

@@ -188,13 +188,14 @@ def score(
     aligned: Sequence[str] = (),
     conflicting: Sequence[str] = (),
     with_consistency: bool = False,
-    invariant: bool = False,
+    invariant_N: Bools | None = None,
 ) -> dict[str, Any]:
     """Every number of a results file; `aligned` and `conflicting` name the groups whose difference is the gap.
 
     Groups that the examples do not hold count as absent: a side without examples leaves the gap None. Where clusters
     hold several examples, intervals come from resampling whole clusters; `with_consistency` counts the clusters that
-    are right throughout, and of an `invariant` suite the counterfactual gap says how far scores move within them.
+    are right throughout. `invariant_N`: of a suite whose clusters differ in nothing that matters, the examples of which
+    the counterfactual gap says how far scores move within a cluster.
     """
     check(judged)
     cluster_N = real_clusters(judged.clusters)
@@ -203,8 +204,10 @@ def score(
     worst = worst_group(groups)
     confidence_N = judged.probabilities_NC[np.arange(len(right_N)), judged.prediction_N]
     held = consistency(right_N, cluster_N) if with_consistency and cluster_N is not None else None
-    scores = (judged.probabilities_NC, judged.gold_N)
-    moved = counterfactual_gap(*scores, cluster_N) if invariant and cluster_N is not None else None
+    moved = None
+    if invariant_N is not None and cluster_N is not None:
+        p_NC, gold_N = judged.probabilities_NC[invariant_N], judged.gold_N[invariant_N]
+        moved = counterfactual_gap(p_NC, gold_N, cluster_N[invariant_N])
     answers = (judged.prediction_N, judged.gold_N)
     adjusted = adjusted_accuracy(*answers, judged.groups, cluster_N)
     return {

@@ -20,6 +20,7 @@ from debias_eval.comparing.compare import Comparison, compare, compare_folders, 
 from debias_eval.comparing.differences import differences_of
 from debias_eval.results.files import write_results
 from debias_eval.results.runs import group_runs, read_runs
+from debias_eval.scores.counterfactual import told_once
 from debias_eval.scores.intervals import mcnemar, paired_bootstrap
 from debias_eval.scores.robustness import effective_robustness
 from debias_eval.scores.scoring import Judged, score
@@ -56,7 +57,7 @@ def put_answers(run, suite, right, clusters=(), change=None):
     n = len(right)
     scores, numbers = scored(tuple(map(bool, right)), tuple(clusters))
     named = clusters or [None] * n
-    examples = [Example(str(i), ("a", "b"), 0, scores.groups[i], cluster=named[i]) for i in range(n)]
+    examples = [Example(str(i), ("a", f"b {i}"), 0, scores.groups[i], cluster=named[i]) for i in range(n)]
     known = {"suite": suite, "version": 1, "available": n, "examples_sha256": "same"}
     write_results(run, known | deepcopy(numbers) | (change or {}), examples, scores)
 
@@ -336,6 +337,11 @@ def test_how_far_scores_move_within_clusters_is_compared(judged_run):
     assert (moved.clusters, moved.test, moved.primary) == (30, "paired bootstrap over clusters", False)
     older = [judged_run(f"old-{m}", m, 0, {"s": one}, names) for m, one in zip(SIDE_BY_SIDE, flags, strict=True)]
     assert "counterfactual_gap" not in {one.measure for one in compared([runs[0], older[1]]).differences}
+
+
+def test_copies_of_a_text_are_left_out_of_how_far_scores_move():
+    clusters, texts = ["a", "a", "b", "b", "b", None], [("x",), ("x",), ("x",), ("y",), ("x",), ("x",)]
+    assert told_once(clusters, texts).tolist() == [True, False, True, True, False, True]
 
 
 def test_labels_and_groups_of_one_size_are_no_measures_of_their_own(judged_run):

@@ -194,6 +194,18 @@ def test_scores_that_move_within_clusters_reach_results(run, write_suite, fake):
     assert plain["counterfactual_gap"] is None
 
 
+def test_copies_of_a_text_are_no_pair_in_which_scores_could_move(run, write_suite, fake):
+    """Half of the clusters are one text twice; with them the gap would be a half of what it is."""
+    rows = [(i, premise, text, "entailment", group) for i, premise, text, _, group in clustered_rows()]
+    copied = [(f"{i}-c", f"again {i}", rows[i][2], "entailment", "easy") for i in range(30)]
+    copies = [row for one in copied for row in (one, (f"{one[0]}2", *one[1:]))]
+    result = evaluate_run(run, str(write_suite([*rows, *copies], **CLUSTERED, invariant=True)), predictor=fake())
+    sure = 1 / (1 + 2 * np.exp(-3.0))
+    assert result["clusters"] == 60
+    assert result["counterfactual_gap"]["n"] == 30
+    assert result["counterfactual_gap"]["value"] == pytest.approx(sure - (1 - sure) / 2)
+
+
 def test_the_floor_sees_only_its_fields(run, write_suite, fake):
     pytest.importorskip("sklearn")
     path = str(write_suite(clustered_rows(), **CLUSTERED))
