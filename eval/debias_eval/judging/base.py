@@ -40,7 +40,7 @@ def runs_base(
             raise InputError(f"--base: {run} has another {differs} than {first[0]}; give them apart")
         if without_training_rows and (differs := _differing(_training_rows(config), _training_rows(first[1]))):
             raise InputError(
-                f"--overlap exclude: {run} has another {differs} than {first[0]}, and --base leaves out the rows of one;"
+                f"--overlap exclude: {run} has another {differs} than {first[0]}, and --base leaves out one run's rows;"
                 " give them apart, or --overlap count"
             )
     run, config = first
