@@ -97,8 +97,8 @@ class HeldOutPseudoGroups:
         here = {"eval_strategy": "epoch", "selection": "pseudo_groups", "output_dir": str(file.parent)}
         config = config.model_copy(update=here)
         rows = validation_examples(config, None)
-        said = ask_bias_model(config, model, training_examples(config, None), None, rows)
         try:
+            said = ask_bias_model(config, model, training_examples(config, None), None, rows)
             groups = pseudo_groups(labels_of(rows), said.of_validation.argmax(axis=1), config.data.labels)
         except ValueError as error:
             raise InputError(f"{self.place}: {error}") from None
