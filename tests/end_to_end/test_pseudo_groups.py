@@ -18,6 +18,7 @@ from debias.building.examples import validation_examples
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.inference.held_out import HeldOutPseudoGroups
 from debias.inference.loading import load_run
 from debias.train import train
 from debias_eval.results.selection import choices_in
@@ -153,8 +154,21 @@ def test_a_base_that_learned_first_judges_validation(place: Path) -> None:
     guesses = (stages[0] + stages[1]).argmax(axis=1)
     assert (said_of_validation(found, "first_learned").argmax(axis=1) == guesses).all()
     assert len(evaluated(found, FIGURE)) == 2
+    reached = summary(found)["pseudo_groups"][FIGURE]
+    assert HeldOutPseudoGroups(found)(found / "adapter") == pytest.approx(reached, abs=1e-12)
     idle = run(settings(place, "idle", bias_model=first, selection="last", max_steps=1))
     assert not (idle / "stages").exists()  # asked by nobody, and not trained for a figure that nobody asked for
+
+
+@pytest.mark.slow
+def test_what_two_ranks_kept_is_found_in_one_process(place: Path) -> None:
+    """As many samples a step as there were, though each rank had half of them."""
+    first = {"name": "first_learned", "steps": 3, "learning_rate": 1e-2, "lora_r": 2}
+    changes = {"bias_model": first, "loss": "logit_correction", "max_steps": 2, "per_device_train_batch_size": 6}
+    on_ranks(2, [settings(place, "on_two", **changes)])
+    run = place / "on_two"
+    reached = summary(run)["pseudo_groups"][FIGURE]
+    assert HeldOutPseudoGroups(run)(run / "adapter") == pytest.approx(reached, abs=1e-12)
 
 
 @pytest.mark.slow

@@ -336,11 +336,12 @@ def test_checkpointed_activations_change_nothing(bert_dropout: Path, tmp_path: P
     assert largest_difference(*map(adapter_of, runs)) <= 1e-6
 
 
-@pytest.mark.parametrize("head", ["classification", "causal_lm"])
+@pytest.mark.parametrize("head", ["classification", "causal_lm", "causal_lm, adapted"])
 def test_very_large_dropout_is_one_mask_for_both_gradients(head: str, bert: Path, llama: Path, tmp_path: Path) -> None:
     """Of one seed both ways of one forward pass give one adapter, and so do activations that are computed again."""
-    causal = head == "causal_lm"
-    shared = {"head_dropout": 0.9, "optim": "sgd", "learning_rate": 0.1, **(CAUSAL if causal else {})}
+    causal = head != "classification"
+    adapted = {"adapter": {"targets": ["q_proj", "lm_head"]}} if head.endswith("adapted") else {}
+    shared = {"head_dropout": 0.9, "optim": "sgd", "learning_rate": 0.1, **(CAUSAL if causal else {}), **adapted}
     changes: dict[str, dict[str, Any]] = {
         "single": {"gradients": "single_pass"},
         "shared": {"gradients": "shared_forward"},

@@ -257,7 +257,7 @@ def test_every_kind_of_run(place):
     def of(engine):
         return {kind: changes for kind, changes in kinds.items() if engine != "zero2" or kind in few}
 
-    few = ("full", "dora", "judged", "causal", "finished", GOING_ON[1].name)  # of the second engine
+    few = ("full", "dora", "judged", "causal", "bf16", "two_pass", "finished", GOING_ON[1].name)  # of the second engine
 
     def runs(world, engine):
         # SGD: AdamW makes full-size steps out of the rounding that is a key bias's whole gradient.

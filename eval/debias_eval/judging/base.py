@@ -25,19 +25,37 @@ class Base:
     shots: Shots | None = None
 
 
-def runs_base(runs: Sequence[Path], out: Path, shots: Shots | None = None) -> Base:
+def runs_base(
+    runs: Sequence[Path], out: Path, shots: Shots | None = None, *, without_training_rows: bool = False
+) -> Base:
     """The one base of these runs, asked with their prompt. Nothing is loaded.
 
     InputError for a classifier, whose base has no head that anybody trained, for runs of different bases or prompts,
-    and for a folder that holds something else.
+    for a folder that holds something else, and, `without_training_rows`, for runs of different training data: each
+    would be judged on rows of its own.
     """
     first, *others = ((run, _causal(run)) for run in runs)
     for run, config in others:
-        if differs := [key for key, value in _asked(config).items() if value != _asked(first[1])[key]]:
-            raise InputError(f"--base: {run} has another {', '.join(differs)} than {first[0]}; give them apart")
+        if differs := _differing(_asked(config), _asked(first[1])):
+            raise InputError(f"--base: {run} has another {differs} than {first[0]}; give them apart")
+        if without_training_rows and (differs := _differing(_training_rows(config), _training_rows(first[1]))):
+            raise InputError(
+                f"--overlap exclude: {run} has another {differs} than {first[0]}, and --base leaves out one run's rows;"
+                " give them apart, or --overlap count"
+            )
     run, config = first
     given = {"model": config.model, "prompt": run / CONFIG, "bf16": config.bf16, "load_in_4bit": config.load_in_4bit}
     return Base(run, given, out, shots)
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> str:
+    return ", ".join(key for key, value in one.items() if value != other[key])
+
+
+def _training_rows(config: RunConfig) -> dict[str, Any]:
+    """All that says which rows a run was trained on, and what texts they have."""
+    keys = ("train", "text_fields", "label_field", "label_map")
+    return {f"data.{key}": getattr(config.data, key) for key in keys}
 
 
 def _causal(run: Path) -> RunConfig:

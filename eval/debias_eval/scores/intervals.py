@@ -177,6 +177,8 @@ def gap_interval(
     """95 % interval of the accuracy on `first_N` minus that on `second_N` (masks of disjoint, non-empty parts).
 
     Newcombe's where every cluster is one example; else by resampling clusters, which may hold examples of both parts.
+    Where that cannot speak (a part in fewer than ten clusters, or all of them alike) Newcombe's with each cluster
+    counting as one example of every part it reaches into.
     """
     chosen_N = first_N | second_N
     parts = [right_N[mask_N] for mask_N in (first_N, second_N)]
@@ -185,7 +187,8 @@ def gap_interval(
     if index_N is None or clusters == chosen_N.sum():
         sizes = [len(part) for part in parts]
         return _independent(shares, sizes)
-    if clusters >= FEW_CLUSTERS:
+    of_part = [compact(cluster_N[mask_N])[1] for mask_N in (first_N, second_N)]  # type: ignore[index]
+    if min(of_part) >= FEW_CLUSTERS:
         columns = np.stack([right_N & first_N, first_N, right_N & second_N, second_N], axis=1)[chosen_N]
         sums_BC = cluster_bootstrap(cluster_sums(columns, index_N, clusters), seed=seed)
         whole_BC = sums_BC[(sums_BC[:, 1] > 0) & (sums_BC[:, 3] > 0)]
@@ -194,7 +197,7 @@ def gap_interval(
             low, high = expanded_percentiles(gaps_B, clusters)
             gap = shares[0] - shares[1]
             return min(low, gap), max(high, gap)
-    return _independent(shares, [compact(cluster_N[mask_N])[1] for mask_N in (first_N, second_N)])  # type: ignore[index]
+    return _independent(shares, of_part)
 
 
 def _independent(shares: Sequence[float], sizes: Sequence[int]) -> Interval:

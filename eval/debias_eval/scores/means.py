@@ -67,8 +67,8 @@ def mean_of_parts(right_N: Bools, part_N: Ints, cluster_N: Ints | None = None, s
 
     Where every example stands for itself the parts are independent shares, and the mean's interval comes from their
     Wilson intervals (MOVER: Zou and Donner, Stat. Med. 27, 2008). Else whole clusters are resampled; a resample without
-    a part is a mean over the others. Where that cannot speak (fewer than ten clusters, or a part that is right or wrong
-    throughout, in every resample too) each cluster counts as one example of every part it reaches into.
+    a part is a mean over the others. Where that cannot speak (a part in fewer than ten clusters, or one that is right
+    or wrong throughout, in every resample too) each cluster counts as one example of every part it reaches into.
     """
     right_G, size_G = np.bincount(part_N, weights=right_N), np.bincount(part_N)
     if not len(size_G) or not size_G.all():
@@ -78,12 +78,12 @@ def mean_of_parts(right_N: Bools, part_N: Ints, cluster_N: Ints | None = None, s
     index_N, clusters = compact(cluster_N) if cluster_N is not None else (None, len(right_N))
     if index_N is None or clusters == len(right_N):
         return PartMean(len(right_N), value, _mover(share_G, size_G))
-    if clusters >= FEW_CLUSTERS and ((share_G > 0) & (share_G < 1)).all():
+    of_part_G = np.bincount(np.unique(part_N * clusters + index_N) // clusters)  # clusters that reach into each part
+    if of_part_G.min() >= FEW_CLUSTERS and ((share_G > 0) & (share_G < 1)).all():
         means_B = _resampled_means(right_N, part_N, index_N, clusters, seed)
         if np.ptp(means_B) > 0:
             low, high = expanded_percentiles(means_B, clusters)
             return PartMean(len(right_N), value, (min(low, value), max(high, value)))
-    of_part_G = np.array([len(np.unique(index_N[part_N == part])) for part in range(len(size_G))])
     return PartMean(len(right_N), value, _mover(share_G, of_part_G))
 
 

@@ -178,7 +178,8 @@ class _Asking:
             logger.info("bias model %s: fitting on %d examples", model.name, len(self.examples))
             return model.log_p(self.examples, labels, self.config.data.text_fields, seed, self.others)
         if self.base is None:
-            raise ValueError("asks the run's base model, and here is none")
+            of = "validation rows" if self.others else "its training rows"
+            raise ValueError(f"asks the run's base, and the run kept no answers about {of}; {_KEEPING}")
         _check_stages(self.config, self.examples)
         logger.info("bias model %s: asking %s about %d examples", model.name, self.config.model, len(self.examples))
         return model.asked(self.examples, labels, seed, self.base, self.others)
@@ -196,6 +197,7 @@ class _Asking:
         return hashlib.sha256(f"{digest} {own}".encode()).hexdigest()
 
 
+_KEEPING = "train with eval_strategy: epoch, and with something that asks it (loss, bias_weight or selection)"
 # What a bias model hears of the run whose base it asks.
 OF_THE_BASE = {"model", "head", "prompt", "max_length", "load_in_4bit", "bf16"}
 # Of a run before the run: what changes nothing of what it says, or only how it is spread over ranks.

@@ -13,7 +13,7 @@ from debias.errors import InputError
 from debias.models.activations import checkpoint_activations
 from debias.models.attention import check_attention, check_packing, choose_attention
 from debias.models.compiling import compile_layers
-from debias.models.head_dropout import drop_before_head
+from debias.models.head_dropout import drop_before_adapters, drop_before_head
 from debias.models.kernels import check_liger
 from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
@@ -72,6 +72,7 @@ def adapt(config: RunConfig, model: Any) -> Any:
         )
     sizes = {key: getattr(config, key) for key in ("lora_r", "lora_alpha", "lora_dropout")}
     adapted = adapter.attach(model, RunFacts(config.head != "causal_lm", model.fresh_modules, **sizes))
+    drop_before_adapters(adapted)
     if adapter.frozen_base and config.deepspeed is not None and usable_bf16(config.bf16):
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # of one dtype with what stage 3 has sharded; the engine keeps float32 copies

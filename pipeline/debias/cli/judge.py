@@ -140,7 +140,10 @@ def _judge_runs(
     folders = list(dict.fromkeys(one for path in runs for one in run_folders(path)))
     how = {"deepspeed": deepspeed, "judging": Judging(*pace), **scoring}
     # The base first: what is wrong with its folder or its examples is found before the runs are judged.
-    found = {} if base is None else {base: judge_base(runs_base(folders, base, shots), suite, **how).results}
+    found = {}
+    if base is not None:
+        asked = runs_base(folders, base, shots, without_training_rows=how["judging"].overlap == "exclude")
+        found = {base: judge_base(asked, suite, **how).results}
     return found | {one: judge_run(one, suite, **how).results for one in folders}
 
 

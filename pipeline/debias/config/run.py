@@ -271,6 +271,7 @@ class RunConfig(Strict):
         plain = {
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
             **{"bias_weight": "self", "groups": None, "selection": "last", "eval_strategy": "no", "report_to": "none"},
+            "head_dropout": 0.0,
         }
         return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
 

@@ -20,6 +20,7 @@ from debias.inference.any_model import Given, load_given
 from debias.runs.folder import settings_beside
 from debias.runs.names import CONFIG
 from debias.runs.pseudo_groups import PseudoGroups, pseudo_groups
+from debias.runs.summary import read_summary
 
 logger = logging.getLogger(__name__)
 # Of the data of a run: what does not change which rows are validation rows, or how they are read.
@@ -95,10 +96,13 @@ class HeldOutPseudoGroups:
             lacks = "data.validation" if config.data.validation is None else "bias_model"
             raise InputError(f"{self.place}: its settings have no {lacks}, and pseudo groups are made with one")
         here = {"eval_strategy": "epoch", "selection": "pseudo_groups", "output_dir": str(file.parent)}
-        config = config.model_copy(update=here)
+        # What a base said depends on the samples of a step, which the run's ranks shared.
+        ranks = int(read_summary(file.parent).get("machine", {}).get("world_size", 1))
+        batch = {"per_device_train_batch_size": config.per_device_train_batch_size * ranks}
+        config = config.model_copy(update={**here, **batch})
         rows = validation_examples(config, None)
-        said = ask_bias_model(config, model, training_examples(config, None), None, rows)
         try:
+            said = ask_bias_model(config, model, training_examples(config, None), None, rows)
             groups = pseudo_groups(labels_of(rows), said.of_validation.argmax(axis=1), config.data.labels)
         except ValueError as error:
             raise InputError(f"{self.place}: {error}") from None

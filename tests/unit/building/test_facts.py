@@ -296,7 +296,7 @@ def test_cells_that_are_too_small(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     [
         (Base(0.5, 0.5), FIRST, ["yes", "no"], "bias_model first_learned: says the same of every example"),
         (Base(0.9, 0.2), FIRST, ["yes", "no", "maybe"], "first_learned: label 'maybe' lies in one fold alone"),
-        (None, FIRST, ["yes", "no"], "bias_model first_learned: asks the run's base model, and here is none"),
+        (None, FIRST, ["yes", "no"], "bias_model first_learned: asks the run's base, and the run kept no answers"),
     ],
 )
 def test_what_a_base_says_is_checked_as_well(

@@ -427,3 +427,16 @@ def test_what_a_setting_is_called_elsewhere(name):
     assert wanted in {*key_names(RunConfig), *blocks.setting_names()}
     with pytest.raises(InputError, match=f"{name}: unknown key; did you mean {wanted}\\?"):
         parse(RunConfig, {"model": "x", "output_dir": "y", "data": {"train": "generated"}, name: 1}, "f")
+
+
+def test_head_dropout_is_of_the_run_alone():
+    """A run before the run trains plainly; its own settings may give it dropout of its own."""
+    values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "head_dropout": 0.9}
+
+    def before(**settings):
+        return RunConfig.model_validate({**values, "first_stage": {"settings": settings}}).stage_before()
+
+    assert before().head_dropout == 0.0
+    assert before(head_dropout=0.5).head_dropout == 0.5
+    asking = RunConfig.model_validate({**values, "bias_model": "first_learned"})
+    assert [stage.head_dropout for stage in asking.bias_stages()] == [0.0, 0.0]

@@ -205,6 +205,10 @@ def test_a_rank_is_chosen_over_the_pseudo_groups_of_a_run(runs: list[Path], debi
     assert "bare: its settings have no bias_model" in debias("edit", "truncate", bare, *wrong).error
     assert "its settings have no data.validation" in debias("edit", "truncate", runs[0], *wrong).error
     assert "edit.keep is 0, expected 1 or more" in debias("edit", "truncate", one, *wrong[:3], "keep=[0,1]").error
+    asking = with_settings(runs[0], tmp_path / "asking", data=data, bias_model={"name": "first_learned", "steps": 2})
+    refused = debias("edit", "truncate", asking, *wrong).error
+    assert f"{asking}: bias_model first_learned: asks the run's base, and the run kept no answers" in refused
+    assert "about validation rows; train with eval_strategy: epoch" in refused
     assert not (tmp_path / "x").exists()
 
 

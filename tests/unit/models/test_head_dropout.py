@@ -9,10 +9,11 @@ import torch
 from gradient_checks import answer_loss, assert_same, selected_of, take, text_loss, weights_for
 from torch import Tensor, nn
 
+from debias.building.model import adapt
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.models.activations import checkpoint_activations
-from debias.models.head_dropout import drop_before_head
+from debias.models.head_dropout import drop_before_adapters, drop_before_head
 from debias.readouts import Answers
 
 P = 0.9
@@ -101,13 +102,14 @@ def one_by_one(
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("way", ["single_pass", "shared_forward"])
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "llama, adapted head"])
 def test_both_gradients_are_of_one_mask(kind: str, way: str, checkpointed: bool) -> None:
-    causal = kind == "llama"
+    causal = kind != "bert"
+    targets = ["q_proj", "lm_head"] if kind == "llama, adapted head" else "all-linear"
     base, batch, loss, layer = {
         "bert": (tiny_models.bert, tiny_models.text_batch(), text_loss, "classifier.modules_to_save.default"),
         "llama": (tiny_models.llama, tiny_models.answer_batch(), answer_loss, "lm_head"),
-    }[kind]
+    }[kind.partition(",")[0]]
 
     def model_of(*, drop: bool) -> Any:
         model = base()
@@ -115,13 +117,36 @@ def test_both_gradients_are_of_one_mask(kind: str, way: str, checkpointed: bool)
             drop_before_head(model, P, causal=causal)
             if checkpointed:
                 checkpoint_activations(model)
-        adapted = tiny_models.with_lora(model, task_type="CAUSAL_LM" if causal else "SEQ_CLS")
+        task = "CAUSAL_LM" if causal else "SEQ_CLS"
+        adapted = tiny_models.with_lora(model, task_type=task, target_modules=targets)
+        drop_before_adapters(adapted)
         return tiny_models.randomized(adapted).train()
 
     weight_B = weights_for(len(next(iter(batch.values()))))
     got = take(way, model_of(drop=True), loss, [batch], [weight_B], seed=3)
     want = one_by_one(model_of(drop=False), f"base_model.model.{layer}", loss, batch, weight_B, seed=3)
     assert_same(got, want, 2e-5)
+
+
+@pytest.mark.parametrize("form", ["lora", "dora", "rslora", "lora_fa", "vera"])
+def test_an_adapter_on_the_head_reads_what_the_head_reads(form: str) -> None:
+    """As a run attaches it: one mask for the head and for the branch beside it."""
+    model = tiny_models.llama()
+    model.fresh_modules = ()
+    prompt = {
+        "template": "{premise} {hypothesis}",
+        "verbalizers": {"entailment": "y", "neutral": "m", "contradiction": "n"},
+    }
+    values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "head": "causal_lm", "prompt": prompt}
+    settings = {"adapter": {"type": form, "targets": ["q_proj", "lm_head"]}, "head_dropout": P, "lora_r": 3}
+    adapted = tiny_models.randomized(adapt(RunConfig.model_validate({**values, **settings}), model)).train()
+    head, read = adapted.get_output_embeddings(), []
+    head.base_layer.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    output = heard(adapted, "base_model.model.lm_head")[1]
+    (given,) = read
+    assert abs(float((given != 0).float().mean()) - (1 - P)) < 0.06
+    with torch.no_grad():
+        torch.testing.assert_close(output, head.eval()(given))
 
 
 def test_a_chunk_that_is_computed_again_has_the_same_mask() -> None:

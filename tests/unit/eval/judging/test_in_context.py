@@ -296,4 +296,19 @@ def test_bases_that_cannot_be_judged_are_one_line(
     refused = debias("eval", tuned, *suite, "--shots", 2).error
     assert "a run is asked as it was trained; --base FOLDER shows them" in refused
     assert "is the folder of a run" in debias("eval", tuned, *suite, "--base", other).error
+    trained = run_folder(llama, tmp_path / "trained", data={"train": {"source": "generated", "limit": 30}})
+    words = ("eval", tuned, trained, *suite, *base, "--overlap", "exclude")
+    refused = debias(*words).error
+    assert f"--overlap exclude: {trained} has another data.train than {tuned / 'seed0'}" in refused
     assert not (tmp_path / "base").exists()
+
+
+def test_rows_of_one_training_set_are_left_out_beside_its_base(
+    debias: Command, tuned: Path, llama: Path, tmp_path: Path, write_suite: Callable[..., Path]
+) -> None:
+    made = [*generate("train", 90, 0)[:6], *generate("validation", 12, 0)]
+    rows = [(str(i), row["premise"], row["hypothesis"], row["label"], None) for i, row in enumerate(made)]
+    said = debias("eval", tuned, "--suite", write_suite(rows), "--base", tmp_path / "base", "--overlap", "exclude")
+    assert said.code == 0, said.err
+    results = [read_result(folder / "eval" / "mine.json") for folder in (tmp_path / "base", *tuned.glob("seed*"))]
+    assert [result.n for result in results] == [12] * 3

@@ -166,6 +166,21 @@ def test_a_gap_within_clusters_knows_that_its_sides_go_together():
     assert np.ptp(together) == pytest.approx(2 * 1.96 * difference.std() / np.sqrt(500), rel=0.1)
 
 
+@pytest.mark.parametrize("rare", [0, 1])
+def test_a_gap_to_a_side_of_few_clusters_is_held_as_often_as_it_should_be(rare):
+    """Three clusters beside sixty: each counts as one example. Resampled, 80 % of these intervals hold the truth."""
+    rng, size, clusters = np.random.default_rng(4), 8, 63
+    index = np.repeat(np.arange(clusters), size)
+    sides = [index < 3, index >= 3]
+    first, second = sides[rare], sides[1 - rare]
+    held = 0
+    for _ in range(200):
+        right = rng.random(clusters * size) < np.repeat(rng.beta(2, 2, clusters), size)
+        low, high = stats.gap_interval(right, first, second, index)
+        held += low <= 0 <= high
+    assert held >= 0.94 * 200
+
+
 def test_clusters_drawn_by_kind_are_those_drawn_one_by_one():
     rng = np.random.default_rng(3)
     sums = np.stack([rng.integers(0, 3, 400), np.full(400, 2)], axis=1)

@@ -88,6 +88,19 @@ def test_clusters_widen_the_interval_as_far_as_they_repeat_themselves():
     assert np.ptp(few.ci95) > 0.4
 
 
+@pytest.mark.parametrize("few", [4, 6])
+def test_a_part_in_few_clusters_is_held_as_often_as_it_should_be(few):
+    """Many clusters of another part do not make up for them: resampled, 90 % of these intervals hold the truth."""
+    rng, size, clusters = np.random.default_rng(few), 8, few + 60
+    index = np.repeat(np.arange(clusters), size)
+    held = 0
+    for _ in range(200):
+        right = rng.random(clusters * size) < np.repeat(rng.beta(2, 2, clusters), size)
+        low, high = mean_of_parts(right, (index < few).astype(int), index).ci95
+        held += low <= 0.5 <= high
+    assert held >= 0.94 * 200
+
+
 def test_one_answer_for_everything_is_not_known_to_the_last_digit():
     """Every resample has 50 %: each cluster then counts as one example."""
     gold, clusters = np.repeat([0, 0, 0, 0, 1], 8), np.arange(40) // 2
