@@ -79,7 +79,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             process.send_signal(signal.SIGTERM)
         for process in started:
             try:
-                process.wait(20)
+                process.wait(5)  # one of them never ends by itself, and nothing of it is needed
             except subprocess.TimeoutExpired:
                 process.kill()
 
