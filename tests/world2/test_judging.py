@@ -183,7 +183,7 @@ def test_judging_that_is_cut_off_goes_on_with_what_the_first_rank_kept(rank, fol
     with pytest.raises(KeyboardInterrupt):
         judged("cut", 2)
     again = judged("cut")
-    assert asked == [8, 8, 6]  # the first few once more: `PROVED` is a whole piece of these
+    assert asked == [16, 8, 6]  # what was kept once more: of so few all are looked at
     assert judged_alike(again) == judged_alike(whole)
 
 
