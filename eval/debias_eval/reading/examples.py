@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from debias.data import Example, paint, plant
 from debias.data.examples import NO_GROUP
 from debias.data.shards import resolve_files
 from debias.data.sources import Underway, kept_examples, load_with_columns
-from debias.data.store import key_of
+from debias.data.store import key_of, version_of
 from debias.data.tables import Examples, keep_examples
 from debias.errors import InputError
 from debias_eval.reading.clusters import Read, clustered
@@ -30,6 +29,7 @@ from debias_eval.reading.subset import subset
 from debias_eval.reading.suite import Hub, Suite
 
 log = logging.getLogger(__name__)
+ROOM = Path(__file__).parent  # whose code says what becomes of a row
 MANY = 8_000_000  # bytes of a suite's files, from which on its rows are kept in a table
 
 
@@ -75,7 +75,7 @@ def _many(suite: Suite) -> DataConfig | None:
 
 
 def _table(suite: Suite, config: DataConfig) -> Examples:
-    told = (_version(), suite.model_dump_json())
+    told = (version_of(ROOM), suite.model_dump_json())
     way = Underway(told, Rows(suite, config), _columns(suite), lambda read: _one_by_one(suite, read))
     examples = kept_examples(config.train, config, underway=way)
     if suite.planted_bias:
@@ -88,17 +88,8 @@ def _table(suite: Suite, config: DataConfig) -> Examples:
     twice = ids.twice
     if twice is None:
         return examples
-    key = key_of("named apart", _version(), examples.key)
+    key = key_of("named apart", version_of(ROOM), examples.key)
     return keep_examples(key, lambda notes: _named_apart(examples, twice, ids))
-
-
-@cache
-def _version() -> str:
-    """A digest of this room's code: what another version made of the same rows is under another key."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _rows(suite: Suite) -> Sequence[Read]:

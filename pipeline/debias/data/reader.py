@@ -111,10 +111,7 @@ def _text(row: Mapping[str, Any], field: str, where: str) -> str:
 
 def _weight(row: Mapping[str, Any], column: str, where: str) -> float:
     value = _column(row, column, "bias_weight.column", where)
-    try:
-        weight = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        weight = math.nan
+    weight = _number(value)
     if not math.isfinite(weight) or weight < 0:
         raise InputError(f"{where}: {column} is {value!r}, expected a finite number that is not negative")
     return weight
@@ -130,10 +127,15 @@ def _distribution(row: Mapping[str, Any], columns: Sequence[str], where: str) ->
 
 def _probability(row: Mapping[str, Any], column: str, where: str) -> float:
     value = _column(row, column, "bias_model.columns", where)
-    try:
-        p = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        p = math.nan
+    p = _number(value)
     if not 0 <= p <= 1:
         raise InputError(f"{where}: {column} is {value!r}, expected a probability in [0, 1]")
     return p
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number; yes and no are none."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

@@ -67,14 +67,15 @@ class _Unwritable(Exception):
 
 def key_of(*told: Any) -> str:
     """The key of what is made of these settings and keys alone, by this version of the code that makes it."""
-    return hashlib.sha256(repr((_version(), *told)).encode("utf-8", "surrogateescape")).hexdigest()[:40]
+    told = (version_of(Path(__file__).parent), *told)
+    return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
 @cache
-def _version() -> str:
-    """A digest of this room's code: what another version made is under another key."""
+def version_of(room: Path) -> str:
+    """A digest of a room's code: what another version of it made is under another key."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(room.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
