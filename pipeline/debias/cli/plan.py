@@ -36,6 +36,9 @@ def plan(
     rows: Annotated[
         int | None, typer.Option(min=1, help="Of the training set (data.train.limit): for steps, disk and hours.")
     ] = None,
+    validation_rows: Annotated[
+        int | None, typer.Option(min=1, help="Of the validation set (data.validation.limit): for hours.")
+    ] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=0.001, help="In training, of all processes together: for hours.")
     ] = None,
@@ -61,8 +64,8 @@ def plan(
         found = make_plan(run, machine, length=seq_length)
     else:
         found = plan_adapter(run, machine, adapter, length=seq_length)
-    asked: Any = {"length": seq_length, "rows": rows, "tokens_per_second": tokens_per_second}
-    found = found.model_copy(update={"effort": effort_of(run, machine, **asked)})
+    asked: Any = {"rows": rows, "validation_rows": validation_rows, "tokens_per_second": tokens_per_second}
+    found = found.model_copy(update={"effort": effort_of(run, machine, length=seq_length, **asked)})
     if as_json:
         typer.echo(json.dumps(found.model_dump(), indent=2))
         return

@@ -15,12 +15,21 @@ PASS_SHARE = 1 / 3
 
 
 def effort_of(
-    run: RunConfig, machine: Machine, *, length: int | None, rows: int | None, tokens_per_second: float | None
+    run: RunConfig,
+    machine: Machine,
+    *,
+    length: int | None,
+    rows: int | None,
+    validation_rows: int | None = None,
+    tokens_per_second: float | None,
 ) -> Effort:
-    """Of a run with all that it trains and asks before it; None stands where the number of rows would have to be known.
+    """Of a run with all that it trains, asks before it and validates; None stands where the number of rows would have
+    to be known.
 
-    `rows`: of the training set, in the place of the run's `data.train.limit`. `tokens_per_second`: in training, of all
-    processes together. Every row is taken to be `length` tokens long, so that bytes and hours are those at most.
+    `rows`: of the training set, in the place of the run's `data.train.limit`; `validation_rows`: in the place of
+    `data.validation.limit`. `tokens_per_second`: in training, of all processes together. Every row is taken to be
+    `length` tokens long, so that bytes and hours are those at most; validations of an unknown number of rows are no
+    part of the hours.
     """
     rows = rows or run.data.train.limit
     length = length or run.max_length
@@ -29,10 +38,15 @@ def effort_of(
     tokens = _tokens(run, steps, machine, length)
     before = [_tokens(stage, of_stage, machine, length) for stage, of_stage in zip(stages, earlier, strict=True)]
     asked = rows and rows * length if _asks_base(run) else 0
+    validations = _validations(run, steps, steps_of_epoch(run, machine, rows))
+    limit = run.data.validation.limit if run.data.validation else None
+    each = validation_rows or limit
+    validated = 0 if validations == 0 else None if None in (validations, each) else (validations or 0) * (each or 0)
     hours = None
     if tokens_per_second and None not in (tokens, asked, *before):
         trained = sum(one or 0 for one in (tokens, *before))
-        hours = (trained + PASS_SHARE * (asked or 0)) / tokens_per_second / 3600
+        passed = (asked or 0) + (validated or 0) * length
+        hours = (trained + PASS_SHARE * passed) / tokens_per_second / 3600
     kept = rows and rows * (TOKEN_BYTES * length + ROW_BYTES)
     return Effort(
         rows=rows,
@@ -40,6 +54,8 @@ def effort_of(
         tokens=tokens,
         tokens_before=None if None in before else sum(one or 0 for one in before),
         tokens_asked=asked,
+        validations=validations,
+        tokens_validated=None if validated is None else validated * length,
         kept=kept,
         hours=hours,
     )
@@ -51,10 +67,25 @@ def steps_of(run: RunConfig, machine: Machine, rows: int | None) -> int | None:
     """
     if run.max_steps > 0:
         return run.max_steps
+    of_epoch = steps_of_epoch(run, machine, rows)
+    return None if of_epoch is None else max(1, math.ceil(run.num_train_epochs * of_epoch))
+
+
+def steps_of_epoch(run: RunConfig, machine: Machine, rows: int | None) -> int | None:
+    """Optimizer steps of one epoch; None as for `steps_of`."""
     if rows is None or blocks.table_of("order")[run.order["name"]].size is not Order.size:
         return None
     batches = math.ceil(rows / (run.per_device_train_batch_size * machine.world))
-    return max(1, math.ceil(run.num_train_epochs * math.ceil(batches / run.gradient_accumulation_steps)))
+    return math.ceil(batches / run.gradient_accumulation_steps)
+
+
+def _validations(run: RunConfig, steps: int | None, of_epoch: int | None) -> int | None:
+    """How often a run judges `data.validation`: after every `eval_steps`, or each epoch, and after the last step."""
+    if run.eval_strategy == "no":
+        return 0
+    if run.eval_strategy == "epoch":
+        return None if None in (steps, of_epoch) else math.ceil((steps or 0) / (of_epoch or 1))
+    return None if steps is None else math.ceil(steps / (run.eval_steps or run.logging_steps))
 
 
 def _batch(run: RunConfig, machine: Machine) -> int:

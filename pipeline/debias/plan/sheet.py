@@ -32,8 +32,8 @@ class Effort(BaseModel):
     """What a run takes beside memory; None where the number of rows would have to be known, or a throughput.
 
     `rows`: of the training set. `tokens`: that are trained on, by all processes together; `tokens_before`: by the runs
-    before it, `tokens_asked`: of the bias model's pass over the training set. `kept`: bytes of rows and tokens on disk,
-    at most.
+    before it, `tokens_asked`: of the bias model's pass over the training set, `tokens_validated`: of all `validations`
+    together (their number, or that of their rows, may be unknown). `kept`: bytes of rows and tokens on disk, at most.
     """
 
     rows: int | None
@@ -41,6 +41,8 @@ class Effort(BaseModel):
     tokens: int | None
     tokens_before: int | None
     tokens_asked: int | None
+    validations: int | None
+    tokens_validated: int | None
     kept: int | None
     hours: float | None
 

@@ -91,10 +91,13 @@ def _effort(plan: Plan) -> list[tuple[str, str]]:
         "tokens in training": found.tokens,
         "tokens in runs before it": found.tokens_before,
         "tokens of the bias model's pass": found.tokens_asked,
+        "tokens of validations": found.tokens_validated,
     }
     rows = [(name, f"{number:,}") for name, number in named.items() if number]
     if found.kept is not None:
         rows.append(("rows and tokens kept on disk, at most", f"{found.kept / GB:.3f} GB"))
-    if found.hours is not None:
+    if found.hours is not None and found.tokens_validated is None:
+        rows.append(("hours of training, at most; validations come on top", f"{found.hours:,.2f}"))
+    elif found.hours is not None:
         rows.append(("hours, at most", f"{found.hours:,.2f}"))
     return rows

@@ -4,11 +4,15 @@ import pytest
 from planned_runs import run_of
 
 from debias.plan.effort import effort_of
+from debias.plan.planner import make_plan
 from debias.plan.sheet import Machine
+from debias.plan.table import table_of
 
 
-def found(run, machine=None, *, length=None, rows=None, speed=None):
-    return effort_of(run, machine or Machine(), length=length, rows=rows, tokens_per_second=speed)
+def found(run, machine=None, *, length=None, rows=None, validation_rows=None, speed=None):
+    return effort_of(
+        run, machine or Machine(), length=length, rows=rows, validation_rows=validation_rows, tokens_per_second=speed
+    )
 
 
 def test_steps_and_hours_of_an_epoch():
@@ -59,3 +63,39 @@ def test_the_first_stage_counts():
     run = run_of(first_stage={"keep": "errors", "settings": {"max_steps": 3}}, max_steps=5, order="upsampled")
     told = found(run, rows=90)
     assert told.tokens_before == 3 * run.per_device_train_batch_size * 32
+
+
+VALIDATED = {"train": "generated", "validation": {"source": "generated", "limit": 50}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [
+        ({"num_train_epochs": 3, "eval_strategy": "epoch"}, 3),
+        ({"num_train_epochs": 2.5, "eval_strategy": "epoch"}, 3),  # the part of an epoch is judged as well
+        ({"max_steps": 25, "eval_strategy": "epoch"}, 3),
+        ({"max_steps": 20, "eval_strategy": "epoch"}, 2),
+        ({"max_steps": 25, "eval_strategy": "steps", "eval_steps": 10}, 3),  # and after the last step
+        ({"max_steps": 30, "eval_strategy": "steps", "eval_steps": 10}, 3),
+        ({"max_steps": 7, "eval_strategy": "steps", "eval_steps": 10}, 1),
+        ({"max_steps": 30, "eval_strategy": "steps", "logging_steps": 15}, 2),  # as the Trainer reads what is missing
+        ({"max_steps": 25}, 0),
+    ],
+)
+def test_validations_are_passes_over_their_rows(settings, times):
+    """Ten steps an epoch: 80 rows, 8 a step."""
+    run = run_of(data=VALIDATED, per_device_train_batch_size=8, gradient_accumulation_steps=1, **settings)
+    told = found(run, rows=80, speed=10.0)
+    assert (told.validations, told.tokens_validated) == (times, times * 50 * 32)
+    assert told.hours == pytest.approx((told.tokens + times * 50 * 32 / 3) / 10 / 3600)
+    assert found(run, rows=80, validation_rows=70).tokens_validated == times * 70 * 32
+
+
+def test_validations_of_unknown_rows_are_told_apart():
+    unknown = run_of(data={**VALIDATED, "validation": "generated"}, max_steps=20, eval_strategy="epoch")
+    told = found(unknown, rows=80, speed=10.0)
+    assert told.validations > 0
+    assert told.tokens_validated is None
+    assert told.hours == pytest.approx(told.tokens / 10 / 3600)
+    plan = make_plan(unknown, Machine(gpus=1, cuda=False)).model_copy(update={"effort": told})
+    assert [*table_of(plan).columns[0].cells][-1] == "hours of training, at most; validations come on top"
