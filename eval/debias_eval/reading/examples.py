@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from debias_eval.reading.places import hub_config, local_config, local_file, not
 from debias_eval.reading.rows import Rows
 from debias_eval.reading.stress import stressed
 from debias_eval.reading.subset import subset
-from debias_eval.reading.suite import Hub, Suite
+from debias_eval.reading.suite import Suite
 
 log = logging.getLogger(__name__)
 ROOM = Path(__file__).parent  # whose code says what becomes of a row
@@ -47,12 +48,14 @@ def all_examples(suite: Suite) -> Sequence[Example]:
 
     An id that occurs again becomes `id#2`, so that an example can be named.
     """
-    many = _many(suite)
-    if many is not None:
-        return _table(suite, many)
-    examples = [*_one_by_one(suite, _rows(suite))]
+    config, absent = _found(suite)
+    with _told_of_hub(absent):
+        if _in_table(suite, config):
+            return _table(suite, config)
+        rows = load_with_columns(config.train, config, _columns(suite), through=Rows(suite, config))
+    examples = [*_one_by_one(suite, rows)]
     if suite.planted_bias:
-        examples = list(plant(examples, suite.planted_bias, DataConfig.model_validate(suite.data_config)))
+        examples = list(plant(examples, suite.planted_bias, _own_config(suite)))
     elif suite.planted_color:
         examples = paint(examples, suite.planted_color, len(suite.labels))
     elif suite.group_rule.partial_input:
@@ -62,16 +65,48 @@ def all_examples(suite: Suite) -> Sequence[Example]:
     return [*_named_apart(examples, {name for name, number in times.items() if number > 1}, set(times))]
 
 
-def _many(suite: Suite) -> DataConfig | None:
-    """How the suite's own files are read, if they are large; None where something is asked of all rows at once."""
-    source, rule = suite.source, suite.group_rule
-    if source is None or source.limit is not None or suite.planted_color or rule.partial_input or not suite.text_fields:
-        return None
-    path = None if source.source == "generated" else local_file(suite, source.source)
-    if path is None:
-        return None
-    files = [file for file in resolve_files(str(path)) if file.is_file()]
-    return local_config(suite, source, path) if sum(file.stat().st_size for file in files) > MANY else None
+def _found(suite: Suite) -> tuple[DataConfig, str | None]:
+    """How the suite's rows are read; of those that come from the hub also why they do."""
+    if suite.source is None:
+        assert suite.hub is not None
+        return hub_config(suite, suite.hub), f"suite {suite.name}"
+    if suite.source.source == "generated":
+        return local_config(suite, suite.source), None
+    path = local_file(suite, suite.source.source)
+    if path is not None:
+        return local_config(suite, suite.source, path), None
+    absent = not_found(suite, suite.source.source)
+    if suite.hub is None:
+        raise InputError(absent)
+    log.info("%s; reading %s from the hub", absent, suite.hub.source)
+    return hub_config(suite, suite.hub), absent
+
+
+def _own_config(suite: Suite) -> DataConfig:
+    """Under the suite's own names of fields, which the hub's columns need not have."""
+    return DataConfig.model_validate(suite.data_config)
+
+
+@contextmanager
+def _told_of_hub(absent: str | None) -> Iterator[None]:
+    """An error then says why the hub was asked, where it was."""
+    try:
+        yield
+    except InputError as error:
+        raise (error if absent is None else InputError(f"{absent}; and from the hub: {error}")) from None
+
+
+def _in_table(suite: Suite, config: DataConfig) -> bool:
+    """Whether the rows go into a kept table: large files, and the hub's; not where all are asked at once."""
+    if suite.planted_color or suite.group_rule.partial_input or not config.text_fields:
+        return False
+    source = config.train
+    if source.limit is not None or source.source == "generated":
+        return False
+    if suite.source is None or local_file(suite, suite.source.source) is None:
+        return True
+    files = [file for file in resolve_files(source.source) if file.is_file()]
+    return sum(file.stat().st_size for file in files) > MANY
 
 
 def _table(suite: Suite, config: DataConfig) -> Examples:
@@ -79,7 +114,7 @@ def _table(suite: Suite, config: DataConfig) -> Examples:
     way = Underway(told, Rows(suite, config), _columns(suite), lambda read: _one_by_one(suite, read))
     examples = kept_examples(config.train, config, underway=way)
     if suite.planted_bias:
-        planted = plant(examples, suite.planted_bias, config)
+        planted = plant(examples, suite.planted_bias, _own_config(suite))
         assert isinstance(planted, Examples)
         examples = planted
     numbers = np.unique(examples.column("group"))
@@ -90,34 +125,6 @@ def _table(suite: Suite, config: DataConfig) -> Examples:
         return examples
     key = key_of("named apart", version_of(ROOM), examples.key)
     return keep_examples(key, lambda notes: _named_apart(examples, twice, ids))
-
-
-def _rows(suite: Suite) -> Sequence[Read]:
-    """The rows as examples, beside the columns that the rules need."""
-    if suite.source is None:
-        assert suite.hub is not None
-        return _hub_rows(suite, suite.hub, f"suite {suite.name}")
-    if suite.source.source == "generated":
-        return _load(suite, local_config(suite, suite.source))
-    path = local_file(suite, suite.source.source)
-    if path is not None:
-        return _load(suite, local_config(suite, suite.source, path))
-    absent = not_found(suite, suite.source.source)
-    if suite.hub is None:
-        raise InputError(absent)
-    log.info("%s; reading %s from the hub", absent, suite.hub.source)
-    return _hub_rows(suite, suite.hub, absent)
-
-
-def _hub_rows(suite: Suite, hub: Hub, otherwise: str) -> Sequence[Read]:
-    try:
-        return _load(suite, hub_config(suite, hub))
-    except InputError as error:
-        raise InputError(f"{otherwise}; and from the hub: {error}") from None
-
-
-def _load(suite: Suite, config: DataConfig) -> Sequence[Read]:
-    return load_with_columns(config.train, config, _columns(suite), through=Rows(suite, config))
 
 
 def _columns(suite: Suite) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from debias.data.tables import Examples
 from debias_eval.reading.examples import all_examples
 from debias_eval.reading.suite import available_suites, load_suite
 
@@ -108,6 +109,8 @@ def test_the_hubs_rows_become_the_suites_examples(name, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setenv("DEBIAS_DATA", str(tmp_path))  # no local file
     examples = all_examples(suite)
+    together = suite.group_rule.partial_input or not suite.text_fields  # asked of all rows at once: a list
+    assert isinstance(examples, list if together else Examples)
     assert asked == [(suite.hub.source, suite.hub.name, {"split": suite.hub.split})]
     assert [one.label for one in examples] == published.labels
     assert len({one.id for one in examples}) == len(published.rows)
