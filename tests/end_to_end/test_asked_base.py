@@ -232,6 +232,10 @@ def test_embedding_through_a_run(place: Path) -> None:
             {"bias_model": {**FIRST, "steps": 21}},
             "steps is 21: with 12 a step its models see their 48 examples more than 5 times",
         ),
+        (
+            {"bias_model": {**FIRST, "folds": 1, "steps": 9}},
+            "steps is 9: with 12 a step its models see their 96 examples more than once, and judge them; give 8 at most",
+        ),
         ({"bias_model": {**FIRST, "folds": 200}}, "bias_model.folds is 200, but the training examples have fewer"),
         (
             {"data": {**DATA, "leave_out": {"fold": 0}}},

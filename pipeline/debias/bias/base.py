@@ -94,6 +94,8 @@ class BiasModel:
         fold_N, label_N = self.fold_N(examples, seed), labels_of(examples)
         if fold_N is None:
             return sorted({label for part in self.parts for label in part.unseen(examples, labels, seed)})
+        if not fold_N.any():  # one model, of everything
+            return []
         return [label for label in range(labels) if len(np.unique(fold_N[label_N == label])) == 1]
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from debias.bias.base import AskedBase, BaseBiasModel, Floats, averaged, check_folds, floored, folds_of, labels_of
+from debias.bias.base import AskedBase, BaseBiasModel, Floats, averaged, floored, folds_of, labels_of
 from debias.bias.calibration import out_of_fold
 from debias.data.examples import Example
 
@@ -42,6 +42,9 @@ class FirstLearned(BaseBiasModel):
     `stop_at`: a share, such as 0.2. Each model then stops as soon as its training loss has fallen by so much of the
     entropy of the labels, and at `steps` at the latest. The loss on training data tells, without a group and without a
     test set; but how much of the entropy the shortcut explains has to be guessed.
+
+    `folds: 1` trains one model, on all of the data, and asks it of all: half the training, and no second model. What it
+    was trained on, `steps` times the samples of a step, it then judges itself, each seen once (more is refused).
 
     `bf16`: the bias model's runs and its judging in 16 bits, whatever the run itself computes in; null: as the run. It
     is what the bias model costs, and hardly what it says: on SST-2 with a planted cue probabilities moved by 0.002 on
@@ -82,7 +85,8 @@ class FirstLearned(BaseBiasModel):
             raise ValueError(f"stop_at is {self.stop_at}, expected a share between 0 and 1")
         if self.stop_at is not None and self.steps <= LOOK_EVERY:
             raise ValueError(f"steps is {self.steps}; with stop_at, which looks every {LOOK_EVERY}, expected more")
-        check_folds(self.folds)
+        if self.folds < 1:
+            raise ValueError(f"folds is {self.folds}, expected 1 (judges what it is trained on) or more")
 
     def stages(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         """What the run of each fold does otherwise than `run`."""
@@ -103,7 +107,7 @@ class FirstLearned(BaseBiasModel):
         return tuple({**PLAIN, **own, "data": self._without(fold, run)} for fold in range(self.folds))
 
     def _without(self, fold: int, run: Mapping[str, Any]) -> dict[str, Any]:
-        left_out = {"fold": fold, "folds": self.folds, "seed": run["seed"]}
+        left_out = {"fold": fold, "folds": self.folds, "seed": run["seed"]} if self.folds > 1 else None
         return {**run["data"], "validation": None, "leave_out": left_out}
 
     def asked(

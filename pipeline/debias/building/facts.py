@@ -238,15 +238,16 @@ EPOCHS = 5  # of Utama et al.: a model that sees the examples of its folds more 
 
 
 def _check_stages(config: RunConfig, examples: Sequence[Example]) -> None:
-    """InputError for a fold without examples, and for steps that see those of the other folds too often."""
+    """InputError for a fold without examples, and for steps that see those that are trained on too often."""
     for stage in config.bias_stages():
-        out = stage.data.leave_out
-        if out is None:
-            continue
-        fold_N = folds_of(examples, out.folds, out.seed)
-        size, left = int((fold_N == out.fold).sum()), int((fold_N != out.fold).sum())
-        if not size or not left:
-            raise InputError(f"bias_model.folds is {out.folds}, but the training examples have fewer different texts")
+        out, left = stage.data.leave_out, len(examples)
+        if out is not None:
+            fold_N = folds_of(examples, out.folds, out.seed)
+            size, left = int((fold_N == out.fold).sum()), int((fold_N != out.fold).sum())
+            if not size or not left:
+                raise InputError(
+                    f"bias_model.folds is {out.folds}, but the training examples have fewer different texts"
+                )
         step = _samples_a_step(stage)
         epoch = -(-left // step)
         seen = f"bias_model.steps is {stage.max_steps}: with {step} a step its models see their {left} examples"
@@ -254,7 +255,9 @@ def _check_stages(config: RunConfig, examples: Sequence[Example]) -> None:
             raise InputError(
                 f"{seen} more than {EPOCHS} times, and learn them by heart; give {epoch} (once) or little more"
             )
-        if stage.max_steps > epoch and out.fold == 0:
+        if stage.max_steps > epoch and out is None:
+            raise InputError(f"{seen} more than once, and judge them; give {epoch} at most, or folds: 2")
+        if stage.max_steps > epoch and out is not None and out.fold == 0:
             logger.warning("%s more than once; %d are an epoch", seen, epoch)
 
 

@@ -197,6 +197,19 @@ def test_first_learneds_runs_are_plain_and_leave_out_one_fold_each() -> None:
         make_bias_model("first_learned").stages({**run, "data": {**run["data"], "leave_out": left_out[0]}})  # type: ignore[dict-item]
 
 
+def test_first_learned_of_one_fold_trains_one_model_on_all_and_asks_it_of_all() -> None:
+    examples = shortcut(40)
+    base, model = LastWords(examples), make_bias_model({"name": "first_learned", "folds": 1, "steps": 7})
+    run = {"seed": 4, "adapter": {"type": "lora"}, "data": {"text_fields": ["a"], "leave_out": None, "validation": "v"}}
+    (stage,) = model.stages(run)
+    assert (stage["max_steps"], stage["data"]["leave_out"], stage["data"]["validation"]) == (7, None, None)
+    assert isinstance(model, BaseBiasModel)
+    log_p_NC = model.asked(examples, 3, 5, base, examples[:3])
+    assert base.asked == [(0, [e.id for e in examples] + [e.id for e in examples[:3]])]
+    np.testing.assert_allclose(np.exp(log_p_NC).sum(axis=1), 1.0)
+    np.testing.assert_allclose(log_p_NC[-3:], log_p_NC[:3], rtol=1e-6)
+
+
 def test_first_learneds_runs_compute_in_16_bits_where_it_says_so() -> None:
     run = {"seed": 4, "bf16": False, "adapter": {"type": "lora"}, "data": {"text_fields": ["a"], "leave_out": None}}
     blocks: list[dict[str, Any]] = [{}, {"bf16": True}, {"bf16": False}]
@@ -286,7 +299,7 @@ def test_the_digest_is_of_texts_labels_settings_and_seed() -> None:
         ({"name": "first_learned", "steps": 0}, "bias_model.steps is 0, expected 1 or more"),
         ({"name": "first_learned", "lora_r": 0}, "bias_model.lora_r is 0, expected 1 or more"),
         ({"name": "first_learned", "learning_rate": 0}, "bias_model.learning_rate is 0.0, expected more than 0"),
-        ({"name": "first_learned", "folds": 1}, "bias_model.folds is 1, expected 2 or more"),
+        ({"name": "first_learned", "folds": 0}, "bias_model.folds is 0, expected 1 .judges what it is trained on. or more"),
         ({"name": "embedding", "folds": 0}, "bias_model.folds is 0, expected 2 or more"),
         ({"name": "embedding", "layer": -2}, "bias_model.layer is -2.0, expected -1, a layer's number, or a fraction"),
         ({"name": "embedding", "layer": 1.5}, "bias_model.layer is 1.5, expected -1, a layer's number, or a fraction"),

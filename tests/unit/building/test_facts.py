@@ -244,6 +244,13 @@ def test_training_answers_of_before_stay_as_they_are(tmp_path: Path) -> None:
     assert later.judged == 60 + 2 * 30  # each fold's model judges all of validation
 
 
+def test_a_base_of_one_fold_is_asked_of_everything_once(tmp_path: Path) -> None:
+    run, base = config(tmp_path, {**FIRST, "folds": 1}, rows()), Base(0.9, 0.2)
+    answers = ask_base(run, base, beside())
+    assert base.judged == 60 + 30
+    assert answers.log_p.shape == (60, 2)
+
+
 def test_what_another_run_kept_of_validation_is_read_too(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     first = ask(config(tmp_path, "lexical", rows()), beside())
