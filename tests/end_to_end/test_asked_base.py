@@ -234,7 +234,7 @@ def test_embedding_through_a_run(place: Path) -> None:
         ),
         (
             {"bias_model": {**FIRST, "folds": 1, "steps": 9}},
-            "steps is 9: with 12 a step its models see their 96 examples more than once, and judge them; give 8 at most",
+            "steps is 9: with 12 a step its models see their 96 examples more than once, and judge them; give 8",
         ),
         ({"bias_model": {**FIRST, "folds": 200}}, "bias_model.folds is 200, but the training examples have fewer"),
         (

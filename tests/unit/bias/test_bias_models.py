@@ -299,7 +299,10 @@ def test_the_digest_is_of_texts_labels_settings_and_seed() -> None:
         ({"name": "first_learned", "steps": 0}, "bias_model.steps is 0, expected 1 or more"),
         ({"name": "first_learned", "lora_r": 0}, "bias_model.lora_r is 0, expected 1 or more"),
         ({"name": "first_learned", "learning_rate": 0}, "bias_model.learning_rate is 0.0, expected more than 0"),
-        ({"name": "first_learned", "folds": 0}, "bias_model.folds is 0, expected 1 .judges what it is trained on. or more"),
+        (
+            {"name": "first_learned", "folds": 0},
+            "bias_model.folds is 0, expected 1 .judges what it is trained on. or more",
+        ),
         ({"name": "embedding", "folds": 0}, "bias_model.folds is 0, expected 2 or more"),
         ({"name": "embedding", "layer": -2}, "bias_model.layer is -2.0, expected -1, a layer's number, or a fraction"),
         ({"name": "embedding", "layer": 1.5}, "bias_model.layer is 1.5, expected -1, a layer's number, or a fraction"),
