@@ -222,6 +222,21 @@ def test_embedding_through_a_run(place: Path) -> None:
     assert not (place / "deep").exists()
 
 
+def test_experts_hear_an_auxiliary_model_of_the_half_that_they_are_trained_on(place: Path) -> None:
+    model = {"name": "bias_experts", "steps": 3, "auxiliary_steps": 2, "learning_rate": 1e-2, "lora_r": 2}
+    found = run(settings(place, "experts", **{**ASKED, "bias_model": model}))
+    assert said(found, "bias_experts").shape == (96, 3)
+    experts, auxiliary = (found / "stages" / name for name in ("bias_2", "bias_2/stages/1"))
+    told = [json.loads((stage / "run.json").read_text()) for stage in (experts, auxiliary)]
+    assert [(one["steps"], one["train_examples"]) for one in told] == [(3, 48), (2, 48)]
+    assert load_config(experts / "config.yaml").loss == {"name": "one_vs_rest", "q": 0.2}
+    assert load_config(auxiliary / "config.yaml").loss["name"] == "cross_entropy"
+    answers = {"prompt": PROMPT, "head": "causal_lm", "bias_model": model}
+    with pytest.raises(InputError, match="bias_model bias_experts: loss one_vs_rest reads a classifier's logits"):
+        run(settings(place, "answers", **{**ASKED, **answers}))
+    assert not (place / "answers").exists()
+
+
 # What does not fit.
 
 

@@ -80,6 +80,16 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
             math.log(0.3) / (math.log(0.3) + math.log(0.05)) * 2.995732273553991,
         ],
     ),
+    # The logits are log p here; (1 - shares) 3/4 and 1/2 of the right labels, shares 1/4, 1/4, 1/2 of others; .1 and
+    # .3 to the power 1/2 for yes, .9 and .7 for no. Sigmoid of log p is p / (1 + p).
+    "one_vs_rest": (
+        {"q": 0.5},
+        [
+            0.75 * math.sqrt(0.1) * math.log(1.7 / 0.7) + math.sqrt(0.9) * (0.25 * math.log(1.2) + 0.5 * math.log(1.1)),
+            0.5 * math.sqrt(0.3) * math.log(1.05 / 0.05)
+            + math.sqrt(0.7) * (0.25 * math.log(1.05) + 0.25 * math.log(1.9)),
+        ],
+    ),
     "group_dro": ({"step_size": 0.1}, [0.5 / 0.75 * 0.35667494393873245, 0.5 / 0.25 * 2.995732273553991]),
 }
 
@@ -214,6 +224,19 @@ def oracle_relative_difficulty(log_p: list[float], label: int, group: int) -> fl
     return theirs / (theirs + own + 1e-8) * own
 
 
+def oracle_one_vs_rest(log_p: list[float], label: int, group: int) -> float:
+    """With log p for logits: the denominator of the softmax is 1."""
+    loss, confidence = 0.0, BIAS[group][label]
+    for c, z in enumerate(log_p):
+        share = TRAINING_LABELS.count(c) / len(TRAINING_LABELS)
+        p = math.exp(z) / (1 + math.exp(z))
+        if c == label:
+            loss -= (1 - share) * confidence**0.5 * (math.log(p) if p else z)
+        else:
+            loss -= share * (1 - confidence) ** 0.5 * math.log1p(-p)
+    return loss
+
+
 ORACLES: dict[str, Callable[[list[float], int, int], float]] = {name: globals()[f"oracle_{name}"] for name in GOLDEN}
 
 
@@ -236,7 +259,8 @@ def facts(labels: list[int], groups: list[int]) -> dict[str, torch.Tensor]:
 def said_of(logits_BC: torch.Tensor, labels: list[int]) -> Said:
     log_p_BC = torch.log_softmax(logits_BC, dim=-1)
     log_p_B = log_p_BC.gather(1, torch.tensor(labels).unsqueeze(1)).squeeze(1)
-    return Said(log_p_B, log_p_B.detach(), len(labels), log_p_BC, torch.ones(len(labels), 2, dtype=log_p_BC.dtype))
+    hidden_BH, log_z_B = torch.ones(len(labels), 2, dtype=log_p_BC.dtype), torch.zeros_like(log_p_B)
+    return Said(log_p_B, log_p_B.detach(), len(labels), log_p_BC, hidden_BH, log_z_B)
 
 
 def test_every_loss_has_a_golden_row() -> None:
@@ -635,3 +659,27 @@ def test_wrong_settings(block: Any, message: str) -> None:
 
 def test_a_loss_is_a_loss() -> None:
     assert all(issubclass(row, Loss) and row.__doc__ for row in LOSSES.values())
+
+
+def test_experts_read_a_label_by_itself() -> None:
+    """Against a loop over labels: a shift of all logits, which softmax does not see, is seen."""
+    labels, groups = [0, 2, 1], [0, 1, 0]
+    logits = torch.randn(3, 3, dtype=torch.float64)
+    for shift in (0.0, -2.0, 5.0):
+        z_BC = (logits + shift).requires_grad_()
+        log_p_BC, log_z_B = torch.log_softmax(z_BC, dim=1), torch.logsumexp(z_BC, dim=1)
+        right_B = log_p_BC.gather(1, torch.tensor(labels).unsqueeze(1)).squeeze(1)
+        said = Said(right_B, right_B.detach(), 3, log_p_BC, None, log_z_B)
+        for q in (0.0, 0.2, 1.0):
+            loss = LearningLoss(make_loss({"name": "one_vs_rest", "q": q}), facts(TRAINING_LABELS, TRAINING_GROUPS))
+            (gradient_BC,) = torch.autograd.grad(loss(said, facts(labels, groups)).sum(), z_BC, retain_graph=True)
+            for i, (label, group) in enumerate(zip(labels, groups, strict=True)):
+                for c in range(3):
+                    share = TRAINING_LABELS.count(c) / 4
+                    sigmoid = 1 / (1 + math.exp(-z_BC[i, c].item()))
+                    confidence = BIAS[group][label]
+                    yes, no = (1 - share) * confidence**q, share * (1 - confidence) ** q
+                    want = yes * (sigmoid - 1) if c == label else no * sigmoid
+                    assert float(gradient_BC[i, c]) == pytest.approx(want, rel=1e-9)
+    with pytest.raises(ValueError, match="one_vs_rest reads a classifier's logits, and this readout has none"):
+        loss(Said(right_B, right_B.detach(), 3, log_p_BC), facts(labels, groups))

@@ -8,6 +8,7 @@ from typing import Any
 
 from debias.bias.artifacts import Artifacts
 from debias.bias.base import BiasModel
+from debias.bias.bias_experts import BiasExperts
 from debias.bias.column import ColumnWeight
 from debias.bias.embedding import Embedding
 from debias.bias.first_learned import FirstLearned
@@ -21,7 +22,18 @@ from debias.bias.weights import BiasWeightSource, ModelWeight, balanced_weight, 
 from debias.config.blocks import make
 
 BIAS_MODELS: dict[str, type[BiasModel]] = {
-    model.name: model for model in (PartialInput, Lexical, Artifacts, Groups, Given, Product, FirstLearned, Embedding)
+    model.name: model
+    for model in (
+        PartialInput,
+        Lexical,
+        Artifacts,
+        Groups,
+        Given,
+        Product,
+        FirstLearned,
+        BiasExperts,
+        Embedding,
+    )
 }
 
 
@@ -33,6 +45,7 @@ def make_bias_model(block: str | Mapping[str, Any]) -> BiasModel:
 __all__ = [
     "BIAS_MODELS",
     "Artifacts",
+    "BiasExperts",
     "BiasModel",
     "BiasWeightSource",
     "ColumnWeight",

@@ -27,7 +27,67 @@ LOOK_EVERY = 5  # steps between two looks at the loss, where it says when to sto
 
 
 @dataclass(frozen=True)
-class FirstLearned(BaseBiasModel):
+class EarlyModels(BaseBiasModel):
+    """Runs of the base with a small LoRA adapter, one for each fold, stopped early and asked about it."""
+
+    steps: int = 100
+    folds: int = 2
+    learning_rate: float = 5e-4
+    lora_r: int = 8
+    calibrated: bool = True
+    # Not in what is said of it: the runs that it asks say it, and answers of versions without it are still answers.
+    bf16: bool | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "lora_r"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
+        if self.folds < 1:
+            raise ValueError(f"folds is {self.folds}, expected 1 (judges what it is trained on) or more")
+
+    def own_settings(self) -> dict[str, Any]:
+        """What its runs do otherwise than a plain run of so many steps; nothing of most."""
+        return {}
+
+    def stages(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+        """What the run of each fold does otherwise than `run`."""
+        if run["data"]["leave_out"] is not None:
+            raise ValueError("data.leave_out: the bias model's runs leave out folds of their own; remove it")
+        own: dict[str, Any] = {"max_steps": self.steps, "learning_rate": self.learning_rate, "stop_when_learned": None}
+        own |= self.own_settings()
+        if self.bf16 is not None:
+            own["bf16"] = self.bf16
+        if not run["data"]["text_fields"]:
+            own["adapter"] = run["adapter"]
+        else:
+            lora = run["adapter"]["type"] == "lora"
+            own |= {"adapter": run["adapter"] if lora else "lora", "lora_r": self.lora_r, "lora_dropout": 0.0}
+            own["lora_alpha"] = 2.0 * self.lora_r
+        return tuple({**PLAIN, **own, "data": self._without(fold, run)} for fold in range(self.folds))
+
+    def _without(self, fold: int, run: Mapping[str, Any]) -> dict[str, Any]:
+        left_out = {"fold": fold, "folds": self.folds, "seed": run["seed"]} if self.folds > 1 else None
+        return {**run["data"], "validation": None, "leave_out": left_out}
+
+    def asked(
+        self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase, others: Sequence[Example] = ()
+    ) -> Floats:
+        fold_N = folds_of(examples, self.folds, seed)
+        p_NC = np.full((len(examples), labels), 1 / labels)
+        of_others = []
+        for fold in range(self.folds):
+            judged = np.flatnonzero(fold_N == fold)
+            said = base.after_stage(fold, [*(examples[int(place)] for place in judged), *others])
+            p_NC[judged] = np.exp(said[: len(judged)])
+            of_others.append(floored(np.exp(said[len(judged) :])))
+        p_NC = np.concatenate([p_NC, averaged(of_others, len(others), labels)])
+        return out_of_fold(p_NC, labels_of(examples), calibrated=self.calibrated)
+
+
+@dataclass(frozen=True)
+class FirstLearned(EarlyModels):
     """The run's base with a small LoRA adapter of its own, trained plainly for `steps` and asked out of fold.
 
     The data is cut into `folds` (equal texts share one). For each a model is trained on the others, a run of its own in
@@ -66,60 +126,17 @@ class FirstLearned(BaseBiasModel):
     """
 
     name: ClassVar[str] = "first_learned"
-    steps: int = 100
-    folds: int = 2
-    learning_rate: float = 5e-4
-    lora_r: int = 8
-    calibrated: bool = True
     stop_at: float | None = None
-    # Not in what is said of it: the runs that it asks say it, and answers of versions without it are still answers.
-    bf16: bool | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "lora_r"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
+        super().__post_init__()
         if self.stop_at is not None and not 0 < self.stop_at < 1:
             raise ValueError(f"stop_at is {self.stop_at}, expected a share between 0 and 1")
         if self.stop_at is not None and self.steps <= LOOK_EVERY:
             raise ValueError(f"steps is {self.steps}; with stop_at, which looks every {LOOK_EVERY}, expected more")
-        if self.folds < 1:
-            raise ValueError(f"folds is {self.folds}, expected 1 (judges what it is trained on) or more")
 
-    def stages(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        """What the run of each fold does otherwise than `run`."""
-        if run["data"]["leave_out"] is not None:
-            raise ValueError("data.leave_out: the bias model's runs leave out folds of their own; remove it")
-        own: dict[str, Any] = {"max_steps": self.steps, "learning_rate": self.learning_rate}
-        own["stop_when_learned"] = self.stop_at
-        if self.stop_at is not None:
-            own |= {"logging_steps": LOOK_EVERY, "loss_mean": "samples"}
-        if self.bf16 is not None:
-            own["bf16"] = self.bf16
-        if not run["data"]["text_fields"]:
-            own["adapter"] = run["adapter"]
-        else:
-            lora = run["adapter"]["type"] == "lora"
-            own |= {"adapter": run["adapter"] if lora else "lora", "lora_r": self.lora_r, "lora_dropout": 0.0}
-            own["lora_alpha"] = 2.0 * self.lora_r
-        return tuple({**PLAIN, **own, "data": self._without(fold, run)} for fold in range(self.folds))
-
-    def _without(self, fold: int, run: Mapping[str, Any]) -> dict[str, Any]:
-        left_out = {"fold": fold, "folds": self.folds, "seed": run["seed"]} if self.folds > 1 else None
-        return {**run["data"], "validation": None, "leave_out": left_out}
-
-    def asked(
-        self, examples: Sequence[Example], labels: int, seed: int, base: AskedBase, others: Sequence[Example] = ()
-    ) -> Floats:
-        fold_N = folds_of(examples, self.folds, seed)
-        p_NC = np.full((len(examples), labels), 1 / labels)
-        of_others = []
-        for fold in range(self.folds):
-            judged = np.flatnonzero(fold_N == fold)
-            said = base.after_stage(fold, [*(examples[int(place)] for place in judged), *others])
-            p_NC[judged] = np.exp(said[: len(judged)])
-            of_others.append(floored(np.exp(said[len(judged) :])))
-        p_NC = np.concatenate([p_NC, averaged(of_others, len(others), labels)])
-        return out_of_fold(p_NC, labels_of(examples), calibrated=self.calibrated)
+    def own_settings(self) -> dict[str, Any]:
+        """Where it stops, and how often it looks whether it does."""
+        if self.stop_at is None:
+            return {}
+        return {"stop_when_learned": self.stop_at, "logging_steps": LOOK_EVERY, "loss_mean": "samples"}

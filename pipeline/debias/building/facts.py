@@ -228,10 +228,14 @@ def _samples_a_step(run: RunConfig) -> int:
 
 def seen_by_stages(config: RunConfig) -> int | None:
     """Examples that the runs see which the bias model asks; None where their settings alone do not say it."""
-    stages = config.bias_stages()
+    stages = [run for stage in config.bias_stages() for run in (*_before_it(stage), stage)]
     if any(stage.max_steps < 0 or stage.stop_when_learned is not None for stage in stages):
         return None
     return sum(stage.max_steps * _samples_a_step(stage) for stage in stages)
+
+
+def _before_it(stage: RunConfig) -> list[RunConfig]:
+    return [stage.stage_before()] if stage.first_stage else []
 
 
 EPOCHS = 5  # of Utama et al.: a model that sees the examples of its folds more often has learned them by heart

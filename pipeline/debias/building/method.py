@@ -7,7 +7,7 @@ from debias.data.orders import make_order
 from debias.data.resampled import reads_groups
 from debias.errors import InputError
 from debias.grouping import make_grouping
-from debias.losses import EVERY_LABEL, Loss, make_loss
+from debias.losses import EVERY_LABEL, LOGITS, Loss, make_loss
 
 
 def build_loss(config: RunConfig) -> Loss:
@@ -23,6 +23,8 @@ def build_loss(config: RunConfig) -> Loss:
         raise InputError(f"loss {loss.name} reads what a teacher says; set first_stage.keep: teacher")
     if "group" in loss.reads and not (_has_groups(config) or config.groups):
         raise InputError(f"loss {loss.name} {NO_GROUPS}")
+    if LOGITS in loss.reads and config.head == "causal_lm":
+        raise InputError(f"loss {loss.name} reads a classifier's logits, and head is causal_lm; another loss is needed")
     if EVERY_LABEL in loss.reads and config.answer_probability != "product":
         raise InputError(
             f"loss {loss.name} reads answers of one token each: answer_probability has no effect; remove it"
@@ -76,6 +78,11 @@ def build_bias_model(config: RunConfig) -> BiasModel | None:
         raise InputError(
             f"bias_model.columns: {list(columns)} are {len(columns)}, expected one for each of {list(labels)}"
         )
+    for stage in config.bias_stages():
+        try:
+            build_loss(stage)
+        except InputError as error:
+            raise InputError(f"bias_model {model.name}: {error}") from None
     return model
 
 

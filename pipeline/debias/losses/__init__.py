@@ -12,7 +12,7 @@ from debias.bias.weights import BiasWeightSource
 from debias.config.blocks import make
 from debias.losses.afr import AFR
 from debias.losses.balanced_softmax import BalancedSoftmax
-from debias.losses.base import EVERY_LABEL, HIDDEN, Loss
+from debias.losses.base import EVERY_LABEL, HIDDEN, LOGITS, Loss
 from debias.losses.bias_covariance import BiasCovariance
 from debias.losses.blind import Blind
 from debias.losses.class_balanced import ClassBalanced
@@ -33,6 +33,7 @@ from debias.losses.learned_mixin import LearnedMixin
 from debias.losses.learning import LearningLoss
 from debias.losses.logit_correction import LogitCorrection
 from debias.losses.mmd import MMD
+from debias.losses.one_vs_rest import OneVsRest
 from debias.losses.relative_difficulty import RelativeDifficulty
 from debias.losses.ula import ULA
 from debias.readouts.answers import Answers, answer_log_likelihood
@@ -66,6 +67,7 @@ LOSSES: dict[str, type[Loss]] = {
         BiasCovariance,
         RelativeDifficulty,
         GCE,
+        OneVsRest,
     )
 }
 
@@ -86,6 +88,7 @@ __all__ = [
     "HIDDEN",
     "IRM",
     "LDAM",
+    "LOGITS",
     "LOSSES",
     "MMD",
     "ULA",
@@ -111,6 +114,7 @@ __all__ = [
     "LogitCorrection",
     "Loss",
     "Objective",
+    "OneVsRest",
     "Readout",
     "RelativeDifficulty",
     "RouterLoss",

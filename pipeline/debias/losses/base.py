@@ -9,8 +9,8 @@ from torch import Tensor
 
 from debias.readouts.said import Said
 
-EVERY_LABEL, HIDDEN = "every_label", "hidden"
-OF_READOUT = frozenset({EVERY_LABEL, HIDDEN})  # what a loss reads that is no fact, and a readout is asked for
+EVERY_LABEL, HIDDEN, LOGITS = "every_label", "hidden", "logits"
+OF_READOUT = frozenset({EVERY_LABEL, HIDDEN, LOGITS})  # what a loss reads that is no fact, and a readout is asked for
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Loss:
 
     Both gradients are weighted sums of the gradients of this loss: `main` of its mean, `bias` of its mean under the
     bias weights. So the loss of a sample may not depend on which samples share its micro-batch. `reads`: the facts it
-    needs beside `labels`, EVERY_LABEL where it needs `said.log_p_BC`, and HIDDEN for `said.hidden_BH`. `learns`: its
-    memory changes with the steps, and belongs into checkpoints; else it is as `begin` makes it. One that learns, and
-    does not know how long its memory is before it has seen a batch, begins with none, or `grows`: what it began with
-    stays its first columns.
+    needs beside `labels`, EVERY_LABEL where it needs `said.log_p_BC`, HIDDEN for `said.hidden_BH`, and LOGITS beside
+    EVERY_LABEL for `said.log_z_B`, which classifiers have alone. `learns`: its memory changes with the steps, and
+    belongs into checkpoints; else it is as `begin` makes it. One that learns, and does not know how long its memory is
+    before it has seen a batch, begins with none, or `grows`: what it began with stays its first columns.
     """
 
     name: ClassVar[str]

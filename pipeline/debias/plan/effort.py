@@ -33,7 +33,8 @@ def effort_of(
     """
     rows = rows or run.data.train.limit
     length = length or run.max_length
-    stages = [*([run.stage_before()] if run.first_stage else []), *run.bias_stages()]
+    stages = [*_first_stage(run), *run.bias_stages()]
+    stages = [*stages, *(before for stage in stages for before in _first_stage(stage))]
     steps, earlier = steps_of(run, machine, rows), [steps_of(stage, machine, rows) for stage in stages]
     tokens = _tokens(run, steps, machine, length)
     before = [_tokens(stage, of_stage, machine, length) for stage, of_stage in zip(stages, earlier, strict=True)]
@@ -59,6 +60,10 @@ def effort_of(
         kept=kept,
         hours=hours,
     )
+
+
+def _first_stage(run: RunConfig) -> list[RunConfig]:
+    return [run.stage_before()] if run.first_stage else []
 
 
 def steps_of(run: RunConfig, machine: Machine, rows: int | None) -> int | None:

@@ -29,6 +29,8 @@ class Said:
     `confidence_B` (detached): the same as a bias weight reads it, which may be a mean over tokens. `count`: the batch's
     share of the one denominator of both gradients (samples or tokens). `log_p_BC`: of every label, where it was asked
     for; log-probabilities of a causal model's answers are those of its whole vocabulary and sum to less than 1.
+    `log_z_B`, beside `log_p_BC` of a classifier alone: the logarithm of the sum of its exponentiated logits, so that
+    the logits are `log_p_BC + log_z_B`, and each label can be read by itself.
     `hidden_BH` (float32, differentiable): the last hidden states averaged over a sample's tokens, without its answer;
     where they were asked for.
     """
@@ -38,6 +40,7 @@ class Said:
     count: int
     log_p_BC: Tensor | None = None
     hidden_BH: Tensor | None = None
+    log_z_B: Tensor | None = None
 
 
 class Readout(Protocol):

@@ -30,6 +30,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "column": {"columns": ["p0", "p1", "p2"]},
     "product": {"of": [PARTIAL, "groups"]},
     "first_learned": {},
+    "bias_experts": {},
     "embedding": {},
 }
 FITTED = [name for name in BIAS_MODELS if name != "column"]
@@ -210,6 +211,16 @@ def test_first_learned_of_one_fold_trains_one_model_on_all_and_asks_it_of_all() 
     np.testing.assert_allclose(log_p_NC[-3:], log_p_NC[:3], rtol=1e-6)
 
 
+def test_experts_are_trained_one_against_the_rest_after_a_run_of_their_own() -> None:
+    run = {"seed": 4, "adapter": {"type": "lora"}, "data": {"text_fields": ["a"], "leave_out": None}}
+    stages = make_bias_model({"name": "bias_experts", "steps": 9, "auxiliary_steps": 7, "q": 0.3}).stages(run)
+    assert [stage["data"]["leave_out"]["fold"] for stage in stages] == [0, 1]
+    for stage in stages:
+        assert (stage["max_steps"], stage["loss"]) == (9, {"name": "one_vs_rest", "q": 0.3})
+        assert stage["first_stage"] == {"keep": "log_p", "settings": {"max_steps": 7}}
+        assert stage["bias_model"] is None
+
+
 def test_first_learneds_runs_compute_in_16_bits_where_it_says_so() -> None:
     run = {"seed": 4, "bf16": False, "adapter": {"type": "lora"}, "data": {"text_fields": ["a"], "leave_out": None}}
     blocks: list[dict[str, Any]] = [{}, {"bf16": True}, {"bf16": False}]
@@ -303,6 +314,9 @@ def test_the_digest_is_of_texts_labels_settings_and_seed() -> None:
             {"name": "first_learned", "folds": 0},
             "bias_model.folds is 0, expected 1 .judges what it is trained on. or more",
         ),
+        ({"name": "bias_experts", "auxiliary_steps": 0}, "bias_model.auxiliary_steps is 0, expected 1 or more"),
+        ({"name": "bias_experts", "q": -0.1}, "bias_model.q is -0.1, expected 0 .all examples count the same. or more"),
+        ({"name": "bias_experts", "stop_at": 0.2}, "stop_at"),
         ({"name": "embedding", "folds": 0}, "bias_model.folds is 0, expected 2 or more"),
         ({"name": "embedding", "layer": -2}, "bias_model.layer is -2.0, expected -1, a layer's number, or a fraction"),
         ({"name": "embedding", "layer": 1.5}, "bias_model.layer is 1.5, expected -1, a layer's number, or a fraction"),

@@ -147,6 +147,8 @@ def test_how_often_a_run_looks_is_told_where_it_decides_when_the_run_ends(tmp_pa
     steps = {"name": "first_learned", "steps": 40}
     assert seen_by_stages(config(tmp_path, steps, rows())) == 2 * 40 * 32
     assert seen_by_stages(config(tmp_path, {**steps, "stop_at": 0.2}, rows())) is None
+    experts = {"name": "bias_experts", "steps": 40, "auxiliary_steps": 30}  # each after a run of its own
+    assert seen_by_stages(config(tmp_path, experts, rows())) == 2 * (40 + 30) * 32
 
 
 def test_a_first_stage_that_knows_all_is_named(caplog: pytest.LogCaptureFixture) -> None:
