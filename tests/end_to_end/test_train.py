@@ -633,6 +633,27 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     assert summary(run)["status"] == "finished"
 
 
+def test_a_run_in_several_wordings_is_another_one_and_goes_on_as_if_never_stopped(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {**PROMPT, "more_templates": ["question : {hypothesis} premise : {premise} answer :"]}
+    changes: dict[str, Any] = {
+        "data": {"train": {"source": "generated", "limit": 36}}, "max_steps": 8, "save_strategy": "steps",
+        "save_steps": 2, "head": "causal_lm", "prompt": more, "gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    whole = train(config_for(llama, tmp_path / "whole", **changes))
+    assert load_config(whole / "config.yaml").prompt.more_templates == tuple(more["more_templates"])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)  # in the second epoch
+        with pytest.raises(Stop):
+            train(config_for(llama, tmp_path / "run", **changes))
+    run = train(config_for(llama, tmp_path / "run", **changes, resume=True))
+    assert largest_difference(adapter_of(whole), adapter_of(run)) == 0
+    one = train(config_for(llama, tmp_path / "one", **{**changes, "prompt": PROMPT}))
+    assert losses(one) != losses(whole)
+    assert "more_templates" not in (one / "config.yaml").read_text()  # as versions without it wrote it
+
+
 def test_what_a_rule_remembers_is_saved_and_counts(bert: Path, tmp_path: Path) -> None:
     """DiGraP holds weights back, its checkpoint has what it goes on from, and the log says what it removed."""
     changes: dict[str, Any] = {"max_steps": 12, "learning_rate": 0.3, "save_strategy": "steps", "save_steps": 12}

@@ -59,7 +59,9 @@ def build_task(config: RunConfig, tokenizer: Any) -> Task:
         return Task(Classification(), None, tokenizer, config.max_length, pictures)
     answers = [config.prompt.verbalizers[label] for label in config.data.labels]
     fields = config.data.text_fields
-    prompt = Prompt(tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat)
+    prompt = Prompt(
+        tokenizer, config.prompt.template, answers, fields, chat=config.prompt.chat, more=config.prompt.more_templates
+    )
     readout = Answers(prompt.answer_ids, config.answer_probability, config.loss_mean, config.loss_chunk_size)
     return Task(readout, prompt, tokenizer, config.max_length, packing=config.packing)
 

@@ -3,7 +3,15 @@
 import re
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from debias.config import blocks
 from debias.config.data import DataConfig, Strict, is_list
@@ -24,12 +32,31 @@ class PromptConfig(Strict):
     """How a causal model is asked: a template over the text fields and one answer for each label.
 
     `{premise}`-style fields are filled in; a verbalizer keeps its leading space. With `chat`, the filled template is
-    the user's turn of the tokenizer's chat template.
+    the user's turn of the tokenizer's chat template. `more_templates`: training asks each example in `template` or in
+    one of these, drawn anew in each epoch, so that what is learned does not hang on one wording (PAFT, Wei et al.,
+    2025, arXiv 2502.12859, whose prompt is drawn for several steps at a time); a model is judged in `template`.
     """
 
     template: str = Field(min_length=1)
     verbalizers: dict[str, str]
     chat: bool = False
+    more_templates: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _templates_differ(self) -> "PromptConfig":
+        every = (self.template, *self.more_templates)
+        twice = next((one for place, one in enumerate(every) if one in every[:place]), None)
+        if twice is not None:
+            raise ValueError(f"more_templates: {twice!r} is there twice, template included; remove one")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_versions_without_it_had_it(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What an older version kept of a run is of the same run."""
+        told: dict[str, Any] = whole(self)
+        if not self.more_templates:
+            del told["more_templates"]
+        return told
 
 
 class BiasWeight(Strict):
@@ -355,4 +382,8 @@ class RunConfig(Strict):
             for field in self.data.text_fields:
                 if "{" + field + "}" not in self.prompt.template:
                     raise ValueError(f"prompt.template does not use {{{field}}}, one of data.text_fields")
+            if self.packing and self.prompt.more_templates:
+                raise ValueError(
+                    "packing lays rows of known lengths together, and more_templates draws them; remove one"
+                )
         return self

@@ -32,10 +32,14 @@ class EncodedExamples(Dataset[Feature]):
     """Tokenized examples in order, and what is known of them: each is `{"tokens": ..., "facts": ...}`.
 
     `features`: of each example its lists of tokens (`input_ids`, `answer_mask`, ...). `facts`: tensors [N, ...].
+    `wordings`: the same examples in other words, of which training draws; number N + i is example i in the first.
     """
 
-    def __init__(self, features: Sequence[Feature], facts: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, features: Sequence[Feature], facts: Mapping[str, Tensor], wordings: Sequence[Sequence[Feature]] = ()
+    ) -> None:
         self.features = features
+        self.wordings = wordings
         self.facts = dict(facts)
         self.order: Order = Shuffled()
 
@@ -43,12 +47,15 @@ class EncodedExamples(Dataset[Feature]):
         return len(self.features)
 
     def __getitem__(self, index: int) -> Feature:
-        facts = {name: column[index] for name, column in self.facts.items()}
-        return {"tokens": self.features[index], "facts": facts}
+        if not 0 <= index < len(self.features) * (1 + len(self.wordings)):
+            raise IndexError(index)
+        wording, place = divmod(index, len(self.features))
+        facts = {name: column[place] for name, column in self.facts.items()}
+        return {"tokens": (self.features, *self.wordings)[wording][place], "facts": facts}
 
     def sampler(self, batch_size: int, seed: int) -> LengthBuckets:
         """The training order: random, with examples of like length together."""
-        return LengthBuckets(self.lengths, batch_size, seed, self.order, self.facts)
+        return LengthBuckets(self.lengths, batch_size, seed, self.order, self.facts, wordings=1 + len(self.wordings))
 
     @property
     def lengths(self) -> Sequence[int] | NDArray[np.int32]:
@@ -87,11 +94,22 @@ def _made(
 def encode_for_answers(
     examples: Sequence[Example], prompt: Prompt, max_length: int, *, with_answer: bool
 ) -> EncodedExamples:
-    """Prompts, with their right answers for training; a prompt that is too long loses tokens at its start."""
+    """Prompts, with their right answers for training; a prompt that is too long loses tokens at its start.
+
+    With answers the prompt's further wordings are encoded as well.
+    """
     room = max_length - max(len(ids) for ids in prompt.answer_ids)
     if room < 1:
         raise InputError(f"max_length is {max_length}: no room is left for a prompt before the answer")
+    features = _asked(examples, prompt, max_length, room, with_answer=with_answer)
+    more = prompt.more if with_answer else ()
+    wordings = [_asked(examples, one, max_length, room, with_answer=True) for one in more]
+    return EncodedExamples(features, facts_of(examples), wordings)
 
+
+def _asked(
+    examples: Sequence[Example], prompt: Prompt, max_length: int, room: int, *, with_answer: bool
+) -> Sequence[Feature]:
     def make(notes: Notes) -> Iterator[Feature]:
         notes["cut"] = 0
         for rows in in_batches(iter(examples)):
@@ -107,7 +125,7 @@ def encode_for_answers(
         logger.warning(
             "%d of %d prompts are longer than max_length=%d and lost their start", cut, len(features), max_length
         )
-    return EncodedExamples(features, facts_of(examples))
+    return features
 
 
 class Collator:

@@ -67,7 +67,8 @@ class LengthBuckets(Sampler[int]):
     """Random order with examples of like length together; the order depends on seed and epoch alone.
 
     Within each random block of 50 batches the examples are sorted by length, so a batch has little padding and batches
-    still come in random order. `order` says which examples make an epoch; by default all, once.
+    still come in random order. `order` says which examples make an epoch; by default all, once. Of several `wordings`
+    one is drawn for each example: i + k N is example i in wording k.
     """
 
     def __init__(
@@ -77,7 +78,10 @@ class LengthBuckets(Sampler[int]):
         seed: int,
         order: Order | None = None,
         facts: Mapping[str, Tensor] | None = None,
+        *,
+        wordings: int = 1,
     ) -> None:
+        self.wordings = wordings
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
@@ -96,7 +100,7 @@ class LengthBuckets(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order_N = self.order.epoch(self.facts, generator).numpy().copy()
         if self.order.in_turn:
-            return iter(order_N.tolist())
+            return iter(self._worded(order_N, generator).tolist())
         length_N, block = np.asarray(self.lengths), 50 * self.batch_size
         for start in range(0, len(order_N), block):
             part = order_N[start : start + block]
@@ -104,7 +108,15 @@ class LengthBuckets(Sampler[int]):
         # A short batch can only come last, or the batches after it would be cut across lengths.
         whole = len(order_N) // self.batch_size
         shuffled = torch.randperm(whole, generator=generator).numpy() * self.batch_size
+        order_N = self._worded(order_N, generator)
         return _in_turn(order_N, np.append(shuffled, whole * self.batch_size), self.batch_size)
+
+    def _worded(self, order_N: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
+        """Each example in one of its wordings; drawn last, so that one wording is seen as it was without others."""
+        if self.wordings == 1:
+            return order_N
+        drawn: NDArray[np.int64] = torch.randint(self.wordings, (len(order_N),), generator=generator).numpy()
+        return order_N + drawn * len(self.lengths)
 
 
 def _in_turn(order_N: NDArray[np.int64], starts: NDArray[np.int64], batch_size: int) -> Iterator[int]:

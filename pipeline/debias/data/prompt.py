@@ -15,7 +15,7 @@ class Prompt:
     end of sequence, `add_eos_token`) is left out, and an answer's tokens are those it has behind the prompt. Raises
     InputError when the template names an unknown field or leaves one out, when one answer begins another (a score could
     then not tell them apart), when the tokenizer puts a space between prompt and answer, or when `chat` is asked of a
-    tokenizer without a chat template.
+    tokenizer without a chat template. `more`: further templates, of which training draws.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class Prompt:
         text_fields: Sequence[str],
         *,
         chat: bool = False,
+        more: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -38,6 +39,7 @@ class Prompt:
         self._before = [] if chat else self._put_before()
         self.answer_ids = [self._behind_the_prompt(answer) for answer in answers]
         _check_answers(answers, self.answer_ids)
+        self.more = tuple(self._reworded(other) for other in more)
 
     def ids(self, example: Example) -> list[int]:
         """The prompt's tokens, without an answer."""
@@ -53,6 +55,20 @@ class Prompt:
         """What says, beside its tokenizer, which tokens it has; a chat template may put today's date in it."""
         probes = [self.ids_of_text(text) for text in self._probes()]
         return self.template, self.text_fields, self.chat, self._before, self.answer_ids, probes
+
+    def _reworded(self, template: str) -> "Prompt":
+        """The same question in other words; InputError where its answers would be other tokens."""
+        try:
+            other = Prompt(self.tokenizer, template, self.answers, self.text_fields, chat=self.chat)
+        except InputError as error:
+            raise InputError(f"prompt.more_templates: {template!r}: {error}") from None
+        for answer, here, there in zip(self.answers, self.answer_ids, other.answer_ids, strict=True):
+            if here != there:
+                raise InputError(
+                    f"prompt.more_templates: behind {template!r} the answer {answer!r} has other tokens ({there}) than"
+                    f" behind prompt.template ({here}); let both end alike"
+                )
+        return other
 
     def _filled(self, texts: Sequence[str]) -> str:
         return self.template.format(**dict(zip(self.text_fields, texts, strict=True)))

@@ -16,7 +16,8 @@ def check_run(run: RunConfig, config: Any) -> None:
     """InputError as `train` has it; `config` is transformers' configuration of the model."""
     check_names(run)
     if run.prompt is not None:
-        check_template(run.prompt.template, run.data.text_fields)
+        for template in (run.prompt.template, *run.prompt.more_templates):
+            check_template(template, run.data.text_fields)
     check_length(run, base_skeleton(run, shallow(config, 1)))
 
 

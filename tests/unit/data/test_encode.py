@@ -271,3 +271,56 @@ def test_a_data_set_brings_its_order(encoder_words: Any) -> None:
     encoded = EncodedExamples([{"input_ids": [1] * n} for n in (3, 9, 4)], {})
     assert encoded.sampler(2, 0).lengths == [3, 9, 4]
     assert sorted(encoded.sampler(2, 0)) == [0, 1, 2]
+
+
+# Several wordings of a prompt.
+
+TWO = "{premise} so {hypothesis} ?"
+
+
+def asked_in(decoder_words: Any, *more: str, rows: int = 40) -> Any:
+    pairs = [example(f"it is {i} dogs", f"a dog {i}", label=i % 2) for i in range(rows)]
+    prompt = Prompt(decoder_words, ONE, [" yes", " no"], ("premise", "hypothesis"), more=more)
+    return encode_for_answers(pairs, prompt, 40, with_answer=True), prompt, pairs
+
+
+ONE = "{premise} {hypothesis} ?"
+
+
+def test_each_example_is_asked_in_one_of_the_wordings_anew_in_each_epoch(decoder_words: Any) -> None:
+    encoded, prompt, pairs = asked_in(decoder_words, TWO)
+    plain, _, _ = asked_in(decoder_words)
+    assert len(encoded) == len(plain) == 40
+    sampler, one = encoded.sampler(4, seed=3), plain.sampler(4, seed=3)
+    drawn = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        one.set_epoch(epoch)
+        places = list(sampler)
+        assert [place % 40 for place in places] == list(one)  # which examples, in which order, stays
+        assert places == list(sampler)  # resumed
+        drawn.append({place % 40: place // 40 for place in places})
+        for place in places:
+            row, asked = pairs[place % 40], (prompt, *prompt.more)[place // 40]
+            got = encoded[place]
+            answer = asked.answer_ids[row.label]
+            assert got["tokens"]["input_ids"] == asked.ids(row) + answer
+            assert got["tokens"]["answer_mask"] == [False] * len(asked.ids(row)) + [True] * len(answer)
+            assert int(got["facts"]["index"]) == place % 40
+            assert int(got["facts"]["labels"]) == row.label
+    assert all(8 < sum(one.values()) < 32 for one in drawn)  # by an even coin
+    assert drawn[0] != drawn[1] != drawn[2]
+    with pytest.raises(IndexError):
+        encoded[80]
+
+
+def test_a_model_is_judged_in_its_template_alone(decoder_words: Any) -> None:
+    _, prompt, pairs = asked_in(decoder_words, TWO)
+    judged = encode_for_answers(pairs, prompt, 40, with_answer=False)
+    assert not judged.wordings
+    assert [judged[i]["tokens"]["input_ids"] for i in range(40)] == [prompt.ids(row) for row in pairs]
+
+
+def test_wordings_that_do_not_fit_are_refused(decoder_words: Any) -> None:
+    with pytest.raises(InputError, match=r"prompt.more_templates: '\{premise\} \?': .*does not use \{hypothesis\}"):
+        asked_in(decoder_words, "{premise} ?")
