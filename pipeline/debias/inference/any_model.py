@@ -1,6 +1,5 @@
 """Models that no run of ours made: from a hub id or folder, an adapter, a prompt, the names of labels."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ from debias.inference.in_context import shown_to
 from debias.inference.loading import hub_config, load, own_labels, tokenizer_of
 from debias.inference.predictor import Predictor
 from debias.models.source import resolve_model
-from debias.runs.folder import settings_beside
-from debias.runs.names import LABELS
+from debias.runs.folder import labels_beside, settings_beside
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +128,12 @@ def _ordered(config: RunConfig, given: Given) -> RunConfig:
         return config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
     if given.labels is not None and given.labels != config.data.labels:
         raise InputError(f"labels: {list(given.labels)}, but {_source(given)} has {list(config.data.labels)}")
-    return config
+    own, told = labels_beside(Path(given.adapter)), config.data.labels
+    if own is None or own == told:
+        return config
+    where = "--labels" if given.labels is not None else _source(given)
+    labels = _by_name(told, own, f"adapter: {given.adapter} has the labels {list(own)}, but {where} has {list(told)}")
+    return config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
 
 
 def _classifier(model: str, adapter: str | None, labels: Sequence[str] | None) -> RunConfig:
@@ -150,18 +153,6 @@ def _classifier(model: str, adapter: str | None, labels: Sequence[str] | None) -
     return parse(RunConfig, {"model": model, "data": data, "output_dir": "none", "max_length": LONGEST}, "labels")
 
 
-def labels_beside(adapter: Path) -> tuple[str, ...] | None:
-    """The names of a classifier's outputs that lie in an adapter's folder; InputError where they cannot be read."""
-    path = adapter / LABELS
-    if not path.is_file():
-        return None
-    try:
-        names = {int(index): str(name) for index, name in json.loads(path.read_text("utf-8"))["id2label"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    return tuple(names[index] for index in sorted(names))
-
-
 def _in_models_order(model: str, labels: Sequence[str]) -> tuple[str, ...]:
     """`labels` in the order of the model's outputs: by the names it gives them itself, whatever their case."""
     source = resolve_model(model)
@@ -170,7 +161,12 @@ def _in_models_order(model: str, labels: Sequence[str]) -> tuple[str, ...]:
         raise InputError(f"model: {model!r} has {outputs} outputs, and {len(labels)} labels were given: {list(labels)}")
     if own is None:
         return tuple(labels)
+    return _by_name(labels, own, f"model: {model!r} has the labels {list(own)}, expected {list(labels)}")
+
+
+def _by_name(labels: Sequence[str], own: Sequence[str], otherwise: str) -> tuple[str, ...]:
+    """`labels` in the order of `own`, whatever their case; InputError, `otherwise`, where they are others."""
     by_name = {label.casefold(): label for label in labels}
     if sorted(by_name) != sorted(name.casefold() for name in own):
-        raise InputError(f"model: {model!r} has the labels {list(own)}, expected {list(labels)}")
+        raise InputError(otherwise)
     return tuple(by_name[name.casefold()] for name in own)

@@ -21,7 +21,7 @@ from debias.merging.changes import Adapter, read_adapter, write_adapter
 from debias.merging.edits import LowRank
 from debias.merging.folders import check_place, find_adapter, run_around
 from debias.merging.retraining import LayerInputs, retrained
-from debias.runs.folder import settings_beside
+from debias.runs.folder import labels_beside, settings_beside
 from debias.runs.names import LABELS, ORIGIN
 from debias.runs.whole import save_whole
 
@@ -251,13 +251,22 @@ def _shapes(adapter: Adapter) -> dict[str, list[int]]:
 
 
 def _check_same_task(first: Adapter, other: Adapter) -> None:
-    """By the settings of their runs, where both are known."""
+    """By the names of outputs that lie beside them, and by the settings of their runs, where both are known."""
     one, two = (_run_of(adapter.folder) for adapter in (first, other))
+    beside = [labels_beside(adapter.folder) for adapter in (first, other)]
+    settings = [None if run is None else run.data.labels for run in (one, two)]
+    either = [names or told for names, told in zip(beside, settings, strict=True)]
+    for has, others in (beside, settings, either):
+        if has is not None and others is not None and has != others:
+            raise InputError(f"adapter: {other.folder} has the labels {list(others)}, {first.folder} has {list(has)}")
     if one is None or two is None:
         return
-    if one.data.labels != two.data.labels:
-        has = f"{first.folder} has {list(one.data.labels)}"
-        raise InputError(f"adapter: {other.folder} has the labels {list(two.data.labels)}, {has}")
+    fields, others = (run.data.text_fields for run in (one, two))
+    if fields != others and sorted(fields) == sorted(others):
+        raise InputError(f"adapter: {other.folder} reads {list(others)} in this order, {first.folder} {list(fields)}")
+    if fields != others or one.prompt != two.prompt:
+        what = "data.text_fields" if fields != others else "prompt"
+        logger.warning("WARNING: %s and %s have not the same %s: is it one task?", first.folder, other.folder, what)
     if first.whole and one.seed != two.seed:
         logger.warning(
             "WARNING: the seeds of the runs are %d and %d: modules trained whole (%s) began differently unless the base"

@@ -191,3 +191,15 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any]
 
     save_whole(target, save)
     return target
+
+
+def labels_beside(adapter: Path) -> tuple[str, ...] | None:
+    """The names of a classifier's outputs that lie in an adapter's folder; InputError where they cannot be read."""
+    path = adapter / LABELS
+    if not path.is_file():
+        return None
+    try:
+        names = {int(index): str(name) for index, name in json.loads(path.read_text("utf-8"))["id2label"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    return tuple(names[index] for index in sorted(names))

@@ -365,6 +365,24 @@ def test_labels_of_a_classifier_by_its_own_names(bert: Path, tmp_path: Path) -> 
     assert load_given(Given(str(folder))).labels == ("CONTRADICTION", "Entailment", "neutral")
 
 
+def test_labels_of_an_adapter_by_the_names_that_lie_beside_it(bert: Path, tmp_path: Path) -> None:
+    """Given in another order they are the same labels; other names are refused. PEFT itself keeps no names."""
+    folder = adapter(bert, tmp_path / "adapter", head=True)
+    assert given_config(Given(str(bert), str(folder), labels=NLI)).data.labels == NLI
+    own = ("neutral", "Entailment", "contradiction")
+    (folder / "labels.json").write_text(json.dumps({"id2label": dict(enumerate(own))}))
+    turned = ("neutral", "entailment", "contradiction")
+    assert given_config(Given(str(bert), str(folder))).data.labels == own
+    assert given_config(Given(str(bert), str(folder), labels=NLI)).data.labels == turned
+    recipe = tmp_path / "other.yaml"  # of a run whose labels are in another order
+    recipe.write_text(
+        f"model: {bert}\ndata: {{train: generated, labels: [contradiction, entailment, neutral]}}\noutput_dir: x\n"
+    )
+    assert given_config(Given(str(bert), str(folder), recipe)).data.labels == turned
+    with pytest.raises(InputError, match=r"has the labels \['neutral', .*but --labels has \['good', 'bad', 'ugly'\]"):
+        given_config(Given(str(bert), str(folder), labels=("good", "bad", "ugly")))
+
+
 def test_labels_that_are_others_are_refused(bert: Path, tmp_path: Path) -> None:
     folder = classifier(bert, tmp_path / "model", ("good", "bad", "ugly"))
     with pytest.raises(InputError, match=r"has the labels \['good', 'bad', 'ugly'\], expected"):

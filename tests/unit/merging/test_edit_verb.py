@@ -245,7 +245,32 @@ def test_labels_in_another_order_are_not_averaged(runs: list[Path], debias: Comm
     assert wanted in debias("edit", "soup", one, other, "-o", tmp_path / "out").error
     assert debias("edit", "scale", other, "-o", tmp_path / "scaled").code == 0
     assert wanted in debias("edit", "soup", one, tmp_path / "scaled", "-o", tmp_path / "out").error
+    # An adapter alone, far from its run: by the names that lie beside it.
+    for name, names in (
+        ("here", ("entailment", "neutral", "contradiction")),
+        ("there", ("neutral", "entailment", "no")),
+    ):
+        shutil.copytree(one / "adapter", tmp_path / name)
+        (tmp_path / name / "labels.json").write_text(json.dumps({"id2label": dict(enumerate(names))}))
+    wanted = "there has the labels ['neutral', 'entailment', 'no'], "
+    assert wanted in debias("edit", "soup", one, tmp_path / "there", "-o", tmp_path / "out").error
+    assert wanted in debias("edit", "soup", tmp_path / "here", tmp_path / "there", "-o", tmp_path / "out").error
     assert not (tmp_path / "out").exists()
+
+
+def test_texts_in_another_order_are_not_averaged(
+    runs: list[Path], debias: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, _ = runs
+    data = load_config(two / "config.yaml").data
+    turned = with_settings(
+        two, tmp_path / "turned", data=data.model_copy(update={"text_fields": ("hypothesis", "premise")})
+    )
+    said = debias("edit", "soup", one, turned, "-o", tmp_path / "out")
+    assert "turned/adapter reads ['hypothesis', 'premise'] in this order, " in said.error
+    named = with_settings(two, tmp_path / "named", data=data.model_copy(update={"text_fields": ("first", "second")}))
+    assert debias("edit", "soup", one, named, "-o", tmp_path / "out").code == 0
+    assert "have not the same data.text_fields: is it one task?" in caplog.text
 
 
 def test_heads_that_began_differently_are_said(
