@@ -48,6 +48,7 @@ from debias.losses import Loss
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
 from debias.ranks.world import is_first, world_size
+from debias.runs.data_files import DATA_FILES, data_files
 from debias.runs.folder import Folder, look, save_trained
 from debias.runs.learned import learned_at
 from debias.runs.pseudo_groups import PseudoGroups
@@ -122,9 +123,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     groups = _groups(config, validation, answers, told)
     built = build_run(config, arguments, examples, validation, stop)
     built.trainer.train_dataset.facts |= told.facts
-    rule = built.trainer.rule
-    method = {"method": {"name": rule.name, **dataclasses.asdict(rule)}, **config.method_parts()}
-    known = {"seed": config.seed, **method, "train_examples": len(examples), **built.sizes}
+    known = _known(config, built, len(examples))
     if answers is not None and not answers.fresh:
         started -= answered  # of another run, whose bias model said the same
         known |= _seen_elsewhere(config)
@@ -156,6 +155,14 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     if trainer.interrupted:
         raise Interrupted(f"{folder.path}: stopped by SIGTERM at step {ended['steps']}, saved; go on with resume=true")
     return folder.path
+
+
+def _known(config: RunConfig, built: Built, examples: int) -> dict[str, Any]:
+    """What run.json says from the beginning on."""
+    rule = built.trainer.rule
+    method = {"method": {"name": rule.name, **dataclasses.asdict(rule)}, **config.method_parts()}
+    read = {"train_examples": examples, DATA_FILES: data_files(config)}
+    return {"seed": config.seed, **method, **read, **built.sizes}
 
 
 def _started(config: RunConfig) -> tuple[Spent, Spent]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from debias.errors import InputError
-from debias_eval.results.files import Prediction, chosen_predictions, predictions_of, predictions_path
+from debias_eval.results.files import Prediction, chosen_predictions, predictions_of, predictions_path, unlike
 from debias_eval.results.runs import Method, Run
 from debias_eval.scores.intervals import Bools, Ints
 
@@ -80,8 +80,7 @@ def _same_seed(first: Method, second: Method) -> tuple[Run, Run]:
 def _unlike(first: Run, second: Run, suite: str) -> str:
     if not all(predictions_path(run.path, suite).is_file() for run in (first, second)):
         return "has no predictions file in one of the two runs"
-    digests = {run.results[suite].examples_sha256 for run in (first, second)}
-    return "was not judged on the same examples" if len(digests) > 1 or None in digests else ""
+    return "was not judged on the same examples" if unlike([run.results[suite] for run in (first, second)]) else ""
 
 
 def _total(one: Flips) -> int:

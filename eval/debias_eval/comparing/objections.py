@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from debias_eval.reading.suite import available_suites, load_suite
-from debias_eval.results.files import Result
+from debias_eval.results.files import Result, unlike
 from debias_eval.results.runs import Method, Run
 
 FEWEST_SEEDS = 5
@@ -90,13 +90,8 @@ def _apart(suite: str, results: Sequence[Result]) -> str | None:
     versions = sorted({result.version for result in results})
     if len(versions) > 1:
         return f"suite {suite}: judged under its versions {' and '.join(map(str, versions))}"
-    digests = {result.examples_sha256 for result in results}
-    if None in digests:
-        return f"suite {suite}: a result does not say which examples it was judged on"
-    if len(digests) > 1:
-        sizes = " and ".join(f"{n:,}" for n in sorted({result.n for result in results}))
-        return f"suite {suite}: not the same examples ({sizes} of them)"
-    return None
+    why = unlike(results)
+    return None if why is None else f"suite {suite}: {why}"
 
 
 def outdated(result: Result) -> int | None:

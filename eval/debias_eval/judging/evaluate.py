@@ -22,7 +22,7 @@ from debias_eval.judging.predict import Predictor, load, predict, refuse_cut_pro
 from debias_eval.reading.examples import all_examples
 from debias_eval.reading.subset import subset, taken
 from debias_eval.reading.suite import Suite, load_suite
-from debias_eval.results.files import examples_sha256, write_results
+from debias_eval.results.files import examples_sha256, gold_sha256, write_results
 from debias_eval.scores.counterfactual import told_once
 from debias_eval.scores.scoring import Judged, score
 
@@ -79,6 +79,7 @@ def evaluate_run(
         "judge": {**dict(getattr(model, "description", None) or {}), **({"shots": shown.told} if shown else {})},
         "model_labels": list(model.labels),
         "examples_sha256": digest,
+        "gold_sha256": gold_sha256(examples, settings.labels),
         "seconds": round(seconds, 3),
     }
     if not is_first():

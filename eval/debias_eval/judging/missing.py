@@ -5,15 +5,21 @@ from pathlib import Path
 
 from debias.errors import InputError
 from debias_eval.reading.collection import choose
-from debias_eval.results.files import read_result, result_path
+from debias_eval.reading.examples import suite_examples
+from debias_eval.reading.suite import available_suites
+from debias_eval.results.files import examples_sha256, gold_sha256, read_result, result_path
 
 
 class Missing:
-    """The suites that were asked for; a result of another version, limit or a damaged file counts as none."""
+    """The suites that were asked for; a result of another version, limit or a damaged file counts as none.
+
+    So does one of other rows than a suite of somebody's own has now, for nobody changes its version with its file.
+    """
 
     def __init__(self, names: Sequence[str], limit: int | None) -> None:
         self.limit = limit
         self.suites = {one.name: one.suite for one in choose(names)}
+        self._digests: dict[str, tuple[str, str] | None] = {}
 
     def missing(self, run: Path) -> list[str]:
         """Names or files of suites, as `debias eval --suite` takes them."""
@@ -29,4 +35,20 @@ class Missing:
             result = read_result(result_path(run, suite.name))
         except InputError:
             return False
-        return (result.version, result.limit) == (suite.version, self.limit)
+        if (result.version, result.limit) != (suite.version, self.limit):
+            return False
+        if suite.name in available_suites() or (result.overlap and result.overlap.excluded):
+            return True
+        now = self._rows(name)
+        return now is None or (now[0] == result.examples_sha256 and result.gold_sha256 in (None, now[1]))
+
+    def _rows(self, name: str) -> tuple[str, str] | None:
+        """Digests of the suite's rows as they are now, and of what is known of them; None where they are not here."""
+        if name not in self._digests:
+            suite = self.suites[name]
+            try:
+                examples = suite_examples(suite, self.limit)
+                self._digests[name] = examples_sha256(examples), gold_sha256(examples, suite.labels)
+            except InputError:
+                self._digests[name] = None
+        return self._digests[name]

@@ -91,8 +91,20 @@ def judge_given(
         return load_given(model, scoring, shown) if shown else load_given(model, scoring)
 
     judging = replace(judging or Judging(), shown=shown)
+    trained_on = trained_on or _rows_behind(model.adapter)
     rows = {"trained_on": trained_on} if trained_on else {}
     return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging, **rows)
+
+
+def _rows_behind(adapter: str | None) -> TrainingRows | None:
+    """What the run was trained on that an adapter lies in, or was made of; None where nobody says."""
+    from debias.runs.folder import settings_beside
+
+    settings = None if adapter is None else settings_beside(Path(adapter).resolve())
+    try:
+        return None if settings is None else TrainingRows(load_config(settings), settings.parent)
+    except InputError:
+        return None
 
 
 def check_out(out: Path, told: dict[str, Any]) -> None:

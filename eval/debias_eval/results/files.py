@@ -121,6 +121,7 @@ class Result(Part):
     limit: int | None = None
     limit_seed: int | None = None
     examples_sha256: str | None = None
+    gold_sha256: str | None = None  # of their labels, groups and clusters; results of older versions have none
     description: str = ""
     task: str = ""
     suite_file: str | None = None  # the YAML file of a suite that is not built in
@@ -286,6 +287,30 @@ def examples_sha256(examples: Sequence[Example]) -> str:
         digest.update(json.dumps([example.id, *example.texts]).encode())
         digest.update(b"" if example.image is None else example.image.tobytes())
     return digest.hexdigest()
+
+
+def gold_sha256(examples: Sequence[Example], labels: Sequence[str]) -> str:
+    """Digest of what is known of the examples in order: the right label by its name, the group, the cluster."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([labels[example.label], example.group, example.cluster]).encode())
+    return digest.hexdigest()
+
+
+def unlike(results: Sequence[Result]) -> str | None:
+    """Why these results cannot be laid side by side, for they were not counted on the same examples; None if they can.
+
+    Results of versions that kept no digest of labels and groups are taken to have those of the others.
+    """
+    digests = {result.examples_sha256 for result in results}
+    if None in digests:
+        return "a result does not say which examples it was judged on"
+    if len(digests) > 1:
+        sizes = " and ".join(f"{n:,}" for n in sorted({result.n for result in results}))
+        return f"not the same examples ({sizes} of them)"
+    if len({result.gold_sha256 for result in results} - {None}) > 1:
+        return "the same texts with other labels, groups or clusters; judge all runs again"
+    return None
 
 
 def read_result(path: Path) -> Result:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from debias_eval.results.files import Part, PartialInput, Result
+from debias_eval.results.files import Part, PartialInput, Result, unlike
 from debias_eval.results.runs import Method
 from debias_eval.scores.intervals import over_seeds
 
@@ -63,7 +63,6 @@ class Row:
     guess: float | None
     examples: str
     limited: bool
-    digest: frozenset[str | None]
 
     def measure(self, name: str) -> Estimate | None:
         """The estimate behind a comparison's measure: accuracy, balanced, adjusted, conflicting, worst_group, gap,
@@ -147,7 +146,6 @@ def row(method: Method, suite: str) -> Row | None:
         guess=1 / len(results[0].labels) if results[0].labels else None,
         examples=examples_text(results),
         limited=any(result.limited for result in results),
-        digest=frozenset(result.examples_sha256 for result in results),
     )
 
 
@@ -196,8 +194,7 @@ def _says_more(row: Row, name: str) -> bool:
 
 def comparable(rows: Sequence[Row]) -> bool:
     """True if every row was judged on the same, known examples."""
-    digests = frozenset().union(*(one.digest for one in rows))
-    return len(digests) == 1 and None not in digests
+    return unlike([result for one in rows for result in one.results]) is None
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _todo(runs: Sequence[Any], judge: Judge) -> Any:
     for run in runs:
         state = state_of(run.folder)
         if changed_settings(run) is not None:
-            state = "anew: its settings have changed"
+            state = "anew: its settings or its data have changed"
         elif state == "begun":
             state = "begun, to go on"
         suites = judge.missing(run.folder)

@@ -55,7 +55,7 @@ class PromptConfig(Strict):
         """What an older version kept of a run is of the same run."""
         told: dict[str, Any] = whole(self)
         if not self.more_templates:
-            del told["more_templates"]
+            told.pop("more_templates", None)
         return told
 
 

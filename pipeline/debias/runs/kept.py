@@ -108,8 +108,17 @@ def unpack(path: Path, into: Path, only: Container[str] | None = None) -> None:
 
 def result_of(record: Mapping[str, Any], suite: str) -> Mapping[str, Any]:
     """What a kept run was judged to be on a suite; empty where it was not, or where that cannot be read."""
+    return _read(record, f"{EVAL}/{suite}.json")
+
+
+def told_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a kept run says of itself, its `run.json`; empty where that cannot be read."""
+    return _read(record, SUMMARY)
+
+
+def _read(record: Mapping[str, Any], piece: str) -> Mapping[str, Any]:
     try:
-        result = json.loads(record["files"].get(f"{EVAL}/{suite}.json", "{}"))
+        found = json.loads(record["files"].get(piece, "{}"))
     except ValueError:
         return {}
-    return result if isinstance(result, Mapping) else {}
+    return found if isinstance(found, Mapping) else {}

@@ -16,6 +16,7 @@ from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config, yaml_value
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.data_files import DATA_FILES, changed_data
 from debias.runs.names import CONFIG, SUMMARY, trained
 
 # What belongs to one run of a method and not to its settings.
@@ -202,7 +203,9 @@ def changed_settings(run: PlannedRun) -> str | None:
         if held.get(key) != want.get(key):
             was, now = (_shown(side, key) for side in (held, want))
             return f"{key} was {was}, is {now}"
-    return None
+    # A run that is not finished finds it out itself when it goes on.
+    told = _told(run.folder).get(DATA_FILES) if _is_finished(run.folder) else None
+    return changed_data(told, run.settings.get("data", {}))
 
 
 def _shown(settings: Mapping[str, Any], key: str) -> str:
@@ -220,8 +223,17 @@ def state_of(folder: Path) -> str:
     """`finished` (trained and saved), `begun` (to be resumed) or `new`."""
     if not (folder / CONFIG).exists():
         return "new"
+    return "finished" if _is_finished(folder) else "begun"
+
+
+def _is_finished(folder: Path) -> bool:
+    return _told(folder).get("status") == "finished" and trained(folder) is not None
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What the run says of itself; nothing where that is damaged."""
     try:
-        status = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("status")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        status = None
-    return "finished" if status == "finished" and trained(folder) is not None else "begun"
+        told = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}

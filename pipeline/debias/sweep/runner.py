@@ -103,7 +103,7 @@ class Sweep:
             run, how = changed[0]
             more = f" ({len(changed)} such runs)" if len(changed) > 1 else ""
             raise InputError(
-                f"{run.name} was trained with other settings than {run.recipe.name} has now: {how}{more}; give"
+                f"{run.name} was trained otherwise than {run.recipe.name} says now: {how}{more}; give"
                 " --overwrite to train it anew, or another folder (-o)"
             )
 

@@ -29,7 +29,8 @@ from debias.config.data import Strict
 from debias.config.places import find_recipe
 from debias.config.reading import parse, read_yaml
 from debias.errors import InputError
-from debias.runs.kept import SUFFIX, keep, kept, result_of, unpack
+from debias.runs.data_files import DATA_FILES, changed_data
+from debias.runs.kept import SUFFIX, keep, kept, result_of, told_of, unpack
 from debias.sweep.grid import NOT_TO_SET, PlannedRun, plan_sweep, safe_name
 
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,60}$")]
@@ -117,8 +118,10 @@ def _renamed(run: PlannedRun, index: int, arm: str, out: Path) -> PlannedRun:
 
 
 def _is_of(record: Mapping[str, Any], run: PlannedRun) -> bool:
-    """Whether a kept run of that name has the planned run's settings."""
-    return bool(record.get("digest") == run.digest)
+    """Whether a kept run of that name has the planned run's settings, and read the data that lies here, if any does."""
+    if record.get("digest") != run.digest:
+        return False
+    return changed_data(told_of(record).get(DATA_FILES), run.settings.get("data", {})) is None
 
 
 class Keeper:

@@ -17,7 +17,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from debias.config.reading import load_config
 from debias.errors import InputError, Interrupted
+from debias.runs.data_files import data_files
 from debias.runs.records import read_records
 from debias.sweep.grid import (
     changed_settings,
@@ -316,7 +318,7 @@ def test_a_changed_recipe_is_refused_by_name(recipe, tmp_path):
     write_recipe(recipe, learning_rate=0.01)
     runs = plan_sweep([recipe], [0, 1, 2], [()], out)
     says = (
-        r"edge/default/seed0 was trained with other settings than edge\.yaml has now: learning_rate was the default, is"
+        r"edge/default/seed0 was trained otherwise than edge\.yaml says now: learning_rate was the default, is"
         r" 0\.01 \(2 such runs\); give --overwrite"
     )
     with pytest.raises(InputError, match=says):
@@ -328,6 +330,29 @@ def test_a_changed_recipe_is_refused_by_name(recipe, tmp_path):
     before = events(out)
     sweep_of(runs, out, overwrite=True).run()
     assert events(out) == before
+
+
+def test_data_that_has_changed_since_is_another_run(recipe, tmp_path):
+    """Of a finished run, which reads no data any more; one that was begun finds it out itself."""
+    rows, out = tmp_path / "rows.csv", tmp_path / "out"
+    rows.write_text("premise,hypothesis,label\na,b,neutral\n")
+    write_recipe(recipe, data={"train": str(rows)})
+    (run,) = plan_sweep([recipe], [0], [()], out)
+    sweep_of([run], out).run()
+    told = run.folder / "run.json"
+    assert changed_settings(run) is None, "a run of a version that did not say what it read"
+    told.write_text(json.dumps({"status": "finished", "data_files": data_files(load_config(recipe))}))
+    assert json.loads(told.read_text())["data_files"]["train"].keys() == {"rows.csv"}
+    assert changed_settings(run) is None
+    rows.write_text("premise,hypothesis,label\na,b,entailment\n")
+    assert changed_settings(run) == "data.train: rows.csv has changed since"
+    with pytest.raises(InputError, match=r"otherwise than edge.yaml says now: data.train: rows.csv has changed"):
+        sweep_of([run], out).run()
+    told.write_text(told.read_text().replace("finished", "running"))
+    assert changed_settings(run) is None
+    told.write_text(told.read_text().replace("running", "finished"))
+    rows.unlink()
+    assert changed_settings(run) is None, "nobody can say"
 
 
 def test_comments_and_order_of_a_recipe_are_no_change(recipe, tmp_path):

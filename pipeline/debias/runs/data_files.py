@@ -1,0 +1,65 @@
+"""Which files a run read its rows from: by their digests other data than a finished run had is known."""
+
+import glob
+import hashlib
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from debias.config.run import RunConfig
+
+DATA_FILES = "data_files"  # of run.json: by role (train, validation) each file's name and SHA-256
+Told = dict[str, dict[str, str]]
+
+
+def data_files(config: RunConfig) -> Told:
+    """Name and SHA-256 of each local file of training and validation data; nothing of what is generated or a hub's."""
+    found = {role: _digests(source) for role, source in _sources(config.data.model_dump())}
+    return {role: files for role, files in found.items() if files}
+
+
+def changed_data(told: Any, data: Mapping[str, Any]) -> str | None:
+    """Which of the files that `told` names (in run.json) is another now, by the settings of `data:`.
+
+    None where none is, where they are gone, or where nobody said what they were.
+    """
+    if not isinstance(told, Mapping):
+        return None
+    for role, source in _sources(data):
+        before, now = told.get(role), _digests(source)
+        if not isinstance(before, Mapping) or not now:
+            continue
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                what = "is new" if name not in before else "is gone" if name not in now else "has changed"
+                return f"data.{role}: {name} {what} since"
+    return None
+
+
+def _sources(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    blocks = ((role, data.get(role)) for role in ("train", "validation"))
+    told = ((role, block.get("source") if isinstance(block, Mapping) else block) for role, block in blocks)
+    return [(role, source) for role, source in told if isinstance(source, str) and source != "generated"]
+
+
+def _digests(source: str) -> dict[str, str]:
+    for place in (source, str(Path(os.environ.get("DEBIAS_DATA") or ".") / source)):
+        files = [place] if os.path.isfile(place) else glob.glob(place, recursive=True) if glob.has_magic(place) else []
+        files = [file for file in files if os.path.isfile(file)]
+        if files:
+            return {Path(file).name: _digest_of(file) for file in sorted(files)}
+    return {}
+
+
+def _digest_of(file: str) -> str:
+    state = os.stat(file)
+    return _digest(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest(file: str, size: int, written: int) -> str:
+    """Once for a file as it is: the runs of a sweep read the same ones."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
