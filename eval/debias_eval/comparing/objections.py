@@ -82,8 +82,18 @@ def about_suite(suite: str, *methods: Method) -> tuple[str | None, list[str]]:
         judged = len(method.results(suite))
         if judged < method.seeds:
             others.append(f"suite {suite}: only {judged} of {method.seeds} runs of {method.name} were judged on it")
+    others += [told for method in methods if (told := _chosen_on(suite, method)) is not None]
     others += _judges(suite, results)
     return _apart(suite, results), others
+
+
+def _chosen_on(suite: str, method: Method) -> str | None:
+    """Selection that saw the test set, whatever its rule is called."""
+    seen = [one.overlap.chosen_on for one in method.results(suite) if one.overlap and not one.overlap.excluded]
+    if not any(seen):
+        return None
+    rows = f"{max(seen):,} of its rows are"
+    return f"suite {suite}: {rows} validation rows by which {method.name} was chosen: selection saw the test"
 
 
 def _apart(suite: str, results: Sequence[Result]) -> str | None:

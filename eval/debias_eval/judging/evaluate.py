@@ -47,8 +47,9 @@ def evaluate_run(
 
     `limit` judges a random subset drawn with `seed`; the results then hold `n` below `available`, and every table says
     so. `predictor` replaces the run's own model, `trained_on` its own training data. `overlap` counts the suite's rows
-    that are in that data, or leaves them out too; `floor` adds what a part of the input gives away. `shown`: examples
-    that every prompt of `predictor` begins with; none may be a row of the suite. Under torchrun the first rank writes.
+    that are in that data, or leaves them out too, and with them those that something was chosen by; `floor` adds what a
+    part of the input gives away. `shown`: examples that every prompt of `predictor` begins with; none may be a row of
+    the suite. Under torchrun the first rank writes.
     InputError in one line for anything a user can put right.
     """
     run = Path(run)
@@ -147,11 +148,17 @@ def _without_training_rows(
         return examples, None
     rows = trained_on or TrainingRows.of(run)
     shared_N = rows.contain(examples, suite.text_fields) if rows else None
+    chosen_N = rows.chosen_on(examples, suite.text_fields) if rows else None
     if shared_N is None:
         if rule == "exclude":
             raise InputError(f"{run}: its training data cannot be read, so overlapping rows cannot be left out")
         return examples, None
-    if rule == "exclude" and shared_N.all():
-        raise InputError(f"suite {suite.name}: all {len(examples)} rows are in the training data of {run}")
-    found = {"rows": int(shared_N.sum()), "excluded": rule == "exclude"}
-    return (taken(examples, np.flatnonzero(~shared_N)) if rule == "exclude" else examples), found
+    chosen = 0 if chosen_N is None else int(chosen_N.sum())
+    found = {"rows": int(shared_N.sum()), "excluded": rule == "exclude", **({"chosen_on": chosen} if chosen else {})}
+    if rule != "exclude":
+        return examples, found
+    kept_N = ~shared_N if chosen_N is None else ~(shared_N | chosen_N)
+    if not kept_N.any():
+        what = "training data" if shared_N.all() else "training or validation data"
+        raise InputError(f"suite {suite.name}: all {len(examples)} rows are in the {what} of {run}")
+    return taken(examples, np.flatnonzero(kept_N)), found

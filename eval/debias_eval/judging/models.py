@@ -11,7 +11,7 @@ from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.ranks.world import is_first
 from debias.runs.environment import environment
-from debias.runs.names import ADAPTER, ASKED, CONFIG, EVAL, JUDGED, MODEL, SUMMARY
+from debias.runs.names import ADAPTER, ASKED, CONFIG, EDITS, EVAL, JUDGED, MODEL, SUMMARY
 from debias.runs.whole import write_or_say
 from debias_eval.judging.judge import Judging, Outcome, judge
 from debias_eval.judging.overlap import TrainingRows
@@ -101,10 +101,21 @@ def _rows_behind(adapter: str | None) -> TrainingRows | None:
     from debias.runs.folder import settings_beside
 
     settings = None if adapter is None else settings_beside(Path(adapter).resolve())
+    if adapter is None or settings is None:
+        return None
     try:
-        return None if settings is None else TrainingRows(load_config(settings), settings.parent)
+        return TrainingRows(load_config(settings), settings.parent, chooses=_edit_chose(Path(adapter)))
     except InputError:
         return None
+
+
+def _edit_chose(adapter: Path) -> bool:
+    """Whether an edit chose among adapters or settings, or fitted a layer, by the validation rows of their run."""
+    try:
+        told = json.loads((adapter / EDITS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and any(told.get(key) for key in ("tried", "rows", "variants"))
 
 
 def check_out(out: Path, told: dict[str, Any]) -> None:

@@ -27,15 +27,17 @@ Keys = NDArray[np.uint64]  # sorted, of normalised texts
 
 
 class TrainingRows:
-    """The rows that a run was trained on, read once for all suites that the run is judged on.
+    """The rows that a run was trained on, and chosen on, read once for all suites that the run is judged on.
 
-    `base` is the folder that the config's data paths are relative to.
+    `base` is the folder that the config's data paths are relative to. `chooses`: whether something of the model was
+    chosen by its validation rows, a checkpoint or, in an edit, more.
     """
 
-    def __init__(self, config: RunConfig, base: Path) -> None:
+    def __init__(self, config: RunConfig, base: Path, *, chooses: bool = False) -> None:
         self.config = config
         self.base = base
-        self._keys: dict[tuple[int, ...], Keys] = {}
+        self.chooses = config.data.validation is not None and (chooses or config.selection != "last")
+        self._keys: dict[tuple[str, tuple[int, ...]], Keys] = {}
 
     @classmethod
     def of(cls, run: Path, config: RunConfig | None = None) -> "TrainingRows | None":
@@ -54,24 +56,38 @@ class TrainingRows:
 
         `text_fields` names the examples' texts. None, with a notice, where the data cannot be read any more.
         """
+        return self._within("train", examples, text_fields)
+
+    def chosen_on(self, examples: Sequence[Example], text_fields: Sequence[str]) -> Bools | None:
+        """`[N]`: whether an example is one of the validation rows that something was chosen by; None as above."""
+        if not self.chooses:
+            return np.zeros(len(examples), dtype=np.bool_)
+        return self._within("validation", examples, text_fields)
+
+    def _within(self, role: str, examples: Sequence[Example], text_fields: Sequence[str]) -> Bools | None:
         own = self.config.data.text_fields
         by_name = sorted(own) == sorted(text_fields)
         order = tuple(own.index(name) for name in text_fields) if by_name else tuple(range(len(own)))
         try:
-            keys = self._in_order(order)
+            keys = self._in_order(role, order)
         except InputError as error:
-            logger.info("%s: overlap with the training data not checked: %s", self.base, error)
+            logger.info("%s: overlap with the %s data not checked: %s", self.base, _WORDS[role], error)
             return None
         return _within(examples, keys)
 
-    def _in_order(self, order: tuple[int, ...]) -> Keys:
-        if order not in self._keys:
-            self._keys[order] = keys_of([example.texts[i] for i in order] for example in self._examples())
-        return self._keys[order]
+    def _in_order(self, role: str, order: tuple[int, ...]) -> Keys:
+        if (role, order) not in self._keys:
+            texts = ([example.texts[i] for i in order] for example in self._examples(role))
+            self._keys[role, order] = keys_of(texts)
+        return self._keys[role, order]
 
-    def _examples(self) -> Sequence[Example]:
+    def _examples(self, role: str) -> Sequence[Example]:
         data = self.config.data
-        return () if data.pictures else kept_examples(data.train, data, base=self.base)
+        source = data.train if role == "train" else data.validation
+        return () if data.pictures or source is None else kept_examples(source, data, base=self.base)
+
+
+_WORDS = {"train": "training", "validation": "validation"}
 
 
 def refuse_rows_of(suite: Suite, examples: Sequence[Example], shown: Shown) -> None:

@@ -95,10 +95,14 @@ class GapGroups(_Read):
 
 
 class Overlap(_Read):
-    """How many of the suite's rows are also in the training data (normalised text), and whether they were left out."""
+    """How many of the suite's rows are also in the training data (normalised text), and whether they were left out.
+
+    `chosen_on`: how many are validation rows that a checkpoint, or an edit's choice, was made by.
+    """
 
     rows: int = Field(ge=0)
     excluded: bool = False
+    chosen_on: int = Field(0, ge=0)
 
 
 class Result(Part):

@@ -267,6 +267,13 @@ def _overlap_notes(rows: Sequence[Row]) -> list[str]:
             done = "left out" if most.excluded else "counted in"
             text = f"has {most.rows:,} example{'s' if most.rows != 1 else ''} whose text is also in the training data"
             who.setdefault(f"{text}, {done}", []).append(one.method.name)
+    for one in rows:
+        seen = [result.overlap for result in one.results if result.overlap and result.overlap.chosen_on]
+        if seen:
+            most = max(seen, key=lambda overlap: overlap.chosen_on)
+            done = "left out" if most.excluded else "counted in"
+            text = f"has {most.chosen_on:,} of the validation rows that a model was chosen by"
+            who.setdefault(f"{text}, {done}", []).append(one.method.name)
     return [f"{text}: {', '.join(names)}." for text, names in who.items()]
 
 

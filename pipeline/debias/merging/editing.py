@@ -22,11 +22,11 @@ from debias.merging.edits import LowRank
 from debias.merging.folders import check_place, find_adapter, run_around
 from debias.merging.retraining import LayerInputs, retrained
 from debias.runs.folder import labels_beside, settings_beside
+from debias.runs.names import EDITS as EDITS_FILE
 from debias.runs.names import LABELS, ORIGIN
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)
-RECORD = "edits.json"
 # What a tokenizer or an image processor is written as, and the names of labels; a checkpoint's folder holds an
 # optimizer's state too.
 WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "*processor_config.json", LABELS)
@@ -116,16 +116,16 @@ def edit_adapters(
 
     def save(part: Path) -> None:
         _write(part, edit, adapters, changes, whole)
-        files = sorted([*(path.name for path in part.iterdir()), RECORD])
+        files = sorted([*(path.name for path in part.iterdir()), EDITS_FILE])
         made = Edited(folder=str(out), **told, norm=norm, files=files, tried=tried, rows=rows, variants=variants)
-        (part / RECORD).write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n", encoding="utf-8")
+        (part / EDITS_FILE).write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n", encoding="utf-8")
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_whole(out, save)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    return Edited(**json.loads((out / RECORD).read_text(encoding="utf-8")))
+    return Edited(**json.loads((out / EDITS_FILE).read_text(encoding="utf-8")))
 
 
 def _write(
@@ -208,7 +208,7 @@ def _check_writable(out: Path, read: list[Path]) -> None:
 def _is_ours(folder: Path) -> bool:
     """Whether all in a folder is what an edit wrote."""
     try:
-        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        files = json.loads((folder / EDITS_FILE).read_text(encoding="utf-8"))["files"]
         return {path.name for path in folder.iterdir()} <= set(files)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
@@ -323,7 +323,7 @@ def _source(folder: Path) -> dict[str, Any]:
     files = [path for path in sorted(folder.iterdir()) if path.name.startswith("adapter_") and path.is_file()]
     found: dict[str, Any] = {"folder": str(folder)}
     found["sha256"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    record = folder / RECORD
+    record = folder / EDITS_FILE
     return {**found, "edits": json.loads(record.read_text(encoding="utf-8"))} if record.is_file() else found
 
 

@@ -25,8 +25,9 @@ from debias.errors import InputError
 from debias.merging import EDITS, editing
 from debias.merging.afr_last_layer import AFRLastLayer
 from debias.merging.changes import read_adapter
-from debias.merging.editing import RECORD, edit_adapters
+from debias.merging.editing import edit_adapters
 from debias.merging.edits import LastLayer
+from debias.runs.names import EDITS as EDITS_FILE
 
 HEADS = ("classifier", "score")
 PATTERNS = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"k_proj": 1, "up_proj": 20}}
@@ -294,7 +295,7 @@ def _copy(source: Path, target: Path, **changes: Any) -> Path:
 def test_the_record(adapters: dict[str, list[Path]], tmp_path: Path) -> None:
     given = adapters["plain"][:2]
     made = edit_adapters("soup", given, tmp_path / "out")
-    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    record = json.loads((tmp_path / "out" / EDITS_FILE).read_text())
     assert (record["edit"], record["settings"]) == ("soup", {"weights": None, "rank": None})
     for told, folder in zip(record["adapters"], given, strict=True):
         assert told["folder"] == str(folder)
@@ -324,7 +325,7 @@ def test_words_come_along_and_an_optimizer_does_not(adapters: dict[str, list[Pat
     (source / "additional_chat_templates").mkdir()
     (source / "additional_chat_templates" / "tool.jinja").write_text("tool")
     edit_adapters("scale", [source], tmp_path / "out")
-    own = {"adapter_config.json", "adapter_model.safetensors", RECORD}
+    own = {"adapter_config.json", "adapter_model.safetensors", EDITS_FILE}
     assert {path.name for path in (tmp_path / "out").iterdir()} == words | own | {"additional_chat_templates"}
     assert (tmp_path / "out" / "vocab.txt").read_text() == "vocab.txt"
     assert (tmp_path / "out" / "additional_chat_templates" / "tool.jinja").read_text() == "tool"
@@ -364,7 +365,7 @@ def test_what_an_edit_wrote_may_be_replaced_and_nothing_else(adapters: dict[str,
     with pytest.raises(InputError, match="is not empty and holds more than an earlier edit's files"):
         edit_adapters("scale", [one], out)
     (out / "eval").rmdir()
-    (out / RECORD).write_text("[]")
+    (out / EDITS_FILE).write_text("[]")
     with pytest.raises(InputError, match="is not empty"):
         edit_adapters("scale", [one], out)
 

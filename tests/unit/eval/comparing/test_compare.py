@@ -155,6 +155,16 @@ def test_p_is_adjusted_over_the_suites_of_a_measure(five_seeds):
         assert larger.p_holm == pytest.approx(max(larger.p, smaller.p_holm))
 
 
+def test_other_labels_are_other_examples(five_seeds):
+    sides = {"erm": {"change": {"gold_sha256": "one"}}, "edge": {"change": {"gold_sha256": "other"}}}
+    objection = "suite big: the same texts with other labels, groups or clusters; judge all runs again"
+    assert objection in compared(five_seeds(**sides)).objections
+
+
+def test_results_of_a_version_without_a_digest_of_labels_are_compared(five_seeds):
+    assert compared(five_seeds(edge={"change": {"gold_sha256": "other"}})).objections == ()
+
+
 @pytest.mark.parametrize(
     ("change", "objection"),
     [
@@ -164,6 +174,10 @@ def test_p_is_adjusted_over_the_suites_of_a_measure(five_seeds):
         ({"info": {"status": "interrupted"}}, "edge0 has the status 'interrupted'"),
         ({"change": {"examples_sha256": "other"}}, "suite big: not the same examples (600 of them)"),
         ({"change": {"examples_sha256": None}}, "suite big: a result does not say which examples"),
+        (
+            {"change": {"overlap": {"rows": 0, "chosen_on": 40}}},
+            "suite big: 40 of its rows are validation rows by which edge was chosen: selection saw the test",
+        ),
         ({"change": {"version": 2}}, "suite big: judged under its versions 1 and 2"),
         ({"change": {"judge": {"normalize": "tokens"}}}, "suite big: judged in different ways: normalize"),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import debias_eval
-from debias.config.reading import dump_config
+from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
@@ -286,6 +286,31 @@ def test_rows_of_the_training_data_are_counted_and_left_out(run, write_suite, fa
     assert (clean["n"], clean["available"], clean["overlap"]) == (2, 4, {"rows": 2, "excluded": True})
     assert [line.id for line in read_predictions(run / "eval" / "mine.predictions.jsonl.gz")] == ["2", "3"]
     assert evaluate_run(run, path, predictor=fake(), overlap="ignore")["overlap"] is None
+
+
+def test_rows_that_a_checkpoint_was_chosen_by_are_no_rows_to_judge_on(run, write_suite, fake):
+    """Rows that were only validated on decide nothing."""
+    trained_on(run, [("other", "words")])
+    rows = [{"premise": "P", "hypothesis": "x entailment.", "label": "neutral"}]
+    (run / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, config = str(write_suite(ROWS, **TWO, **GAP)), load_config(run / "config.yaml")
+    validated = config.model_dump() | {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    validated["data"] |= {"validation": str(run / "held_out.jsonl")}
+    for selection, told in (("last", {}), ("validation", {"chosen_on": 2}), ("worst_class", {"chosen_on": 2})):
+        settings = RunConfig.model_validate({**validated, "selection": selection})
+        (run / "config.yaml").write_text(dump_config(settings))
+        found = evaluate_run(run, path, predictor=fake())["overlap"]
+        assert found == {"rows": 0, "excluded": False, **told}
+    clean = evaluate_run(run, path, predictor=fake(), overlap="exclude")
+    assert (clean["n"], clean["overlap"]) == (2, {"rows": 0, "excluded": True, "chosen_on": 2})
+
+
+def test_other_labels_of_the_same_texts_are_told_apart(run, write_suite, fake):
+    before = evaluate_run(run, str(write_suite(ROWS, **TWO)), predictor=fake())
+    turned = [(*row[:3], "not_entailment" if row[3] == "entailment" else "entailment", *row[4:]) for row in ROWS]
+    after = evaluate_run(run, str(write_suite(turned, **TWO)), predictor=fake())
+    assert before["examples_sha256"] == after["examples_sha256"]
+    assert before["gold_sha256"] != after["gold_sha256"]
 
 
 def test_training_texts_are_compared_field_by_field(run, write_suite, fake):
