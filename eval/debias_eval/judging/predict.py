@@ -1,5 +1,6 @@
 """From a model's scores to judged predictions: which model label counts as which suite label."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from debias.errors import InputError
 from debias_eval.judging.pieces import PIECE, KeptScores, in_pieces
 from debias_eval.reading.suite import Suite
 from debias_eval.scores.scoring import Floats, Ints, Judged, merge_probabilities, merged_prediction, softmax
+
+log = logging.getLogger(__name__)
 
 
 class Predictor(Protocol):
@@ -91,17 +94,33 @@ def check_fit(suite: Suite, labels: Sequence[str], text_fields: Sequence[str]) -
     """InputError if a model with these labels and texts cannot be judged on the suite."""
     suite_labels(suite, labels)
     in_model_order([], suite.text_fields, text_fields, suite.name)
+    if text_fields and set(text_fields) != set(suite.text_fields):
+        pairs = zip(suite.text_fields, text_fields, strict=True)
+        told = ", ".join(f"{theirs} as {own}" for theirs, own in pairs if theirs != own)
+        log.info("suite %s: its texts go to the model by their place: %s", suite.name, told)
 
 
 def in_model_order(
     examples: Sequence[Example], suite_fields: Sequence[str], model_fields: Sequence[str], suite: str
 ) -> list[Example]:
-    """The examples with their texts in the model's order: by name if the names are the same, else by position."""
+    """The examples with their texts in the model's order: by name if the names are the same, else by position.
+
+    InputError where a name that both have would then stand for another text.
+    """
     if not model_fields:  # a classifier of which nobody said what it reads: the suite's texts, in their order
         return list(examples)
     if len(suite_fields) != len(model_fields):
         raise InputError(f"suite {suite}: has text_fields {list(suite_fields)}, the model reads {list(model_fields)}")
-    if set(suite_fields) != set(model_fields) or tuple(suite_fields) == tuple(model_fields):
+    if tuple(suite_fields) == tuple(model_fields):
+        return list(examples)
+    if set(suite_fields) != set(model_fields):
+        moved = [one for one, own in zip(suite_fields, model_fields, strict=True) if one != own and one in model_fields]
+        if moved:
+            places = [list(fields).index(moved[0]) + 1 for fields in (suite_fields, model_fields)]
+            raise InputError(
+                f"suite {suite}: {moved[0]!r} is text {places[0]} of its {list(suite_fields)} and text {places[1]} of the"
+                f" model's {list(model_fields)}; give the suite's columns the model's names, in text_fields and in the file"
+            )
         return list(examples)
     order = [list(suite_fields).index(name) for name in model_fields]
     return [replace(one, texts=tuple(one.texts[i] for i in order)) for one in examples]

@@ -110,7 +110,7 @@ class Artifacts(BiasModel):
     def check(self, text_fields: Sequence[str]) -> None:
         check_words(self.name, self.fields, text_fields)
 
-    def fold_N(self, examples: Sequence[Example], seed: int) -> Ints:
+    def fold_N(self, examples: Sequence[Example], seed: int, text_fields: Sequence[str] = ()) -> Ints:
         return folds_by_source(examples, self.folds, seed)
 
     def log_p(

@@ -84,16 +84,19 @@ class BiasModel:
         extra = [getattr(example, name) for name in sorted(self.reads) for example in examples]
         return digest_of(repr((self, extra) if extra else self), examples, labels, seed)
 
-    def fold_N(self, examples: Sequence[Example], seed: int) -> Ints | None:
-        """The fold [N] in which it judges each example; None where it has no folds."""
+    def fold_N(self, examples: Sequence[Example], seed: int, text_fields: Sequence[str] = ()) -> Ints | None:
+        """The fold [N] in which it judges each example; None where it has no folds.
+
+        `text_fields`: what the examples' texts are called, for one that sees some of them alone.
+        """
         folds = getattr(self, "folds", None)
         return None if folds is None else folds_of(examples, folds, seed)
 
-    def unseen(self, examples: Sequence[Example], labels: int, seed: int) -> list[int]:
+    def unseen(self, examples: Sequence[Example], labels: int, seed: int, text_fields: Sequence[str] = ()) -> list[int]:
         """Labels whose examples all lie in one fold: the model that judges them never saw one."""
-        fold_N, label_N = self.fold_N(examples, seed), labels_of(examples)
+        fold_N, label_N = self.fold_N(examples, seed, text_fields), labels_of(examples)
         if fold_N is None:
-            return sorted({label for part in self.parts for label in part.unseen(examples, labels, seed)})
+            return sorted({label for part in self.parts for label in part.unseen(examples, labels, seed, text_fields)})
         if not fold_N.any():  # one model, of everything
             return []
         return [label for label in range(labels) if len(np.unique(fold_N[label_N == label])) == 1]

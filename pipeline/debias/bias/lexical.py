@@ -58,7 +58,7 @@ class Lexical(BiasModel):
         p_NC = judged_out_of_fold(seen_NV, label_N, labels, self.fold_N(examples, seed))
         return out_of_fold(p_NC, label_N, calibrated=self.calibrated)
 
-    def fold_N(self, examples: Sequence[Example], seed: int) -> Ints:
+    def fold_N(self, examples: Sequence[Example], seed: int, text_fields: Sequence[str] = ()) -> Ints:
         return folds_by_source(examples, self.folds, seed)
 
     def features(self, examples: Sequence[Example], text_fields: Sequence[str], others: Sequence[Example] = ()) -> Any:

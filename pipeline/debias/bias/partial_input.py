@@ -10,7 +10,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from debias.bias.base import BiasModel, Floats, Ints, check_folds, cross_fitted, folds_of, labels_of
+from debias.bias.base import (
+    BiasModel,
+    Floats,
+    Ints,
+    check_folds,
+    cross_fitted,
+    digest_of,
+    even_folds,
+    folds_of,
+    labels_of,
+)
 from debias.bias.calibration import out_of_fold
 from debias.data.examples import Example
 
@@ -54,12 +64,25 @@ class PartialInput(BiasModel):
         seed: int,
         others: Sequence[Example] = (),
     ) -> Floats:
-        places = [list(text_fields).index(field) for field in self.fields]
-        texts = [" \n ".join(example.texts[place] for place in places) for example in (*examples, *others)]
+        texts = [" \n ".join(seen) for seen in self._seen([*examples, *others], text_fields)]
         label_N = labels_of(examples)
-        fold_N = folds_of(examples, self.folds, seed)
+        fold_N = self.fold_N(examples, seed, text_fields)
         p_NC = cross_fitted(fold_N, labels, partial(_judged, texts, label_N, labels), len(others))
         return out_of_fold(p_NC, label_N, calibrated=self.calibrated)
+
+    def fold_N(self, examples: Sequence[Example], seed: int, text_fields: Sequence[str] = ()) -> Ints:
+        """Examples of which it sees the same share a fold, or it would judge what it was fitted on."""
+        if not text_fields:
+            return folds_of(examples, self.folds, seed)
+        return even_folds(self._seen(examples, text_fields), self.folds, seed)
+
+    def _seen(self, examples: Sequence[Example], text_fields: Sequence[str]) -> list[tuple[str, ...]]:
+        places = [list(text_fields).index(field) for field in self.fields]
+        return [tuple(example.texts[place] for place in places) for example in examples]
+
+    def digest(self, examples: Sequence[Example], labels: int, seed: int) -> str:
+        """Not that of answers of versions whose folds went by all fields together."""
+        return digest_of(repr((self, "folds by what it sees")), examples, labels, seed)
 
 
 def _judged(texts: list[str], label_N: Ints, labels: int, fitted_on: Ints, judged: Ints) -> Floats:

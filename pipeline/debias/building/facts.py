@@ -99,7 +99,7 @@ def ask_bias_model(
     """
     labels = config.data.labels
     try:
-        if (unseen := model.unseen(examples, len(labels), config.seed)) and len(labels) > 1:
+        if (unseen := model.unseen(examples, len(labels), config.seed, config.data.text_fields)) and len(labels) > 1:
             raise ValueError(
                 f"label {labels[unseen[0]]!r} lies in one fold alone: no model that saw one can judge its examples; "
                 "give more of them, leave the label out, or go without: bias_model=null loss=cross_entropy"

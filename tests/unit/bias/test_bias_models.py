@@ -118,6 +118,31 @@ def test_it_judges_others_of_which_nothing_is_learned(name: str) -> None:
     np.testing.assert_allclose(said_by(name, examples, 3, 3, some)[300:], beside[[7, *range(20, 30)]], rtol=1e-9)
 
 
+def test_a_part_of_the_input_is_not_judged_by_what_it_was_fitted_on() -> None:
+    """Hypotheses that come with many premises, and premises that come with a hypothesis of each label."""
+    pytest.importorskip("sklearn")
+    draw = np.random.default_rng(0)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{draw.integers(60)}" for _ in range(count))
+
+    known = [(words(6), int(draw.integers(2))) for _ in range(60)]
+    many = [Example(f"{i}-{k}", (f"{words(5)} {k}", text), y) for k in range(6) for i, (text, y) in enumerate(known)]
+    model = make_bias_model({"name": "partial_input", "fields": ["hypothesis"], "calibrated": False})
+    right = model.log_p(many, 2, FIELDS, 0).argmax(axis=1) == [one.label for one in many]
+    assert right.mean() < 0.7
+    texts = [words(8) for _ in range(60)]
+    each = [Example(f"{i}-{y}", (text, words(5)), y) for i, text in enumerate(texts) for y in range(3)]
+    model = make_bias_model({"name": "partial_input", "fields": ["premise"], "calibrated": False})
+    right = model.log_p(each, 3, FIELDS, 0).argmax(axis=1) == [one.label for one in each]
+    assert right.mean() == pytest.approx(1 / 3)  # of one premise's three exactly one, whatever is guessed
+    assert model.unseen(each, 3, 0, FIELDS) == []
+    rare = [Example(str(i), (f"premise {i}", "the one text"), 2) for i in range(8)]
+    model = make_bias_model({"name": "partial_input", "fields": ["hypothesis"]})
+    assert model.unseen([*shortcut(40), *rare], 4, 0) == []
+    assert model.unseen([*(replace(one, label=one.label % 2) for one in shortcut(40)), *rare], 3, 0, FIELDS) == [2]
+
+
 def test_others_hear_the_geometric_mean_of_all_folds() -> None:
     """In plain loops; a group that training lacks has the labels' shares."""
     examples = shortcut(90)

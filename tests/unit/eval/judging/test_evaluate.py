@@ -12,7 +12,7 @@ from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias_eval.judging.evaluate import evaluate_run
-from debias_eval.judging.predict import in_model_order, predict, suite_labels
+from debias_eval.judging.predict import check_fit, in_model_order, predict, suite_labels
 from debias_eval.reading.suite import load_suite
 from debias_eval.results.files import read_predictions, read_result
 
@@ -126,6 +126,20 @@ def test_the_models_label_order_is_its_own(write_suite, fake):
 def test_texts_reach_the_model_in_its_order(suite_fields, model_fields, texts):
     ordered = in_model_order([Example("1", ("A", "B"), 0, "g")], suite_fields, model_fields, "s")
     assert ordered == [Example("1", texts, 0, "g")]
+
+
+def test_a_name_that_would_stand_for_another_text_is_refused(caplog, write_suite):
+    """FEVER's claim is a model's first text here and a suite's second; by position the model would read evidence."""
+    with pytest.raises(
+        InputError, match=r"suite s: 'claim' is text 2 of its \['premise', 'claim'\] and text 1 of the m"
+    ):
+        in_model_order([], ["premise", "claim"], ["claim", "evidence"], "s")
+    caplog.set_level("INFO", logger="debias_eval")
+    suite = load_suite(str(write_suite(ROWS, **TWO)))
+    check_fit(suite, ["entailment", "neutral", "contradiction"], ["premise", "hypothesis"])
+    assert "by their place" not in caplog.text
+    check_fit(suite, ["entailment", "neutral", "contradiction"], ["premise", "claim"])
+    assert "suite mine: its texts go to the model by their place: hypothesis as claim" in caplog.text
 
 
 def test_a_model_of_one_text_cannot_judge_pairs():
