@@ -118,8 +118,8 @@ def in_model_order(
         if moved:
             places = [list(fields).index(moved[0]) + 1 for fields in (suite_fields, model_fields)]
             raise InputError(
-                f"suite {suite}: {moved[0]!r} is text {places[0]} of its {list(suite_fields)} and text {places[1]} of the"
-                f" model's {list(model_fields)}; give the suite's columns the model's names, in text_fields and in the file"
+                f"suite {suite}: {moved[0]!r} is text {places[0]} of its {list(suite_fields)} and text {places[1]} of"
+                f" the model's {list(model_fields)}; give the suite's columns, and its text_fields, the model's names"
             )
         return list(examples)
     order = [list(suite_fields).index(name) for name in model_fields]

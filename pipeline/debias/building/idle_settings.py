@@ -6,7 +6,7 @@ from debias.adapters import make_adapter
 from debias.bias import make_bias_model
 from debias.bias.base import BaseBiasModel
 from debias.building.schedules import LOOKS_AT_VALIDATION
-from debias.config.data import DataConfig
+from debias.config.data import DataConfig, Swap
 from debias.config.run import RunConfig
 from debias.data.files import kind_of
 from debias.data.orders import make_order
@@ -34,7 +34,7 @@ def without_effect(config: RunConfig) -> list[str]:
     defaults = RunConfig.model_fields
     given = {key: getattr(config, key) for key in reasons}
     found = [f"{key}={given[key]}: {why}" for key, why in reasons.items() if given[key] != defaults[key].default]
-    return found + _of_files(config.data)
+    return found + _of_files(config.data) + _of_draws(config.data) + _of_swap(config.data)
 
 
 def _of_adapter(config: RunConfig) -> dict[str, str]:
@@ -51,8 +51,28 @@ def _of_files(data: DataConfig) -> list[str]:
     ]
 
 
+def _of_draws(data: DataConfig) -> list[str]:
+    """A seed of rows of which none is drawn."""
+    sources = {"train": data.train, "validation": data.validation}
+    return [
+        f"data.{key}.seed={source.seed}: it draws the rows of a limit, and data.{key} has none"
+        for key, source in sources.items()
+        if source is not None and source.seed and source.limit is None and source.source != "generated"
+    ]
+
+
+def _of_swap(data: DataConfig) -> list[str]:
+    if data.swap is None or not data.swap.tokens:
+        return []
+    fields = {name: getattr(data.swap, name) for name in ("spread", "folds", "min_share")}
+    given = {name: value for name, value in fields.items() if value != Swap.model_fields[name].default}
+    return [f"data.swap.{name}={value}: tokens are given, and none is looked for" for name, value in given.items()]
+
+
 def _of_strategy(config: RunConfig) -> dict[str, str]:
     found = {}
+    if config.eval_strategy == "no":
+        found["per_device_eval_batch_size"] = "eval_strategy is no"
     if config.eval_strategy != "steps":
         found["eval_steps"] = f"eval_strategy is {config.eval_strategy}"
     if config.save_strategy != "steps":

@@ -61,7 +61,8 @@ def _quotes_hold_fields(path: Path, delimiter: str) -> bool:
     """Whether quotes hold fields together in this file; otherwise they are characters as any other.
 
     They are where every line has the header's number of fields with quotes as characters, and some field begins with
-    a quote that it does not close.
+    a quote that it does not close. In a file of one column the number of fields proves nothing: they are characters
+    where the file, read with quotes, is broken.
     """
     columns, lone = None, False
     with open_text(path) as text:
@@ -73,7 +74,16 @@ def _quotes_hold_fields(path: Path, delimiter: str) -> bool:
             if len(fields) != columns:
                 return True
             lone = lone or ('"' in line and any(field[:1] == '"' and not QUOTED.fullmatch(field) for field in fields))
-    return not lone
+    return not lone or (columns == 1 and _is_whole(path, delimiter))
+
+
+def _is_whole(path: Path, delimiter: str) -> bool:
+    """Whether the file can be read with quotes that hold fields together."""
+    try:
+        with open_text(path) as text:
+            return all(len(record) == 1 for record in _quoted(path, lines_of(text, path), delimiter))
+    except InputError:
+        return False
 
 
 def _plain(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:

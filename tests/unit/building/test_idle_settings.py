@@ -43,6 +43,19 @@ def said(*overrides):
             ["method=erm", "gradients=two_pass"],
             ["gradients=two_pass: method erm does not look at the bias gradient"],
         ),
+        (["per_device_eval_batch_size=8"], ["per_device_eval_batch_size=8: eval_strategy is no"]),
+        (["per_device_eval_batch_size=8", "eval_strategy=epoch"], []),
+        (
+            ["data.train={source: a.csv, seed: 3}"],
+            ["data.train.seed=3: it draws the rows of a limit, and data.train has none"],
+        ),
+        (["data.train={source: a.csv, seed: 3, limit: 9}"], []),
+        (["data.train={source: generated, seed: 3}"], []),
+        (
+            ["data.swap={tokens: ['!!'], spread: 3.0, folds: 4}"],
+            ["data.swap.spread=3.0: tokens are given, and none is looked for"],
+        ),
+        (["data.swap={spread: 3.0}"], []),
         (
             ["data.train={source: a.csv, split: test}", "data.validation={source: some/hub, split: test}"],
             ["data.train.split=test: a.csv is a file, which has no splits"],

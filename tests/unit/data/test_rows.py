@@ -20,6 +20,7 @@ from debias.config.reading import parse
 from debias.config.run import RunConfig
 from debias.data import load_examples, opening
 from debias.data.files import read_rows
+from debias.data.sources import unlabelled
 from debias.errors import InputError
 from debias_eval.reading.examples import all_examples
 from debias_eval.reading.suite import load_suite
@@ -141,6 +142,24 @@ def test_a_quote_that_never_closes(tmp_path):
     assert "rows.csv: row 2: broken CSV: unexpected end of data; if quotes are characters" in refusal(
         tmp_path, "rows.csv"
     )
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
+    [
+        ('"first line\nsecond line"\nplain\n', ["first line\nsecond line", "plain"]),  # as pandas writes it
+        ('"a ""word"" of\ntwo lines"\n', ['a "word" of\ntwo lines']),
+        ('"Hello" he said\nplain\n', ['"Hello" he said', "plain"]),  # broken with quotes: characters
+        ('never "closed\n"so it goes\n', ['never "closed', '"so it goes']),
+        ('"whole"\nplain\n', ["whole", "plain"]),
+    ],
+)
+def test_texts_of_several_lines_in_a_file_of_one_column(tmp_path, lines, texts):
+    """Every line has one field, whatever its quotes mean: what the file is as a whole decides."""
+    (tmp_path / "rows.tsv").write_text(f"text\n{lines}")
+    source = DataSource(source=str(tmp_path / "rows.tsv"))
+    data = DataConfig.model_validate({"train": source, "text_fields": ["text"]})
+    assert [example.texts for _, example in unlabelled(source, data)] == [(text,) for text in texts]
 
 
 # --- headers, cells, delimiters ---------------------------------------------------------------------------------------
