@@ -53,9 +53,10 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _training_rows(config: RunConfig) -> dict[str, Any]:
-    """All that says which rows a run was trained on, and what texts they have."""
+    """All that says which rows a run was trained on, or chosen by, and what texts they have."""
     keys = ("train", "text_fields", "label_field", "label_map")
-    return {f"data.{key}": getattr(config.data, key) for key in keys}
+    chosen_by = None if config.selection == "last" else config.data.validation
+    return {**{f"data.{key}": getattr(config.data, key) for key in keys}, "data.validation to select by": chosen_by}
 
 
 def _causal(run: Path) -> RunConfig:
