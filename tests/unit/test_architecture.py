@@ -30,6 +30,7 @@ ALLOWED = {
     "models": "errors hub",
     "data": "errors hub config",
     "methods": "config",
+    "sharpness": "config",
     "runs": "errors hub ranks config",
     "adapters": "errors hub config models runs",
     "bias": "readouts config data",
@@ -43,10 +44,11 @@ ALLOWED = {
     "eval.reading": "errors config data bias",
     "losses": "readouts config bias",
     "merging": "errors config models runs adapters",
-    "engines": "readouts gradients ranks methods runs bias losses",
+    "engines": "readouts gradients ranks methods sharpness runs bias losses",
     "eval.comparing": "errors eval.scores eval.results eval.reading",
     "building": (
-        "errors readouts gradients ranks config models data methods runs adapters bias grouping losses merging engines"
+        "errors readouts gradients ranks config models data methods sharpness runs adapters bias grouping losses "
+        "merging engines"
     ),
     "debias": "errors methods engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",
@@ -70,7 +72,7 @@ ALLOWED = {
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}
 # What only the rooms of mathematics may import of others' packages.
-TORCH_ONLY = ("debias.methods", "debias.readouts", "debias.losses")
+TORCH_ONLY = ("debias.methods", "debias.readouts", "debias.losses", "debias.sharpness")
 # The only places that know the evaluator, and they only inside a function.
 MAY_USE_EVALUATOR = ("debias.cli", "debias.demo")
 # Copied beside exported tasks for the harness to run; nothing of ours imports it.

@@ -13,6 +13,7 @@ from debias.data.orders import make_order
 from debias.data.resampled import reads_groups
 from debias.losses import make_loss
 from debias.methods import make_rule
+from debias.sharpness import make_sharpness
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def without_effect(config: RunConfig) -> list[str]:
         **_of_strategy(config),
         **_of_method(config),
         **_of_what_is_easy(config),
+        **_of_sharpness(config),
     }
     if config.max_steps > 0:
         reasons["num_train_epochs"] = f"max_steps is {config.max_steps}"
@@ -88,6 +90,12 @@ def _of_method(config: RunConfig) -> dict[str, str]:
         return {"verify": f"gradients is {config.gradients}; single_pass alone proves itself"} if slow else {}
     why = f"method {config.method['name']} does not look at the bias gradient"
     return dict.fromkeys(("gradients", "verify", "bias_weight", "debias_head"), why)
+
+
+def _of_sharpness(config: RunConfig) -> dict[str, str]:
+    sharpness = make_sharpness(config.sharpness)
+    still = sharpness is not None and sharpness.rho == 0
+    return {"sharpness": "rho is 0: gradients are taken at the weights, twice"} if still else {}
 
 
 def _of_what_is_easy(config: RunConfig) -> dict[str, str]:

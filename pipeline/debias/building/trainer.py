@@ -24,6 +24,7 @@ from debias.runs.learned import StopWhenLearned, label_entropy
 from debias.runs.metrics import MetricsFile, PlainProgress
 from debias.runs.names import METRICS
 from debias.runs.selection import ValidationFigures
+from debias.sharpness import make_sharpness
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def build_trainer(
             select=selection(debias_head=config.debias_head),
             max_nonfinite_steps=config.max_nonfinite_steps,
             verify=config.verify,
+            sharpness=make_sharpness(config.sharpness),
             stop=stop,
         )
     trainer.add_callback(PaddingCheck(task, encoded))

@@ -133,6 +133,7 @@ class RunConfig(Strict):
     bias_model: dict[str, Any] | None = None  # who says what is easy, before training; see bias_weight
     first_stage: FirstStage | None = None
     groups: dict[str, Any] | None = None  # who says which group a training example is of; null: the data
+    sharpness: dict[str, Any] | None = None  # where the gradients of a step are taken; null: at the weights
     order: dict[str, Any] = Field({"name": "shuffled"}, validate_default=True)  # which examples make an epoch
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -195,7 +196,7 @@ class RunConfig(Strict):
     def _short_block(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
-    @field_validator("method", "loss", "bias_model", "groups", "order", "adapter", mode="before")
+    @field_validator("method", "loss", "bias_model", "groups", "sharpness", "order", "adapter", mode="before")
     @classmethod
     def _canonical_block(cls, value: Any, info: ValidationInfo) -> Any:
         """Every default filled in, so that one method is one method however it was written."""
@@ -284,10 +285,10 @@ class RunConfig(Strict):
         """What beside its rule makes this run's method: of plain fine-tuning cross-entropy, the shuffled data alone."""
         blocks_ = {"loss": self.loss, "bias_model": self.bias_model, "order": self.order}
         first = self.first_stage and self.first_stage.model_dump(mode="json")
-        groups = {} if self.groups is None else {"groups": self.groups}  # which runs of older versions had none of
+        later = {"groups": self.groups, "sharpness": self.sharpness}  # which runs of older versions had none of
         return {
             **blocks_,
-            **groups,
+            **{kind: block for kind, block in later.items() if block is not None},
             "first_stage": first,
             "swap": self.data.swap and self.data.swap.model_dump(mode="json"),
         }
@@ -298,7 +299,7 @@ class RunConfig(Strict):
         plain = {
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
             **{"bias_weight": "self", "groups": None, "selection": "last", "eval_strategy": "no", "report_to": "none"},
-            "head_dropout": 0.0,
+            **{"head_dropout": 0.0, "sharpness": None},
         }
         return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
 
@@ -333,6 +334,19 @@ class RunConfig(Strict):
             raise ValueError(f"model {self.model!r} reads pictures; set head: image_classification")
         if pictures and self.max_length != RunConfig.model_fields["max_length"].default:
             raise ValueError("max_length has no effect on pictures; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _second_pass_is_possible(self) -> "RunConfig":
+        if self.sharpness is None:
+            return self
+        if self.deepspeed is not None:
+            raise ValueError("sharpness moves weights within a step, and DeepSpeed holds them; remove one of the two")
+        if self.router_aux_loss_coef:
+            raise ValueError(
+                "sharpness goes with router_aux_loss_coef 0: the load balancing loss is of the batch, and has no second"
+                " pass; remove one of the two"
+            )
         return self
 
     @model_validator(mode="after")
