@@ -166,6 +166,8 @@ def test_what_changes_the_run_changes_the_adapter(bert: Path, tmp_path: Path) ->
         "lora_alpha": {"lora_alpha": 4},
         "lora_dropout": {"lora_dropout": 0.3},
         "head_dropout": {"head_dropout": 0.9},
+        "sharpness": {"sharpness": "sam"},
+        "asam": {"sharpness": {"name": "asam", "rho": 0.05}},
         "targets": {"adapter": {"targets": ["query"]}},
         "max_length": {"max_length": 10},
         "learning_rate": {"learning_rate": 2e-2},

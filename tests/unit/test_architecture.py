@@ -60,8 +60,8 @@ ALLOWED = {
     "launching": "errors config data runs plan",
     "train": "errors gradients ranks config data runs bias engines building inference plan losses",
     "bench": (
-        "errors readouts gradients ranks config models data methods runs adapters bias losses engines building "
-        "inference plan train"
+        "errors readouts gradients ranks config models data methods sharpness runs adapters bias losses engines "
+        "building inference plan train"
     ),
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",

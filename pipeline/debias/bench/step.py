@@ -23,11 +23,13 @@ from debias.models.load import load_model
 from debias.models.quantized import prepare_quantized
 from debias.models.source import resolve_model
 from debias.readouts import Answers, Classification, Said
+from debias.sharpness import SAM
 
-# `plain` is PEFT and autograd alone, `erm` plain training of ours; of the last three each is one backward pass.
+# `plain` is PEFT and autograd alone, `erm` plain training of ours; `single_pass` and the next two are one backward pass
+# each, `sam` is plain training with a second pass.
 EDGE_WAYS = ("two_pass", "shared_forward", "single_pass")
 BASES = ("plain", "erm")
-WAYS = (*BASES, "published", *EDGE_WAYS, "logit_correction", "balanced_edge")
+WAYS = (*BASES, "published", *EDGE_WAYS, "logit_correction", "balanced_edge", "sam")
 
 
 class Setting(Strict):
@@ -167,7 +169,8 @@ def _step_of(way: str, model: nn.Module, readout: Any, batch: dict[str, Tensor])
         return lambda: _plain_step(model, optimizer, lambda: readout.said(model, batch))
     if way == "published":
         return lambda: published_step(model, optimizer, lambda: readout.said(model, batch))
-    hook = attach(model, optimizer, _rule_of(way), way if way in EDGE_WAYS else "single_pass", verify=False)
+    source, sharpness = way if way in EDGE_WAYS else "single_pass", SAM() if way == "sam" else None
+    hook = attach(model, optimizer, _rule_of(way), source, verify=False, sharpness=sharpness)
     corrected = way in ("logit_correction", "balanced_edge")
     facts = _told(batch) if corrected else {}
 
@@ -187,7 +190,7 @@ def _step_of(way: str, model: nn.Module, readout: Any, batch: dict[str, Tensor])
 
 
 def _rule_of(way: str) -> Rule:
-    if way in ("erm", "logit_correction"):
+    if way in ("erm", "logit_correction", "sam"):
         return MainOnly()
     return Edge(projection="tensor") if way == "balanced_edge" else Edge()
 

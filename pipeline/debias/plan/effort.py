@@ -27,9 +27,9 @@ def effort_of(
     to be known.
 
     `rows`: of the training set, in the place of the run's `data.train.limit`; `validation_rows`: in the place of
-    `data.validation.limit`. `tokens_per_second`: in training, of all processes together. Every row is taken to be
-    `length` tokens long, so that bytes and hours are those at most; validations of an unknown number of rows are no
-    part of the hours.
+    `data.validation.limit`. `tokens_per_second`: in training, of all processes together, of a run that passes each
+    sample once. Every row is taken to be `length` tokens long, so that bytes and hours are those at most; validations
+    of an unknown number of rows are no part of the hours.
     """
     rows = rows or run.data.train.limit
     length = length or run.max_length
@@ -45,7 +45,7 @@ def effort_of(
     validated = 0 if validations == 0 else None if None in (validations, each) else (validations or 0) * (each or 0)
     hours = None
     if tokens_per_second and None not in (tokens, asked, *before):
-        trained = sum(one or 0 for one in (tokens, *before))
+        trained = sum(_passes(one) * (of or 0) for one, of in zip((run, *stages), (tokens, *before), strict=True))
         passed = (asked or 0) + (validated or 0) * length
         hours = (trained + PASS_SHARE * passed) / tokens_per_second / 3600
     kept = rows and rows * (TOKEN_BYTES * length + ROW_BYTES)
@@ -91,6 +91,11 @@ def _validations(run: RunConfig, steps: int | None, of_epoch: int | None) -> int
     if run.eval_strategy == "epoch":
         return None if None in (steps, of_epoch) else math.ceil((steps or 0) / (of_epoch or 1))
     return None if steps is None else math.ceil(steps / (run.eval_steps or run.logging_steps))
+
+
+def _passes(run: RunConfig) -> int:
+    """Forward and backward passes of each sample that a step sees."""
+    return 1 if run.sharpness is None else 2
 
 
 def _batch(run: RunConfig, machine: Machine) -> int:

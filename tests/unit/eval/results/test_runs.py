@@ -62,7 +62,9 @@ def test_a_method_is_more_than_its_rule(config, called):
     assert Method("a", (run,)).is_baseline is (called == "erm")
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss": "focal"}, {"data": {"train": "generated", "swap": {}}}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"loss": "focal"}, {"sharpness": "sam"}, {"data": {"train": "generated", "swap": {}}}]
+)
 def test_what_run_json_says_of_a_method_is_what_the_config_says(changes):
     """A run whose config.yaml was lost is no baseline because of that."""
     base = {"model": "m", "data": {"train": "generated"}, "output_dir": "o", "method": "erm"}
