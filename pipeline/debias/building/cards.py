@@ -18,6 +18,7 @@ from debias.losses import LOSSES
 from debias.merging import EDITS
 from debias.methods import METHODS
 from debias.sharpness import SHARPNESS
+from debias.smoothness import SMOOTHNESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ SHELVES = (
     Shelf("groups", "groups: {name: NAME}", GROUPINGS),
     Shelf("order of the data", "order: {name: NAME}", ORDERS),
     Shelf("where gradients are taken", "sharpness: {name: NAME}", SHARPNESS),
+    Shelf("smoothness term", "smoothness: {name: NAME}", SMOOTHNESS),
     Shelf("adapter", "adapter: {type: NAME}", ADAPTERS),
     Shelf("edit", "debias edit NAME RUN... -o FOLDER --set KEY=VALUE", EDITS),
 )

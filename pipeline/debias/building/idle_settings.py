@@ -14,6 +14,7 @@ from debias.data.resampled import reads_groups
 from debias.losses import make_loss
 from debias.methods import make_rule
 from debias.sharpness import make_sharpness
+from debias.smoothness import make_smoothness
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def without_effect(config: RunConfig) -> list[str]:
         **_of_strategy(config),
         **_of_method(config),
         **_of_what_is_easy(config),
-        **_of_sharpness(config),
+        **_of_passes(config),
     }
     if config.max_steps > 0:
         reasons["num_train_epochs"] = f"max_steps is {config.max_steps}"
@@ -92,10 +93,15 @@ def _of_method(config: RunConfig) -> dict[str, str]:
     return dict.fromkeys(("gradients", "verify", "bias_weight", "debias_head"), why)
 
 
-def _of_sharpness(config: RunConfig) -> dict[str, str]:
+def _of_passes(config: RunConfig) -> dict[str, str]:
     sharpness = make_sharpness(config.sharpness)
-    still = sharpness is not None and sharpness.rho == 0
-    return {"sharpness": "rho is 0: gradients are taken at the weights, twice"} if still else {}
+    smoothness = make_smoothness(config.smoothness)
+    found = {}
+    if sharpness is not None and sharpness.rho == 0:
+        found["sharpness"] = "rho is 0: gradients are taken at the weights, twice"
+    if smoothness is not None and smoothness.strength == 0:
+        found["smoothness"] = "strength is 0: what it costs is for nothing"
+    return found
 
 
 def _of_what_is_easy(config: RunConfig) -> dict[str, str]:

@@ -25,6 +25,7 @@ from debias.runs.metrics import MetricsFile, PlainProgress
 from debias.runs.names import METRICS
 from debias.runs.selection import ValidationFigures
 from debias.sharpness import make_sharpness
+from debias.smoothness import make_smoothness
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def build_trainer(
             max_nonfinite_steps=config.max_nonfinite_steps,
             verify=config.verify,
             sharpness=make_sharpness(config.sharpness),
+            smoothness=make_smoothness(config.smoothness),
             stop=stop,
         )
     trainer.add_callback(PaddingCheck(task, encoded))

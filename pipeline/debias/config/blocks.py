@@ -37,6 +37,7 @@ KINDS = {
     "groups": Kind("debias.grouping", "GROUPINGS"),
     "order": Kind("debias.data.orders", "ORDERS", "shuffled"),
     "sharpness": Kind("debias.sharpness", "SHARPNESS", "sam"),
+    "smoothness": Kind("debias.smoothness", "SMOOTHNESS", "smart"),
     "adapter": Kind("debias.adapters", "ADAPTERS", "lora", key="type"),
 }
 EXPECTED = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}

@@ -134,6 +134,7 @@ class RunConfig(Strict):
     first_stage: FirstStage | None = None
     groups: dict[str, Any] | None = None  # who says which group a training example is of; null: the data
     sharpness: dict[str, Any] | None = None  # where the gradients of a step are taken; null: at the weights
+    smoothness: dict[str, Any] | None = None  # beside the loss: answers should hardly change near what is read
     order: dict[str, Any] = Field({"name": "shuffled"}, validate_default=True)  # which examples make an epoch
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -196,7 +197,7 @@ class RunConfig(Strict):
     def _short_block(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
-    @field_validator("method", "loss", "bias_model", "groups", "sharpness", "order", "adapter", mode="before")
+    @field_validator(*blocks.KINDS, mode="before")
     @classmethod
     def _canonical_block(cls, value: Any, info: ValidationInfo) -> Any:
         """Every default filled in, so that one method is one method however it was written."""
@@ -285,7 +286,8 @@ class RunConfig(Strict):
         """What beside its rule makes this run's method: of plain fine-tuning cross-entropy, the shuffled data alone."""
         blocks_ = {"loss": self.loss, "bias_model": self.bias_model, "order": self.order}
         first = self.first_stage and self.first_stage.model_dump(mode="json")
-        later = {"groups": self.groups, "sharpness": self.sharpness}  # which runs of older versions had none of
+        # Which runs of older versions had none of.
+        later = {"groups": self.groups, "sharpness": self.sharpness, "smoothness": self.smoothness}
         return {
             **blocks_,
             **{kind: block for kind, block in later.items() if block is not None},
@@ -299,7 +301,7 @@ class RunConfig(Strict):
         plain = {
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
             **{"bias_weight": "self", "groups": None, "selection": "last", "eval_strategy": "no", "report_to": "none"},
-            **{"head_dropout": 0.0, "sharpness": None},
+            **{"head_dropout": 0.0, "sharpness": None, "smoothness": None},
         }
         return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
 
@@ -347,6 +349,22 @@ class RunConfig(Strict):
                 "sharpness goes with router_aux_loss_coef 0: the load balancing loss is of the batch, and has no second"
                 " pass; remove one of the two"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _smoothness_is_possible(self) -> "RunConfig":
+        if self.smoothness is None:
+            return self
+        refused = {
+            "deepspeed": (self.deepspeed, "it has not been tried with it"),
+            "router_aux_loss_coef": (self.router_aux_loss_coef, "the load balancing loss would be of the last call"),
+            "bf16": (self.bf16, "answers near each other are the same in 16 bits"),
+            "stop_when_learned": (self.stop_when_learned, "the loss is not the entropy that is left"),
+            "answer_probability": (self.answer_probability != "product", "it reads answers of one token each"),
+        }
+        for key, (asked, why) in refused.items():
+            if asked:
+                raise ValueError(f"smoothness does not go with {key}: {why}; remove one of the two")
         return self
 
     @model_validator(mode="after")

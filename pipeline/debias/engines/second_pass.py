@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debias.engines.random_state import RandomState, gpus_of, random_state, set_random_state
 from debias.gradients import GradientSource, MicroBatch, no_grad_weight
-from debias.gradients.trials import leaves_of, muted, spared, trainable_of
+from debias.gradients.trials import leaves_of, muted, spared
 from debias.readouts.router import router_loss_of
 from debias.sharpness import Sharpness
-
-# The random states of the CPU and of each GPU that the model lies on.
-RandomState = tuple[Tensor, Mapping[int, Tensor]]
 
 
 def refuse_second_pass(name: str, model: nn.Module, *, deepspeed: bool) -> None:
@@ -38,7 +36,7 @@ class SecondPass:
 
     def __init__(self, model: nn.Module, sharpness: Sharpness) -> None:
         self.sharpness = sharpness
-        self._devices = _gpus_of(model)
+        self._gpus: list[int] | None = None  # looked up in the first call, when the model lies where it trains
         self._statistics = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         self._began: RandomState | None = None
         self._guard = model.register_forward_pre_hook(self._see)
@@ -78,7 +76,7 @@ class SecondPass:
                 if moves:
                     torch._foreach_add_(weights, moves)
                 moves.clear()
-                _set_random(began)
+                set_random_state(began)
                 loss_B, weight_B = again()
                 weight_B = no_grad_weight(weight_B, loss_B)
                 source.backward(MicroBatch(loss_B, weight_B, again, batch.sample_index))
@@ -98,8 +96,9 @@ class SecondPass:
     def _see(self, model: nn.Module, inputs: Any) -> None:
         """A forward pre-hook: the first call since the last micro-batch is the one that `again` repeats."""
         if self._began is None and model.training and torch.is_grad_enabled():
-            on_gpus = {index: torch.cuda.get_rng_state(index) for index in self._devices}
-            self._began = torch.get_rng_state(), on_gpus
+            if self._gpus is None:
+                self._gpus = gpus_of(model)
+            self._began = random_state(self._gpus)
 
 
 @contextmanager
@@ -111,14 +110,3 @@ def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
     finally:
         if kept:
             torch._foreach_copy_(list(tensors), kept)
-
-
-def _gpus_of(model: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in trainable_of(model) if p.device.type == "cuda"})
-
-
-def _set_random(state: RandomState) -> None:
-    on_cpu, on_gpus = state
-    torch.set_rng_state(on_cpu)
-    for index, one in on_gpus.items():
-        torch.cuda.set_rng_state(one, index)

@@ -6,6 +6,7 @@ from debias.config import blocks
 from debias.config.run import RunConfig
 from debias.data.order import Order
 from debias.plan.sheet import Effort, Machine
+from debias.smoothness import make_smoothness
 
 # Bytes of a row on disk for each of its tokens: its text, the number of the token, and a byte of mask or kind; and
 # what a row has beside them. A million rows of SNLI's length, 28 tokens each, took 333 MB.
@@ -95,7 +96,8 @@ def _validations(run: RunConfig, steps: int | None, of_epoch: int | None) -> int
 
 def _passes(run: RunConfig) -> int:
     """Forward and backward passes of each sample that a step sees."""
-    return 1 if run.sharpness is None else 2
+    term = make_smoothness(run.smoothness)
+    return (1 if term is None else term.passes) * (1 if run.sharpness is None else 2)
 
 
 def _batch(run: RunConfig, machine: Machine) -> int:

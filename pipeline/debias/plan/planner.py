@@ -28,6 +28,7 @@ from debias.plan.shapes import find_config
 from debias.plan.sheet import Machine, Parameters, Plan
 from debias.plan.skeleton import shallow, skeleton
 from debias.plan.trace import Load, Traced, trace
+from debias.smoothness import make_smoothness
 
 
 def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) -> Plan:
@@ -215,6 +216,10 @@ class Planner:
             found.append(f"logits at {self.answer_tokens} positions of a row: no answer has more tokens than bytes")
         if self.run.sharpness is not None:
             found.append(f"sharpness {self.run.sharpness['name']} passes each micro-batch twice: twice a step's time")
+        term = make_smoothness(self.run.smoothness)
+        if term is not None:
+            times = f"{term.passes} times a step's time and the activations of two passes"
+            found.append(f"smoothness {term.name} passes each micro-batch {term.passes} times: {times}")
         if self.run.bias_model is not None:
             name, runs = self.run.bias_model["name"], len(self.run.bias_stages())
             found.append(f"bias model {name} {blocks.table_of('bias_model')[name].costs}")

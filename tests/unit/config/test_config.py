@@ -447,6 +447,22 @@ def test_sharpness_is_of_the_run_alone_and_refused_where_it_cannot_be():
             parse(RunConfig, {**values, **more}, "f")
 
 
+def test_smoothness_is_of_the_run_alone_and_refused_where_it_cannot_be():
+    values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "smoothness": "r3f"}
+    run = RunConfig.model_validate({**values, "bias_model": "first_learned", "first_stage": {}})
+    assert run.smoothness == {"name": "r3f", "strength": 1.0, "masks": "own", "noise": 1e-5, "kind": "uniform"}
+    assert run.method_parts()["smoothness"] == run.smoothness
+    assert [stage.smoothness for stage in (run.stage_before(), *run.bias_stages())] == [None, None, None]
+    for key, value in (
+        ("deepspeed", "zero2"),
+        ("router_aux_loss_coef", 0.01),
+        ("bf16", True),
+        ("stop_when_learned", 0.5),
+    ):
+        with pytest.raises(InputError, match=f"smoothness does not go with {key}: "):
+            parse(RunConfig, {**values, key: value}, "f")
+
+
 def test_head_dropout_is_of_the_run_alone():
     """A run before the run trains plainly; its own settings may give it dropout of its own."""
     values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "head_dropout": 0.9}

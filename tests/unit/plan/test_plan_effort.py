@@ -65,6 +65,9 @@ def test_a_second_pass_takes_its_time():
     plain, twice = (found(run_of(**stage, **more), rows=90, speed=10.0) for more in ({}, {"sharpness": "sam"}))
     assert (plain.tokens, plain.tokens_before) == (twice.tokens, twice.tokens_before)
     assert twice.hours - plain.hours == pytest.approx(plain.tokens / 10 / 3600)
+    for more, passes in (({"smoothness": {"name": "smart", "steps": 2}}, 4), ({"smoothness": "r3f"}, 2)):
+        told = found(run_of(**stage, **more, sharpness="sam"), rows=90, speed=10.0)
+        assert told.hours - plain.hours == pytest.approx((2 * passes - 1) * plain.tokens / 10 / 3600)
 
 
 def test_the_first_stage_counts():

@@ -228,6 +228,14 @@ def test_the_plan_says_that_each_micro_batch_is_passed_twice():
     assert len(sharp.assumptions) == len(plain.assumptions) + 1
 
 
+def test_a_smoothness_term_holds_the_activations_of_two_answers():
+    plain, smooth = (make_plan(run_of(**more), Machine(cuda=False)) for more in ({}, {"smoothness": "smart"}))
+    kept = [plan.parts["activations"] for plan in (plain, smooth)]
+    assert 1.5 < kept[1] / kept[0] < 2.1
+    (told,) = set(smooth.assumptions) - set(plain.assumptions)
+    assert told.startswith("smoothness smart passes each micro-batch 3 times: 3 times a step's time")
+
+
 @pytest.mark.slow
 def test_the_plan_knows_the_methods_vectors():
     plans = {name: make_plan(run_of(method=name), Machine(), length=16) for name in ("erm", "digrap")}
