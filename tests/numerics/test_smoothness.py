@@ -26,7 +26,7 @@ from tiny_models import (
 from torch import nn
 
 from debias.engines import attach
-from debias.engines.nearby import Nearby
+from debias.engines.nearby import Nearby, refuse_nearby
 from debias.losses import Answers, Classification, gce_weight
 from debias.methods import Edge
 from debias.models.vision import MlpConfig, MlpForImageClassification
@@ -298,10 +298,23 @@ def test_masks_of_the_two_answers():
         assert bool((term_B == 0).all()) == is_zero
 
 
+def test_as_published_most_of_the_term_is_what_another_mask_does():
+    """What the cards say of it: at the authors' sizes the move by itself is hardly felt."""
+    model = bert(dropout=0.1).train()
+    for row, times in ((SMART(), 30), (R3F(), 1e5)):
+        sizes = {}
+        for masks in ("own", "same"):
+            torch.manual_seed(0)
+            one = dataclasses.replace(row, masks=masks)
+            _, term_B = Nearby(model, Classification(), one).said(model, text_batch(20))
+            sizes[masks] = float(term_B.detach().mean())
+        assert sizes["own"] > times * sizes["same"] > 0, row.name
+
+
 def test_what_is_drawn_next_is_drawn_once():
     """After the noise goes what would go after it: answers at other masks leave the random state alone."""
     model = bert(dropout=0.3).train()
-    nearby = Nearby(model, Classification(), SMART(steps=3))
+    nearby = Nearby(model, Classification(), SMART(steps=3, masks="same"))
     torch.manual_seed(0)
     nearby.said(model, text_batch(6))
     after = torch.get_rng_state()
@@ -394,6 +407,10 @@ def test_what_it_cannot_be_had_for_is_refused_by_name():
             super().said(model, batch, **asks)
             return super().said(model, batch, **asks)
 
+    with pytest.raises(ValueError, match="smoothness smart has not been tried with DeepSpeed"):
+        refuse_nearby("smart", deepspeed=True, bf16=False)
+    with pytest.raises(ValueError, match="smoothness r3f: answers near each other are the same in bf16"):
+        refuse_nearby("r3f", deepspeed=False, bf16=True)
     model = bert()
     with pytest.raises(RuntimeError, match="was called 2 times in a forward pass"):
         Nearby(model, Twice(), SMART()).said(model, text_batch(4))

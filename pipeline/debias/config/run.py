@@ -16,6 +16,7 @@ from pydantic import (
 from debias.config import blocks
 from debias.config.data import DataConfig, Strict, is_list
 from debias.config.expanding import expanded
+from debias.config.passes import check_passes
 
 # Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
 SELECTIONS = {
@@ -339,32 +340,8 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _second_pass_is_possible(self) -> "RunConfig":
-        if self.sharpness is None:
-            return self
-        if self.deepspeed is not None:
-            raise ValueError("sharpness moves weights within a step, and DeepSpeed holds them; remove one of the two")
-        if self.router_aux_loss_coef:
-            raise ValueError(
-                "sharpness goes with router_aux_loss_coef 0: the load balancing loss is of the batch, and has no second"
-                " pass; remove one of the two"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _smoothness_is_possible(self) -> "RunConfig":
-        if self.smoothness is None:
-            return self
-        refused = {
-            "deepspeed": (self.deepspeed, "it has not been tried with it"),
-            "router_aux_loss_coef": (self.router_aux_loss_coef, "the load balancing loss would be of the last call"),
-            "bf16": (self.bf16, "answers near each other are the same in 16 bits"),
-            "stop_when_learned": (self.stop_when_learned, "the loss is not the entropy that is left"),
-            "answer_probability": (self.answer_probability != "product", "it reads answers of one token each"),
-        }
-        for key, (asked, why) in refused.items():
-            if asked:
-                raise ValueError(f"smoothness does not go with {key}: {why}; remove one of the two")
+    def _passes_are_possible(self) -> "RunConfig":
+        check_passes(self)
         return self
 
     @model_validator(mode="after")

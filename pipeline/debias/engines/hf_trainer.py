@@ -20,7 +20,7 @@ from debias.bias.weights import BiasWeightSource
 from debias.engines.adapter_kinds import way_for
 from debias.engines.attaching import attach
 from debias.engines.checkpoints import CheckpointingTrainer, rule_state_in
-from debias.engines.nearby import Nearby
+from debias.engines.nearby import Nearby, refuse_nearby
 from debias.engines.parameters import Select, chosen_by, not_head
 from debias.engines.second_pass import refuse_second_pass
 from debias.engines.trainer_arguments import loss_of, refuse_arguments, refuse_losses
@@ -93,9 +93,9 @@ class DebiasTrainer(CheckpointingTrainer):
         self.max_nonfinite_steps = max_nonfinite_steps
         self.verify = verify
         self.sharpness = sharpness
+        if smoothness is not None:
+            refuse_nearby(smoothness.name, deepspeed=self.is_deepspeed_enabled, bf16=self.args.bf16)
         self._nearby = None if smoothness is None else Nearby(self.model, self.readout, smoothness)
-        if smoothness is not None and self.is_deepspeed_enabled:
-            raise ValueError(f"smoothness {smoothness.name} has not been tried with DeepSpeed; remove one of the two")
         self._check_exact()
         self.stop = stop
         self.interrupted = False

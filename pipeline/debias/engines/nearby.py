@@ -17,6 +17,14 @@ PIXELS = "pixel_values"
 NARROW = (torch.bfloat16, torch.float16)
 
 
+def refuse_nearby(name: str, *, deepspeed: bool, bf16: bool) -> None:
+    """ValueError, in one line, where a trainer has what `smoothness` of that name cannot go with."""
+    if deepspeed:
+        raise ValueError(f"smoothness {name} has not been tried with DeepSpeed; remove one of the two")
+    if bf16:
+        raise ValueError(f"smoothness {name}: answers near each other are the same in bf16; train in float32")
+
+
 class Nearby:
     """What a model says of a batch, and the `smoothness` term of it, for a model in one process or over ranks.
 

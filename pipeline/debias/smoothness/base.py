@@ -20,13 +20,13 @@ class Smoothness:
     whose fields are the settings of the `smoothness:` block.
 
     The term is a sample's own, so it is the same however a step is cut into micro-batches and ranks, up to what is
-    drawn, as of any dropout. `masks`: `same`, both answers have one dropout and differ by the move alone; `own`: each
-    its own, as in the authors' code.
+    drawn, as of any dropout. `masks`: `own`, each answer drops by itself, as in the authors' code; `same`: both answers
+    have one dropout and differ by the move alone.
     """
 
     name: ClassVar[str]
     strength: float = 1.0
-    masks: Literal["same", "own"] = "same"
+    masks: Literal["same", "own"] = "own"
 
     def __post_init__(self) -> None:
         """ValueError for a setting out of range."""

@@ -19,14 +19,17 @@ class SMART(Smoothness):
     token, as in the authors' code (a gradient of zero moves nothing). Then it stays: the term's gradient is that of
     both answers, by the model's weights. The embeddings are what the first layer reads; of a perceptron the pixels.
 
-    Only the paper's smoothness term; its proximal point steps hold weights near those of the last steps, for which
-    `method: l2_sp` (near the first ones) is the nearest here. `step_size` and `noise` are its authors' defaults, and
-    `radius` is where one such step ends; the radius 1e-5 is below what float32 tells apart in most answers.
+    `step_size` and `noise` are the defaults of the authors' code, and `radius` is where one such step ends, for which
+    their code has no bound. There each answer drops by itself (`masks: own`), and that is most of the term: on MiniLM
+    with a fresh head it was 1e-3, and 2e-6 with one mask for both (`same`), where the move alone is left and a much
+    larger `strength` or `step_size` is needed for it to be felt. Only the paper's smoothness term: its proximal point
+    steps hold weights near those of the last steps, for which `method: l2_sp` (near the first ones) is the nearest
+    here.
 
     Needs every label in one answer: a head, or of a causal model answers of one token; and 32 bits. Costs a forward and
-    a backward pass for each step, and one of both for the term: three times the time of a step, and the activations of
-    two passes at once. Fails where the shortcut is itself smooth: a cue that is there or not moves by more than any
-    radius, so that nothing of it is penalised; and with a large `strength` it underfits.
+    a backward pass for each step, and one of both for the term: more than three times the time of a step, and the
+    activations of two passes at once. Fails where the shortcut is itself smooth: a cue that is there or not moves by
+    more than any radius, so that nothing of it is penalised; and with a large `strength` it underfits.
 
     Source: Jiang et al., SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models through
     Principled Regularized Optimization, ACL 2020, arXiv 1911.03437, and its authors' code.

@@ -439,8 +439,14 @@ def test_sharpness_is_of_the_run_alone_and_refused_where_it_cannot_be():
     assert again.stage_before().sharpness == {"name": "asam", "rho": 0.5, "eta": 0.01}
     assert "sharpness" not in RunConfig.model_validate({**values, "sharpness": None}).method_parts()
     for more, message in (
-        ({"deepspeed": "zero2"}, "sharpness moves weights within a step, and DeepSpeed holds them"),
-        ({"router_aux_loss_coef": 0.01}, "sharpness goes with router_aux_loss_coef 0"),
+        (
+            {"deepspeed": "zero2"},
+            "sharpness does not go with deepspeed: it moves weights within a step",
+        ),
+        (
+            {"router_aux_loss_coef": 0.01},
+            "sharpness does not go with router_aux_loss_coef: a loss of the batch has",
+        ),
         ({"sharpness": {"name": "sam", "rho": "much"}}, "sharpness.rho is 'much', expected a finite number"),
     ):
         with pytest.raises(InputError, match=message):
