@@ -407,6 +407,11 @@ def test_what_it_cannot_be_had_for_is_refused_by_name():
             super().said(model, batch, **asks)
             return super().said(model, batch, **asks)
 
+    model = bert()
+    nearby = Nearby(model, readout, SMART())
+    model.bert.embeddings.register_forward_hook(lambda layer, given, output: (output, None))
+    with pytest.raises(ValueError, match="smoothness smart: BertEmbeddings makes a tuple, and no tensor to move"):
+        nearby.said(model, text_batch(4))
     with pytest.raises(ValueError, match="smoothness smart has not been tried with DeepSpeed"):
         refuse_nearby("smart", deepspeed=True, bf16=False)
     with pytest.raises(ValueError, match="smoothness r3f: answers near each other are the same in bf16"):

@@ -85,7 +85,10 @@ class Nearby:
         """Inside, what is there to be moved in each call of the model, without its graph."""
         seen: list[Tensor] = []
 
-        def look(reads: Tensor) -> Tensor:
+        def look(reads: Any) -> Any:
+            if not isinstance(reads, Tensor):
+                layer, made = type(self._layer).__name__, type(reads).__name__
+                raise ValueError(f"smoothness {self.smoothness.name}: {layer} makes a {made}, and no tensor to move")
             seen.append(reads.detach())
             return reads
 
