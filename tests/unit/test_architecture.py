@@ -30,6 +30,8 @@ ALLOWED = {
     "models": "errors hub",
     "data": "errors hub config",
     "methods": "config",
+    "sharpness": "config",
+    "smoothness": "config",
     "runs": "errors hub ranks config",
     "adapters": "errors hub config models runs",
     "bias": "readouts config data",
@@ -43,23 +45,24 @@ ALLOWED = {
     "eval.reading": "errors config data bias",
     "losses": "readouts config bias",
     "merging": "errors config models runs adapters",
-    "engines": "readouts gradients ranks methods runs bias losses",
+    "engines": "readouts gradients ranks methods sharpness smoothness runs bias losses",
     "eval.comparing": "errors eval.scores eval.results eval.reading",
     "building": (
-        "errors readouts gradients ranks config models data methods runs adapters bias grouping losses merging engines"
+        "errors readouts gradients ranks config models data methods sharpness smoothness runs adapters bias grouping "
+        "losses merging engines"
     ),
     "debias": "errors methods engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",
     "inference": "errors readouts ranks config models data runs adapters engines building",
     "served": "errors config models data inference",
-    "plan": "errors readouts gradients hub config models data methods adapters losses engines building",
+    "plan": "errors readouts gradients hub config models data methods smoothness adapters losses engines building",
     "doctor": "errors readouts hub ranks config models data methods engines building plan",
     "eval.judging": "errors eval.scores ranks config data runs eval.results eval.reading inference served",
     "launching": "errors config data runs plan",
     "train": "errors gradients ranks config data runs bias engines building inference plan losses",
     "bench": (
-        "errors readouts gradients ranks config models data methods runs adapters bias losses engines building "
-        "inference plan train"
+        "errors readouts gradients ranks config models data methods sharpness smoothness runs adapters bias losses "
+        "engines building inference plan train"
     ),
     "demo": "config eval.reporting eval.judging train",
     "eval.harness": "errors eval.scores config models data runs adapters eval.reading building inference eval.judging",
@@ -70,7 +73,7 @@ ALLOWED = {
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}
 # What only the rooms of mathematics may import of others' packages.
-TORCH_ONLY = ("debias.methods", "debias.readouts", "debias.losses")
+TORCH_ONLY = ("debias.methods", "debias.readouts", "debias.losses", "debias.sharpness", "debias.smoothness")
 # The only places that know the evaluator, and they only inside a function.
 MAY_USE_EVALUATOR = ("debias.cli", "debias.demo")
 # Copied beside exported tasks for the harness to run; nothing of ours imports it.

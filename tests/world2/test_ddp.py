@@ -19,6 +19,7 @@ from debias.engines import NonFiniteGradients, attach
 from debias.gradients import make_source
 from debias.losses import Classification, CrossEntropy, cross_entropy, gce_weight
 from debias.methods import DiGraP, Edge
+from debias.sharpness import SAM
 
 pytestmark = pytest.mark.skipif(os.environ.get("WORLD_SIZE", "2") != "2", reason="its micro-batches are of two ranks")
 
@@ -131,6 +132,19 @@ def test_every_rule(rule, rank):
     train(alone, mlp_loss, mlp_batch, ALL, "auto", "sgd", rule)
     train(DistributedDataParallel(model), mlp_loss, mlp_batch, PARTS[rank], "auto", "sgd", rule)
     assert largest_difference(model, alone)[0] <= 1e-6
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_taken_elsewhere_than_at_the_weights(way, rank):
+    """Each micro-batch of a rank has a way up of its own, as it has where one process cuts a step alike."""
+    alone, model, plain = Mlp(), Mlp(), Mlp()
+    train(alone, mlp_loss, mlp_batch, ALL, way, "sgd", Edge(), sharpness=SAM(rho=0.3))
+    wrapped = DistributedDataParallel(model)
+    train(wrapped, mlp_loss, mlp_batch, PARTS[rank], way, "sgd", Edge(), sharpness=SAM(rho=0.3))
+    assert largest_difference(model, alone)[0] <= 1e-6
+    assert same_on_both_ranks(model)
+    train(plain, mlp_loss, mlp_batch, ALL, way, "sgd", Edge())
+    assert largest_difference(plain, alone)[0] > 1e-3
 
 
 def test_memory_goes_on_from_two_ranks_to_one_and_back(rank):

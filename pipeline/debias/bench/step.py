@@ -16,6 +16,7 @@ from debias.adapters.lora import add_lora
 from debias.bias.weights import gce_weight
 from debias.config.data import Strict
 from debias.engines import attach
+from debias.engines.nearby import Nearby
 from debias.errors import InputError
 from debias.losses.logit_correction import LogitCorrection
 from debias.methods import Edge, MainOnly, Rule
@@ -23,11 +24,14 @@ from debias.models.load import load_model
 from debias.models.quantized import prepare_quantized
 from debias.models.source import resolve_model
 from debias.readouts import Answers, Classification, Said
+from debias.sharpness import SAM
+from debias.smoothness import SMART
 
-# `plain` is PEFT and autograd alone, `erm` plain training of ours; of the last three each is one backward pass.
+# `plain` is PEFT and autograd alone, `erm` plain training of ours; `single_pass` and the next two are one backward pass
+# each, `sam` is plain training with a second pass, `smart` with a step up to a second answer.
 EDGE_WAYS = ("two_pass", "shared_forward", "single_pass")
 BASES = ("plain", "erm")
-WAYS = (*BASES, "published", *EDGE_WAYS, "logit_correction", "balanced_edge")
+WAYS = (*BASES, "published", *EDGE_WAYS, "logit_correction", "balanced_edge", "sam", "smart")
 
 
 class Setting(Strict):
@@ -167,11 +171,16 @@ def _step_of(way: str, model: nn.Module, readout: Any, batch: dict[str, Tensor])
         return lambda: _plain_step(model, optimizer, lambda: readout.said(model, batch))
     if way == "published":
         return lambda: published_step(model, optimizer, lambda: readout.said(model, batch))
-    hook = attach(model, optimizer, _rule_of(way), way if way in EDGE_WAYS else "single_pass", verify=False)
+    source, sharpness = way if way in EDGE_WAYS else "single_pass", SAM() if way == "sam" else None
+    hook = attach(model, optimizer, _rule_of(way), source, verify=False, sharpness=sharpness)
     corrected = way in ("logit_correction", "balanced_edge")
+    nearby = Nearby(model, readout, SMART()) if way == "smart" else None
     facts = _told(batch) if corrected else {}
 
     def forward() -> tuple[Tensor, Tensor]:
+        if nearby is not None:
+            said, term_B = nearby.said(model, batch)
+            return term_B - said.log_p_B, gce_weight(said.log_p_B)
         said = readout.said(model, batch, every_label=corrected)
         if not corrected:
             return -said.log_p_B, gce_weight(said.log_p_B)
@@ -187,7 +196,7 @@ def _step_of(way: str, model: nn.Module, readout: Any, batch: dict[str, Tensor])
 
 
 def _rule_of(way: str) -> Rule:
-    if way in ("erm", "logit_correction"):
+    if way in ("erm", "logit_correction", "sam", "smart"):
         return MainOnly()
     return Edge(projection="tensor") if way == "balanced_edge" else Edge()
 

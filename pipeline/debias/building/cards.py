@@ -17,6 +17,8 @@ from debias.grouping import GROUPINGS
 from debias.losses import LOSSES
 from debias.merging import EDITS
 from debias.methods import METHODS
+from debias.sharpness import SHARPNESS
+from debias.smoothness import SMOOTHNESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,8 @@ SHELVES = (
     Shelf("bias model", "bias_model: {name: NAME}", BIAS_MODELS),
     Shelf("groups", "groups: {name: NAME}", GROUPINGS),
     Shelf("order of the data", "order: {name: NAME}", ORDERS),
+    Shelf("where gradients are taken", "sharpness: {name: NAME}", SHARPNESS),
+    Shelf("smoothness term", "smoothness: {name: NAME}", SMOOTHNESS),
     Shelf("adapter", "adapter: {type: NAME}", ADAPTERS),
     Shelf("edit", "debias edit NAME RUN... -o FOLDER --set KEY=VALUE", EDITS),
 )

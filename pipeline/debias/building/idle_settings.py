@@ -13,6 +13,8 @@ from debias.data.orders import make_order
 from debias.data.resampled import reads_groups
 from debias.losses import make_loss
 from debias.methods import make_rule
+from debias.sharpness import make_sharpness
+from debias.smoothness import make_smoothness
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ def without_effect(config: RunConfig) -> list[str]:
         **_of_strategy(config),
         **_of_method(config),
         **_of_what_is_easy(config),
+        **_of_passes(config),
     }
     if config.max_steps > 0:
         reasons["num_train_epochs"] = f"max_steps is {config.max_steps}"
@@ -88,6 +91,17 @@ def _of_method(config: RunConfig) -> dict[str, str]:
         return {"verify": f"gradients is {config.gradients}; single_pass alone proves itself"} if slow else {}
     why = f"method {config.method['name']} does not look at the bias gradient"
     return dict.fromkeys(("gradients", "verify", "bias_weight", "debias_head"), why)
+
+
+def _of_passes(config: RunConfig) -> dict[str, str]:
+    sharpness = make_sharpness(config.sharpness)
+    smoothness = make_smoothness(config.smoothness)
+    found = {}
+    if sharpness is not None and sharpness.rho == 0:
+        found["sharpness"] = "rho is 0: gradients are taken at the weights, twice"
+    if smoothness is not None and smoothness.strength == 0:
+        found["smoothness"] = "strength is 0: what it costs is for nothing"
+    return found
 
 
 def _of_what_is_easy(config: RunConfig) -> dict[str, str]:

@@ -86,8 +86,10 @@ def padded_for(task: Task, model: Any) -> Task:
 
 
 def check_answers(config: RunConfig, loss: Loss) -> None:
-    """InputError where the loss reads every label, and the answers of a causal model are longer than a token."""
-    if config.head != "causal_lm" or EVERY_LABEL not in loss.reads:
+    """InputError where the loss, or a term beside it, reads every label, and a causal model's answers are longer than a
+    token.
+    """
+    if config.head != "causal_lm" or (EVERY_LABEL not in loss.reads and config.smoothness is None):
         return
     try:
         build_task(config, load_tokenizer(resolve_model(config.model), config.head)).readout.check_every_label()

@@ -24,6 +24,8 @@ from debias.runs.learned import StopWhenLearned, label_entropy
 from debias.runs.metrics import MetricsFile, PlainProgress
 from debias.runs.names import METRICS
 from debias.runs.selection import ValidationFigures
+from debias.sharpness import make_sharpness
+from debias.smoothness import make_smoothness
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ def build_trainer(
             select=selection(debias_head=config.debias_head),
             max_nonfinite_steps=config.max_nonfinite_steps,
             verify=config.verify,
+            sharpness=make_sharpness(config.sharpness),
+            smoothness=make_smoothness(config.smoothness),
             stop=stop,
         )
     trainer.add_callback(PaddingCheck(task, encoded))

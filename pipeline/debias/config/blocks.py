@@ -36,6 +36,8 @@ KINDS = {
     "bias_model": Kind("debias.bias", "BIAS_MODELS"),
     "groups": Kind("debias.grouping", "GROUPINGS"),
     "order": Kind("debias.data.orders", "ORDERS", "shuffled"),
+    "sharpness": Kind("debias.sharpness", "SHARPNESS"),
+    "smoothness": Kind("debias.smoothness", "SMOOTHNESS"),
     "adapter": Kind("debias.adapters", "ADAPTERS", "lora", key="type"),
 }
 EXPECTED = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}

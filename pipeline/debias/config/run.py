@@ -16,6 +16,7 @@ from pydantic import (
 from debias.config import blocks
 from debias.config.data import DataConfig, Strict, is_list
 from debias.config.expanding import expanded
+from debias.config.passes import check_passes
 
 # Rules of `selection` that need validation, and the figure each takes the largest of; ties go to the earliest.
 SELECTIONS = {
@@ -133,6 +134,8 @@ class RunConfig(Strict):
     bias_model: dict[str, Any] | None = None  # who says what is easy, before training; see bias_weight
     first_stage: FirstStage | None = None
     groups: dict[str, Any] | None = None  # who says which group a training example is of; null: the data
+    sharpness: dict[str, Any] | None = None  # where the gradients of a step are taken; null: at the weights
+    smoothness: dict[str, Any] | None = None  # beside the loss: answers should hardly change near what is read
     order: dict[str, Any] = Field({"name": "shuffled"}, validate_default=True)  # which examples make an epoch
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -195,7 +198,7 @@ class RunConfig(Strict):
     def _short_block(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
-    @field_validator("method", "loss", "bias_model", "groups", "order", "adapter", mode="before")
+    @field_validator(*blocks.KINDS, mode="before")
     @classmethod
     def _canonical_block(cls, value: Any, info: ValidationInfo) -> Any:
         """Every default filled in, so that one method is one method however it was written."""
@@ -284,10 +287,11 @@ class RunConfig(Strict):
         """What beside its rule makes this run's method: of plain fine-tuning cross-entropy, the shuffled data alone."""
         blocks_ = {"loss": self.loss, "bias_model": self.bias_model, "order": self.order}
         first = self.first_stage and self.first_stage.model_dump(mode="json")
-        groups = {} if self.groups is None else {"groups": self.groups}  # which runs of older versions had none of
+        # Which runs of older versions had none of.
+        later = {"groups": self.groups, "sharpness": self.sharpness, "smoothness": self.smoothness}
         return {
             **blocks_,
-            **groups,
+            **{kind: block for kind, block in later.items() if block is not None},
             "first_stage": first,
             "swap": self.data.swap and self.data.swap.model_dump(mode="json"),
         }
@@ -298,7 +302,7 @@ class RunConfig(Strict):
         plain = {
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
             **{"bias_weight": "self", "groups": None, "selection": "last", "eval_strategy": "no", "report_to": "none"},
-            "head_dropout": 0.0,
+            **{"head_dropout": 0.0, "sharpness": None, "smoothness": None},
         }
         return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
 
@@ -333,6 +337,11 @@ class RunConfig(Strict):
             raise ValueError(f"model {self.model!r} reads pictures; set head: image_classification")
         if pictures and self.max_length != RunConfig.model_fields["max_length"].default:
             raise ValueError("max_length has no effect on pictures; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _passes_are_possible(self) -> "RunConfig":
+        check_passes(self)
         return self
 
     @model_validator(mode="after")

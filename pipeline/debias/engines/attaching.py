@@ -10,6 +10,7 @@ from debias.engines.parameters import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach_model
 from debias.engines.wrapping import is_sharded
 from debias.methods import Rule
+from debias.sharpness import Sharpness
 
 if TYPE_CHECKING:
     from debias.engines.zero.hook import ZeroHook
@@ -26,6 +27,7 @@ def attach(
     max_grad_norm: float | None = ...,
     max_nonfinite_steps: int = ...,
     verify: bool = ...,
+    sharpness: Sharpness | None = ...,
 ) -> TorchHook: ...
 
 
@@ -52,6 +54,7 @@ def attach(
     max_grad_norm: float | None = None,
     max_nonfinite_steps: int = 10,
     verify: bool = True,
+    sharpness: Sharpness | None = None,
 ) -> Any:
     """Hook debiased gradients into a training loop of your own.
 
@@ -65,20 +68,25 @@ def attach(
     tensors the rule acts on (default: all but a task head). `max_grad_norm` clips the update in `hook.step` (an engine
     clips by its own `gradient_clipping`). `verify`: single_pass compares its bias gradient with an ordinary backward
     pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
-    raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). Raises ValueError when the
-    rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it
-    is not exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that is not supported,
-    with the reason. What is done to the model afterwards and would leave the rule without its parameters (FSDP, an
-    adapter) is a RuntimeError in the next step. A rule that looks at how far the weights moved measures from here: to
-    go on with an earlier run load the weights, attach, and give the hook what its `state_dict()` was.
+    raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). `sharpness`: such as
+    `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`; only with
+    weights that are whole on each rank. Raises ValueError when the rule would act on nothing, when the optimizer lacks
+    a selected parameter, when `single_pass` is asked for where it is not exact, for embeddings with sparse gradients,
+    and for a wrapper or an engine's option that is not supported, with the reason. What is done to the model afterwards
+    and would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that
+    looks at how far the weights moved measures from here: to go on with an earlier run load the weights, attach, and
+    give the hook what its `state_dict()` was.
     """
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
     if not _is_engine(model):
         if is_sharded(model):
+            _refuse_moves(sharpness, "weights that FSDP shards")
             from debias.engines.fsdp.attach import attach_sharded
 
             return attach_sharded(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
+        options["sharpness"] = sharpness
         return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
+    _refuse_moves(sharpness, "weights that DeepSpeed holds")
     from debias.engines.zero.attach import attach_engine
 
     found = [given for given in (optimizer, rule) if given is not None]
@@ -89,6 +97,14 @@ def attach(
             "attach: max_grad_norm has no effect on a DeepSpeed engine; set gradient_clipping in its config"
         )
     return attach_engine(model, found[0], gradients, **options)
+
+
+def _refuse_moves(sharpness: Sharpness | None, what: str) -> None:
+    if sharpness is not None:
+        raise ValueError(
+            f"attach: sharpness {sharpness.name} moves the weights within a step, and cannot move {what}; use one"
+            " process or DistributedDataParallel, or leave it out"
+        )
 
 
 def _is_engine(model: Any) -> bool:

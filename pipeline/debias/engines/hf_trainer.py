@@ -20,7 +20,9 @@ from debias.bias.weights import BiasWeightSource
 from debias.engines.adapter_kinds import way_for
 from debias.engines.attaching import attach
 from debias.engines.checkpoints import CheckpointingTrainer, rule_state_in
+from debias.engines.nearby import Nearby, refuse_nearby
 from debias.engines.parameters import Select, chosen_by, not_head
+from debias.engines.second_pass import refuse_second_pass
 from debias.engines.trainer_arguments import loss_of, refuse_arguments, refuse_losses
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
@@ -29,9 +31,11 @@ from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
 from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, of_right_label, router_loss_of
 from debias.readouts.hidden import check_hidden
-from debias.readouts.said import KNOWN_FACTS
+from debias.readouts.said import KNOWN_FACTS, Said
 from debias.runs.environment import peak_memory_mb
 from debias.runs.learned import StopWhenLearned
+from debias.sharpness import Sharpness
+from debias.smoothness import Smoothness
 
 if TYPE_CHECKING:
     from debias.engines.torch_engine import TorchHook
@@ -43,10 +47,10 @@ class DebiasTrainer(CheckpointingTrainer):
 
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
     `objective` is its older name); `loss`: one of `debias.losses`, cross-entropy by default; `bias_weight`: where the
-    weights come from; `gradients`, `select` and `verify`: as in `debias.attach`. `facts`: of the whole training set,
-    for a loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both.
-    Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole
-    or not at all.
+    weights come from; `gradients`, `select`, `verify` and `sharpness`: as in `debias.attach`; `smoothness`: a term
+    beside the loss, one of `debias.smoothness`. `facts`: of the whole training set, for a loss that learns
+    (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both. Accumulation, clipping, bf16,
+    checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole or not at all.
     Each of the TrainingArguments is honoured, or a ValueError here that names it (`trainer_arguments`).
     """
 
@@ -65,6 +69,8 @@ class DebiasTrainer(CheckpointingTrainer):
         select: Select = not_head,
         max_nonfinite_steps: int = 10,
         verify: bool = True,
+        sharpness: Sharpness | None = None,
+        smoothness: Smoothness | None = None,
         stop: StopRequest | None = None,
         **kwargs: Any,
     ) -> None:
@@ -86,6 +92,10 @@ class DebiasTrainer(CheckpointingTrainer):
         self.select = select
         self.max_nonfinite_steps = max_nonfinite_steps
         self.verify = verify
+        self.sharpness = sharpness
+        if smoothness is not None:
+            refuse_nearby(smoothness.name, deepspeed=self.is_deepspeed_enabled, bf16=self.args.bf16)
+        self._nearby = None if smoothness is None else Nearby(self.model, self.readout, smoothness)
         self._check_exact()
         self.stop = stop
         self.interrupted = False
@@ -98,6 +108,8 @@ class DebiasTrainer(CheckpointingTrainer):
 
     def _check_exact(self) -> None:
         """Here, and not in the first step, so that nothing has been written when it raises."""
+        if self.sharpness is not None:
+            refuse_second_pass(self.sharpness.name, self.model, deepspeed=self.is_deepspeed_enabled)
         selected = chosen_by(self.select, self.model)
         if self.gradients != "auto":  # what auto comes to is said when the model is wrapped
             choose(self.gradients, lambda: refusal(self.model, selected), uses_bias=self.rule.uses_bias)
@@ -117,8 +129,9 @@ class DebiasTrainer(CheckpointingTrainer):
 
         def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
             with self.compute_loss_context_manager():
-                said = self.readout.said(model, batch, **self.loss.asks)
-            return self.loss(said, facts, counts=not again), self.bias_weight(said, facts), said.count
+                said, more_B = self._said(model, batch)
+            loss_B = self.loss(said, facts, counts=not again)
+            return loss_B if more_B is None else loss_B + more_B, self.bias_weight(said, facts), said.count
 
         loss_B, weight_B, count = forward(again=False)
         boundary = self.accelerator.sync_gradients
@@ -142,6 +155,12 @@ class DebiasTrainer(CheckpointingTrainer):
         self._combine(hook)
         self._empty_cache()
         return self._mean_loss(hook)
+
+    def _said(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Said, Tensor | None]:
+        """What the model says, and a term that is added to the loss of each sample, if there is one."""
+        if self._nearby is None:
+            return self.readout.said(model, batch, **self.loss.asks), None
+        return self._nearby.said(model, batch, **self.loss.asks)
 
     def _mean_loss(self, hook: Any) -> Tensor:
         """The loss that is logged: the sum over the step's micro-batches and ranks, by the one count of its gradients.
@@ -291,6 +310,7 @@ class DebiasTrainer(CheckpointingTrainer):
             else:
                 # The Trainer steps; a rule that remembers asks the optimizer for its learning rate.
                 optimizer = self.optimizer if self.rule.memory else None
+                options["sharpness"] = self.sharpness
                 self.hook = attach(model, optimizer, self.rule, self.gradients, **options)
             self.hook.skipped = self._skipped_before
             if self._resumed_from is not None and not self.rule.is_stateless:

@@ -47,12 +47,13 @@ class Hook:
 
         In the place of `loss.backward()` or DeepSpeed's `engine.backward(loss)`. `count` is the micro-batch's share of
         the denominator (default B samples; give answer tokens for a mean over tokens). `again` is needed by two_pass
-        only: a function that runs a new forward and returns (loss_B, weight_B). `sample_index` [R, T] is the sample of
-        each token (-1: padding) of a batch whose rows are not samples. `batch_loss`, a scalar mean (the load balancing
-        loss of routers), is added to the loss of main alone. `loss_B[i]` must depend on sample i alone: of a loss
-        that mixes samples (in-batch negatives) only shared_forward and two_pass know, by autograd, what is whose.
-        Raises ValueError for shapes that do not fit, RuntimeError where the optimizer step that is due was left out or
-        somebody else changed the gradients. Whatever it raises, the step begins anew: clear the gradients.
+        and `sharpness` only: a function that runs a new forward and returns (loss_B, weight_B). `sample_index` [R, T]
+        is the sample of each token (-1: padding) of a batch whose rows are not samples. `batch_loss`, a scalar mean
+        (the load balancing loss of routers), is added to the loss of main alone. `loss_B[i]` must depend on sample i
+        alone: of a loss that mixes samples (in-batch negatives) only shared_forward and two_pass know, by autograd,
+        what is whose. Raises ValueError for shapes that do not fit, RuntimeError where the optimizer step that is due
+        was left out or somebody else changed the gradients. Whatever it raises, the step begins anew: clear the
+        gradients.
         """
         weight_B = no_grad_weight(weight_B, loss_B)
         count = loss_B.numel() if count is None else count
@@ -60,13 +61,17 @@ class Hook:
         extra = None if batch_loss is None else batch_loss * count
         self._before_backward()
         try:
-            self.source.backward(MicroBatch(loss_B, weight_B, again, sample_index, extra))
+            self._both(MicroBatch(loss_B, weight_B, again, sample_index, extra))
         except BaseException:
             self._forget()  # or half a pass stays in the bias gradient of a loop that goes on (memory that ran out)
             raise
         self._count += count
         self._ran = True
         self._after_backward()
+
+    def _both(self, batch: MicroBatch) -> None:
+        """Both gradients of a micro-batch, where they are taken."""
+        self.source.backward(batch)
 
     def _before_backward(self) -> None:
         """Refuse a micro-batch that comes at the wrong time."""

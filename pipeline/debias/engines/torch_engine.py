@@ -23,6 +23,7 @@ from debias.engines.parameters import (
 )
 from debias.engines.reduce import all_reduce_sum
 from debias.engines.rule_state import RuleState, rescale
+from debias.engines.second_pass import SecondPass
 from debias.engines.stacks import blocks, together
 from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent, report
 from debias.engines.wrapping import (
@@ -33,8 +34,9 @@ from debias.engines.wrapping import (
     refuse,
     why_lost,
 )
-from debias.gradients import GradientSource, Verified, make_source
+from debias.gradients import GradientSource, MicroBatch, Verified, make_source
 from debias.methods import GRADIENTS, Gram, Rule, Vector, as_rows, gram_of_rows, write_update
+from debias.sharpness import Sharpness
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class TorchHook(LoopHook):
         select: Select,
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
+        sharpness: Sharpness | None = None,
     ) -> None:
         rates = functools.partial(learning_rates, optimizer, source.selected)
         state = RuleState(rule, source.selected, lambda: source.selected, rates)
@@ -71,6 +74,7 @@ class TorchHook(LoopHook):
         self._at_attach = {name for name, p in model.named_parameters() if p.requires_grad}
         self._ddp: DistributedDataParallel | None = None
         self._guards = [model.register_forward_pre_hook(self._meet_wrapper)]
+        self._second = None if sharpness is None else SecondPass(model, sharpness)
         if (ddp := ddp_in(model)) is not None:
             self._join(ddp)
 
@@ -91,6 +95,12 @@ class TorchHook(LoopHook):
             check_whole(self.model, ddp)
             self._join(ddp)
             _no_averaging(ddp, inputs)  # it decides after this forward pass
+
+    def _both(self, batch: MicroBatch) -> None:
+        if self._second is None:
+            super()._both(batch)
+        else:
+            self._second.backward(batch, self.source, self._trainable)
 
     def _before_backward(self) -> None:
         self._check_untouched()
@@ -118,6 +128,8 @@ class TorchHook(LoopHook):
         self.source.detach()
         for guard in self._guards:
             guard.remove()
+        if self._second is not None:
+            self._second.detach()
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = True
 
@@ -210,6 +222,8 @@ class TorchHook(LoopHook):
         self._ran = False
         self._count = 0.0
         self._marks.forget()
+        if self._second is not None:
+            self._second.forget()
 
     def _write_update(self, scale: float) -> GramSums:
         """Turn the sums in `p.grad` into the update; `scale` is one over the whole batch's count."""
@@ -298,14 +312,16 @@ def attach_model(
     max_grad_norm: float | None = None,
     max_nonfinite_steps: int = 10,
     verify: bool = True,
+    sharpness: Sharpness | None = None,
 ) -> TorchHook:
     """`debias.attach` for gradients in `p.grad`: one process, or a model in DistributedDataParallel.
 
     `model` may be wrapped in DistributedDataParallel, before or after. `gradients`: `auto`, `single_pass`,
     `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default:
-    all but a task head). `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. Raises
-    ValueError when the rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is
-    asked for where it is not exact, and for what `wrapping.refuse` refuses, with the reason.
+    all but a task head). `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. `sharpness`:
+    where the gradients are taken. Raises ValueError when the rule would act on nothing, when the optimizer lacks a
+    selected parameter, when `single_pass` is asked for where it is not exact, and for what `wrapping.refuse` refuses,
+    with the reason.
     """
     refuse(model, optimizer)
     selected = select_parameters(model, select)
@@ -327,4 +343,5 @@ def attach_model(
         select=select,
         max_grad_norm=max_grad_norm,
         max_nonfinite_steps=max_nonfinite_steps,
+        sharpness=sharpness,
     )

@@ -6,6 +6,7 @@ from debias.config import blocks
 from debias.config.run import RunConfig
 from debias.data.order import Order
 from debias.plan.sheet import Effort, Machine
+from debias.smoothness import make_smoothness
 
 # Bytes of a row on disk for each of its tokens: its text, the number of the token, and a byte of mask or kind; and
 # what a row has beside them. A million rows of SNLI's length, 28 tokens each, took 333 MB.
@@ -27,9 +28,9 @@ def effort_of(
     to be known.
 
     `rows`: of the training set, in the place of the run's `data.train.limit`; `validation_rows`: in the place of
-    `data.validation.limit`. `tokens_per_second`: in training, of all processes together. Every row is taken to be
-    `length` tokens long, so that bytes and hours are those at most; validations of an unknown number of rows are no
-    part of the hours.
+    `data.validation.limit`. `tokens_per_second`: in training, of all processes together, of a run that passes each
+    sample once. Every row is taken to be `length` tokens long, so that bytes and hours are those at most; validations
+    of an unknown number of rows are no part of the hours.
     """
     rows = rows or run.data.train.limit
     length = length or run.max_length
@@ -45,7 +46,7 @@ def effort_of(
     validated = 0 if validations == 0 else None if None in (validations, each) else (validations or 0) * (each or 0)
     hours = None
     if tokens_per_second and None not in (tokens, asked, *before):
-        trained = sum(one or 0 for one in (tokens, *before))
+        trained = sum(_passes(one) * (of or 0) for one, of in zip((run, *stages), (tokens, *before), strict=True))
         passed = (asked or 0) + (validated or 0) * length
         hours = (trained + PASS_SHARE * passed) / tokens_per_second / 3600
     kept = rows and rows * (TOKEN_BYTES * length + ROW_BYTES)
@@ -91,6 +92,12 @@ def _validations(run: RunConfig, steps: int | None, of_epoch: int | None) -> int
     if run.eval_strategy == "epoch":
         return None if None in (steps, of_epoch) else math.ceil((steps or 0) / (of_epoch or 1))
     return None if steps is None else math.ceil(steps / (run.eval_steps or run.logging_steps))
+
+
+def _passes(run: RunConfig) -> int:
+    """Forward and backward passes of each sample that a step sees."""
+    term = make_smoothness(run.smoothness)
+    return (1 if term is None else term.passes) * (1 if run.sharpness is None else 2)
 
 
 def _batch(run: RunConfig, machine: Machine) -> int:

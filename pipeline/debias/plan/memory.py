@@ -1,6 +1,7 @@
 """Bytes on one GPU at the worst moment of a step, part by part. N trainable elements, W ranks.
 
-Moments: `backward` (both gradients are made), `combine` (the rule makes the update), `optimizer` (AdamW's temporaries).
+Moments: `backward` (both gradients are made), `combine` (the rule makes the update), `optimizer` (AdamW's temporaries);
+of a run whose gradients are taken elsewhere than at the weights (`sharpness`) also `move` (the weights are moved).
 Weights and optimizer state are there at all of them. Peaks of the second and later steps: the first has no state yet.
 """
 
@@ -103,16 +104,21 @@ def memory_of(
     *,
     cuda: bool = True,
     looks_at: Sequence[Vector] = TWO_GRADIENTS,
+    moves: bool = False,
+    accumulated: bool = False,
 ) -> Memory:
     """The parts at the worst moment of a step with this gradient source (`plain`: one gradient only).
 
     `looks_at`: the vectors that the rule combines; of how far weights moved it keeps float32 copies, sharded like the
-    optimizer's.
+    optimizer's. `moves`: weights are moved in each micro-batch and put back; `accumulated`: a step has several.
     """
     weights, host = _weights(counts, spread)
     state, more = _optimizer(counts, spread, optim)
     moments = _moments(counts, traced, spread, source, optim, cuda)
     moments["combine"]["combining"] = _combining(counts, spread, source, looks_at)
+    if moves:
+        moments["backward"]["weights to put back"] = counts.bytes(trainable=True)
+        moments["move"] = _move(counts, sum(_gradients(counts, spread, source)) if accumulated else 0)
     kept = _kept(counts, spread, looks_at)
     if spread.offload_optimizer:
         host, kept = host + kept, 0
@@ -187,6 +193,13 @@ def _moments(
         "optimizer's temporaries": _step(counts, spread, optim, cuda),
     }
     return {"backward": backward, "combine": combine, "optimizer": step}
+
+
+def _move(counts: Counts, gradients: int) -> dict[str, int]:
+    """Between the two passes of a micro-batch: how far each weight moves, its copy, and a norm's float64 copy."""
+    largest = max((size.elements for size in counts.sizes if size.trainable), default=0)
+    trained = counts.bytes(trainable=True)
+    return {"gradients": gradients, "weights to put back": trained, "moves of weights": trained + 8 * largest}
 
 
 def _gradients(counts: Counts, spread: Sharding, source: str) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from debias.plan.shapes import find_config
 from debias.plan.sheet import Machine, Parameters, Plan
 from debias.plan.skeleton import shallow, skeleton
 from debias.plan.trace import Load, Traced, trace
+from debias.smoothness import make_smoothness
 
 
 def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) -> Plan:
@@ -129,7 +130,8 @@ class Planner:
         """The parts at that micro-batch."""
         traced = self.traced(micro_batch)
         run, seen, cuda = self.run, self.rule.combines, self.machine.cuda
-        return memory_of(self.counts, traced, self.spread, self.source, run.optim, cuda=cuda, looks_at=seen)
+        second = {"moves": run.sharpness is not None, "accumulated": run.gradient_accumulation_steps > 1}
+        return memory_of(self.counts, traced, self.spread, self.source, run.optim, cuda=cuda, looks_at=seen, **second)
 
     def largest(self) -> int | None:
         """The largest micro-batch that fits; 0 if none does, None where the memory is not known."""
@@ -212,6 +214,12 @@ class Planner:
             found.append(f"{context} and {100 * FRAGMENTATION:.0f} % of what comes and goes for fragmentation")
         if self.run.prompt is not None:
             found.append(f"logits at {self.answer_tokens} positions of a row: no answer has more tokens than bytes")
+        if self.run.sharpness is not None:
+            found.append(f"sharpness {self.run.sharpness['name']} passes each micro-batch twice: twice a step's time")
+        term = make_smoothness(self.run.smoothness)
+        if term is not None:
+            times = f"{term.passes} times a step's time and the activations of two passes"
+            found.append(f"smoothness {term.name} passes each micro-batch {term.passes} times: {times}")
         if self.run.bias_model is not None:
             name, runs = self.run.bias_model["name"], len(self.run.bias_stages())
             found.append(f"bias model {name} {blocks.table_of('bias_model')[name].costs}")

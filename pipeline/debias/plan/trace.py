@@ -27,6 +27,7 @@ from debias.readouts.answers import said_at
 from debias.readouts.classification import Classification
 from debias.readouts.router import router_loss_of
 from debias.readouts.said import DONE, Said
+from debias.smoothness import make_smoothness
 
 WHOLE = 6  # models of so few layers are traced as they are
 
@@ -141,6 +142,8 @@ class Step:
     def __init__(self, run: RunConfig, model: nn.Module, load: Load, live: Live) -> None:
         self.run, self.model, self.load, self.live = run, model, load, live
         self.loss = _loss_of(run)
+        self.smoothness = make_smoothness(run.smoothness)
+        self.every_label = self.loss.every_label or self.smoothness is not None
         self.router = router_loss_of(model)
         self.marks: list[int] = []  # where passes begin, among the events of `live`
         # DeepSpeed runs a bf16 model as it is; everybody else runs bf16 by autocast.
@@ -161,8 +164,13 @@ class Step:
                 # The load balancing loss reads a mask of tokens; else attention gets its own, which is never left out.
                 shape = (load.length,) if self.router else (1, load.length, load.length)
                 inputs["attention_mask"] = torch.ones(load.micro_batch, *shape, dtype=torch.bool)
-            said = self._answered(inputs) if self.run.head == "causal_lm" else self._classified(inputs)
+            said = self._said(inputs)
             loss_B = self.loss(said, self._facts())
+            if self.smoothness is not None:  # one more answer, beside the first; a step up keeps no more than that
+                first_BC, near_BC = said.log_p_BC, self._said(inputs).log_p_BC
+                assert first_BC is not None
+                assert near_BC is not None
+                loss_B = loss_B + self.smoothness.term(first_BC, near_BC)
         self.mark()
         return loss_B, torch.ones(load.micro_batch)
 
@@ -170,10 +178,13 @@ class Step:
         """The load balancing loss of the last forward pass, of a run that asks for it."""
         return self.router.take() if self.router else None
 
+    def _said(self, inputs: dict[str, Any]) -> Said:
+        return self._answered(inputs) if self.run.head == "causal_lm" else self._classified(inputs)
+
     def _answered(self, inputs: dict[str, Any]) -> Said:
         load, ids_BT = self.load, inputs["input_ids"]
         keep_K = torch.arange(load.length - 1 - load.answer_tokens, load.length - 1)
-        others = range(len(self.run.data.labels)) if self.loss.every_label else None
+        others = range(len(self.run.data.labels)) if self.every_label else None
         targets_BK = ids_BT[:, -load.answer_tokens :]
         log_p_BKN = said_at(self.model, inputs, keep_K, targets_BK, others, self.run.loss_chunk_size)
         log_p_BN = log_p_BKN.sum(dim=1)
@@ -182,7 +193,7 @@ class Step:
 
     def _classified(self, inputs: dict[str, Any]) -> Said:
         batch = {"inputs": inputs, "facts": self._facts()}
-        said = Classification().said(self.model, batch, every_label=self.loss.every_label)
+        said = Classification().said(self.model, batch, every_label=self.every_label)
         return replace(said, hidden_BH=self._hidden())
 
     def _hidden(self) -> Tensor | None:

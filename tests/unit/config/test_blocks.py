@@ -10,6 +10,7 @@ from debias.config import blocks
 from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.sweep.grid import settings_of
 
 
 @dataclass(frozen=True)
@@ -178,3 +179,17 @@ def test_a_typo_inside_a_block_is_an_error_on_load(tmp_path: Path, line: str, me
     with pytest.raises(InputError) as caught:
         load_config(written(tmp_path, line))
     assert message in str(caught.value)
+
+
+def test_a_kind_that_a_run_may_lack_has_no_row_by_default() -> None:
+    """What tells runs apart leaves defaults out: a default row of a kind that is not there by default would be lost."""
+    for kind, home in blocks.KINDS.items():
+        held = RunConfig.model_fields[kind].default
+        assert home.default == (None if held is None else held[home.key]), kind
+
+
+@pytest.mark.parametrize("line", ["sharpness: sam", "smoothness: smart", "groups: guessed", "bias_model: lexical"])
+def test_a_row_at_its_defaults_makes_another_method(tmp_path: Path, line: str) -> None:
+    more = "first_stage: {keep: log_p}\n" if line.startswith("groups") else ""
+    told = [settings_of(load_config(written(tmp_path, more + one))) for one in ("", line)]
+    assert told[0] != told[1]

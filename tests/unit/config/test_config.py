@@ -429,6 +429,46 @@ def test_what_a_setting_is_called_elsewhere(name):
         parse(RunConfig, {"model": "x", "output_dir": "y", "data": {"train": "generated"}, name: 1}, "f")
 
 
+def test_sharpness_is_of_the_run_alone_and_refused_where_it_cannot_be():
+    values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "sharpness": "sam"}
+    run = RunConfig.model_validate({**values, "bias_model": "first_learned", "first_stage": {}})
+    assert run.sharpness == {"name": "sam", "rho": 0.05}
+    assert run.method_parts()["sharpness"] == run.sharpness
+    assert [stage.sharpness for stage in (run.stage_before(), *run.bias_stages())] == [None, None, None]
+    again = RunConfig.model_validate({**values, "first_stage": {"settings": {"sharpness": "asam"}}})
+    assert again.stage_before().sharpness == {"name": "asam", "rho": 0.5, "eta": 0.01}
+    assert "sharpness" not in RunConfig.model_validate({**values, "sharpness": None}).method_parts()
+    for more, message in (
+        (
+            {"deepspeed": "zero2"},
+            "sharpness does not go with deepspeed: it moves weights within a step",
+        ),
+        (
+            {"router_aux_loss_coef": 0.01},
+            "sharpness does not go with router_aux_loss_coef: a loss of the batch has",
+        ),
+        ({"sharpness": {"name": "sam", "rho": "much"}}, "sharpness.rho is 'much', expected a finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse(RunConfig, {**values, **more}, "f")
+
+
+def test_smoothness_is_of_the_run_alone_and_refused_where_it_cannot_be():
+    values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "smoothness": "r3f"}
+    run = RunConfig.model_validate({**values, "bias_model": "first_learned", "first_stage": {}})
+    assert run.smoothness == {"name": "r3f", "strength": 1.0, "masks": "own", "noise": 1e-5, "kind": "uniform"}
+    assert run.method_parts()["smoothness"] == run.smoothness
+    assert [stage.smoothness for stage in (run.stage_before(), *run.bias_stages())] == [None, None, None]
+    for key, value in (
+        ("deepspeed", "zero2"),
+        ("router_aux_loss_coef", 0.01),
+        ("bf16", True),
+        ("stop_when_learned", 0.5),
+    ):
+        with pytest.raises(InputError, match=f"smoothness does not go with {key}: "):
+            parse(RunConfig, {**values, key: value}, "f")
+
+
 def test_head_dropout_is_of_the_run_alone():
     """A run before the run trains plainly; its own settings may give it dropout of its own."""
     values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "head_dropout": 0.9}

@@ -59,6 +59,17 @@ def test_the_pass_and_the_runs_of_a_bias_model():
     assert found(words, rows=90).tokens_asked == 0
 
 
+def test_a_second_pass_takes_its_time():
+    """Of the run alone: what trains before it does so plainly."""
+    stage = {"first_stage": {"keep": "errors", "settings": {"max_steps": 3}}, "max_steps": 5, "order": "upsampled"}
+    plain, twice = (found(run_of(**stage, **more), rows=90, speed=10.0) for more in ({}, {"sharpness": "sam"}))
+    assert (plain.tokens, plain.tokens_before) == (twice.tokens, twice.tokens_before)
+    assert twice.hours - plain.hours == pytest.approx(plain.tokens / 10 / 3600)
+    for more, passes in (({"smoothness": {"name": "smart", "steps": 2}}, 4), ({"smoothness": "r3f"}, 2)):
+        told = found(run_of(**stage, **more, sharpness="sam"), rows=90, speed=10.0)
+        assert told.hours - plain.hours == pytest.approx((2 * passes - 1) * plain.tokens / 10 / 3600)
+
+
 def test_the_first_stage_counts():
     run = run_of(first_stage={"keep": "errors", "settings": {"max_steps": 3}}, max_steps=5, order="upsampled")
     told = found(run, rows=90)

@@ -201,6 +201,41 @@ def test_a_rule_that_looks_at_how_far_weights_moved_keeps_copies():
     assert "combining" not in memory_of(counts, small, Sharding(), "plain", "sgd", cuda=False).parts
 
 
+def test_weights_that_are_put_back_take_a_copy():
+    """Beside the activations of the second pass; where these are small, the move itself is the worst moment."""
+    counts = count(run_of(adapter="full"), family_config("qwen3"))
+    n, largest = counts.elements(trainable=True), max(size.elements for size in counts.sizes)
+
+    def of(peak, **more):
+        traced = Traced(peak=peak, gradients=4 * n, others=peak - 4 * n)
+        return memory_of(counts, traced, Sharding(), "plain", "adamw_bnb_8bit", cuda=False, **more)
+
+    large = 40 * n
+    assert "weights to put back" not in of(large).parts
+    assert of(large, moves=True).parts["weights to put back"] == 4 * n
+    assert of(large, moves=True).total == of(large).total + 4 * n
+    small = of(4 * n, moves=True, accumulated=True)
+    assert small.moment == "move"
+    assert small.parts["moves of weights"] == 4 * n + 8 * largest
+    assert small.parts["gradients"] == 4 * n
+    assert small.parts["weights to put back"] == 4 * n
+
+
+def test_the_plan_says_that_each_micro_batch_is_passed_twice():
+    plain, sharp = (make_plan(run_of(**more), Machine(cuda=False)) for more in ({}, {"sharpness": "asam"}))
+    assert sharp.parts["weights to put back"] == 4 * sharp.parameters.trainable
+    assert "sharpness asam passes each micro-batch twice: twice a step's time" in sharp.assumptions
+    assert len(sharp.assumptions) == len(plain.assumptions) + 1
+
+
+def test_a_smoothness_term_holds_the_activations_of_two_answers():
+    plain, smooth = (make_plan(run_of(**more), Machine(cuda=False)) for more in ({}, {"smoothness": "smart"}))
+    kept = [plan.parts["activations"] for plan in (plain, smooth)]
+    assert 1.5 < kept[1] / kept[0] < 2.1
+    (told,) = set(smooth.assumptions) - set(plain.assumptions)
+    assert told.startswith("smoothness smart passes each micro-batch 3 times: 3 times a step's time")
+
+
 @pytest.mark.slow
 def test_the_plan_knows_the_methods_vectors():
     plans = {name: make_plan(run_of(method=name), Machine(), length=16) for name in ("erm", "digrap")}

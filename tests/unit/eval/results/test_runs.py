@@ -48,6 +48,7 @@ def test_many_differing_settings_fall_back_to_the_folder():
         ),
         ({"method": "erm", "bias_model": {"name": "lexical"}}, "erm"),
         ({"method": "edge", "bias_model": "lexical"}, "edge + lexical"),
+        ({"method": "erm", "sharpness": "sam", "smoothness": {"name": "smart"}}, "sam + smart"),
         ({"method": "erm", "order": "upsampled", "first_stage": {"keep": "errors"}}, "upsampled + first_stage"),
         ({"method": "erm", "data": {"swap": {}}}, "swap"),
         ({"method": "erm", "loss": {"name": "cross_entropy", "class_weights": "balanced"}}, "class_weights"),
@@ -62,7 +63,16 @@ def test_a_method_is_more_than_its_rule(config, called):
     assert Method("a", (run,)).is_baseline is (called == "erm")
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss": "focal"}, {"data": {"train": "generated", "swap": {}}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loss": "focal"},
+        {"sharpness": "sam"},
+        {"smoothness": "smart"},
+        {"data": {"train": "generated", "swap": {}}},
+    ],
+)
 def test_what_run_json_says_of_a_method_is_what_the_config_says(changes):
     """A run whose config.yaml was lost is no baseline because of that."""
     base = {"model": "m", "data": {"train": "generated"}, "output_dir": "o", "method": "erm"}
