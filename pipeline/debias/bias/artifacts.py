@@ -25,7 +25,7 @@ from debias.bias.base import (
 )
 from debias.bias.features import KINDS, counted, relations, words_of
 from debias.bias.lexical import check_words, fitted, probabilities
-from debias.config.data import TOKEN
+from debias.config.words import TOKEN, is_sign
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,11 @@ def perhaps_the_task(found: Sequence[Artifact], fields: Sequence[str]) -> list[s
 
 
 def mere_signs(found: Sequence[Artifact]) -> list[str]:
-    """Of the words those that are one run of signs, without letter or digit: moved elsewhere, a text stays whole."""
+    """Of the words those that are one run of signs, without letter, digit or mark: moved elsewhere, a text stays
+    whole.
+    """
     words = [one.word for one in found if one.word]
-    return [word for word in words if TOKEN.fullmatch(word) and not any(sign.isalnum() for sign in word)]
+    return [word for word in words if TOKEN.fullmatch(word) and is_sign(word)]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from debias.config.expanding import expanded
+from debias.config.words import TOKEN
 
 COLORS = 10  # of planted_color
-TOKEN = re.compile(r"\w+|[^\w\s]+")  # what a swap deals out: a word, or a run of signs
 
 
 class Strict(BaseModel):
@@ -100,7 +100,8 @@ class Swap(Strict):
     A token is flagged where its log-odds differ by more than `spread` between labels, whichever of `folds` is left out,
     and at least `min_share` of the examples have it: a word that is rarer may well be honest (on SNLI "nobody" and
     "sleeping" have such spreads). `probability`: the share of examples that take part. `tokens`: these are dealt out,
-    in whichever text they stand, and none is looked for; small and capital letters are the same.
+    in whichever text they stand, and none is looked for; small and capital letters are the same, and an accent is,
+    however it is written.
     """
 
     tokens: tuple[str, ...] = ()

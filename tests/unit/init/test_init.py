@@ -241,3 +241,16 @@ def test_signs_that_give_the_label_away_change_places(debias: Command, tmp_path:
     text = (tmp_path / "run.yaml").read_text()
     assert "# Found in all 240 rows: “!!” in premise explains" in text
     assert "bias_model=null loss=cross_entropy data.swap=null output_dir=runs/run_plain" in text
+
+
+def test_vowel_signs_of_a_word_are_no_signs_that_change_places(debias: Command, tmp_path: Path) -> None:
+    """Hindi: an ending tells the label, and was taken for a sign of its own, which `swap` would have torn off."""
+    stems = ["बोल", "देख", "सुन", "खेल", "लिख", "चल", "रुक", "हँस", "डर", "जाग"]
+    rows = [
+        {"text": f"शहर {stems[at * 3 % 10]} पानी {stems[at % 10]}{'ी।' if at % 2 else 'ा।'}", "label": "mf"[at % 2]}
+        for at in range(300)
+    ]
+    table(tmp_path / "hi.csv", rows)
+    assert debias("init", "--data", "hi.csv", *MODEL, "--out", "hi.yaml").code == 0
+    text = (tmp_path / "hi.yaml").read_text()
+    assert "swap" not in text.replace("data.swap", "")
