@@ -88,6 +88,7 @@ class Audit:
     copies: Copies
     test: Tested | None
     layout: Mapping[str, Any]  # what was said of how the file is laid out
+    about_labels: tuple[str, ...]  # what somebody should know of the labels, a line each
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and the page; each finding with whether it was found."""
@@ -152,6 +153,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         copies=copies_in(data.examples),
         test=None if test is None else tested(data, test),
         layout=dict(data.layout),
+        about_labels=data.about_labels,
     ), Counted(tables)
 
 

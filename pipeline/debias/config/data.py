@@ -1,6 +1,8 @@
 """The settings of data: where examples come from, how a row is read, what shortcut is planted."""
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -231,6 +233,15 @@ class DataConfig(Strict):
         if self.planted_bias and self.planted_bias.field not in self.text_fields:
             raise ValueError(f"planted_bias.field is {self.planted_bias.field!r}, not in {list(self.text_fields)}")
         return self
+
+
+def twins(labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """Those of the labels that are one but for how they are written (spaces, capitals, 1 and 1.0), like with like."""
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        written = " ".join(unicodedata.normalize("NFC", label).split()).casefold()
+        alike.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", written), []).append(label)
+    return [tuple(some) for some in alike.values() if len(some) > 1]
 
 
 def has_pictures(name: str) -> bool:

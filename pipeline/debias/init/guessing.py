@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from debias.audit.guessing import GROUPS, MOST_VALUES, ROWS, Table
-from debias.audit.reading import labels_of
+from debias.audit.labels import LabelColumn, column_of
 from debias.config.data import DataSource, has_pictures
 from debias.config.reading import parse
-from debias.data.rows import is_missing
 from debias.data.sources import rows_of, size_of
 from debias.errors import InputError
 
@@ -43,10 +42,9 @@ def guess_id(table: Table, taken: Sequence[str]) -> str | None:
     return "id" if "id" in found else found[0] if len(found) == 1 else None
 
 
-def labels_in(table: Table, label_field: str) -> tuple[str, ...]:
-    """The labels that occur in the rows, in the order of their names; blank cells are none."""
-    filled = [(number, row) for number, row in table.rows if not is_missing(row.get(label_field))]
-    return labels_of(table.name, label_field, filled, table.classes)
+def labels_in(table: Table, label_field: str) -> LabelColumn:
+    """What the rows have for labels; blank cells are none."""
+    return column_of(table.name, label_field, table.values(label_field), table.classes)
 
 
 def max_length(table: Table, text_fields: Sequence[str]) -> int:
