@@ -16,7 +16,8 @@ from debias.config.reading import parse, yaml_value
 from debias.config.run import RunConfig
 from debias.data.prompt import check_template
 from debias.errors import InputError
-from debias.init.guessing import guess_group, guess_id, labels_in, max_length, others, read_table
+from debias.init.guessing import guess_group, guess_id, labels_in, others, read_table
+from debias.init.lengths import length_of
 from debias.runs.outputs import check_files
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
     found, where = _found(wanted, table, labels, label_map)
     used = (*wanted.text_fields, wanted.label_field, *([wanted.group_field] if wanted.group_field else []))
     unused = others(table, used)
+    length = length_of(table, wanted.text_fields, str(wanted.model), causal=wanted.head == "causal_lm")
     lines = [
         _comment(f"# A first run. debias train {out} begins it; add max_steps=2 to try it."),
         "# Every setting: launch/SETTINGS.md. A setting that is not here has its default.",
@@ -142,7 +144,7 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         *_swap_lines(found),
         "",
         *(_prompt_lines(wanted.text_fields, labels) if wanted.head == "causal_lm" else []),
-        f"max_length: {max_length(table, wanted.text_fields)}  # tokens; by its words it holds 95 of 100 rows",
+        f"max_length: {length.tokens}  # {length.said()}",
         "lora_r: 8",
         "learning_rate: 3e-4",
         "num_train_epochs: 1",

@@ -295,3 +295,40 @@ def test_labels_in_several_ways_of_writing_are_made_one(
     assert "differ in how they are written alone" in " ".join(said.out.split())
     table(tmp_path / "y.csv", [{"text": f"number {i} of these", "label": "yY"[i % 2]} for i in range(20)])
     assert "and there is no other" in debias("init", "--data", "y.csv", *MODEL, "--out", "y.yaml").error
+
+
+@pytest.mark.parametrize(
+    ("text", "head", "model", "line"),
+    [
+        ("很" * 200, "classification", "no/such-model", "512  # tokens; by its words it holds 100 of 100 rows"),
+        ("ไม่ดี" * 40, "classification", "no/such-model", "256  # tokens; by its words it holds 100 of 100 rows"),
+        ("a b " * 400, "classification", "no/such-model", "512  # tokens; by its words it holds 5 of 100 rows, and "),
+        ("yes no " * 40, "classification", "here", "128  # tokens; by the model's tokenizer it holds 100 of 100 rows"),
+        # Each sign is a token of a tokenizer that knows the letters alone, and words have no say.
+        ("zqzqzqzqzq " * 10, "classification", "here", "128  # tokens; by the model's tokenizer it holds 100 of"),
+        ("yes no " * 30, "causal_lm", "here", "128  # tokens; by the model's tokenizer it holds 100 of 100 rows"),
+    ],
+)
+def test_rows_are_measured_in_tokens(
+    text: str, head: str, model: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """19 of 20 rows have this text, one is short."""
+    monkeypatch.chdir(tmp_path)
+    if model == "here":
+        letters_alone(tmp_path / "here")
+    rows = [{"text": f"{text} {at}" if at % 20 else "yes", "label": "ab"[at % 2]} for at in range(60)]
+    table(tmp_path / "x.csv", rows)
+    write_first(Wanted(data="x.csv", model=model, head=head), Path("x.yaml"))
+    assert f"max_length: {line}" in Path("x.yaml").read_text()
+
+
+def letters_alone(folder: Path) -> None:
+    """A folder with a tokenizer that makes a token of each letter of a word that is not yes, no or a number."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    folder.mkdir()
+    tokenizer = Tokenizer(models.WordLevel({"yes": 0, "no": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"yes|no|\d+|."), behavior="isolated")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
