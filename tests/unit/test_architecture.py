@@ -37,7 +37,7 @@ ALLOWED = {
     "bias": "readouts config data",
     "grouping": "config",
     "audit": "errors config data bias",
-    "init": "errors config data runs audit",
+    "init": "errors hub config data runs audit",
     "eval.results": "errors eval.scores config data runs",
     "fetch": "errors hub config data",
     "push": "errors hub runs",

@@ -10,7 +10,7 @@ from debias_eval.results.runs import Method, Run
 
 FEWEST_SEEDS = 5
 # Keys of a result's `judge` that two results may differ in and still be compared.
-NO_MATTER = ("adapter", "max_change", "batch", "ranks", "deepspeed", "one_pass", "seconds", "samples", "device")
+NO_MATTER = ("adapter", "max_change", "batch", "ranks", "deepspeed", "one_pass", "seconds", "samples", "device", "cut")
 FINISHED = ("finished", "done", "complete", "completed", "ok")
 
 

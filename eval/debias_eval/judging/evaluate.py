@@ -64,7 +64,7 @@ def evaluate_run(
     model = predictor or load(run)
     if shown is not None:
         refuse_cut_prompts(model, settings, examples)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _asked_and_cut(model)
     digest = examples_sha256(examples)
     earlier = _kept_scores(run, settings, digest, model, shown)
     judged = _with_clusters(predict(model, settings, examples, batch_size, earlier), examples)
@@ -77,7 +77,7 @@ def evaluate_run(
         **_scores(settings, judged, examples),
         "partial_input": partial_input(settings, every) if floor and is_first() else None,
         "overlap": found,
-        "judge": {**dict(getattr(model, "description", None) or {}), **({"shots": shown.told} if shown else {})},
+        "judge": _judge(model, shown, before, len(examples)),
         "model_labels": list(model.labels),
         "examples_sha256": digest,
         "gold_sha256": gold_sha256(examples, settings.labels),
@@ -89,6 +89,23 @@ def evaluate_run(
     if earlier is not None:
         earlier.remove()
     return written
+
+
+def _asked_and_cut(model: Predictor) -> tuple[int, int]:
+    """How many examples a model was asked about so far, and how many of them were longer than it reads."""
+    asked, cut = getattr(model, "asked_and_cut", (0, 0))
+    return asked, cut
+
+
+def _judge(model: Predictor, shown: Shown | None, before: tuple[int, int], size: int) -> dict[str, Any]:
+    """How labels were scored. `cut`: how many of the examples were longer than the model reads, also as a warning; not
+    where some were judged in an earlier call, which nobody counted.
+    """
+    if (say := getattr(model, "say_what_was_cut", None)) is not None:
+        say(*before)
+    asked, cut = _asked_and_cut(model)
+    told = dict(getattr(model, "description", None) or {}) | ({"shots": shown.told} if shown else {})
+    return told | ({"cut": cut - before[1]} if asked - before[0] == size else {})
 
 
 def _kept_scores(run: Path, suite: Suite, examples: str, model: Predictor, shown: Shown | None) -> KeptScores | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from debias.config.words import JOINED, WORD, as_compared
 from debias.data import Example
 from debias.errors import InputError
 from debias_eval.reading.suite import Cluster, Suite
@@ -53,10 +54,11 @@ def _found(suite: Suite, rule: Cluster, value: str) -> str:
 
 
 def _skeleton(text: str | None, words: Sequence[str]) -> str:
-    return " ".join(word if word in words else "_" for word in re.findall(r"\w+", str(text).lower()))
+    return " ".join(word if word in words else "_" for word in re.findall(WORD, as_compared(str(text))))
 
 
 @cache
 def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(phrases, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+    edge = rf"[\w{JOINED}]"  # a mark behind a letter is of its word
+    return re.compile(rf"(?<!{edge})(?:{'|'.join(map(re.escape, longest_first))})(?!{edge})", re.IGNORECASE)

@@ -13,10 +13,10 @@ import numpy as np
 from debias.audit.fields import Alone, Relation, alone, related
 from debias.audit.reading import Dataset
 from debias.audit.suggestion import Findings, suggested, verdict
-from debias.audit.sureness import Interval, wilson
+from debias.audit.sureness import Interval, interval_of
 from debias.audit.words import Word, WordTable, table_of, words_found
 from debias.bias.artifacts import Artifacts, mere_signs, perhaps_the_task
-from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of
+from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of, weights_of_copies
 from debias.bias.calibration import out_of_fold
 from debias.bias.features import KINDS, counted, relations, weighted, words_of
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
@@ -88,6 +88,7 @@ class Audit:
     copies: Copies
     test: Tested | None
     layout: Mapping[str, Any]  # what was said of how the file is laid out
+    about_labels: tuple[str, ...]  # what somebody should know of the labels, a line each
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and the page; each finding with whether it was found."""
@@ -123,11 +124,12 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     label_N, names = labels_of(data.examples), data.fields
     words_FN = [[words_of(example.texts[place]) for example in data.examples] for place in range(len(names))]
     fold_FN = [_folds(data.examples, place, seed) for place in range(len(names))]
-    seen, tables = _counted(data, words_FN, fold_FN, label_N)
-    of_fields = alone(seen, label_N, len(data.labels))
+    weight_N = weights_of_copies(data.examples)
+    seen, tables = _counted(data, words_FN, fold_FN, label_N, weight_N)
+    of_fields = alone(seen, label_N, len(data.labels), weight_N)
     words, looked_at = words_found(tables)
     values_NR, relation_names = relations(words_FN, names)
-    of_relations = related(values_NR, relation_names, label_N, data.labels)
+    of_relations = related(values_NR, relation_names, label_N, data.labels, weight_N)
     strong = Artifacts(relations=KINDS).found(data.examples, len(data.labels), names, seed)
     by_words = Artifacts().found(data.examples, len(data.labels), names, seed)  # as a run of the block searches
     allowed = tuple(perhaps_the_task(by_words, names))
@@ -147,10 +149,11 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         words=tuple(words),
         looked_at=looked_at,
         relations=tuple(of_relations),
-        easy=_easy(p_NC, label_N),
+        easy=_easy(p_NC, label_N, weight_N),
         copies=copies_in(data.examples),
         test=None if test is None else tested(data, test),
         layout=dict(data.layout),
+        about_labels=data.about_labels,
     ), Counted(tables)
 
 
@@ -160,7 +163,11 @@ def _folds(examples: Sequence[Example], place: int, seed: int) -> Ints:
 
 
 def _counted(
-    data: Dataset, words_FN: Sequence[Sequence[Sequence[str]]], fold_FN: Sequence[Ints], label_N: Ints
+    data: Dataset,
+    words_FN: Sequence[Sequence[Sequence[str]]],
+    fold_FN: Sequence[Ints],
+    label_N: Ints,
+    weight_N: Floats | None,
 ) -> tuple[dict[str, tuple[Any, Ints]], list[WordTable]]:
     """Of each field its TF-IDF with its folds, and the table of its words; fields without a word twice left out."""
     seen, tables = {}, []
@@ -171,7 +178,7 @@ def _counted(
             if "scikit-learn" in str(error):
                 raise InputError(f"debias audit: {error}") from None
             continue
-        tables.append(table_of(counts_NV, texts, label_N, fold_N, field, data.labels))
+        tables.append(table_of(counts_NV, texts, label_N, fold_N, field, data.labels, weight_N))
         seen[field] = (weighted(counts_NV), fold_N)
     return seen, tables
 
@@ -186,10 +193,10 @@ def _bias_model(blocks: Sequence[Any], values_NR: Floats, data: Dataset, seed: i
     return np.exp(out_of_fold(p_NC, label_N, calibrated=True))
 
 
-def _easy(p_NC: Floats, label_N: Ints) -> Easy:
-    right, n = int((p_NC.argmax(axis=1) == label_N).sum()), len(label_N)
+def _easy(p_NC: Floats, label_N: Ints, weight_N: Floats | None) -> Easy:
+    right_N, n = p_NC.argmax(axis=1) == label_N, len(label_N)
     sure = float((p_NC[np.arange(n), label_N] > SURE).mean())
-    return Easy(right / n, wilson(right, n), float(np.bincount(label_N).max() / n), sure)
+    return Easy(float(right_N.sum() / n), interval_of(right_N, weight_N), float(np.bincount(label_N).max() / n), sure)
 
 
 def copies_in(examples: Sequence[Example]) -> Copies:
@@ -207,11 +214,12 @@ def tested(data: Dataset, test: Dataset) -> Tested:
     seen_NV = Lexical().features(together, data.fields)
     n, label_M = len(data.examples), labels_of(test.examples)
     p_MC = probabilities(fitted(seen_NV[:n], labels_of(data.examples)), seen_NV[n:], len(data.labels))
-    right, m = int((p_MC.argmax(axis=1) == label_M).sum()), len(label_M)
+    right_M, m = p_MC.argmax(axis=1) == label_M, len(label_M)
     known = {example.texts for example in data.examples}
     most = Counter(label_M.tolist()).most_common(1)[0][1] / m
     shared = sum(example.texts in known for example in test.examples)
-    return Tested(test.name, m, right / m, wilson(right, m), most, shared)
+    interval = interval_of(right_M, weights_of_copies(test.examples))
+    return Tested(test.name, m, float(right_M.sum() / m), interval, most, shared)
 
 
 def block_as_yaml(block: Mapping[str, Any] | None, dealt_out: Sequence[str] = ()) -> str:

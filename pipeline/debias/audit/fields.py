@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2, rankdata
 
-from debias.audit.sureness import ALPHA, Interval, adjusted, better_than, wilson
+from debias.audit.sureness import ALPHA, Interval, adjusted, better_than, interval_of
 from debias.audit.words import exact
 from debias.bias.base import Floats, Ints
 from debias.bias.lexical import judged_out_of_fold
@@ -50,27 +50,43 @@ class Relation:
         return self.p < ALPHA and self.effect >= SMALL
 
 
-def alone(seen: dict[str, tuple[Any, Ints]], label_N: Ints, labels: int) -> list[Alone]:
-    """What each field gives away: of each its features [N, V], sparse, and the folds [N] in which equal texts meet."""
+def alone(seen: dict[str, tuple[Any, Ints]], label_N: Ints, labels: int, weight_N: Floats | None = None) -> list[Alone]:
+    """What each field gives away: of each its features [N, V], sparse, and the folds [N] in which equal texts meet.
+
+    `weight_N`: how much each row counts for p and the intervals (`weights_of_copies`), None for all alike.
+    """
     most = int(np.bincount(label_N).argmax())
     judged = {
         field: judged_out_of_fold(seen_NV, label_N, labels, fold_N).argmax(axis=1) == label_N
         for field, (seen_NV, fold_N) in seen.items()
     }
-    p_K = adjusted(np.array([better_than(right_N, label_N == most) for right_N in judged.values()]))
-    share, n = float((label_N == most).mean()), len(label_N)
+    likely = int(np.bincount(label_N, weights=weight_N).argmax())  # copies may have made another the most frequent
+    p_K = adjusted(np.array([better_than(right_N, label_N == likely, weight_N) for right_N in judged.values()]))
+    share = float((label_N == most).mean())
     return [
-        Alone(field, float(right_N.mean()), wilson(float(right_N.sum()), n), share, float(p))
+        Alone(field, float(right_N.mean()), interval_of(right_N, weight_N), share, float(p))
         for (field, right_N), p in zip(judged.items(), p_K, strict=True)
     ]
 
 
-def related(values_NR: Floats, names: Sequence[str], label_N: Ints, labels: Sequence[str]) -> list[Relation]:
-    """How each relation goes with the labels (Kruskal & Wallis, JASA 47, 1952; flags: Fisher), largest effect first."""
+def related(
+    values_NR: Floats, names: Sequence[str], label_N: Ints, labels: Sequence[str], weight_N: Floats | None = None
+) -> list[Relation]:
+    """How each relation goes with the labels (Kruskal & Wallis, JASA 47, 1952; flags: Fisher), largest effect first.
+
+    `weight_N`: how much each row counts for p (`weights_of_copies`), None for all alike.
+    """
     if not len(names):
         return []
-    h_R = np.array([kruskal(values_NR[:, place], label_N, len(labels)) for place in range(len(names))])
-    p_R = adjusted(np.array([_p(values_NR[:, place], h, label_N, len(labels)) for place, h in enumerate(h_R)]))
+    h_R = np.array([kruskal(value_N, label_N, len(labels)) for value_N in values_NR.T])
+    sure_R = h_R
+    if weight_N is not None:
+        sure_R = np.array([kruskal_of(value_N, label_N, len(labels), weight_N) for value_N in values_NR.T])
+    p_R = adjusted(
+        np.array(
+            [_p(value_N, h, label_N, len(labels), weight_N) for value_N, h in zip(values_NR.T, sure_R, strict=True)]
+        )
+    )
     return sorted(
         (
             Relation(
@@ -85,13 +101,14 @@ def related(values_NR: Floats, names: Sequence[str], label_N: Ints, labels: Sequ
     )
 
 
-def _p(value_N: Floats, h: float, label_N: Ints, labels: int) -> float:
+def _p(value_N: Floats, h: float, label_N: Ints, labels: int, weight_N: Floats | None) -> float:
     """The chance of such an H; of a flag exactly, for H says too little of one that few examples have."""
     there = np.unique(value_N)
     if len(there) != 2:
         return float(chi2.sf(h, len(np.unique(label_N)) - 1))
-    has_C = np.bincount(label_N[value_N == there[1]], minlength=labels)
-    size_C = np.bincount(label_N, minlength=labels)
+    has_N = value_N == there[1]
+    has_C = _counted(label_N[has_N], labels, None if weight_N is None else weight_N[has_N])
+    size_C = has_C + _counted(label_N[~has_N], labels, None if weight_N is None else weight_N[~has_N])
     least = exact(np.stack([has_C, size_C - has_C]), size_C).min()  # of one label with the flag, or without it
     return float(min(1.0, 2 * labels * least))
 
@@ -100,6 +117,21 @@ def _means(name: str, value_N: Floats, label_N: Ints, labels: Sequence[str]) -> 
     """Of each label; a length, which is measured in logarithms, in words."""
     means = {label: float(value_N[label_N == at].mean()) for at, label in enumerate(labels) if (label_N == at).any()}
     return {label: float(np.expm1(mean)) for label, mean in means.items()} if name.startswith("length of") else means
+
+
+def _counted(label_N: Ints, labels: int, weight_N: Floats | None) -> Ints:
+    return np.rint(np.bincount(label_N, weights=weight_N, minlength=labels)).astype(np.int64)
+
+
+def kruskal_of(value_N: Floats, label_N: Ints, labels: int, weight_N: Floats) -> float:
+    """The statistic H of rows that count `weight_N` each: as `kruskal` where each counts 1."""
+    _, place_N = np.unique(value_N, return_inverse=True)
+    held_K = np.bincount(place_N.ravel(), weights=weight_N)
+    rank_N = (np.cumsum(held_K) - held_K / 2)[place_N.ravel()]  # the middle of what counts as much
+    n, size_C = float(weight_N.sum()), np.bincount(label_N, weights=weight_N, minlength=labels)
+    mean_C = np.bincount(label_N, weights=weight_N * rank_N, minlength=labels) / np.where(size_C > 0, size_C, 1.0)
+    spread = float((weight_N * (rank_N - n / 2) ** 2).sum()) / n
+    return 0.0 if len(held_K) < 2 else float((size_C * (mean_C - n / 2) ** 2).sum() / spread * (n - 1) / n)
 
 
 def kruskal(value_N: Floats, label_N: Ints, labels: int) -> float:

@@ -1,10 +1,10 @@
 """What the first rows of a file show of single features, for who writes a run's first settings."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from debias.audit.guessing import Table
-from debias.audit.reading import named
+from debias.audit.labels import named
 from debias.bias.artifacts import Artifact, Artifacts, mere_signs, perhaps_the_task
 from debias.data.examples import Example
 from debias.data.rows import is_missing
@@ -13,13 +13,21 @@ Found = Sequence[Artifact]  # features that give the label away, the one that ex
 SEARCHED = 4_000_000  # characters: some seconds, and 20,000 rows of 200
 
 
-def artifacts_in(table: Table, fields: Sequence[str], label_field: str, labels: Sequence[str]) -> tuple[Found, int]:
+def artifacts_in(
+    table: Table,
+    fields: Sequence[str],
+    label_field: str,
+    labels: Sequence[str],
+    label_map: Mapping[str, str] | None = None,
+) -> tuple[Found, int]:
     """The features of these rows that give the label away by themselves, the one that explains most first; and how
     many rows were searched: of long texts a part, drawn at random.
 
     Rows without a label or a text are left out. None where a label has too few rows to be judged out of fold.
+    `label_map`: what values of the column stand for a label.
     """
     place = {label: at for at, label in enumerate(labels)}
+    place |= {value: place[label] for value, label in (label_map or {}).items()}
     examples = [
         Example(str(number), tuple(str(row[field]) for field in fields), place[label])
         for number, row in table.rows

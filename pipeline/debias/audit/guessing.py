@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from debias.config.words import words_in
 from debias.data.rows import NumberedRow, is_missing
 from debias.errors import InputError
 
@@ -119,4 +120,4 @@ def _is_choice(table: Table, column: str) -> bool:
 def _words(table: Table, column: str) -> float:
     values: Sequence[Any] = table.values(column)
     texts: list[str] = [value for value in values if isinstance(value, str)]
-    return sum(len(text.split()) for text in texts) / len(texts) if len(texts) == len(values) > 0 else 0.0
+    return sum(map(words_in, texts)) / len(texts) if len(texts) == len(values) > 0 else 0.0

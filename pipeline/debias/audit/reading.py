@@ -3,26 +3,24 @@
 What cannot be told from the header without a doubt is asked for.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from debias.audit.guessing import ROWS, Columns, Table, label_of, texts_of
+from debias.audit.labels import column_of
 from debias.config.data import DataConfig, DataSource, has_pictures
 from debias.config.reading import parse
 from debias.data import Example, load_examples
-from debias.data.sources import NO_GOLD_LABEL, rows_of
+from debias.data.sources import rows_of
 from debias.errors import InputError
-
-MOST_LABELS = 100
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Examples with what their fields and labels are called; `name` is what a reader knows the data by, `layout` what
-    was said of how it is laid out.
+    was said of how it is laid out, `about_labels` what somebody should know of the labels, a line each.
     """
 
     name: str
@@ -31,6 +29,7 @@ class Dataset:
     labels: tuple[str, ...]
     examples: Sequence[Example]
     layout: Mapping[str, Any] = field(default_factory=dict)
+    about_labels: tuple[str, ...] = ()
 
 
 def read_dataset(
@@ -52,35 +51,12 @@ def read_dataset(
     if label_field != (columns.label_field or "label"):
         where, rows, classes = rows_of(source, label_field)
     fields = texts_of(table, columns, label_field)
-    found = tuple(labels) or labels_of(where, label_field, rows, classes)
+    column = None if labels else column_of(where, label_field, [row.get(label_field) for _, row in rows], classes)
+    found = tuple(labels) if column is None else column.labels
     data = DataConfig(train=source, text_fields=fields, label_field=label_field, labels=found)
-    return Dataset(name, fields, label_field, found, load_examples(source, data, base=Path.cwd()), columns.layout)
-
-
-def labels_of(
-    where: str, field: str, rows: Sequence[tuple[int, Any]], classes: Sequence[str] | None
-) -> tuple[str, ...]:
-    """The labels that occur, in the order of their names; a row without a gold label has none."""
-    seen = Counter(named(row.get(field), classes) for _, row in rows)
-    for value in (None, "", *NO_GOLD_LABEL):
-        seen.pop(value, None)
-    if len(seen) > MOST_LABELS:
-        some = ", ".join(repr(value) for value, _ in seen.most_common(3))
-        raise InputError(
-            f"{where}: {field} has {len(seen)} values ({some}, ...), expected at most {MOST_LABELS} labels; "
-            "name another with --label-field"
-        )
-    if len(seen) < 2:
-        told = f"is {next(iter(seen))!r} in every row" if seen else "is empty"
-        raise InputError(f"{where}: {field} {told}: with fewer than two labels nothing can give one away")
-    return tuple(sorted(str(value) for value in seen))
-
-
-def named(value: Any, classes: Sequence[str] | None) -> str | None:
-    """The label of a cell: of a number its name among the `classes`; None of an empty one."""
-    if classes and isinstance(value, int) and 0 <= value < len(classes):
-        return classes[value]
-    return None if value is None else str(value)
+    examples = load_examples(source, data, base=Path.cwd())
+    about = (*column.about_marks(), *column.about_twins()) if column else ()
+    return Dataset(name, fields, label_field, found, examples, columns.layout, about)
 
 
 def read_like(data: Dataset, name: str) -> Dataset:

@@ -21,10 +21,19 @@ def wilson(right: float, n: float) -> Interval:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
+def interval_of(right_N: Bools, weight_N: Floats | None = None) -> Interval:
+    """The interval of the share of rows that are right; `weight_N`: as wide as of so many rows as these weigh."""
+    right, n = float(right_N.sum()), float(len(right_N))
+    rows = n if weight_N is None else float(weight_N.sum())
+    return wilson(right if weight_N is None else right / n * rows, rows)
+
+
 def adjusted(p_K: Floats, families: int = FAMILIES) -> Floats:
     """Holm's adjusted p-values (Scand. J. Statist. 6, 1979) of one family of several that share an error rate.
 
-    With all families adjusted like this, the chance of any false alarm anywhere is at most ALPHA.
+    With all families adjusted like this, the chance of any false alarm anywhere is at most ALPHA, where each p is of
+    rows that were drawn one by one. Copies of a row count as one (`weights_of_copies`); rows that were made of each
+    other in another way, such as one hypothesis beside many premises, are not known as such.
     """
     order = np.argsort(p_K, kind="stable")
     stepped_K = np.maximum.accumulate(p_K[order] * np.arange(len(p_K), 0, -1))
@@ -33,7 +42,12 @@ def adjusted(p_K: Floats, families: int = FAMILIES) -> Floats:
     return found
 
 
-def better_than(right_N: Bools, other_right_N: Bools) -> float:
-    """One-sided p that the first is right no oftener than the other, of the examples on which they differ (McNemar)."""
-    wins, losses = int((right_N & ~other_right_N).sum()), int((~right_N & other_right_N).sum())
+def better_than(right_N: Bools, other_right_N: Bools, weight_N: Floats | None = None) -> float:
+    """One-sided p that the first is right no oftener than the other, of the examples on which they differ (McNemar).
+
+    `weight_N`: how much each example counts, None for all alike; sums of it are rounded.
+    """
+    counts_N = np.ones(len(right_N)) if weight_N is None else weight_N
+    wins = round(float(counts_N[right_N & ~other_right_N].sum()))
+    losses = round(float(counts_N[~right_N & other_right_N].sum()))
     return float(binom.sf(wins - 1, wins + losses, 0.5)) if wins + losses else 1.0

@@ -20,6 +20,7 @@ def tables_of(audit: Audit) -> list[Any]:
     head = f"{audit.name}: {audit.examples:,} examples; {labels}"
     return [
         _plain(head),
+        *(_plain(line) for line in audit.about_labels),
         _plain(audit.verdict),
         *([_strong(audit)] if audit.strong else []),
         _alone(audit),

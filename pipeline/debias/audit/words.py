@@ -25,7 +25,8 @@ class Word:
 
     `count` texts have it, `with_label` of them this label, a share of `share` where `base` is the label's in all.
     `log_odds`, against all other labels, and `z` with an informative prior (Monroe et al., Political Analysis 16,
-    2008, eq. 16 and 22); `p` one-sided, exact, adjusted. `stable`: more frequent than the label in every fold.
+    2008, eq. 16 and 22); `p` one-sided, exact, adjusted. `stable`: more frequent than the label in every fold. `z` and
+    `p` are of rows as they count (`weights_of_copies`), all else is of rows as they are.
     """
 
     text: str
@@ -50,7 +51,8 @@ class Word:
 class WordTable:
     """What was counted of the words of one field: texts of each label with each word, [V, C], and that by folds.
 
-    `p_VC` is not adjusted for anything.
+    `sure_VC`, `sure_C`: as `count_VC` and `size_C`, of rows as they count (`weights_of_copies`). `p_VC` is of these and
+    not adjusted for anything.
     """
 
     field: str
@@ -60,11 +62,14 @@ class WordTable:
     size_C: Ints
     stable_VC: Any
     p_VC: Floats
+    sure_VC: Ints
+    sure_C: Ints
 
     def word(self, at: int, label: int, p: float) -> Word:
         """The word at this place as it comes with a label."""
         count_C, total = self.count_VC[at], int(self.count_VC[at].sum())
-        log_odds, z = log_odds_of(float(count_C[label]), total, float(self.size_C[label]), float(self.size_C.sum()))
+        log_odds, _ = _odds(count_C, self.size_C, label)
+        _, z = _odds(self.sure_VC[at], self.sure_C, label)
         return Word(
             text=self.texts[at],
             field=self.field,
@@ -92,10 +97,23 @@ def log_odds_of(with_label: float, count: float, size: float, everything: float)
     return difference, difference / (1 / mine + 1 / others) ** 0.5
 
 
+def _odds(count_C: Ints, size_C: Ints, label: int) -> tuple[float, float]:
+    return log_odds_of(float(count_C[label]), int(count_C.sum()), float(size_C[label]), float(size_C.sum()))
+
+
 def table_of(
-    counts_NV: Any, texts: Sequence[str], label_N: Ints, fold_N: Ints, field: str, labels: Sequence[str]
+    counts_NV: Any,
+    texts: Sequence[str],
+    label_N: Ints,
+    fold_N: Ints,
+    field: str,
+    labels: Sequence[str],
+    weight_N: Floats | None = None,
 ) -> WordTable:
-    """The table of a field's words, those in fewer than RAREST texts left out."""
+    """The table of a field's words, those in fewer than RAREST texts left out.
+
+    `weight_N`: how much each row counts for p (`weights_of_copies`), None for all alike; sums of it are rounded.
+    """
     folds = int(fold_N.max()) + 1
     cells_NX = np.zeros((len(label_N), folds * len(labels)))
     cells_NX[np.arange(len(label_N)), fold_N * len(labels) + label_N] = 1.0
@@ -105,6 +123,11 @@ def table_of(
     kept = np.flatnonzero(count_VKC.sum(axis=(1, 2)) >= RAREST)
     count_VKC, size_KC = count_VKC[kept], np.rint(cells_NX.sum(axis=0)).astype(np.int64).reshape(folds, -1)
     count_VC, size_C = count_VKC.sum(axis=1), size_KC.sum(axis=0)
+    sure_VC, sure_C = count_VC, size_C
+    if weight_N is not None:
+        one_NC = weight_N[:, None] * np.eye(len(labels))[label_N]
+        sure_VC = np.rint((counts_NV[:, kept] > 0).T.astype(np.float64) @ one_NC).astype(np.int64)
+        sure_C = np.maximum(np.rint(one_NC.sum(axis=0)).astype(np.int64), sure_VC.max(axis=0, initial=0))
     return WordTable(
         field=field,
         labels=labels,
@@ -112,7 +135,9 @@ def table_of(
         count_VC=count_VC,
         size_C=size_C,
         stable_VC=_stable(count_VKC, size_KC),
-        p_VC=exact(count_VC, size_C),
+        p_VC=exact(sure_VC, sure_C),
+        sure_VC=sure_VC,
+        sure_C=sure_C,
     )
 
 

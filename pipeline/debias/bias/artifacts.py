@@ -12,10 +12,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from debias.bias.base import BiasModel, Floats, Ints, check_folds, cross_fitted, floored, folds_by_source, labels_of
+from debias.bias.base import (
+    BiasModel,
+    Floats,
+    Ints,
+    check_folds,
+    cross_fitted,
+    floored,
+    folds_by_source,
+    labels_of,
+    weights_of_copies,
+)
 from debias.bias.features import KINDS, counted, relations, words_of
 from debias.bias.lexical import check_words, fitted, probabilities
-from debias.config.data import TOKEN
+from debias.config.words import TOKEN, is_sign
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -54,9 +64,11 @@ def perhaps_the_task(found: Sequence[Artifact], fields: Sequence[str]) -> list[s
 
 
 def mere_signs(found: Sequence[Artifact]) -> list[str]:
-    """Of the words those that are one run of signs, without letter or digit: moved elsewhere, a text stays whole."""
+    """Of the words those that are one run of signs, without letter, digit or mark: moved elsewhere, a text stays
+    whole.
+    """
     words = [one.word for one in found if one.word]
-    return [word for word in words if TOKEN.fullmatch(word) and not any(sign.isalnum() for sign in word)]
+    return [word for word in words if TOKEN.fullmatch(word) and is_sign(word)]
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class Artifacts(BiasModel):
     most beyond it, until none explains `share` of the entropy of the labels, out of fold and surely; at most `most`.
     Looked at are words and sequences of up to `longest` of each field, and those `relations` that are named: `overlap`
     of the fields, their `length`, `negation`; none by default: what texts share is often what the task is about.
+    Copies of a row explain what they explain, and make nothing surer (`weights_of_copies`).
     What they say together is p (logistic regression, cross-fitted in `folds`). `fields`: those it may see (default:
     all). `allowed`: what a label may hang on, which is found and left to the task: words or sequences of them (with
     all that have them in), or a feature by its name. **Where it finds nothing, it says each label's share and no
@@ -157,14 +170,16 @@ class Artifacts(BiasModel):
         entropy = entropy_of(label_N)
         if entropy == 0:
             return []
-        candidates = self._candidates([*examples, *others], text_fields, label_N, entropy)
+        weight_N = weights_of_copies(examples)
+        candidates = self._candidates([*examples, *others], text_fields, label_N, entropy, weight_N)
         found: list[Artifact] = []
         p_NC = self._said(found, label_N, labels, fold_N)
+        sure_NC = p_NC if weight_N is None else self._said(found, label_N, labels, fold_N, weight_N)
         loss = log_loss(p_NC, label_N)
         for _ in range(self.most + len(self.allowed) + TRIES):
             if (
                 sum(not self._allows(one) for one in found) == self.most
-                or (best := candidates.best(label_N, p_NC, labels, self.share * entropy)) is None
+                or (best := candidates.best(label_N, p_NC, sure_NC, labels, self.share * entropy)) is None
             ):
                 break
             taken = candidates.taken(best)
@@ -173,15 +188,21 @@ class Artifacts(BiasModel):
             if fallen >= self.share * entropy:
                 found.append(replace(taken, explains=fallen / entropy))
                 p_NC, loss = with_it, new
+                sure_NC = p_NC if weight_N is None else self._said(found, label_N, labels, fold_N, weight_N)
         return found
 
     def _candidates(
-        self, examples: Sequence[Example], text_fields: Sequence[str], label_N: Ints, entropy: float
+        self,
+        examples: Sequence[Example],
+        text_fields: Sequence[str],
+        label_N: Ints,
+        entropy: float,
+        weight_N: Floats | None,
     ) -> "_Candidates":
         fields = self.fields or tuple(text_fields)
         places = [list(text_fields).index(field) for field in fields]
         words_FN = [[words_of(example.texts[place]) for example in examples] for place in places]
-        found = _Candidates(len(label_N))
+        found = _Candidates(len(label_N), weight_N)
         for field, words_N in zip(fields, words_FN, strict=True):
             rarest = max(2, int(len(label_N) * _rarest(label_N, self.share * entropy)))
             try:
@@ -209,22 +230,31 @@ class Artifacts(BiasModel):
                 logger.warning("bias model artifacts: allowed: %r is in no text, and no feature's name", allowed)
 
     @staticmethod
-    def _said(found: Sequence[Artifact], label_N: Ints, labels: int, fold_N: Ints) -> Floats:
-        """Probabilities [N + M, C] by these features together, out of fold; without one, each label's share [N, C]."""
+    def _said(
+        found: Sequence[Artifact], label_N: Ints, labels: int, fold_N: Ints, weight_N: Floats | None = None
+    ) -> Floats:
+        """Probabilities [N + M, C] by these features together, out of fold; without one, each label's share [N, C].
+
+        `weight_N`: how much each row counts, else all alike.
+        """
         if not found:
-            share_C = np.bincount(label_N, minlength=labels) / len(label_N)
+            rows = len(label_N) if weight_N is None else weight_N.sum()
+            share_C = np.bincount(label_N, weights=weight_N, minlength=labels) / rows
             return np.tile(np.maximum(share_C, 1e-9), (len(label_N), 1))
         from scipy import sparse
 
         seen_NK = sparse.hstack([one.seen_NK for one in found], format="csr")
-        return judged_by_pattern(seen_NK, label_N, labels, fold_N)
+        return judged_by_pattern(seen_NK, label_N, labels, fold_N, weight_N)
 
 
 class _Candidates:
-    """Features that are still to be looked at: words by presence, and values by the cell they fall in."""
+    """Features that are still to be looked at: words by presence, and values by the cell they fall in.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    `weight_N`: how much each row counts for how sure a feature is; None for all alike.
+    """
+
+    def __init__(self, size: int, weight_N: Floats | None = None) -> None:
+        self.size, self.weight_N = size, weight_N
         self.seen: list[tuple[Any, int | None]] = []  # [N + M, K] sparse, and which column it is; None: all of them
         self.names: list[str] = []
         self.kinds: list[tuple[str, str | None]] = []  # and the words, of what is some
@@ -253,15 +283,23 @@ class _Candidates:
         seen_NK, column = self.seen[at]
         return Artifact(found, 0.0, seen_NK if column is None else seen_NK[:, [column]], *self.kinds[at])
 
-    def best(self, label_N: Ints, p_NC: Floats, labels: int, least: float) -> int | None:
-        """The feature that would lower the log loss of p most, by `least` nats and surely; None if none does."""
-        gain_V, degrees_V = self._gains(np.eye(labels)[label_N], p_NC[: self.size])
-        fair_V = gain_V - degrees_V / (2 * self.size)  # what as many cells gain by chance alone
+    def best(self, label_N: Ints, p_NC: Floats, sure_NC: Floats, labels: int, least: float) -> int | None:
+        """The feature that would lower the log loss of p most, by `least` nats and surely; None if none does.
+
+        `sure_NC`: as p, of rows as they count, by which it is told how sure a feature is.
+        """
+        one_NC = np.eye(labels)[label_N]
+        gain_V, degrees_V = self._gains(one_NC, p_NC[: self.size])
+        sure_V, rows = gain_V, float(self.size)
+        if self.weight_N is not None:
+            rows, weight_N1 = float(self.weight_N.sum()), self.weight_N[:, None]
+            sure_V = self._gains(weight_N1 * one_NC, weight_N1 * sure_NC[: self.size])[0] * self.size / rows
+        fair_V = gain_V - degrees_V / (2 * rows)  # what as many cells gain by chance alone
         fair_V[[name == "" for name in self.names]] = 0.0
         from scipy.stats import chi2
 
         # One that is likelier chance must not hide one that says a little less, and surely.
-        fair_V[chi2.sf(2 * self.size * gain_V, degrees_V) * len(gain_V) >= SURE] = 0.0
+        fair_V[chi2.sf(2 * rows * sure_V, degrees_V) * len(gain_V) >= SURE] = 0.0
         return int(fair_V.argmax()) if len(fair_V) and fair_V.max() >= least else None
 
     def _gains(self, one_NC: Floats, p_NC: Floats) -> tuple[Floats, Floats]:
@@ -281,15 +319,20 @@ class _Candidates:
         return gain_V / self.size, degrees_V
 
 
-def judged_by_pattern(seen_NK: Any, label_N: Ints, labels: int, fold_N: Ints) -> Floats:
+def judged_by_pattern(seen_NK: Any, label_N: Ints, labels: int, fold_N: Ints, weight_N: Floats | None = None) -> Floats:
     """As `judged_out_of_fold`, of few features of 0 and 1: examples that are alike in them and in the label are one row
-    with a weight, so that what a fit takes does not grow with their number.
+    with a weight, so that what a fit takes does not grow with their number. `weight_N`: how much each counts, else 1.
     """
     seen_PK, pattern_N = np.unique(seen_NK.toarray().astype(np.uint8), axis=0, return_inverse=True)
     pattern_N = pattern_N.ravel()
 
     def judge(fitted_on: Ints, judged: Ints) -> Floats:
-        alike, times = np.unique(pattern_N[fitted_on] * labels + label_N[fitted_on], return_counts=True)
+        kinds = pattern_N[fitted_on] * labels + label_N[fitted_on]
+        if weight_N is None:
+            alike, times = np.unique(kinds, return_counts=True)
+        else:
+            alike, place = np.unique(kinds, return_inverse=True)
+            times = np.bincount(place.ravel(), weights=weight_N[fitted_on])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The number of unique classes")  # beside rows, which stand for many
             model = fitted(seen_PK[alike // labels].astype(np.float64), alike % labels, times)

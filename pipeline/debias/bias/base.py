@@ -164,6 +164,27 @@ def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
     return even_folds(distinct[min(sources)], folds, seed) if sources else folds_of(examples, folds, seed)
 
 
+def weights_of_copies(examples: Sequence[Example]) -> Floats | None:
+    """How much each row [N] counts where it is asked how sure something is; None where no two have the same texts.
+
+    Rows of m equal texts count 1 / (1 + (m - 1) r) each, r being how far the labels of equal texts agree beyond chance:
+    a text that was copied m times with its label is one row, labels that were given to equal texts one by one are m.
+    Kish, Survey Sampling, Wiley 1965 (the design effect of clusters).
+    """
+    texts: dict[tuple[str, ...], int] = {}
+    text_N = np.array([texts.setdefault(one.texts, len(texts)) for one in examples], dtype=np.int64)
+    if len(texts) == len(examples):
+        return None
+    label_N, size_T = labels_of(examples), np.bincount(text_N).astype(np.float64)
+    share_C = np.bincount(label_N) / len(label_N)
+    _, cell_N, count_K = np.unique(text_N * len(share_C) + label_N, return_inverse=True, return_counts=True)
+    agree_T = np.bincount(text_N, weights=count_K[cell_N.ravel()] - 1.0) / np.maximum(size_T * (size_T - 1), 1)
+    chance = float((share_C**2).sum())
+    agreed = (float(agree_T[size_T > 1].mean()) - chance) / max(1 - chance, 1e-12)
+    weight_N: Floats = 1 / (1 + (size_T[text_N] - 1) * min(1.0, max(0.0, agreed)))
+    return weight_N
+
+
 def even_folds(contents: Sequence[Any], folds: int, seed: int) -> Ints:
     """The fold [N] of each of these contents: equal ones share one, different ones are dealt out evenly."""
     texts: dict[Any, int] = {}

@@ -112,7 +112,7 @@ def judged_out_of_fold(seen_NV: Any, label_N: Ints, labels: int, fold_N: Ints) -
     return cross_fitted(fold_N, labels, judge, seen_NV.shape[0] - len(fold_N))
 
 
-def fitted(seen_NV: Any, label_N: Ints, times_N: Ints | None = None) -> Any:
+def fitted(seen_NV: Any, label_N: Ints, times_N: Ints | Floats | None = None) -> Any:
     """A linear classifier of these rows, each as often as `times_N` says; where they have one label, that label."""
     seen = np.unique(label_N)
     return int(seen[0]) if len(seen) == 1 else linear_classifier().fit(seen_NV, label_N, sample_weight=times_N)

@@ -22,6 +22,7 @@ from debias.bias.base import (
     labels_of,
 )
 from debias.bias.calibration import out_of_fold
+from debias.config.words import WORD, as_compared
 from debias.data.examples import Example
 
 
@@ -107,6 +108,8 @@ def word_classifier() -> Any:
         from sklearn.pipeline import make_pipeline
     except ImportError:
         raise ValueError("a classifier of words needs scikit-learn: pip install scikit-learn") from None
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    words = TfidfVectorizer(
+        ngram_range=(1, 2), min_df=2, sublinear_tf=True, preprocessor=as_compared, token_pattern=rf"{WORD}|[^\w\s]"
+    )
     # Newton to full convergence: the same answers as lbfgs run to its end, in a fifth of the time.
     return make_pipeline(words, LogisticRegression(C=1.0, solver="newton-cg", tol=1e-8, max_iter=200))

@@ -9,7 +9,7 @@ import numpy as np
 
 from debias.bias import make_bias_model
 from debias.bias.base import folds_of
-from debias.config.data import DataConfig, DataSource, LeftOut
+from debias.config.data import DataConfig, DataSource, LeftOut, twins
 from debias.config.run import RunConfig
 from debias.data import Example, load_examples, paint, plant
 from debias.data.sources import kept_examples
@@ -24,6 +24,13 @@ def training_examples(config: RunConfig, base: Path | None) -> Sequence[Example]
     """Training data with its planted bias, cues swapped, without the fold that is left out, where these are asked for;
     every label must occur.
     """
+    for alike in twins(config.data.labels):
+        logger.warning(
+            "data.labels: %s differ in how they are written alone, and are trained as %d labels; data.label_map makes "
+            "them one",
+            ", ".join(map(repr, alike)),
+            len(alike),
+        )
     told: dict[str, Any] = {"bias_column": config.bias_weight.column, "p_columns": _columns(config)}
     read: Any = load_examples if config.data.pictures else kept_examples
     examples: Sequence[Example] = read(config.data.train, config.data, base=base, **told, require_every_label=True)

@@ -36,13 +36,15 @@ class Task:
     packing: bool = False
     pad_id: int | None = None
 
-    def encode(self, examples: Sequence[Example], *, with_answer: bool) -> EncodedExamples:
-        """Token ids of `examples`; a causal model's training examples carry their right answer."""
+    def encode(self, examples: Sequence[Example], *, with_answer: bool, quiet: bool = False) -> EncodedExamples:
+        """Token ids of `examples`; a causal model's training examples carry their right answer. What is longer than
+        `max_length` is cut, with a warning unless `quiet`.
+        """
         if self.pictures:
             return encode_images(examples)
         if self.prompt is None:
-            return encode_for_classification(examples, self.tokenizer, self.max_length)
-        return encode_for_answers(examples, self.prompt, self.max_length, with_answer=with_answer)
+            return encode_for_classification(examples, self.tokenizer, self.max_length, quiet=quiet)
+        return encode_for_answers(examples, self.prompt, self.max_length, with_answer=with_answer, quiet=quiet)
 
     @property
     def collate(self) -> Collator | ImageCollator | PackingCollator:

@@ -1,14 +1,16 @@
 """The settings of data: where examples come from, how a row is read, what shortcut is planted."""
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from debias.config.expanding import expanded
+from debias.config.words import TOKEN
 
 COLORS = 10  # of planted_color
-TOKEN = re.compile(r"\w+|[^\w\s]+")  # what a swap deals out: a word, or a run of signs
 
 
 class Strict(BaseModel):
@@ -100,7 +102,8 @@ class Swap(Strict):
     A token is flagged where its log-odds differ by more than `spread` between labels, whichever of `folds` is left out,
     and at least `min_share` of the examples have it: a word that is rarer may well be honest (on SNLI "nobody" and
     "sleeping" have such spreads). `probability`: the share of examples that take part. `tokens`: these are dealt out,
-    in whichever text they stand, and none is looked for; small and capital letters are the same.
+    in whichever text they stand, and none is looked for; small and capital letters are the same, and an accent is,
+    however it is written.
     """
 
     tokens: tuple[str, ...] = ()
@@ -230,6 +233,15 @@ class DataConfig(Strict):
         if self.planted_bias and self.planted_bias.field not in self.text_fields:
             raise ValueError(f"planted_bias.field is {self.planted_bias.field!r}, not in {list(self.text_fields)}")
         return self
+
+
+def twins(labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """Those of the labels that are one but for how they are written (spaces, capitals, 1 and 1.0), like with like."""
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        written = " ".join(unicodedata.normalize("NFC", label).split()).casefold()
+        alike.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", written), []).append(label)
+    return [tuple(some) for some in alike.values() if len(some) > 1]
 
 
 def has_pictures(name: str) -> bool:

@@ -33,12 +33,20 @@ class EncodedExamples(Dataset[Feature]):
 
     `features`: of each example its lists of tokens (`input_ids`, `answer_mask`, ...). `facts`: tensors [N, ...].
     `wordings`: the same examples in other words, of which training draws; number N + i is example i in the first.
+    `cut`: how many were longer than `max_length` and lost tokens; `cut_at`: which, of examples that are not kept.
     """
 
     def __init__(
-        self, features: Sequence[Feature], facts: Mapping[str, Tensor], wordings: Sequence[Sequence[Feature]] = ()
+        self,
+        features: Sequence[Feature],
+        facts: Mapping[str, Tensor],
+        wordings: Sequence[Sequence[Feature]] = (),
+        *,
+        cut: int = 0,
+        cut_at: Sequence[int] = (),
     ) -> None:
         self.features = features
+        self.cut, self.cut_at = cut, cut_at
         self.wordings = wordings
         self.facts = dict(facts)
         self.order: Order = Shuffled()
@@ -63,22 +71,71 @@ class EncodedExamples(Dataset[Feature]):
         return lengths_of(self.features)
 
 
-def encode_for_classification(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedExamples:
-    """Texts or text pairs, the longest part truncated first to `max_length` tokens."""
+def encode_for_classification(
+    examples: Sequence[Example], tokenizer: Any, max_length: int, *, quiet: bool = False
+) -> EncodedExamples:
+    """Texts or text pairs, the longest part truncated first to `max_length` tokens; how many were is a warning, unless
+    `quiet`.
+    """
     if not examples:
         return EncodedExamples([], {})
     if len(examples[0].texts) > 2:
         raise InputError(f"text_fields: a classification head takes one or two texts, got {len(examples[0].texts)}")
 
+    cut_at = CutAt(examples)
+
     def make(notes: Notes) -> Iterator[Feature]:
+        notes["cut"] = 0
         for rows in in_batches(iter(examples)):
             columns = zip(*(row.texts for row in rows), strict=True)
             encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length)
             keys = [key for key in encoded if key != "attention_mask"]
+            for place in _cut_of(encoded, rows, tokenizer, max_length):
+                cut_at.add(place)
+                notes["cut"] += 1
+            cut_at.passed(len(rows))
             yield from ({key: encoded[key][i] for key in keys} for i in range(len(rows)))
 
-    features, _ = _made(examples, ("classification", max_length), tokenizer, make)
-    return EncodedExamples(features, facts_of(examples))
+    features, notes = _made(examples, ("classification", max_length), tokenizer, make)
+    if notes["cut"] and not quiet:
+        say_what_was_cut(notes["cut"], len(features), max_length)
+    return EncodedExamples(features, facts_of(examples), cut=notes["cut"], cut_at=cut_at.places)
+
+
+def _cut_of(encoded: Any, rows: Sequence[Example], tokenizer: Any, max_length: int) -> list[int]:
+    """Which of the rows of a batch were cut; a fast tokenizer says what it left out, another is asked once more about
+    those that are as long as they may be.
+    """
+    full = [place for place, ids in enumerate(encoded["input_ids"]) if len(ids) >= max_length]
+    if (parts := getattr(encoded, "encodings", None)) is not None:
+        return [place for place in full if parts[place].overflowing]
+    if not full:
+        return []
+    whole = tokenizer(*(list(column) for column in zip(*(rows[place].texts for place in full), strict=True)))
+    return [place for place, ids in zip(full, whole["input_ids"], strict=True) if len(ids) > max_length]
+
+
+class CutAt:
+    """The places of examples that were cut, as batches go by; none of examples of a kept table, which may be many."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.places: list[int] = []
+        self._kept, self._start = isinstance(examples, Examples), 0
+
+    def add(self, place: int) -> None:
+        """One of the batch that is there."""
+        if not self._kept:
+            self.places.append(self._start + place)
+
+    def passed(self, size: int) -> None:
+        """The next batch."""
+        self._start += size
+
+
+def say_what_was_cut(cut: int, size: int, max_length: int, *, prompts: bool = False) -> None:
+    """A warning: so many of so many are longer than the model is given."""
+    what, lost = ("prompts", "lost their start") if prompts else ("texts", "were cut")
+    logger.warning("%d of %d %s are longer than max_length=%d and %s", cut, size, what, max_length, lost)
 
 
 def _made(
@@ -92,40 +149,46 @@ def _made(
 
 
 def encode_for_answers(
-    examples: Sequence[Example], prompt: Prompt, max_length: int, *, with_answer: bool
+    examples: Sequence[Example], prompt: Prompt, max_length: int, *, with_answer: bool, quiet: bool = False
 ) -> EncodedExamples:
-    """Prompts, with their right answers for training; a prompt that is too long loses tokens at its start.
+    """Prompts, with their right answers for training; a prompt that is too long loses tokens at its start: a warning
+    says how many, unless `quiet`.
 
     With answers the prompt's further wordings are encoded as well.
     """
     room = max_length - max(len(ids) for ids in prompt.answer_ids)
     if room < 1:
         raise InputError(f"max_length is {max_length}: no room is left for a prompt before the answer")
-    features = _asked(examples, prompt, max_length, room, with_answer=with_answer)
-    more = prompt.more if with_answer else ()
-    wordings = [_asked(examples, one, max_length, room, with_answer=True) for one in more]
-    return EncodedExamples(features, facts_of(examples), wordings)
+    asked = [
+        _asked(examples, one, max_length, room, with_answer) for one in (prompt, *(prompt.more if with_answer else ()))
+    ]
+    for features, cut, _ in asked:
+        if cut and not quiet:
+            say_what_was_cut(cut, len(features), max_length, prompts=True)
+    features, cut, cut_at = asked[0]
+    return EncodedExamples(features, facts_of(examples), [one for one, *_ in asked[1:]], cut=cut, cut_at=cut_at.places)
 
 
 def _asked(
-    examples: Sequence[Example], prompt: Prompt, max_length: int, room: int, *, with_answer: bool
-) -> Sequence[Feature]:
+    examples: Sequence[Example], prompt: Prompt, max_length: int, room: int, with_answer: bool
+) -> tuple[Sequence[Feature], int, CutAt]:
+    cut_at = CutAt(examples)
+
     def make(notes: Notes) -> Iterator[Feature]:
         notes["cut"] = 0
         for rows in in_batches(iter(examples)):
-            for row, whole in zip(rows, prompt.ids_of_all(rows), strict=True):
-                notes["cut"] += len(whole) > room
+            for place, (row, whole) in enumerate(zip(rows, prompt.ids_of_all(rows), strict=True)):
+                if len(whole) > room:
+                    notes["cut"] += 1
+                    cut_at.add(place)
                 ids = whole[-room:]
                 answer = prompt.answer_ids[row.label] if with_answer else []
                 mask = {"answer_mask": [False] * len(ids) + [True] * len(answer)} if with_answer else {}
                 yield {"input_ids": ids + answer, **mask}
+            cut_at.passed(len(rows))
 
     features, notes = _made(examples, ("answers", max_length, with_answer, prompt.told()), prompt.tokenizer, make)
-    if cut := notes["cut"]:
-        logger.warning(
-            "%d of %d prompts are longer than max_length=%d and lost their start", cut, len(features), max_length
-        )
-    return features
+    return features, notes["cut"], cut_at
 
 
 class Collator:

@@ -12,6 +12,7 @@ from debias.data.shards import Origin
 from debias.errors import InputError
 
 NO_GOLD_LABEL = ("-1", "-")
+MANY = 0.05  # of the rows without a gold label: SNLI has up to 2 %, and where it is more, it may be a label
 
 
 @dataclass(frozen=True)

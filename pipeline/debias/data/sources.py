@@ -1,7 +1,7 @@
 """From a data source to examples: the generator, a local file, or a hub id; every row is checked.
 
-Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted in the log, unless `label_map` or
-`labels` gives that value a meaning.
+Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted in the log, with a warning where they
+are many, unless `label_map` or `labels` gives that value a meaning.
 """
 
 import logging
@@ -23,7 +23,7 @@ from debias.data.files import kind_of, parquet_classes
 from debias.data.generator import generate
 from debias.data.grammar import PHENOMENA
 from debias.data.images import image_rows
-from debias.data.reader import NO_GOLD_LABEL, Reader
+from debias.data.reader import MANY, NO_GOLD_LABEL, Reader
 from debias.data.rows import Layout, NumberedRow
 from debias.data.shards import Origin, files_there, is_pattern, resolve_files, resolve_path
 from debias.data.store import Notes, key_of
@@ -129,7 +129,7 @@ def kept_examples(
 
     told = reader_of(origin).told(source), *([] if way.told is None else [way.told])
     examples = keep_examples(key_of("rows", origin.content(), *told), make)
-    _say_what_was_dropped(origin.name, examples.table.notes["read"], len(examples))
+    _say_what_was_dropped(origin.name, examples.table.notes["read"], examples.table.notes["gold"])
     kept = _subset(len(examples), source, origin.name)
     if kept is not None:
         examples = examples.take(np.array(kept, dtype=np.int64))
@@ -153,7 +153,14 @@ def _counted(
 def _say_what_was_dropped(where: str, read: int, gold: int) -> None:
     """In the log; InputError where nothing is left."""
     if gold < read:
-        log.info("%s: dropped %d of %d rows without a gold label", where, read - gold, read)
+        share = 1 - gold / read
+        hint = "; where -1 or - is a label, name it in labels, or say in label_map what it stands for"
+        told = (where, read - gold, read, 100 * share, hint if share > MANY else "")
+        log.log(
+            logging.WARNING if share > MANY else logging.INFO,
+            "%s: dropped %d of %d rows without a gold label (%.1f %%)%s",
+            *told,
+        )
     if not gold:
         raise InputError(f"{where}: no examples" + (", all rows lack a gold label" if read else ", it is empty"))
 

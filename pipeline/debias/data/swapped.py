@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from debias.config.data import TOKEN, DataConfig, Swap
+from debias.config.data import DataConfig, Swap
+from debias.config.words import TOKEN, as_compared
 from debias.data.examples import Example
 from debias.data.store import Notes, key_of
 from debias.data.tables import Examples, keep_examples
 from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
-Cue = tuple[int, str]  # in which text, and the token in lower case
+Cue = tuple[int, str]  # in which text, and the token as it is compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def swap(examples: Sequence[Example], data: DataConfig) -> Sequence[Example]:
     notes: Notes = {}
     swapped: Sequence[Example]
     if isinstance(examples, Examples):
-        told = (data.swap.model_dump(), len(data.labels), data.planted_bias is None)
+        told = (data.swap.model_dump(), len(data.labels), data.planted_bias is None, TOKEN.pattern)
         swapped = keep_examples(key_of("swapped", examples.key, *told), lambda notes: _swapped(examples, data, notes))
         notes = swapped.table.notes
     else:
@@ -81,7 +82,7 @@ def flagged(examples: Sequence[Example], settings: Swap, labels: int) -> list[Fl
 
     Where `tokens` are named it is these, of every text in which they stand.
     """
-    named = {token.lower() for token in settings.tokens}
+    named = {as_compared(token) for token in settings.tokens}
     fold_N = np.random.default_rng(settings.seed).permutation(len(examples)) % settings.folds
     seen: Counter[tuple[Cue, int, int]] = Counter()  # by token, fold and label
     size: Counter[tuple[int, int]] = Counter()
@@ -109,11 +110,11 @@ def flagged(examples: Sequence[Example], settings: Swap, labels: int) -> list[Fl
 def _nowhere(tokens: Sequence[str], found: Sequence[Sequence[Any]]) -> list[str]:
     """Of these tokens, those that no text has."""
     there = {token for _, token, *_ in found}
-    return [token for token in tokens if token.lower() not in there]
+    return [token for token in tokens if as_compared(token) not in there]
 
 
 def _cues(texts: Sequence[str]) -> set[Cue]:
-    return {(field, token.lower()) for field, text in enumerate(texts) for token in TOKEN.findall(text)}
+    return {(field, as_compared(token)) for field, text in enumerate(texts) for token in TOKEN.findall(text)}
 
 
 def _as_in(texts: Sequence[str], donor: Sequence[str], cues: set[Cue]) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ def _as_in(texts: Sequence[str], donor: Sequence[str], cues: set[Cue]) -> tuple[
 
 
 def _without(text: str, field: int, cues: set[Cue]) -> str:
-    spans = [match.span() for match in TOKEN.finditer(text) if (field, match.group().lower()) in cues]
+    spans = [match.span() for match in TOKEN.finditer(text) if (field, as_compared(match.group())) in cues]
     for start, end in reversed(spans):
         before, after = text[:start].rstrip(), text[end:]
         text = before + after if before else after.lstrip()
@@ -134,7 +135,7 @@ def _without(text: str, field: int, cues: set[Cue]) -> str:
 
 def _with(text: str, donor: str, field: int, cues: set[Cue]) -> str:
     tokens: list[str] = TOKEN.findall(donor)
-    there = [(place, token) for place, token in enumerate(tokens) if (field, token.lower()) in cues]
+    there = [(place, token) for place, token in enumerate(tokens) if (field, as_compared(token)) in cues]
     first = [token for place, token in there if place == 0]
     last = [token for place, token in there if place > 0]
     return " ".join([*first, *([text] if text else []), *last])

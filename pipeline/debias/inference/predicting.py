@@ -71,6 +71,7 @@ def predict_rows(
     )
     started = time.monotonic()
     number = _answer_all(predictor, chain(first, rows), out, batch_size)
+    predictor.say_what_was_cut()
     logger.info("%s rows answered in %.0f s", f"{number:,}", time.monotonic() - started)
     return number
 

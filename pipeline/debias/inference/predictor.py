@@ -14,6 +14,7 @@ import torch
 from debias.adapters.loading import adapter_change, merge, unmerge
 from debias.building.task import Task
 from debias.config.run import RunConfig
+from debias.data.encode import say_what_was_cut
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias.inference.agreement import PaddingGuard
@@ -50,6 +51,8 @@ class Predictor:
             self._answers = AnswerScorer(*ask, self.scoring)
         self.padding = self._answers.padding if self._answers else PaddingGuard(model)
         self._known: dict[Hashable, np.ndarray] = {}
+        self._cut: set[Hashable] = set()  # of those that are known
+        self.asked_and_cut = (0, 0)  # examples so far, and those of them that were longer than the model reads
         self._change: float | None = None  # of the scores, by the adapter
         self._batch_size: int | None = None
 
@@ -124,20 +127,33 @@ class Predictor:
         """How many tokens the prompt of each example has, whole."""
         return [len(ids) for ids in self.answers.prompt.ids_of_all(examples)]
 
+    def say_what_was_cut(self, asked: int = 0, cut: int = 0) -> None:
+        """A warning of the first rank where examples were cut; `asked` and `cut`: those before them."""
+        asked, cut = self.asked_and_cut[0] - asked, self.asked_and_cut[1] - cut
+        if cut and join()[0] == 0:
+            say_what_was_cut(cut, asked, self.task.max_length, prompts=self._answers is not None)
+
     def forget(self) -> None:
         """Let go of what was scored, where rows come as a stream without end."""
         self._known.clear()
+        self._cut.clear()
 
     def _scores(self, examples: Sequence[Example], batch_size: int | None) -> np.ndarray:
         keys = [_key(example) for example in examples]
         new = {key: example for key, example in zip(keys, examples, strict=True) if key not in self._known}
         if new:
             self._known |= zip(new, self._raw(list(new.values()), batch_size), strict=True)
+        self._count(keys)
         raw_NC = np.stack([self._known[key] for key in keys])
         return raw_NC if self._answers is None else self._answers.adjusted(raw_NC)
 
+    def _count(self, keys: Sequence[Hashable]) -> None:
+        asked, cut = self.asked_and_cut
+        self.asked_and_cut = asked + len(keys), cut + sum(key in self._cut for key in keys)
+
     def _raw(self, examples: list[Example], most: int | None = None, *, everywhere: bool = False) -> np.ndarray:
-        encoded = self.task.encode(examples, with_answer=False)
+        encoded = self.task.encode(examples, with_answer=False, quiet=True)
+        self._cut |= {_key(examples[place]) for place in encoded.cut_at}
         if self._answers is not None:
             prompts = [feature["input_ids"] for feature in encoded.features]
             return self._answers.raw(prompts, most, everywhere=everywhere)

@@ -1,20 +1,17 @@
-"""What the first rows of a file say of a run: groups, labels, length. `audit.guessing` tells text and label."""
+"""What the first rows of a file say of a run: groups and labels. `audit.guessing` tells text and label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from debias.audit.guessing import GROUPS, MOST_VALUES, ROWS, Table
-from debias.audit.reading import labels_of
+from debias.audit.labels import LabelColumn, column_of
 from debias.config.data import DataSource, has_pictures
 from debias.config.reading import parse
-from debias.data.rows import is_missing
 from debias.data.sources import rows_of, size_of
 from debias.errors import InputError
 
 IDS = ("id", "uid", "guid", "idx", "index", "pairid", "pair_id", "example_id", "row_id")
-LENGTHS = (64, 128, 256, 512)
 CHARACTERS = 50_000_000  # of the rows that are read: of texts of 10,000 the first 5,000
-TOKENS_A_WORD = 1.5  # of English in the vocabularies of today's models, punctuation counted
 
 
 def read_table(source: str, label_field: str | None = None, layout: Mapping[str, Any] | None = None) -> Table:
@@ -43,17 +40,9 @@ def guess_id(table: Table, taken: Sequence[str]) -> str | None:
     return "id" if "id" in found else found[0] if len(found) == 1 else None
 
 
-def labels_in(table: Table, label_field: str) -> tuple[str, ...]:
-    """The labels that occur in the rows, in the order of their names; blank cells are none."""
-    filled = [(number, row) for number, row in table.rows if not is_missing(row.get(label_field))]
-    return labels_of(table.name, label_field, filled, table.classes)
-
-
-def max_length(table: Table, text_fields: Sequence[str]) -> int:
-    """Tokens that hold 95 of 100 rows, by their words, as a power of two."""
-    words = sorted(sum(len(str(row.get(field, "")).split()) for field in text_fields) for _, row in table.rows)
-    wanted = TOKENS_A_WORD * words[int(0.95 * (len(words) - 1))]
-    return next((length for length in LENGTHS if length >= wanted), LENGTHS[-1])
+def labels_in(table: Table, label_field: str) -> LabelColumn:
+    """What the rows have for labels; blank cells are none."""
+    return column_of(table.name, label_field, table.values(label_field), table.classes)
 
 
 def others(table: Table, used: Mapping[str, Any] | Sequence[str]) -> list[str]:

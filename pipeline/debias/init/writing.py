@@ -1,5 +1,6 @@
 """The YAML file of a first run: asked for where it must be, commented, checked as `train` checks it, never over one."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +11,16 @@ import yaml
 
 from debias.audit.first_rows import Found, allowed_of, artifacts_in, dealt_out_of
 from debias.audit.guessing import Columns, Table, label_of, texts_of
+from debias.audit.labels import LabelColumn
 from debias.config.reading import parse, yaml_value
 from debias.config.run import RunConfig
 from debias.data.prompt import check_template
 from debias.errors import InputError
-from debias.init.guessing import guess_group, guess_id, labels_in, max_length, others, read_table
+from debias.init.guessing import guess_group, guess_id, labels_in, others, read_table
+from debias.init.lengths import length_of
 from debias.runs.outputs import check_files
 
+logger = logging.getLogger(__name__)
 Ask = Callable[[str, str], str]  # what is asked, and what an empty answer means
 HEADS = tuple(head for head in get_args(RunConfig.model_fields["head"].annotation) if head != "image_classification")
 MODEL = "package:minilm"
@@ -111,11 +115,16 @@ def _guessed(guess: Callable[[], str], question: str, ask: Ask | None) -> str:
 def _text(wanted: Wanted, table: Table, out: Path) -> str:
     assert wanted.data is not None
     assert wanted.label_field is not None
-    labels = labels_in(table, wanted.label_field)
+    column = labels_in(table, wanted.label_field)
+    label_map = column.label_map
+    labels = tuple(sorted({label_map.get(label, label) for label in column.labels}))
+    if len(labels) < 2:
+        raise InputError(f"{table.name}: {column.about_twins()[0]}, and there is no other")
     place = _place(wanted.data, out)
-    found, where = _found(wanted, table, labels)
+    found, where = _found(wanted, table, labels, label_map)
     used = (*wanted.text_fields, wanted.label_field, *([wanted.group_field] if wanted.group_field else []))
     unused = others(table, used)
+    length = length_of(table, wanted.text_fields, str(wanted.model), causal=wanted.head == "causal_lm")
     lines = [
         _comment(f"# A first run. debias train {out} begins it; add max_steps=2 to try it."),
         "# Every setting: launch/SETTINGS.md. A setting that is not here has its default.",
@@ -129,13 +138,13 @@ def _text(wanted: Wanted, table: Table, out: Path) -> str:
         "  # validation: dev.csv  # rows like these that are not trained on; then eval_strategy: epoch below",
         f"  text_fields: {_yaml(list(wanted.text_fields))}  # columns that the model reads, in this order",
         f"  label_field: {_yaml(wanted.label_field)}",
-        f"  labels: {_yaml(list(labels))}  # what occurs in {_seen(table)}",
+        *_label_lines(column, labels, _seen(table)),
         f"  id_field: {_yaml(guess_id(table, used))}",
         _group_line(wanted, unused),
         *_swap_lines(found),
         "",
         *(_prompt_lines(wanted.text_fields, labels) if wanted.head == "causal_lm" else []),
-        f"max_length: {max_length(table, wanted.text_fields)}  # tokens; by its words it holds 95 of 100 rows",
+        f"max_length: {length.tokens}  # {length.said()}",
         "lora_r: 8",
         "learning_rate: 3e-4",
         "num_train_epochs: 1",
@@ -150,14 +159,28 @@ def _seen(table: Table) -> str:
     return f"{'all' if table.whole else 'the first'} {len(table.rows):,} rows"
 
 
-def _found(wanted: Wanted, table: Table, labels: Sequence[str]) -> tuple[Found | None, str]:
+def _label_lines(column: LabelColumn, labels: Sequence[str], seen: str) -> list[str]:
+    """The labels, and what somebody should know of them; those that are written in several ways are made one."""
+    for line in column.about_marks():
+        logger.warning("%s", line)
+    lines = [_comment(f"  # {line}.") for line in column.about_marks()]
+    lines.append(f"  labels: {_yaml(list(labels))}  # what {'else ' if column.unlabelled else ''}occurs in {seen}")
+    if made_one := column.label_map:
+        logger.warning("%s: written in several ways, and made one in label_map: %s", column.field, made_one)
+        lines.append(f"  label_map: {_yaml(made_one)}  # written in several ways; without this each is its own label")
+    return lines
+
+
+def _found(
+    wanted: Wanted, table: Table, labels: Sequence[str], label_map: Mapping[str, str]
+) -> tuple[Found | None, str]:
     """The single features that give the label away, and in which rows they were looked for; None where a rule was asked
     for, or the head is no classifier's.
     """
     if wanted.method is not None or wanted.head != HEADS[0]:
         return None, ""
     assert wanted.label_field is not None
-    found, searched = artifacts_in(table, wanted.text_fields, wanted.label_field, labels)
+    found, searched = artifacts_in(table, wanted.text_fields, wanted.label_field, labels, label_map)
     return found, _seen(table) if searched == len(table.rows) else f"{searched:,} of {_seen(table)}"
 
 

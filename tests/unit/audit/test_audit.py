@@ -11,7 +11,7 @@ import pytest
 
 from debias.audit.audit import Audit, audit, block_as_yaml, copies_in
 from debias.audit.comparing import only_in_one
-from debias.audit.fields import kruskal, related
+from debias.audit.fields import kruskal, kruskal_of, related
 from debias.audit.reading import Dataset
 from debias.audit.sureness import adjusted, better_than, wilson
 from debias.audit.words import log_odds_of, table_of, words_found
@@ -282,3 +282,66 @@ def test_intervals_and_paired_wins() -> None:
     first, second = np.array([1, 1, 1, 1, 0, 1], dtype=bool), np.array([0, 0, 1, 0, 1, 1], dtype=bool)
     assert better_than(first, second) == pytest.approx(sum(math.comb(4, k) for k in (3, 4)) / 2**4)
     assert better_than(first, first) == 1.0
+
+
+def single(count: int, seed: int, kind: str = "none") -> Dataset:
+    """Texts of made-up words with labels dealt out at random; `cue`: the last word goes with the label."""
+    draw, examples = np.random.default_rng(seed), []
+    for index in range(count):
+        label = int(draw.integers(2))
+        words = [f"w{n}" for n in draw.integers(60, size=draw.integers(5, 11))]
+        if kind == "cue" and draw.random() < 0.9:
+            words.append(("surely", "hardly")[label])
+        examples.append(Example(str(index), (" ".join(words),), label))
+    return Dataset(kind, ("text",), "label", ("no", "yes"), examples)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_make_no_finding_surer(seed: int) -> None:
+    """100 texts with labels dealt out, ten times over: as little is found as in the 100 alone."""
+    data = single(100, seed)
+    copied, counted = audit(replace(data, examples=[*data.examples] * 10))
+    nothing, alone_once = audit(data)
+    assert found(copied) == found(nothing) == NOTHING
+    assert not copied.strong
+    assert copied.copies.repeated == 900
+    (many,), (once,) = counted.tables, alone_once.tables
+    p_once = dict(zip(once.texts, once.p_VC, strict=True))
+    same = [(text, at) for at, text in enumerate(many.texts) if text in p_once]
+    assert len(same) > 50
+    for text, at in same:
+        assert many.p_VC[at] == pytest.approx(p_once[text], rel=1e-12)
+    assert [row.p for row in copied.relations] == pytest.approx([row.p for row in nothing.relations], rel=1e-12)
+    assert copied.alone[0].p == pytest.approx(nothing.alone[0].p, rel=1e-12)
+    width, once_width = (one.alone[0].interval[1] - one.alone[0].interval[0] for one in (copied, nothing))
+    assert width == pytest.approx(once_width, rel=0.1)  # of other classifiers, as wide as of 100 rows
+
+
+def test_what_is_there_is_found_among_copies_and_its_share_is_of_all_rows() -> None:
+    data = single(100, 0, "cue")
+    copied, _ = audit(
+        replace(data, examples=[*data.examples, *(one for one in data.examples if one.label), *data.examples])
+    )
+    assert {"surely", "hardly"} <= {word.text for word in copied.words}
+    (word,) = [word for word in copied.words if word.text == "hardly"]
+    assert word.count == 3 * sum("hardly" in one.texts[0] for one in data.examples)
+    assert copied.strong
+
+
+def test_a_label_that_was_copied_more_often_is_no_finding() -> None:
+    """Oversampling: the rare label's rows ten times, which then look alike. One audit in 20 may give an alarm."""
+    alarms = 0
+    for seed in range(12):
+        draw, data = np.random.default_rng(seed), single(220, seed)
+        rare = [replace(one, label=int(draw.random() < 0.1)) for one in data.examples]
+        one, _ = audit(replace(data, examples=[one for one in rare for _ in range(9 * one.label + 1)]))
+        alarms += found(one) != NOTHING
+    assert alarms <= 2
+
+
+def test_the_statistic_of_rows_that_count_is_that_of_as_many_rows() -> None:
+    draw = np.random.default_rng(0)
+    value_N, label_N, times_N = draw.integers(6, size=40) / 2, draw.integers(3, size=40), draw.integers(1, 5, size=40)
+    wanted = kruskal(np.repeat(value_N, times_N), np.repeat(label_N, times_N), 4)
+    assert kruskal_of(value_N, label_N, 4, times_N.astype(float)) == pytest.approx(wanted, rel=1e-12)
+    assert kruskal_of(np.full(40, 0.1), label_N, 4, draw.random(40)) == 0.0

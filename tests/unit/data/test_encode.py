@@ -324,3 +324,39 @@ def test_a_model_is_judged_in_its_template_alone(decoder_words: Any) -> None:
 def test_wordings_that_do_not_fit_are_refused(decoder_words: Any) -> None:
     with pytest.raises(InputError, match=r"prompt.more_templates: '\{premise\} \?': .*does not use \{hypothesis\}"):
         asked_in(decoder_words, "{premise} ?")
+
+
+# What is longer than it may be.
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_texts_that_are_cut_are_counted(encoder_words: Any, fast: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Texts that just fit, are a token too long, and far too long: [CLS], [SEP] and seven words are nine tokens."""
+    tokenizer = encoder_words if fast else slow(encoder_words)
+    examples = [example("yes " * words) for words in (7, 8, 1, 400, 6)]
+    encoded = encode_for_classification(examples, tokenizer, 9)
+    assert [len(feature["input_ids"]) for feature in encoded.features] == [9, 9, 3, 9, 8]
+    assert (encoded.cut, list(encoded.cut_at)) == (2, [1, 3])
+    assert caplog.messages == ["2 of 5 texts are longer than max_length=9 and were cut"]
+    caplog.clear()
+    pairs = [example("yes " * words, "no no") for words in (4, 5, 4, 90)]
+    assert list(encode_for_classification(pairs, tokenizer, 9, quiet=True).cut_at) == [1, 3]
+    assert encode_for_classification(examples[2:3], tokenizer, 9).cut == 0
+    assert caplog.messages == []
+
+
+def slow(tokenizer: Any) -> Any:
+    """A tokenizer as those without Rust are: it does not say what it left out."""
+
+    def ask(*columns: Any, **settings: Any) -> dict[str, Any]:
+        return dict(tokenizer(*columns, **settings))
+
+    return ask
+
+
+def test_prompts_that_are_cut_are_counted(decoder_words: Any, caplog: pytest.LogCaptureFixture) -> None:
+    prompt = Prompt(decoder_words, TEMPLATE, ["yes yes", "maybe", "no"], FIELDS)
+    examples = [example("yes " * words, "no") for words in (1, 40, 2, 80)]
+    encoded = encode_for_answers(examples, prompt, 16, with_answer=False, quiet=True)
+    assert (encoded.cut, list(encoded.cut_at)) == (2, [1, 3])
+    assert caplog.messages == []

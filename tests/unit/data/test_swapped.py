@@ -167,3 +167,19 @@ def test_pictures_have_no_words() -> None:
     data = DataConfig.model_validate({"train": "train-images-idx3-ubyte", "labels": list(range(10)), "swap": {}})
     with pytest.raises(InputError, match=r"data\.swap: deals out words, and the data is pictures"):
         swap([], data)
+
+
+def test_words_with_marks_stay_whole_and_accents_are_one_however_they_are_written() -> None:
+    """Signs of a Hindi text change places and no vowel sign goes with them; "e" with its accent is one token or two."""
+    examples = []
+    for at in range(40):
+        stem, ending, accent = ("घर", "पानी")[at % 3 % 2], ("ा !", "ी।")[at % 2], ("é", "e\u0301")[at // 2 % 2]
+        examples.append(Example(str(at), (f"{stem} बोल{ending} caf{accent}",), at % 2))
+    data = DataConfig(train="x.csv", text_fields=("text",), labels=("a", "b"), swap=Swap(tokens=("।", "CAFE\u0301")))
+    found = flagged(examples, data.swap, 2)
+    assert [(one.cue[1], one.examples) for one in found] == [("caf\u00e9", 40), ("।", 20)]
+    for before, after in zip(examples, swap(examples, data), strict=True):
+        words = before.texts[0].split()
+        assert after.texts[0].split()[:2] == [words[0], words[1].rstrip("।")]
+    written = Counter(word for one in swap(examples, data) for word in one.texts[0].split() if word.startswith("caf"))
+    assert written == {"caf\u00e9": 20, "cafe\u0301": 20}

@@ -122,6 +122,17 @@ def test_tokens_come_back_as_they_were(size: int, words: Any) -> None:
     assert list(after.sampler(4, 0)) == list(before.sampler(4, 0))
 
 
+def test_how_many_were_cut_is_known_of_what_is_kept(words: Any, caplog: pytest.LogCaptureFixture) -> None:
+    size = ROWS + 3
+    long = sum(2 * (i % 5 + 1) + 1 + 3 > 9 for i in range(size))  # words of two texts, and three signs
+    for _ in range(2):  # made, and read
+        caplog.clear()
+        encoded = encode_for_classification(stored(texts(size)), words, 9)
+        assert (encoded.cut, list(encoded.cut_at)) == (long, [])
+        assert f"{long} of {size} texts are longer than max_length=9 and were cut" in caplog.messages
+    assert len(encode_for_classification(texts(size), words, 9).cut_at) == long
+
+
 @pytest.mark.parametrize("with_answer", [True, False])
 def test_prompts_come_back_as_they_were(with_answer: bool, caplog: pytest.LogCaptureFixture) -> None:
     prompt = Prompt(tiny_runs.tokenizer(causal=True), "{a} question {b} :", ["yes", "no no", "maybe"], ["a", "b"])

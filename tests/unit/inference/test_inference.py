@@ -181,6 +181,26 @@ def test_prompts_that_lost_their_start(llama: Path) -> None:
     np.testing.assert_allclose(short.label_scores(examples), table(short, encoded), atol=1e-5)
 
 
+def test_what_is_longer_than_the_model_reads_is_counted(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also of texts that were asked about before, and said when it is asked for, since then."""
+    template = "question : answer : question : answer : premise : {premise} {hypothesis}"
+    short = causal(llama, max_length=40, prompt={"template": template, "verbalizers": ANSWERS})
+    examples = pairs(30)
+    whole = [len(short.task.prompt.ids(one)) > 37 for one in examples]
+    assert 0 < sum(whole) < 30
+    short.label_scores(examples)
+    assert short.asked_and_cut == (30, sum(whole))
+    first = whole.index(True)
+    short.label_scores([examples[first]] * 2)
+    assert short.asked_and_cut == (32, sum(whole) + 2)
+    assert "longer than" not in caplog.text
+    short.say_what_was_cut(30, sum(whole))
+    assert "2 of 2 prompts are longer than max_length=40 and lost their start" in caplog.text
+    caplog.clear()
+    short.say_what_was_cut(32, sum(whole) + 2)
+    assert caplog.text == ""
+
+
 def test_the_same_texts_are_computed_once(llama: Path) -> None:
     predictor = causal(llama)
     seen = []

@@ -11,7 +11,7 @@ from command_line import Command, command_line
 from tiny_runs import save_bert, save_llama
 
 from debias.config.reading import load_config
-from debias.data import generate
+from debias.data import generate, load_examples
 from debias.errors import InputError
 from debias.init.writing import Wanted, write_first
 
@@ -241,3 +241,94 @@ def test_signs_that_give_the_label_away_change_places(debias: Command, tmp_path:
     text = (tmp_path / "run.yaml").read_text()
     assert "# Found in all 240 rows: “!!” in premise explains" in text
     assert "bias_model=null loss=cross_entropy data.swap=null output_dir=runs/run_plain" in text
+
+
+def test_vowel_signs_of_a_word_are_no_signs_that_change_places(debias: Command, tmp_path: Path) -> None:
+    """Hindi: an ending tells the label, and was taken for a sign of its own, which `swap` would have torn off."""
+    stems = ["बोल", "देख", "सुन", "खेल", "लिख", "चल", "रुक", "हँस", "डर", "जाग"]
+    rows = [
+        {"text": f"शहर {stems[at * 3 % 10]} पानी {stems[at % 10]}{'ी।' if at % 2 else 'ा।'}", "label": "mf"[at % 2]}
+        for at in range(300)
+    ]
+    table(tmp_path / "hi.csv", rows)
+    assert debias("init", "--data", "hi.csv", *MODEL, "--out", "hi.yaml").code == 0
+    text = (tmp_path / "hi.yaml").read_text()
+    assert "swap" not in text.replace("data.swap", "")
+
+
+def test_minus_one_is_a_label_where_it_makes_a_scale(
+    debias: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"text": f"number {i} of these, all in all", "sentiment": i % 3 - 1} for i in range(60)]
+    table(tmp_path / "scale.csv", rows)
+    debias("init", "--data", "scale.csv", *MODEL, "--out", "scale.yaml")
+    assert load_config(tmp_path / "scale.yaml").data.labels == ("-1", "0", "1")
+    assert "'-1', in 20 of 60 rows (33.3 %), is taken for a label beside 0, 1" in caplog.text
+    assert "is taken for a label" in (tmp_path / "scale.yaml").read_text()
+    audited = json.loads(debias("audit", "scale.csv", "--json").out)["audits"][0]
+    assert audited["labels"] == {"-1": 20, "0": 20, "1": 20}
+    assert "is taken for a label" in audited["about_labels"][0]
+    table(tmp_path / "nli.csv", [*pairs(120), *({**row, "label": "-"} for row in pairs(2))])
+    debias("init", "--data", "nli.csv", *MODEL, "--out", "nli.yaml")
+    assert load_config(tmp_path / "nli.yaml").data.labels == ("contradiction", "entailment", "neutral")
+    told = "2 of 122 rows (1.6 %) have '-', which means no label, and are left out"
+    assert told in caplog.text
+    assert told in (tmp_path / "nli.yaml").read_text()
+    assert told in " ".join(debias("audit", "nli.csv").out.split())
+
+
+def test_labels_in_several_ways_of_writing_are_made_one(
+    debias: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what a run then reads are two labels with all rows."""
+    written = ["pos", "Pos", "neg", "pos ", "neg", "NEG"]
+    table(tmp_path / "x.csv", [{"text": f"number {i} of these, {i % 6}", "label": written[i % 6]} for i in range(60)])
+    debias("init", "--data", "x.csv", *MODEL, "--out", "x.yaml")
+    data = load_config(tmp_path / "x.yaml").data
+    assert data.labels == ("neg", "pos")
+    assert data.label_map == {"NEG": "neg", "Pos": "pos", "pos ": "pos"}
+    assert "made one in label_map" in caplog.text
+    read = load_examples(data.train, data, base=tmp_path)
+    assert [one.label for one in read] == [int(written[i % 6].strip().lower() == "pos") for i in range(60)]
+    assert "what occurs in all 60 rows" in (tmp_path / "x.yaml").read_text()
+    said = debias("audit", "x.csv")
+    assert "differ in how they are written alone" in " ".join(said.out.split())
+    table(tmp_path / "y.csv", [{"text": f"number {i} of these", "label": "yY"[i % 2]} for i in range(20)])
+    assert "and there is no other" in debias("init", "--data", "y.csv", *MODEL, "--out", "y.yaml").error
+
+
+@pytest.mark.parametrize(
+    ("text", "head", "model", "line"),
+    [
+        ("很" * 200, "classification", "no/such-model", "512  # tokens; by its words it holds 100 of 100 rows"),
+        ("ไม่ดี" * 40, "classification", "no/such-model", "256  # tokens; by its words it holds 100 of 100 rows"),
+        ("a b " * 400, "classification", "no/such-model", "512  # tokens; by its words it holds 5 of 100 rows, and "),
+        ("yes no " * 40, "classification", "here", "128  # tokens; by the model's tokenizer it holds 100 of 100 rows"),
+        # Each sign is a token of a tokenizer that knows the letters alone, and words have no say.
+        ("zqzqzqzqzq " * 10, "classification", "here", "128  # tokens; by the model's tokenizer it holds 100 of"),
+        ("yes no " * 30, "causal_lm", "here", "128  # tokens; by the model's tokenizer it holds 100 of 100 rows"),
+    ],
+)
+def test_rows_are_measured_in_tokens(
+    text: str, head: str, model: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """19 of 20 rows have this text, one is short."""
+    monkeypatch.chdir(tmp_path)
+    if model == "here":
+        letters_alone(tmp_path / "here")
+    rows = [{"text": f"{text} {at}" if at % 20 else "yes", "label": "ab"[at % 2]} for at in range(60)]
+    table(tmp_path / "x.csv", rows)
+    write_first(Wanted(data="x.csv", model=model, head=head), Path("x.yaml"))
+    assert f"max_length: {line}" in Path("x.yaml").read_text()
+
+
+def letters_alone(folder: Path) -> None:
+    """A folder with a tokenizer that makes a token of each letter of a word that is not yes, no or a number."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    folder.mkdir()
+    tokenizer = Tokenizer(models.WordLevel({"yes": 0, "no": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"yes|no|\d+|."), behavior="isolated")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -357,6 +357,25 @@ def test_how_the_model_was_asked_is_kept(run, write_suite, fake):
     assert evaluate_run(run, path, predictor=fake())["judge"] == {}
 
 
+def test_how_many_examples_were_cut_is_kept(run, write_suite, fake):
+    """Of this suite alone; of a judging that was gone on with nobody counted it."""
+    predictor, said = fake(), []
+    predictor.asked_and_cut = (10, 3)
+    ask = predictor.label_scores
+
+    def label_scores(examples, batch_size=None):
+        predictor.asked_and_cut = predictor.asked_and_cut[0] + len(examples), predictor.asked_and_cut[1] + 2
+        return ask(examples, batch_size)
+
+    predictor.label_scores = label_scores
+    predictor.say_what_was_cut = lambda *before: said.append((before, predictor.asked_and_cut))
+    path = str(write_suite(ROWS, **TWO))
+    assert evaluate_run(run, path, predictor=predictor)["judge"] == {"cut": 2}
+    assert said == [((10, 3), (10 + len(ROWS), 5))]
+    predictor.label_scores = ask
+    assert evaluate_run(run, path, predictor=predictor)["judge"] == {}
+
+
 def test_only_the_first_rank_writes(run, write_suite, fake, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert evaluate_run(run, str(write_suite(ROWS, **TWO)), predictor=fake())["n"] == 4
