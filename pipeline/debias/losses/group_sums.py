@@ -47,7 +47,6 @@ def evened(memory_GF: Tensor) -> Tensor:
     return 1 / memory_GF[:, 0].clamp(min=NONE)
 
 
-
 def occurring(memory_GF: Tensor) -> Tensor:
     """How many groups occur in the training data: numbers may have gaps."""
     return (memory_GF[:, 0] > 0).sum()

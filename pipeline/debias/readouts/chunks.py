@@ -26,9 +26,9 @@ def token_losses(
     """Cross-entropy [B, K, N] float32 of the tokens `targets_BKN` at the positions `keep_K` of a causal model.
 
     `chunk`: positions, all rows together, whose logits may exist at a time (one position of each row at least); None:
-    all. The result and its gradients are those without chunks. A model may take `logits_to_keep` and not heed it. Raises
-    ValueError when a model that is no causal model of transformers would need chunks, and for logits of other positions
-    than those asked for.
+    all. The result and its gradients are those without chunks. A model may take `logits_to_keep` and not heed it.
+    Raises ValueError when a model that is no causal model of transformers would need chunks, and for logits of other
+    positions than those asked for.
     """
     step = keep_K.numel() if chunk is None else max(1, chunk // targets_BKN.shape[0])
     pieces = 1 if chunk is None else _agreed(model, math.ceil(keep_K.numel() / step), keep_K.device)
@@ -65,8 +65,8 @@ def _kept(logits: Tensor, keep_K: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     width = logits.shape[1]
     if width not in (len(keep_K), tokens):
         raise ValueError(
-            f"the model gave logits of {width} positions of {tokens}; {len(keep_K)} were asked for (logits_to_keep), and"
-            " which they are cannot be told: its forward must heed logits_to_keep, or give the logits of all positions"
+            f"the model gave logits of {width} positions of {tokens}; {len(keep_K)} were asked for (logits_to_keep),"
+            " and which they are cannot be told: its forward must heed logits_to_keep, or give those of all positions"
         )
     return logits if width == len(keep_K) else logits[:, keep_K]
 

@@ -17,7 +17,7 @@ from debias.engines.reduce import BUCKET_ELEMENTS, _buckets
 from debias.engines.stacks import CPU_LARGE, STACK_ELEMENTS, together
 from debias.engines.torch_engine import groups_of_one_shape
 from debias.losses import Answers, cross_entropy
-from debias.methods import Edge, MainOnly, Rule, Subtract, each_row
+from debias.methods import Edge, MainOnly, Orthogonal, Rule, Subtract, each_row
 
 torch.set_num_threads(1)
 
@@ -255,6 +255,16 @@ def test_a_non_finite_weight_skips_the_step(gradients):
     feed(hook, model, batch, weight_B)
     assert not hook.step().finite
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_bias_weights_too_small_for_float32_are_no_bias_and_no_overflow():
+    model, plain = Mlp(), Mlp()
+    small = attach(model, None, Orthogonal())
+    feed(small, model, mlp_batch(), weights_for(14) * 1e-42)
+    feed(hook := attach(plain, None, MainOnly()), plain, mlp_batch(), weights_for(14))
+    hook.combine()
+    assert small.combine().finite
+    assert_grads(model, {name: p.grad for name, p in plain.named_parameters()})
 
 
 def test_a_head_that_is_not_finite_skips_the_step():
