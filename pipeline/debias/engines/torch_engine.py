@@ -332,7 +332,7 @@ def attach_model(
         )
     check_optimizer(optimizer, rule, selected)
     way = way_for(gradients, model, selected) if rule.uses_bias else gradients
-    source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify)
+    source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify, asked=gradients)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
         keep_buffers()
     return TorchHook(

@@ -99,8 +99,9 @@ class Tap:
 def with_weighted(narrow: Tensor, weights: Tensor) -> Tensor:
     """`[narrow, weight * narrow]` side by side, samples and tokens flattened: [B * ..., 2 N].
 
-    In 16 bits [B * ..., 3 N]: the product is two numbers, itself and what its rounding lost. A number of 16 bits times 0.999 rounds to that
-    number, always in the same direction, so that in main - bias the samples that the bias explains best would vanish.
+    In 16 bits [B * ..., 3 N]: the product is two numbers, itself and what its rounding lost. A number of 16 bits times
+    0.999 rounds to that number, always in the same direction, so that in main - bias the samples that the bias explains
+    best would vanish.
     """
     product = _times(weights, narrow)
     parts = [narrow, product.to(narrow.dtype)]

@@ -20,7 +20,7 @@ from debias.engines.parameters import learning_rates
 from debias.engines.pieces import combine_pieces, make_plan
 from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, raise_empty, raise_silent, report
-from debias.gradients import GradientSource, SinglePass, Verified
+from debias.gradients import GradientSource, ProvenSharedForward, SinglePass, Verified
 from debias.gradients.trials import NOBODY, Watch, leaves_of, spared
 from debias.methods import Rule, Vector
 
@@ -58,7 +58,7 @@ class FsdpHook(LoopHook):
         super().__init__(model, optimizer, state, source, **limits)
         self._marks = Marks(self._trainable)
         source.passes = self
-        if isinstance(source, Verified):
+        if isinstance(source, Verified | ProvenSharedForward):
             source.trials = self
 
     def _clip(self, most: float, norm: float) -> None:
