@@ -65,10 +65,6 @@ class FsdpHook(LoopHook):
         if norm > most:
             torch._foreach_mul_(list(self._mains().values()), most / (norm + 1e-6))
 
-    def detach(self) -> None:
-        """Leave the model as it was before `attach`."""
-        self.source.detach()
-
     # The passes of the gradient source.
 
     def main(self, loss: Tensor, *, retain_graph: bool = False) -> None:
@@ -176,9 +172,9 @@ class FsdpHook(LoopHook):
 
     # What a micro-batch must find.
 
-    def _before_backward(self) -> None:
+    def _check(self, *, last: bool) -> None:
         try:
-            self._marks.check()
+            self._marks.check(last=last)
             self._check_trained()
         except RuntimeError:
             self._forget()
