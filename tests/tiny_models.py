@@ -191,6 +191,34 @@ class Mlp(nn.Module):
         return self.classifier(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
+class Doubled(torch.autograd.Function):
+    """Twice the square of the input, whose backward pass writes into what it saved, unseen by autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(4 * x)
+        return 2 * x * x
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: Tensor) -> Tensor:
+        (delta,), (slope,) = deltas, ctx.saved_tensors
+        grad: Tensor = delta * slope
+        slope.data.copy_(grad)
+        return grad
+
+
+class RunsOnce(Mlp):
+    """A graph that is garbage when it is run backward again; not `fused`: the same by torch's own operations."""
+
+    def __init__(self, fused: bool = True) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        return self.classifier(self.second(Doubled.apply(hidden) if self.fused else 2 * hidden * hidden))
+
+
 def text_batch(samples: int = 6, tokens: int = 9, seed: int = 2) -> dict[str, Tensor]:
     """Right-padded rows of unequal length with labels [B]."""
     generator = torch.Generator().manual_seed(seed)

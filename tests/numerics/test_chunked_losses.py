@@ -190,3 +190,28 @@ def test_memory_does_not_grow_with_vocabulary_times_answers() -> None:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "answer_mask": answer_mask}
     assert largest_saved(model, batch, None) == 64 * vocabulary
     assert largest_saved(model, batch, chunk) == chunk * vocabulary
+
+
+class Heedless(nn.Module):
+    """A model of somebody's own, whose forward swallows what it does not know; it may leave positions out."""
+
+    def __init__(self, missing: int = 0) -> None:
+        super().__init__()
+        self.inner, self.missing = tiny_models.llama(), missing
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **rest: Any) -> Any:
+        whole = self.inner(input_ids=input_ids, attention_mask=attention_mask, position_ids=rest["position_ids"])
+        whole.logits = whole.logits[:, self.missing :]
+        return whole
+
+
+@pytest.mark.parametrize("every_label", [False, True])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_logits_of_all_positions_are_read_where_they_were_asked_for(every_label: bool, chunk: int | None) -> None:
+    batch, answers = batch_of_long_answers(), Answers([[5], [9]], chunk=chunk)
+    ours, theirs = (answers.said(model, batch, every_label=every_label) for model in (Heedless(), tiny_models.llama()))
+    assert torch.allclose(ours.log_p_B, theirs.log_p_B, rtol=1e-5)
+    if every_label:
+        assert torch.allclose(ours.log_p_BC, theirs.log_p_BC, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"logits of 23 positions of 24; \d+ were asked for \(logits_to_keep\)"):
+        answers.said(Heedless(missing=1), batch, every_label=every_label)

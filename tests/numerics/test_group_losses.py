@@ -280,3 +280,20 @@ def test_irm_waits_for_its_share_of_training() -> None:
         assert torch.equal(late(said(logits, hidden, labels), told), like(said(logits, hidden, labels), told))
     with pytest.raises(ValueError, match=r"loss\.warmup: this batch does not say how much of training is done"):
         late(said(logits, hidden, labels), known)
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "group_dro", "gerne"])
+def test_numbers_of_groups_may_have_gaps(name: str) -> None:
+    """A loss is that of the groups that occur, to the digit: it does not shrink by numbers that nobody has."""
+    logits, hidden, labels, groups = drawn(15)
+
+    def losses(numbers: tuple[int, int, int]) -> torch.Tensor:
+        known = facts(labels, [numbers[group] for group in groups])
+        loss = begun(name, known) if name in OBJECTIVES else LearningLoss(make_loss(name), known)
+        found = []
+        for _ in range(3):
+            found.append(loss(said(logits, hidden, labels), known))
+            loss.step(lambda sums: sums)
+        return torch.stack(found)
+
+    assert torch.allclose(losses((1, 4, 9)), losses((0, 1, 2)), rtol=1e-12, atol=0)

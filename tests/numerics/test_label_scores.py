@@ -1,5 +1,6 @@
 """Labels scored in one pass over trees of tokens, against a forward pass of each prompt with each answer."""
 
+import functools
 import math
 from random import Random
 
@@ -181,3 +182,11 @@ def test_common_prefix():
     assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
     assert common_prefix([1, 2], [1, 2, 4]) == 2
     assert common_prefix([], [1]) == 0
+
+
+def test_a_model_that_gives_the_logits_of_all_positions(monkeypatch):
+    model, asked, answers = llama().eval(), prompts(3), [[4], [5, 6]]
+    want = tree_scores(model, False, asked, answers, head=3)
+    heedless = functools.wraps(model.forward)(lambda logits_to_keep=0, forward=model.forward, **given: forward(**given))
+    monkeypatch.setattr(model, "forward", heedless)
+    assert torch.allclose(tree_scores(model, False, asked, answers, head=3), want, atol=1e-5)

@@ -31,6 +31,7 @@ from debias.methods import (
     Rule,
     StepFacts,
     Subtract,
+    Vector,
     as_rows,
     combine,
     gram_of_rows,
@@ -90,8 +91,8 @@ def pair(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tupl
 @st.composite
 def matrices(draw):
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    # No subnormal numbers: past a ratio of 1e38 between the two norms a float32 coefficient overflows (and the step is
-    # skipped); test_every_scale_of_each_side goes to 1e35.
+    # No subnormal numbers: past a ratio of 5e36 between the two norms the shorter one counts as zero;
+    # test_every_scale_of_each_side goes to 1e35, test_what_float32_cannot_scale_is_nothing beyond.
     size = st.floats(2**-20, 8, width=32)
     element = st.one_of(st.sampled_from([0.0, 1.0, -1.0]), size, size.map(lambda value: -value))
     matrix = st.lists(st.lists(element, min_size=columns, max_size=columns), min_size=rows, max_size=rows)
@@ -125,6 +126,22 @@ def test_every_scale_of_each_side(rule, dtype):
         for shape in ((3, 4), (1, 4), (4, 1), (5,)):
             main, bias = pair(*shape)
             check(rule, (main * main_scale).to(dtype), (bias * bias_scale).to(dtype))
+
+
+@forms
+@pytest.mark.parametrize("size", [1e-38, 1e-40, 1e-42, 1e-44])
+def test_what_float32_cannot_scale_is_nothing(rule, size):
+    """A coefficient would be 1e38 and more; the oracle has no such bound, and is asked of a zero in its place."""
+    for shape in ((3, 4), (1, 4), (5,)):
+        main, bias = pair(*shape)
+        for tensors in ((main, bias * size), (main * size, bias)) if Vector.BIAS in rule.looks_at else ():
+            got = update_of(rule, *tensors)
+            nothing = [torch.where(t.abs().max() < 1e-30, 0.0, t) for t in tensors]
+            want, magnitude = by_oracle(rule, *nothing)
+            off = (got.double() - want).abs() - 8 * size  # the short one itself, where a rule keeps it
+            assert bool((off <= TOLERANCE[got.dtype] * magnitude).all()), (
+                f"{rule}: {got.tolist()} is not {want.tolist()}"
+            )
 
 
 def ugly() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -174,6 +174,21 @@ def test_memory_goes_on_from_two_ranks_to_one_and_back(rank):
     assert same_on_both_ranks(results[1])
 
 
+@pytest.mark.parametrize("by", ["sum", "broadcast"])
+def test_ranks_that_share_gradients_by_hand_are_noticed(by, rank):
+    """PyTorch's `average_gradients` around a hook that knows of one process: main would be summed, and bias not."""
+    model = Mlp()
+    hook = attach(model, None, Edge())
+    feed(hook, model, mlp_loss, mlp_batch(0), weights_for(14), PARTS[rank])
+    versions = [p.grad._version for p in model.parameters()]
+    for p in model.parameters():
+        dist.all_reduce(p.grad.data) if by == "sum" else dist.broadcast(p.grad.data, src=1)
+    assert versions == [p.grad._version for p in model.parameters()]
+    if by == "sum" or rank == 0:
+        with pytest.raises(RuntimeError, match="a sum or mean over ranks"):
+            hook.combine()
+
+
 def test_full_fine_tuning_through_auto(rank):
     build, forward, make_batch = MODELS["bert in full"]
     alone, model = build(), build()

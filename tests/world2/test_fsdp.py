@@ -10,7 +10,7 @@ from gradient_checks import mlp_loss, text_loss, weights_for
 from loops_of_others import assert_trained, in_steps, program_of, runner
 from tables import FORMS
 from test_ddp import ALL, MODELS, OPTIMIZERS, PARTS, feed, mlp_batch, train
-from tiny_models import Mlp, bert_lora, rows, text_batch
+from tiny_models import Mlp, RunsOnce, bert_lora, rows, text_batch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -99,6 +99,18 @@ def test_full_fine_tuning(rule, rank):
     hook, _ = train(model, forward, make_batch, PARTS[rank], "auto", "sgd", rule, lr=0.02)
     assert hook.gradients == ("shared_forward" if rule.uses_bias else "plain")
     assert largest_difference(model, alone)[0] <= 2e-6
+
+
+@pytest.mark.parametrize("way", ["single_pass", "shared_forward"])
+def test_a_graph_that_runs_once(way, rank):
+    """`shared_forward`: a hook on a parameter, for which single_pass gives way at once."""
+    alone, model = RunsOnce(fused=False), shard(RunsOnce())
+    if way == "shared_forward":
+        model.second.weight.register_hook(lambda gradient: gradient)
+    train(alone, mlp_loss, mlp_batch, ALL, "two_pass", "sgd", Edge())
+    hook, _ = train(model, mlp_loss, mlp_batch, PARTS[rank], "auto", "sgd", Edge())
+    assert hook.gradients == "two_pass"
+    assert largest_difference(model, alone)[0] <= 1e-6
 
 
 @pytest.mark.parametrize("by_layers", [False, True])

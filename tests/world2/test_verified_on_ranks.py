@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gradient_checks import mlp_loss, text_loss, weights_for
-from tiny_models import Mlp, bert, text_batch, with_lora
+from tiny_models import Mlp, RunsOnce, bert, text_batch, with_lora
 from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines import attach
@@ -108,6 +108,34 @@ def test_ranks_under_deepspeed_raise_together(stage):
             feed(hook, engine, mlp_loss, in_order_but_the_last(0), weights_for(SAMPLES), parts_of(dist.get_rank(), 1))
         hook.detach()
         dist.barrier()
+
+
+@functools.cache
+def want_of_a_graph_that_runs_once():
+    model = RunsOnce(fused=False)
+    return alone(model, optimizer_of(model), Subtract(), mlp_loss, in_order_but_the_last, "two_pass", steps=2)
+
+
+@pytest.mark.parametrize("way", ["single_pass", "shared_forward"])
+def test_ranks_in_ddp_run_a_graph_once(way):
+    """`shared_forward`: a hook on a parameter, for which single_pass gives way at once."""
+    model = RunsOnce()
+    if way == "shared_forward":
+        model.second.weight.register_hook(lambda gradient: gradient)
+    got, ways, _ = over_ranks(model, "auto")
+    assert ways == ["two_pass", "two_pass"]
+    assert_same_run(got, want_of_a_graph_that_runs_once(), 1e-6)
+
+
+@pytest.mark.parametrize("way", ["single_pass", "shared_forward"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_ranks_under_deepspeed_run_a_graph_once(stage, way):
+    model = RunsOnce()
+    if way == "shared_forward":
+        model.second.weight.register_hook(lambda gradient: gradient)
+    with engine_of(model, optimizer_of(model), ds_config(stage)) as engine:
+        got = sharded(engine, Subtract(), mlp_loss, in_order_but_the_last, steps=2)
+    assert_same_run(got, want_of_a_graph_that_runs_once(), 1e-6)
 
 
 ENGINES = [

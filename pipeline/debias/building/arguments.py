@@ -43,7 +43,7 @@ def training_arguments(config: RunConfig) -> Any:
     names = set(TrainingArguments.__dataclass_fields__) & set(RunConfig.model_fields) - OURS
     values = {name: getattr(config, name) for name in names} | {"bf16": usable_bf16(config.bf16)}
     if config.use_liger_kernel:
-        values["liger_kernel_config"] = liger_settings()
+        values["liger_kernel_config"] = liger_settings(checkpointing=config.gradient_checkpointing)
     launched = world_size() > 1
     if config.deepspeed is not None:
         values["deepspeed"] = _deepspeed(config)

@@ -150,7 +150,7 @@ class RunConfig(Strict):
     load_in_4bit: bool = False
     attn_implementation: str = Field("auto", min_length=1)  # auto: flash_attention_2 where it can run, else sdpa, eager
     router_aux_loss_coef: float = Field(0.0, ge=0)  # mixtures of experts: of their load balancing loss, in main alone
-    use_liger_kernel: bool = False  # Liger's norms, activations and rotary positions, on CUDA
+    use_liger_kernel: bool = False  # Liger's norms and rotary positions; activations if checkpointing; CUDA
     torch_compile: bool = False  # each transformer layer by itself, with shared_forward or two_pass
     packing: bool = False  # causal_lm: the samples of a micro-batch in one row, without padding
     loss_chunk_size: int | None = Field(1024, ge=1)  # causal_lm: answer positions whose logits exist at a time

@@ -75,7 +75,13 @@ def attach(
     and for a wrapper or an engine's option that is not supported, with the reason. What is done to the model afterwards
     and would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that
     looks at how far the weights moved measures from here: to go on with an earlier run load the weights, attach, and
-    give the hook what its `state_dict()` was.
+    give the hook what its `state_dict()` was. Hooks on modules (a counter, a logger of gradients) are called in
+    the passes of a comparison too; hooks on parameters are not.
+
+    fp16 with torch.amp.GradScaler has one exact order, in which the count takes the scale off before the rule looks:
+    `hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())`, `report = hook.step()`, and
+    `scaler.update(scaler.get_scale() * (1.0 if report.finite else 0.5))`. A step that overflowed is skipped, and counts
+    for `max_nonfinite_steps`. `scaler.unscale_` before, and `scaler.step` after `combine()`, are a RuntimeError.
     """
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
     if not _is_engine(model):

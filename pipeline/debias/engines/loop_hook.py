@@ -8,7 +8,7 @@ import torch
 from debias.engines.hook import Hook
 from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, check_skipped
-from debias.engines.wrapping import step_goes_on
+from debias.engines.wrapping import before_each_step, refuse_scaled_step, step_goes_on
 from debias.gradients import GradientSource
 
 
@@ -30,6 +30,28 @@ class LoopHook(Hook):
         super().__init__(model, state, source, max_nonfinite_steps)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
+        self._waits = False  # whether an update lies in `p.grad` for an optimizer that has not stepped yet
+        self._ends = [] if optimizer is None else before_each_step(optimizer, self._check_stepper)
+
+    def detach(self) -> None:
+        """Leave model and optimizer as they were before `attach`."""
+        self.source.detach()
+        for end in self._ends:
+            end()
+        self._ends = []
+
+    def _check_stepper(self) -> None:
+        """Before the optimizer steps: RuntimeError where a loss scaler does it, which has divided the update."""
+        waits, self._waits = self._waits, False
+        if waits:
+            refuse_scaled_step()
+
+    def _before_backward(self) -> None:
+        self._check(last=False)
+
+    def _check(self, *, last: bool) -> None:
+        """RuntimeError where gradients or parameters are not what they were; `last`: nothing of the step follows."""
+        raise NotImplementedError
 
     def combine(self) -> StepReport:
         """Reduce, combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all.
@@ -44,9 +66,10 @@ class LoopHook(Hook):
             )
         if not self._ran and not self._takes_part_without():
             raise RuntimeError("step without a backward before it: there is no gradient to combine")
-        self._before_backward()
+        self._check(last=True)
         self.last = self._combined()
         self._forget()
+        self._waits = self.last.finite
         if self.last.finite:
             self.state.keep()
         else:

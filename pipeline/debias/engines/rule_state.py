@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from debias.methods import GRADIENTS, Gram, Rule, StepFacts, Vector, pairs_of
+from debias.methods import GRADIENTS, Gram, Rule, StepFacts, Vector, pairs_of, seen
 
 Named = Mapping[str, Tensor]
 
@@ -55,6 +55,7 @@ class RuleState:
 
     def coefficients(self, names: Sequence[str], gram: Gram) -> tuple[Tensor, ...]:
         """The rule's coefficients [K, O] of parameters of one shape; what they will remember is set aside."""
+        gram = seen(gram)
         if not self.memory:
             return self.rule.coefficients(gram)
         device = gram.rows_OG.device

@@ -102,9 +102,6 @@ class TorchHook(LoopHook):
         else:
             self._second.backward(batch, self.source, self._trainable)
 
-    def _before_backward(self) -> None:
-        self._check_untouched()
-
     def _after_backward(self) -> None:
         self._marks.take()
 
@@ -124,8 +121,8 @@ class TorchHook(LoopHook):
         torch.nn.utils.clip_grads_with_norm_(parameters, most, torch.as_tensor(norm))
 
     def detach(self) -> None:
-        """Leave model and DDP wrapper as they were before `attach`."""
-        self.source.detach()
+        """Leave model, optimizer and DDP wrapper as they were before `attach`."""
+        super().detach()
         for guard in self._guards:
             guard.remove()
         if self._second is not None:
@@ -185,12 +182,12 @@ class TorchHook(LoopHook):
     def _needs_bias(self, name: str) -> bool:
         return self.rule.uses_bias and name in self.selected
 
-    def _check_untouched(self) -> None:
+    def _check(self, *, last: bool) -> None:
         """Both gradients hold the same micro-batches: whoever else writes `p.grad` in between changes main alone."""
         if self._marks.is_fresh:
             self._look_up()
         try:
-            self._marks.check()
+            self._marks.check(last=last)
         except RuntimeError:
             self._forget()
             raise
@@ -332,7 +329,7 @@ def attach_model(
         )
     check_optimizer(optimizer, rule, selected)
     way = way_for(gradients, model, selected) if rule.uses_bias else gradients
-    source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify)
+    source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify, asked=gradients)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
         keep_buffers()
     return TorchHook(

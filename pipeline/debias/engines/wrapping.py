@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -118,6 +118,27 @@ def _wrapper(now: Mapping[str, nn.Parameter], model: nn.Module) -> str:
     if any(".base_layer." in name or "lora_" in name for name in now):
         return "an adapter was added"
     return "the model was wrapped, or its layers were replaced,"
+
+
+def before_each_step(optimizer: Any, check: Callable[[], None]) -> list[Callable[[], None]]:
+    """Call `check` before each step of an optimizer of PyTorch's; returns what ends it."""
+    if not isinstance(getattr(optimizer, "_optimizer_step_pre_hooks", None), dict):
+        return []  # a wrapper (Accelerate's), or something of somebody's own
+    return [optimizer.register_step_pre_hook(lambda *_: check()).remove]
+
+
+def refuse_scaled_step() -> None:
+    """RuntimeError where this is called from torch.amp.GradScaler.step, which divides the update by its scale."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code is torch.amp.GradScaler._maybe_opt_step.__code__:
+            raise RuntimeError(
+                "GradScaler.step after the hook's combine: it divides the update by the scale, which a rule has seen"
+                " already or which the hook's count has taken off; give the hook"
+                " backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale()), then step the"
+                " optimizer yourself where the report is finite (see attach)"
+            )
+        frame = frame.f_back
 
 
 def step_goes_on(optimizer: Any) -> bool:

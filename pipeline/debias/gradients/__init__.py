@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from debias.gradients.again import ProvenSharedForward
 from debias.gradients.base import Again, GradientSource, MicroBatch, Plain, SharedForward, TwoPass, no_grad_weight
 from debias.gradients.choice import choose, slower
 from debias.gradients.fused import Fused
@@ -28,12 +29,14 @@ def make_source(
     stage: int = 0,
     elements: tuple[int, int] = (0, 0),
     verify: bool = True,
+    asked: str | None = None,
 ) -> GradientSource:
     """The gradient source that `name` comes to for this model (`choice.choose`); the log says which `auto` took.
 
     `bias=False`: nobody looks at the bias gradient, and the ordinary backward pass is enough. `stage` is ZeRO's;
     `elements` are those selected and those of the whole model. `verify`: single_pass compares its bias gradient with an
-    ordinary backward pass (`Verified`), and leaves the field to a slower way where that was left to `auto`. Raises
+    ordinary backward pass (`Verified`), and shared_forward that pass with itself (`ProvenSharedForward`); each leaves
+    the field to a slower way where that was left to `auto`. `asked`: for what, where `name` came of that. Raises
     ValueError as `choose` does.
     """
     chosen = choose(
@@ -52,6 +55,8 @@ def make_source(
         return Fused(model, selected)
     if verify and chosen.name == SinglePass.name:
         return Verified(model, selected, slower(stage) if name == "auto" else None)
+    if verify and chosen.name == SharedForward.name:
+        return ProvenSharedForward(model, selected, may_change=(asked or name) == "auto")
     return SOURCES[chosen.name](model, selected)
 
 
@@ -62,6 +67,7 @@ __all__ = [
     "MicroBatch",
     "NotExact",
     "Plain",
+    "ProvenSharedForward",
     "SamplesNotFirst",
     "SharedForward",
     "SinglePass",

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from debias.gradients.taps import Tap
+from debias.gradients.taps import Tap, sum_of_parts, with_weighted
 
 
 class Routing(Protocol):
@@ -71,13 +71,13 @@ class _TwoGradientExperts(torch.autograd.Function):
         if weight_S is None:
             return grad_x, routing.outer(narrow_delta_SR, x_SI), routing.outer(delta_SO, narrow_SR), None, None, None
         rank = narrow_SR.shape[-1]
-        both_E2RI = routing.outer(_with_weighted(narrow_delta_SR, weight_S), x_SI)
-        both_EO2R = routing.outer(delta_SO, _with_weighted(narrow_SR, weight_S))
-        bias_a, bias_b = ctx.lora.pack(both_E2RI[:, rank:], both_EO2R[..., rank:])
+        first_ERI, *first = routing.outer(with_weighted(narrow_delta_SR, weight_S), x_SI).split(rank, dim=1)
+        second_EOR, *second = routing.outer(delta_SO, with_weighted(narrow_SR, weight_S)).split(rank, dim=2)
+        bias_a, bias_b = ctx.lora.pack(sum_of_parts(first), sum_of_parts(second))
         for tap, bias in ((tap_a, bias_a), (tap_b, bias_b)):
             if tap.weight_name is not None:
                 tap.source.accumulate(tap.weight_name, bias)
-        return grad_x, both_E2RI[:, :rank], both_EO2R[..., :rank], None, None, None
+        return grad_x, first_ERI, second_EOR, None, None, None
 
 
 def _weight_of_rows(tap: Tap, routing: Routing, rows: tuple[int, int] | None) -> Tensor | None:
@@ -88,10 +88,6 @@ def _weight_of_rows(tap: Tap, routing: Routing, rows: tuple[int, int] | None) ->
         complaint = f"{tap.weight_name} saw {routing.tokens} tokens in a batch of {len(weight_N)}"
         return tap.source.weights.unknown(tap.weight_name, complaint)
     return weight_N[routing.token_S]
-
-
-def _with_weighted(narrow_SR: Tensor, weight_S: Tensor) -> Tensor:
-    return torch.cat([narrow_SR, narrow_SR * weight_S.to(narrow_SR.dtype).unsqueeze(1)], dim=1)
 
 
 def _product(tap_a: Tap, tap_b: Tap, lora: Lora, x_SI: Tensor, routing: Routing) -> Tensor:

@@ -79,7 +79,7 @@ class SampleWeights:
             rows, tokens = flattened
             fits = rows == samples and leading[0] == rows * tokens
             return self.weight_B.repeat_interleave(tokens) if fits else None
-        return self.weight_B if leading[0] == samples else None
+        return self.weight_B if leading[:1] == (samples,) else None
 
     @staticmethod
     def _by_index(weight_RT: Tensor, leading: tuple[int, ...], flattened: tuple[int, int] | None) -> Tensor | None:
@@ -88,9 +88,11 @@ class SampleWeights:
         rows, _ = weight_RT.shape
         # One row has one order, whoever flattened it.
         known = rows == 1 or flattened == tuple(weight_RT.shape)
-        return weight_RT.flatten() if known and leading[0] == weight_RT.numel() else None
+        return weight_RT.flatten() if known and leading == (weight_RT.numel(),) else None
 
     def _complaint(self, leading: tuple[int, ...], name: str | None) -> str:
+        if not leading:
+            return f"{name} read a tensor of one dimension, which no sample has a row of"
         saw = leading[0] if self.index_RT is None else list(leading)
         has = f"{len(self.weight_B)} samples"
         has += "" if self.index_RT is None else f" in rows and tokens {list(self.index_RT.shape)}"

@@ -1,5 +1,6 @@
 """Where a layer leaves its bias gradient during the one backward pass. Shapes: B samples, O rows, I columns."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -60,16 +61,14 @@ class Tap:
         weights = self._weights(x, rows)
         n_rows, columns = delta.shape[-1], x.shape[-1]
         if weights is None or self.weight_name is None:
-            x, delta = x.flatten(0, -2), delta.flatten(0, -2)
+            x, delta = _flat(x), _flat(delta)
             # The narrow side first: MKL takes three to nine times as long for eight columns as for eight rows.
             return (x.T @ delta).T.contiguous() if columns < n_rows else delta.T @ x
         if columns <= n_rows:
-            both_O2I = delta.flatten(0, -2).T @ with_weighted(x, weights)
-            # Copied out, or a slice would keep the whole stack alive until the step.
-            main_OI, bias_OI = both_O2I[:, :columns], both_O2I[:, columns:].contiguous()
+            main_OI, *parts = (_flat(delta).T @ with_weighted(x, weights)).split(columns, dim=1)
         else:
-            both_2OI = with_weighted(delta, weights).T @ x.flatten(0, -2)
-            main_OI, bias_OI = both_2OI[:n_rows], both_2OI[n_rows:]
+            main_OI, *parts = (with_weighted(delta, weights).T @ _flat(x)).split(n_rows)
+        bias_OI = sum_of_parts(parts)
         self.source.accumulate(self.weight_name, bias_OI)
         return main_OI
 
@@ -77,10 +76,8 @@ class Tap:
         """The layer's own bias vector [O]: its main gradient; adds its bias gradient to what is accumulated."""
         weights = self._weights(delta, rows)
         if weights is not None and self.bias_name is not None:
-            weighted = delta * _shaped(weights, delta)
-            wide = torch.promote_types(delta.dtype, torch.float32)
-            self.source.accumulate(self.bias_name, weighted.flatten(0, -2).sum(dim=0, dtype=wide))
-        return delta.flatten(0, -2).sum(dim=0)
+            self.source.accumulate(self.bias_name, _flat(_times(weights, delta)).sum(dim=0))
+        return _flat(delta).sum(dim=0)
 
     def of_tokens(self, rows: Rows) -> Tensor | None:
         """The weight of each token of the block around this layer, flattened [R * T]; None outside a backward pass."""
@@ -100,9 +97,35 @@ class Tap:
 
 
 def with_weighted(narrow: Tensor, weights: Tensor) -> Tensor:
-    """`[narrow, weight * narrow]` side by side, samples and tokens flattened: [B * ..., 2 N]."""
-    return torch.cat([narrow, narrow * _shaped(weights, narrow)], dim=-1).flatten(0, -2)
+    """`[narrow, weight * narrow]` side by side, samples and tokens flattened: [B * ..., 2 N].
+
+    In 16 bits [B * ..., 3 N]: the product is two numbers, itself and what its rounding lost. A number of 16 bits times
+    0.999 rounds to that number, always in the same direction, so that in main - bias the samples that the bias explains
+    best would vanish.
+    """
+    product = _times(weights, narrow)
+    parts = [narrow, product.to(narrow.dtype)]
+    if product.dtype != narrow.dtype:
+        parts.append((product - parts[1]).to(narrow.dtype))
+    return _flat(torch.cat(parts, dim=-1))
 
 
-def _shaped(weights: Tensor, like: Tensor) -> Tensor:
-    return weights.to(device=like.device, dtype=like.dtype).reshape(*weights.shape, *[1] * (like.dim() - weights.dim()))
+def sum_of_parts(parts: Sequence[Tensor]) -> Tensor:
+    """The bias gradient of what `with_weighted` made: one part, or two of 16 bits whose sum is of float32.
+
+    A copy, or a slice would keep the whole stack alive until the step.
+    """
+    first, *lost = parts
+    return first.float().add_(lost[0]) if lost else first.contiguous()
+
+
+def _times(weights: Tensor, tensor: Tensor) -> Tensor:
+    """Each sample's weight times its rows, in float32 or, where the tensor is in float64, in that."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    broadcast = weights.reshape(*weights.shape, *[1] * (tensor.dim() - weights.dim()))
+    return tensor * broadcast.to(device=tensor.device, dtype=wide)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Samples and tokens flattened; a tensor that has no rows is one."""
+    return tensor.flatten(0, -2) if tensor.dim() > 1 else tensor.unsqueeze(0)

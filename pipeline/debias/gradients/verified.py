@@ -2,7 +2,8 @@
 
 Its first micro-batch is looked at, the first of the eighth step (a fresh LoRA's B is zero, so that nothing reaches A
 before), and, where ranks need not wait for each other, one whose layers see shapes that were not seen yet or whose
-dimensions are equal by chance. A look costs two more backward passes; `proof` says what is compared.
+dimensions are equal by chance. A look costs two more backward passes; `proof` says what is compared, and `again` what
+a graph is that cannot be looked at.
 """
 
 import logging
@@ -13,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from debias.gradients.again import CURE, WHY, OnceOnly, Prints, ProvenSharedForward, agreed, differ
 from debias.gradients.base import GradientSource, MicroBatch, SharedForward, TwoPass
 from debias.gradients.proof import Comparison, Trial, Verdict, powers_of_two
 from debias.gradients.samples import NotExact
@@ -22,7 +24,6 @@ from debias.gradients.trials import LocalTrials, Trials, unchanged
 
 logger = logging.getLogger(__name__)
 
-SLOWER: dict[str, type[GradientSource]] = {way.name: way for way in (SharedForward, TwoPass)}
 # The steps whose first micro-batch is looked at, and how many looks there are in a run at most: with LoRA a look costs
 # as much as a step, or less.
 STEPS, MOST_LOOKS = (1, 8), 3
@@ -48,6 +49,7 @@ class Verified(SinglePass):
         self._instead: GradientSource | None = None
         self._looks, self._step, self._unsure = 0, 1, False
         self._began = False  # whether there was a micro-batch in this step
+        self._runs_again = False  # whether a graph of this model was seen to give the same gradients twice
         # Inputs of the layers since the last backward pass, and the kinds of inputs at which they were compared.
         self._seen: dict[tuple[tuple[int, ...], Rows], set[str]] = {}
         self._proven: dict[Kind, set[str]] = {}
@@ -93,10 +95,29 @@ class Verified(SinglePass):
             raise NotExact(f"gradients 'single_pass' is not exact here: {reason}; use auto or shared_forward")
         if self._instead is None:
             logger.warning("gradients: auto falls back to %s; single_pass is not exact here: %s", self._slower, reason)
-            self._instead = SLOWER[self._slower](self.model, self.selected)
-            self.name = self._slower  # type: ignore[misc]  # of this instance, from now on
+            self._go(self._slow_way(self._slower))
 
     # What takes its place.
+
+    def _slow_way(self, name: str) -> GradientSource:
+        if name == TwoPass.name:
+            return TwoPass(self.model, self.selected)
+        if self._runs_again:
+            return SharedForward(self.model, self.selected)
+        proven = ProvenSharedForward(self.model, self.selected, may_change=True)
+        proven.trials = self.trials
+        return proven
+
+    def _go(self, way: GradientSource) -> None:
+        self._instead = way
+        self.name = way.name  # type: ignore[misc]  # of this instance, from now on
+
+    def _runs_once(self) -> None:
+        """A graph of this model is garbage when it is run again, and so was the comparison."""
+        if self._slower is None:
+            raise NotExact(f"gradients 'single_pass' cannot be proven here: {WHY}; use auto or two_pass, or {CURE}")
+        logger.warning("gradients: auto falls back to two_pass; %s", WHY)
+        self._go(OnceOnly(self.model, self.selected))
 
     def _otherwise(self, batch: MicroBatch) -> None:
         """The bias gradient stays in the type that other ranks, and this step so far, keep it in."""
@@ -105,6 +126,8 @@ class Verified(SinglePass):
         self.bias = {name: gradient.to(self.selected[name].dtype) for name, gradient in self.bias.items()}
         try:
             self._instead.backward(batch)
+            if self._slower is not None:
+                self._go(self._instead)  # which may itself have changed its way
         finally:
             self.bias = {name: g.to(self.bias_dtype(self.selected[name])) for name, g in self.bias.items()}
 
@@ -150,12 +173,21 @@ class Verified(SinglePass):
         self._looks += 1
         kinds = self._kinds(batch)
         trial, left = self._try(batch)
+        first = Prints(left)  # of a graph that nobody has run: right, whatever the kernels in it do
         comparison = Comparison(left, trial.dtypes | {p.dtype for p in self.selected.values()})
         with unchanged(self.model):
             self.trials.aside(batch.main_loss(), comparison.watch(self.trials.leaves(self.selected)))
         verdict = self._agree(comparison.verdict(list(self.selected)), trial.complaints)
         self._unsure = not verdict.sure
         if verdict.faults:
+            # A look at that trial again tells whether it is single_pass that is wrong, or the graph that is worn out.
+            worn_out = agreed(self.trials, differ(first, Prints(self._try(batch)[1])))
+            if worn_out:
+                self.faults = dict(verdict.faults) if self.waits else {}
+                self._runs_once()
+                self._otherwise(batch)
+                return
+            self._runs_again = worn_out is False
             self._found(verdict.faults, next(iter(trial.complaints.values()), describe(verdict.faults)))
             self._otherwise(batch)
             return

@@ -232,7 +232,7 @@ class TreeScorer:
             logits_to_keep=grown.kept,
             **options,
         ).logits
-        return logits_BKV.float()
+        return logits_BKV[:, -grown.kept :].float()  # a forward that does not heed logits_to_keep gives all of them
 
     def _mask(self, mask_B1TS: Tensor) -> Tensor:
         if not self.additive:

@@ -43,15 +43,16 @@ class GroupDRO(Loss):
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         q_G, share_G, *_ = self._parts(memory_S)
-        weight_G = (q_G / share_G).float()
+        weight_G = torch.where(share_G > 0, q_G / share_G, 0.0).float()
         return -weight_G[facts["group"]] * said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """`q` [G], equal, the groups' shares of the training data [G], and with an adjustment what is added to their
-        losses [G]: without one a checkpoint is what it was before there were any.
+        """`q` [G], equal (0 of a number that no example has), the groups' shares of the training data [G], and with an
+        adjustment what is added to their losses [G]: without one a checkpoint is what it was before there were any.
         """
         counts_G = torch.bincount(facts["group"]).double()
-        begun = [torch.full_like(counts_G, 1 / len(counts_G)), counts_G / counts_G.sum()]
+        occurs_G = counts_G > 0
+        begun = [occurs_G / occurs_G.sum().double(), counts_G / counts_G.sum()]
         added = [self.adjustment / counts_G.clamp(min=1).sqrt()] if self.adjustment else []
         return torch.cat([*begun, *added])
 

@@ -47,6 +47,11 @@ def evened(memory_GF: Tensor) -> Tensor:
     return 1 / memory_GF[:, 0].clamp(min=NONE)
 
 
+def occurring(memory_GF: Tensor) -> Tensor:
+    """How many groups occur in the training data: numbers may have gaps."""
+    return (memory_GF[:, 0] > 0).sum()
+
+
 def apart(values_GF: Tensor, seen_G: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over pairs of groups that were seen of `|v_i - v_j|^2`, and its gradient [G, F]; 0 of less than two."""
     seen_G1, groups = seen_G.unsqueeze(1).to(values_GF.dtype), seen_G.sum()

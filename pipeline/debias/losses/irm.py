@@ -51,7 +51,7 @@ class IRM(Loss):
         known_G1, seen_G = group_sums.means(memory_S)
         known_B = (known_G1[:, 0] * seen_G)[group_B].to(dtype)
         penalty_B = 2 * known_B * slope_B - known_B**2
-        even_B = group_sums.evened(memory_S)[group_B].to(dtype) / len(memory_S)
+        even_B = group_sums.evened(memory_S)[group_B].to(dtype) / group_sums.occurring(memory_S)
         return even_B * (self._strength(facts, like=slope_B) * penalty_B - said.log_p_B)
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:

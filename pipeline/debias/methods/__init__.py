@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from debias.config.blocks import make
-from debias.methods.base import GRADIENTS, Gram, Rule, StepFacts, Vector, each_row, pairs_of, totals
+from debias.methods.base import GRADIENTS, Gram, Rule, StepFacts, Vector, each_row, pairs_of, seen, totals
 from debias.methods.cagrad import CAGrad
 from debias.methods.combine import (
     apply_coefficients,
@@ -78,6 +78,7 @@ __all__ = [
     "make_rule",
     "pairs_of",
     "row_gram",
+    "seen",
     "take_step",
     "totals",
     "wide_enough",

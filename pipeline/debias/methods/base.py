@@ -20,6 +20,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+# The square of the share of the longest vector below which another one counts as none, 2^-122 (2e-37). A coefficient
+# is a quotient of two lengths, or a few of them, and float32, in which it is multiplied, ends at 2^128.
+NOTHING = 2.0**-244
 # A direction whose squared length is below this share of its parts is cancellation noise of the float64 sums, not a
 # direction: float64 rounding leaves about 1e-16, float32 inputs that cancel exactly leave less.
 CANCELLED = 1e-12
@@ -130,6 +133,29 @@ def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     if denominator.numel() < numerator.numel():  # one pass over the larger one: what is divided by infinity is 0
         return numerator / denominator.masked_fill(zero, math.inf)
     return (numerator / denominator.masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
+
+
+def seen(gram: Gram) -> Gram:
+    """The Gram in which a vector that is far too short beside another one counts as zero.
+
+    Bias weights of 1e-40 leave such a bias gradient. Its products, in float64, are fine numbers, and so is what a rule
+    would multiply it by; float32 cannot hold that, and the step would be skipped as one that is not finite.
+    """
+    vectors = _vectors_of(gram.whole_1G.shape[-1])
+    at = {pair: place for place, pair in enumerate(pairs_of(vectors))}
+    squared_1V = torch.stack([gram.whole_1G[..., at[i, i]] for i in range(vectors)], dim=-1)
+    longest_1 = squared_1V.amax(dim=-1, keepdim=True)
+    # What is not finite must be seen, not masked.
+    none_1V = (squared_1V < NOTHING * longest_1) & torch.isfinite(longest_1) & (squared_1V > 0)
+    if none_1V.device.type == "cpu" and not none_1V.any():  # elsewhere to ask is to wait
+        return gram
+    none_1G = torch.stack([none_1V[..., i] | none_1V[..., j] for i, j in at], dim=-1)
+    return Gram(gram.rows_OG.masked_fill(none_1G, 0.0), gram.whole_1G.masked_fill(none_1G, 0.0), gram.count)
+
+
+def _vectors_of(products: int) -> int:
+    """How many vectors have so many inner products."""
+    return (math.isqrt(8 * products + 1) - 1) // 2
 
 
 def totals(gram: Gram) -> Sequence[Tensor]:

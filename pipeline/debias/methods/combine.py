@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from debias.methods.base import Gram, Rule, StepFacts, Vector, pairs_of
+from debias.methods.base import Gram, Rule, StepFacts, Vector, pairs_of, seen
 
 # Rows are widened to float64 a block at a time, so a large matrix never has a float64 copy. On one CPU core 2^15 is 1.6
 # times as slow, and larger blocks are no faster; on an accelerator each block is seven launches, so there it is larger.
@@ -104,7 +104,7 @@ def combine(rule: Rule, main: Tensor, bias: Tensor) -> Tensor:
     if rule.is_plain:
         return main.clone()
     vectors = [{Vector.MAIN: main, Vector.BIAS: bias}[vector] for vector in rule.looks_at]
-    coefficients = rule.coefficients(Gram.of(row_gram(*vectors)))
+    coefficients = rule.coefficients(seen(Gram.of(row_gram(*vectors))))
     return apply_coefficients(coefficients, [as_rows(vector) for vector in vectors]).reshape(main.shape)
 
 
@@ -116,6 +116,6 @@ def take_step(rule: Rule, vectors: Sequence[Tensor], memory_S: Tensor, step: Ste
     """
     if len(vectors) != len(rule.looks_at):
         raise ValueError(f"{rule.name} looks at {', '.join(rule.looks_at)}; {len(vectors)} tensors are given")
-    coefficients, memory_S = rule.advance(Gram.of(row_gram(*vectors)), memory_S, step)
+    coefficients, memory_S = rule.advance(seen(Gram.of(row_gram(*vectors))), memory_S, step)
     update = apply_coefficients(coefficients, [as_rows(vector) for vector in vectors])
     return update.reshape(vectors[0].shape), memory_S

@@ -1,4 +1,4 @@
-"""`use_liger_kernel`: Liger's norms, activations and rotary positions; not its loss."""
+"""`use_liger_kernel`: Liger's norms, rotary positions and, with checkpointing, activations; not its loss."""
 
 import importlib
 import sys
@@ -11,17 +11,23 @@ from debias.errors import InputError
 # Its loss takes the place of the causal model's forward, which our own loss calls with the positions to keep, or of
 # torch's cross_entropy for the whole process. Its MLPs call their linear layers, so adapters and single_pass see them.
 NOT_ITS_LOSS = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+# Their backward pass writes its result into what they saved, unseen by autograd: of a graph that is run twice, in a
+# look of single_pass or by shared_forward, the second pass is garbage. Under checkpointing each pass makes them anew.
+RUN_ONCE = {"swiglu": False, "geglu": False}
 
 # What modules of models held before Liger wrote its own norms and positions there, for the whole process.
 _before: dict[str, dict[str, Any]] = {}
 
 
-def liger_settings() -> dict[str, bool]:
-    """What the Trainer's `liger_kernel_config` must be; InputError where Liger is not installed or there is no GPU."""
+def liger_settings(*, checkpointing: bool) -> dict[str, bool]:
+    """What the Trainer's `liger_kernel_config` must be, with gradient checkpointing or without.
+
+    InputError where Liger is not installed or there is no GPU.
+    """
     _liger()
     if not torch.cuda.is_available():
         raise InputError("use_liger_kernel: its kernels need a CUDA GPU, and there is none; set it to false")
-    return dict(NOT_ITS_LOSS)
+    return NOT_ITS_LOSS | ({} if checkpointing else RUN_ONCE)
 
 
 def check_liger(model: Any) -> None:

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+_OF_TOKENS = ("input_ids", "inputs_embeds", "position_ids")  # each [B, T, ...]
+
 
 def token_losses(
     model: nn.Module, inputs: Mapping[str, Any], keep_K: Tensor, targets_BKN: Tensor, chunk: int | None = None
@@ -24,18 +26,19 @@ def token_losses(
     """Cross-entropy [B, K, N] float32 of the tokens `targets_BKN` at the positions `keep_K` of a causal model.
 
     `chunk`: positions, all rows together, whose logits may exist at a time (one position of each row at least); None:
-    all. The result and its gradients are those without chunks. Raises ValueError when a model that is no causal model
-    of transformers would need chunks.
+    all. The result and its gradients are those without chunks. A model may take `logits_to_keep` and not heed it.
+    Raises ValueError when a model that is no causal model of transformers would need chunks, and for logits of other
+    positions than those asked for.
     """
     step = keep_K.numel() if chunk is None else max(1, chunk // targets_BKN.shape[0])
     pieces = 1 if chunk is None else _agreed(model, math.ceil(keep_K.numel() / step), keep_K.device)
     if pieces == 1:
-        return _cross_entropy(model(**inputs, logits_to_keep=keep_K).logits, targets_BKN)
+        return _cross_entropy(_kept(model(**inputs, logits_to_keep=keep_K).logits, keep_K, inputs), targets_BKN)
     first, *sizes = (len(piece_K) for piece_K in keep_K.tensor_split(pieces))
     head = _Head(*_causal_model(model))
     with head.listening():
         # The wrappers around the model (DistributedDataParallel, DeepSpeed, PEFT) see one ordinary call.
-        logits_BKV = model(**inputs, logits_to_keep=keep_K[:first]).logits
+        logits_BKV = _kept(model(**inputs, logits_to_keep=keep_K[:first]).logits, keep_K[:first], inputs)
     losses = [_cross_entropy(logits_BKV, targets_BKN[:, :first])]
     rest_BKH = head.take_hidden()[:, keep_K[first:]]
     for hidden_BKH, part_BKN in zip(rest_BKH.split(sizes, 1), targets_BKN[:, first:].split(sizes, 1), strict=True):
@@ -52,6 +55,20 @@ def _agreed(model: nn.Module, pieces: int, device: torch.device) -> int:
     most = torch.tensor(pieces, device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return int(most)
+
+
+def _kept(logits: Tensor, keep_K: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """The logits [B, K, V] of the positions asked for, of a model that gives these or (an old one, or one whose forward
+    swallows what it does not know) those of all T positions.
+    """
+    tokens = next(tensor.shape[1] for name in _OF_TOKENS if (tensor := inputs.get(name)) is not None)
+    width = logits.shape[1]
+    if width not in (len(keep_K), tokens):
+        raise ValueError(
+            f"the model gave logits of {width} positions of {tokens}; {len(keep_K)} were asked for (logits_to_keep),"
+            " and which they are cannot be told: its forward must heed logits_to_keep, or give those of all positions"
+        )
+    return logits if width == len(keep_K) else logits[:, keep_K]
 
 
 def _cross_entropy(logits_BKV: Tensor, targets_BKN: Tensor) -> Tensor:
@@ -129,6 +146,11 @@ class _Head:
             torch.autocast(device, dtype=dtype, enabled=dtype is not None),
         ):
             logits_BKV = self._causal.forward(use_cache=False).logits
+        if logits_BKV.shape[1] != hidden_BKH.shape[1]:
+            raise ValueError(
+                f"loss_chunk_size: the model gave logits of {logits_BKV.shape[1]} positions for hidden states of"
+                f" {hidden_BKH.shape[1]} (logits_to_keep); set loss_chunk_size to null"
+            )
         return _cross_entropy(logits_BKV, targets_BKN)
 
 

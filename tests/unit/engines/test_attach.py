@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import logging
+import math
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from debias.engines import NonFiniteGradients, attach, not_head, select_parameters
+from debias.engines.marks import Marks
 from debias.engines.reduce import BUCKET_ELEMENTS, _buckets
 from debias.engines.stacks import CPU_LARGE, STACK_ELEMENTS, together
 from debias.engines.torch_engine import groups_of_one_shape
 from debias.losses import Answers, cross_entropy
-from debias.methods import Edge, MainOnly, Rule, Subtract, each_row
+from debias.methods import L2SP, ComponentClip, Edge, MainOnly, Orthogonal, Rule, Subtract, each_row
 
 torch.set_num_threads(1)
 
@@ -257,6 +259,16 @@ def test_a_non_finite_weight_skips_the_step(gradients):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_bias_weights_too_small_for_float32_are_no_bias_and_no_overflow():
+    model, plain = Mlp(), Mlp()
+    small = attach(model, None, Orthogonal())
+    feed(small, model, mlp_batch(), weights_for(14) * 1e-42)
+    feed(hook := attach(plain, None, MainOnly()), plain, mlp_batch(), weights_for(14))
+    hook.combine()
+    assert small.combine().finite
+    assert_grads(model, {name: p.grad for name, p in plain.named_parameters()})
+
+
 def test_a_head_that_is_not_finite_skips_the_step():
     model, batch = Mlp(), mlp_batch()
     hook = attached(model)
@@ -445,6 +457,101 @@ def test_loss_backward_beside_the_hook_is_noticed(gradients):
         feed(hook, model, batch, weight_B)
         hook.combine()
         assert_grads(model, want)
+
+
+def unscaled(model):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler.scale(torch.zeros(()))
+    scaler.unscale_(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def averaged(model):
+    """As all_reduce leaves a gradient, whose version it does not count: of two ranks of which one had none."""
+    for p in model.parameters():
+        p.grad.data.div_(2)
+
+
+def broadcast(model):
+    list(model.parameters())[2].grad.data.copy_(torch.ones(7, 7))
+
+
+def not_a_number(model):
+    model.first.bias.grad.data[3] = torch.nan
+
+
+@pytest.mark.parametrize("touch", [unscaled, averaged, broadcast, not_a_number])
+def test_what_changes_gradients_past_their_version_is_noticed(touch):
+    for order in ("between", "after"):
+        model, batch, weight_B = Mlp(), mlp_batch(), weights_for(14)
+        hook = attached(model)
+        feed(hook, model, batch, weight_B)
+        versions = [p.grad._version for p in model.parameters()]
+        touch(model)
+        assert versions == [p.grad._version for p in model.parameters()]  # or this says nothing
+        with pytest.raises(RuntimeError, match=r"beside hook\.backward .*GradScaler\.unscale_"):
+            hook.step() if order == "after" else feed(hook, model, batch, weight_B)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_gradients_that_are_no_numbers_are_the_same_as_themselves(value):
+    model, batch = Mlp(), mlp_batch()
+    hook = attached(model)
+    hook.backward(mlp_loss(model, batch) * value, weights_for(14))
+    feed(hook, model, batch, weights_for(14))
+    assert not hook.combine().finite
+
+
+def test_an_accelerator_is_asked_once_a_step(monkeypatch):
+    """What differs is kept until the end of the step, where it is found, though it was put right again."""
+    model = Mlp()
+    marks = Marks(dict(model.named_parameters()))
+    mlp_loss(model, mlp_batch()).sum().backward()
+    monkeypatch.setattr("debias.engines.marks.WAITS", frozenset())
+    marks.take()
+    model.second.weight.grad.data.mul_(2)
+    marks.check(last=False)
+    model.second.weight.grad.data.div_(2)
+    with pytest.raises(RuntimeError, match=r"second\.weight was changed beside"):
+        marks.check(last=True)
+
+
+@pytest.mark.parametrize("rule", [Edge(), ComponentClip(max_norm=0.15), L2SP(alpha=1.0), Subtract()], ids=repr)
+def test_a_loss_scaler_whose_scale_the_count_takes_off(rule):
+    """The order that attach's docstring gives, through an overflow: the same as without a scaler."""
+
+    def run(scaler):
+        model, losses = Mlp(), []
+        hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.5), rule, max_grad_norm=1.0)
+        for step in range(4):
+            for start, stop in PARTS:
+                part, weight_B = rows(mlp_batch(seed=step), start, stop), weights_for(14)[start:stop]
+                loss_B = mlp_loss(model, part) * (math.inf if step == 1 else 1.0)
+                hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())
+            report = hook.step()
+            scaler.update(scaler.get_scale() * (1.0 if report.finite else 0.5))
+            losses.append((report.finite, report.grad_norm if report.finite else 0.0))
+        return losses, {name: p.detach().clone() for name, p in model.named_parameters()}, scaler.get_scale()
+
+    scaled, plain = (run(torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=on)) for on in (True, False))
+    assert [finite for finite, _ in scaled[0]] == [True, False, True, True]
+    assert scaled[2] == 2.0**15
+    for (_, ours), (_, theirs) in zip(scaled[0], plain[0], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+    for name, weight in plain[1].items():
+        assert torch.allclose(scaled[1][name], weight, rtol=1e-5, atol=1e-7), name
+
+
+def test_a_step_by_the_loss_scaler_is_refused():
+    model, batch = Mlp(), mlp_batch()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    hook = attach(model, optimizer, Edge())
+    hook.backward(scaler.scale(mlp_loss(model, batch)), weights_for(14))
+    hook.combine()
+    with pytest.raises(RuntimeError, match=r"GradScaler\.step after the hook's combine"):
+        scaler.step(optimizer)
+    hook.detach()
+    scaler.step(torch.optim.SGD(model.parameters(), lr=0.1))  # nobody's any more
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 @pytest.mark.parametrize("gradients", WAYS)

@@ -450,3 +450,26 @@ def test_falcon_through_auto():
     batch, weight_B = answer_batch(), weights_for(5)
     got = take("auto", model, answer_loss, [batch], [weight_B])
     assert_same(got, by_samples(model, answer_loss, batch, weight_B))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 8), (8, 64)])
+def test_a_weight_near_one_is_not_rounded_to_one_in_16_bits(inputs, outputs):
+    """In main - bias what is left of such a sample is 1 - weight: by least squares over the samples' own gradients."""
+    explained = torch.arange(400) % 2 == 0
+    weight_B, found = torch.where(explained, 0.999, 0.002), []
+    for seed in range(16):
+        generator = torch.Generator().manual_seed(seed)
+        layer = nn.Linear(inputs, outputs)
+        x, delta = (torch.randn(400, n, generator=generator).bfloat16().float() for n in (inputs, outputs))
+        source = make_source("single_pass", nn.Sequential(layer), {"w": layer.weight, "b": layer.bias}, verify=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        source.backward(MicroBatch((out.float() * delta).sum(dim=1), weight_B))
+        x, delta = x.double(), delta.double()
+        parts = torch.stack([(delta[of].T @ x[of]).flatten() for of in (explained, ~explained)], dim=1)
+        found.append(torch.linalg.lstsq(parts, (layer.weight.grad - source.bias["w"]).double().flatten()).solution)
+        assert torch.allclose(source.bias["b"].double(), (weight_B.double() @ delta), rtol=1e-5, atol=1e-5)
+    # Both gradients end in 16 bits, which is noise and no lean: 2e-4 of one draw, a quarter of that of sixteen.
+    left, rest = torch.stack(found).mean(dim=0).tolist()
+    assert left == pytest.approx(0.001, abs=2e-4)  # 0 where 0.999 x is rounded to x
+    assert rest == pytest.approx(0.998, abs=2e-4)

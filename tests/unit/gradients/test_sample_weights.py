@@ -60,6 +60,12 @@ def test_what_is_not_known_is_refused(index, leading, flattened):
         SampleWeights(W, index).of(leading, flattened, "x")
 
 
+@pytest.mark.parametrize("index", [None, INDEX, TWO_ROWS])
+def test_a_tensor_without_rows_is_refused(index):
+    with pytest.raises(SamplesNotFirst, match=r"single_pass: x read a tensor of one dimension, which no sample has"):
+        SampleWeights(W, index).of([], None, "x")
+
+
 @pytest.mark.parametrize(
     ("index", "reason"),
     [

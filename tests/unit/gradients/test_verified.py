@@ -118,7 +118,19 @@ def among_the_others(model, batch):
     return cross_entropy(out @ out.T, torch.arange(len(out)))
 
 
+class Constant(Mlp):
+    """A layer reads one row that all samples share, of one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("row", torch.linspace(-1, 1, 7))
+
+    def forward(self, x):
+        return self.classifier(torch.tanh(self.second(torch.tanh(self.first(x))) + self.second(self.row)))
+
+
 FAULTS = {
+    "one row for all": (Constant, mlp_loss, numbers()),
     "time first": (TimeFirst, mlp_loss, numbers(B, B)),
     "a table of B rows": (Table, mlp_loss, numbers()),
     "sorted inside": (Sorted, mlp_loss, numbers()),

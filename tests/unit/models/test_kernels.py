@@ -28,19 +28,28 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_its_loss_is_not_used(liger: None) -> None:
-    assert liger_settings() == {"fused_linear_cross_entropy": False, "cross_entropy": False}
+    assert liger_settings(checkpointing=True) == {"fused_linear_cross_entropy": False, "cross_entropy": False}
+
+
+def test_what_overwrites_its_input_runs_under_checkpointing_alone(liger: None) -> None:
+    assert liger_settings(checkpointing=False) == {
+        "fused_linear_cross_entropy": False,
+        "cross_entropy": False,
+        "swiglu": False,
+        "geglu": False,
+    }
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     with pytest.raises(InputError, match=r"use_liger_kernel: liger_kernel cannot be imported \(ModuleNotFoundError\)"):
-        liger_settings()
+        liger_settings(checkpointing=False)
 
 
 def test_without_a_gpu(liger: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="use_liger_kernel: its kernels need a CUDA GPU, and there is none"):
-        liger_settings()
+        liger_settings(checkpointing=False)
 
 
 def test_models(liger: None) -> None:
@@ -72,7 +81,9 @@ def test_the_setting_reaches_the_trainer_and_the_model(liger: None, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="need a CUDA GPU"):
         training_arguments(config)
-    monkeypatch.setattr("debias.building.arguments.liger_settings", lambda: {"cross_entropy": False})
-    arguments = training_arguments(config)
-    assert arguments.use_liger_kernel is True
-    assert arguments.liger_kernel_config == {"cross_entropy": False}
+    for checkpointing in (False, True):
+        monkeypatch.setattr("debias.building.arguments.liger_settings", lambda **given: given)
+        given = config.model_copy(update={"gradient_checkpointing": checkpointing})
+        arguments = training_arguments(given)
+        assert arguments.use_liger_kernel is True
+        assert arguments.liger_kernel_config == {"checkpointing": checkpointing}

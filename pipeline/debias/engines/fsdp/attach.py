@@ -42,7 +42,7 @@ def attach_sharded(
     sizes = [sum(elements(p) for p in some) for some in (selected.values(), model.parameters())]
     way = way_for(gradients, model, selected) if rule.uses_bias else gradients
     options: Any = {"bias": rule.uses_bias, "stage": STAGE, "elements": (sizes[0], sizes[1]), "verify": verify}
-    source = make_source(way, model, selected, **options)
+    source = make_source(way, model, selected, asked=gradients, **options)
     return FsdpHook(
         model, optimizer, rule, source, max_grad_norm=max_grad_norm, max_nonfinite_steps=max_nonfinite_steps
     )

@@ -20,7 +20,7 @@ from debias.engines.parameters import learning_rates
 from debias.engines.pieces import combine_pieces, make_plan
 from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, raise_empty, raise_silent, report
-from debias.gradients import GradientSource, SinglePass, Verified
+from debias.gradients import GradientSource, ProvenSharedForward, SinglePass, Verified
 from debias.gradients.trials import NOBODY, Watch, leaves_of, spared
 from debias.methods import Rule, Vector
 
@@ -58,16 +58,12 @@ class FsdpHook(LoopHook):
         super().__init__(model, optimizer, state, source, **limits)
         self._marks = Marks(self._trainable)
         source.passes = self
-        if isinstance(source, Verified):
+        if isinstance(source, Verified | ProvenSharedForward):
             source.trials = self
 
     def _clip(self, most: float, norm: float) -> None:
         if norm > most:
             torch._foreach_mul_(list(self._mains().values()), most / (norm + 1e-6))
-
-    def detach(self) -> None:
-        """Leave the model as it was before `attach`."""
-        self.source.detach()
 
     # The passes of the gradient source.
 
@@ -176,9 +172,9 @@ class FsdpHook(LoopHook):
 
     # What a micro-batch must find.
 
-    def _before_backward(self) -> None:
+    def _check(self, *, last: bool) -> None:
         try:
-            self._marks.check()
+            self._marks.check(last=last)
             self._check_trained()
         except RuntimeError:
             self._forget()

@@ -77,7 +77,7 @@ def _source(
     sizes = [sum(elements(p) for p in some) for some in (selected.values(), engine.module.parameters())]
     way = way_for(gradients, engine.module, selected, stage=stage) if rule.uses_bias else gradients
     options: Any = {"bias": rule.uses_bias, "stage": stage, "elements": (sizes[0], sizes[1]), "verify": verify}
-    return make_source(way, engine.module, selected, **options)
+    return make_source(way, engine.module, selected, asked=gradients, **options)
 
 
 def _not_optimized(engine: Any, selected: Mapping[str, nn.Parameter]) -> list[str]:

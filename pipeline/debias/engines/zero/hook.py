@@ -24,7 +24,7 @@ from debias.engines.step import StepReport, check_skipped, raise_empty, raise_si
 from debias.engines.zero.homes import Home, at_boundary, forget_fetch_order
 from debias.engines.zero.state import gathered, local_weights, masters_of
 from debias.engines.zero.trials import ZeroTrials
-from debias.gradients import GradientSource, SinglePass, Verified
+from debias.gradients import GradientSource, ProvenSharedForward, SinglePass, Verified
 from debias.methods import Rule, Vector
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class ZeroHook(Hook):
         self._plan = make_plan(self._layout, self._combined, group, engine.device)
         self._undo = [*self._patch_engine(), *self._watch()]
         source.passes = self
-        if isinstance(source, Verified):
+        if isinstance(source, Verified | ProvenSharedForward):
             source.trials = ZeroTrials(self)
 
     @property
