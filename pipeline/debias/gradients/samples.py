@@ -4,6 +4,7 @@ A layer sees [B, C], [R, T, ..., C], or, inside a block that flattens its input,
 tell apart is never guessed: flattened tokens are accepted from blocks that are known to flatten row by row.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,17 @@ class SampleWeights:
             _check_index(index_RT, len(weight_B))
             index_RT = index_RT.to(weight_B.device)
             self.weight_RT = torch.where(index_RT >= 0, weight_B[index_RT.clamp(min=0)], 0.0)
+
+    @functools.cached_property
+    def near_one(self) -> bool:
+        """Whether bfloat16 would move the distance of some weight from 1 by more than a twentieth of it.
+
+        Weights of generalised cross-entropy are none such: at most q. Asked once for a micro-batch, for on a device the
+        answer has to be waited for.
+        """
+        distance_B = (1 - self.weight_B.float()).abs()
+        moved_B = (self.weight_B.bfloat16().float() - self.weight_B.float()).abs()
+        return bool((moved_B > 0.05 * distance_B).any())
 
     def of(self, leading: Sequence[int], flattened: tuple[int, int] | None, name: str | None) -> Tensor | None:
         """The weight of each row of a tensor [*leading, C], to be broadcast over what follows: [d], or [R, T].

@@ -12,6 +12,7 @@ __all__ = ["Collector", "Rows", "SamplesNotFirst", "Tap"]
 
 # What the block around a layer flattened, (R, T), where there is such a block: of the forward pass that made a signal.
 Rows = tuple[int, int] | None
+NARROW = 256  # columns beside which a third product of 16 bits is next to nothing: the rank of an adapter
 
 
 class Collector(Protocol):
@@ -64,10 +65,11 @@ class Tap:
             x, delta = _flat(x), _flat(delta)
             # The narrow side first: MKL takes three to nine times as long for eight columns as for eight rows.
             return (x.T @ delta).T.contiguous() if columns < n_rows else delta.T @ x
+        fine = min(columns, n_rows) <= NARROW or x.dtype == torch.float32 or self._near_one()
         if columns <= n_rows:
-            main_OI, *parts = (_flat(delta).T @ with_weighted(x, weights)).split(columns, dim=1)
+            main_OI, *parts = (_flat(delta).T @ with_weighted(x, weights, fine=fine)).split(columns, dim=1)
         else:
-            main_OI, *parts = (with_weighted(delta, weights).T @ _flat(x)).split(n_rows)
+            main_OI, *parts = (with_weighted(delta, weights, fine=fine).T @ _flat(x)).split(n_rows)
         bias_OI = sum_of_parts(parts)
         self.source.accumulate(self.weight_name, bias_OI)
         return main_OI
@@ -89,6 +91,9 @@ class Tap:
             )
         return self.source.weights.of([rows[0] * rows[1]], rows, self.weight_name)
 
+    def _near_one(self) -> bool:
+        return self.source.weights is not None and self.source.weights.near_one
+
     def _weights(self, tensor: Tensor, rows: Rows) -> Tensor | None:
         if self.source.weights is None:
             return None
@@ -96,13 +101,16 @@ class Tap:
         return self.source.weights.of(tensor.shape[:-1], rows, self.weight_name or self.bias_name)
 
 
-def with_weighted(narrow: Tensor, weights: Tensor) -> Tensor:
+def with_weighted(narrow: Tensor, weights: Tensor, *, fine: bool = True) -> Tensor:
     """`[narrow, weight * narrow]` side by side, samples and tokens flattened: [B * ..., 2 N].
 
     In 16 bits [B * ..., 3 N]: the product is two numbers, itself and what its rounding lost. A number of 16 bits times
     0.999 rounds to that number, always in the same direction, so that in main - bias the samples that the bias explains
-    best would vanish.
+    best would vanish. Not `fine`: one number after all, and no third product, where rounding takes little of weights.
     """
+    if not fine:
+        weighted = narrow * _beside(weights, narrow).to(narrow.dtype)
+        return _flat(torch.cat([narrow, weighted], dim=-1))
     product = _times(weights, narrow)
     parts = [narrow, product.to(narrow.dtype)]
     if product.dtype != narrow.dtype:
@@ -122,8 +130,11 @@ def sum_of_parts(parts: Sequence[Tensor]) -> Tensor:
 def _times(weights: Tensor, tensor: Tensor) -> Tensor:
     """Each sample's weight times its rows, in float32 or, where the tensor is in float64, in that."""
     wide = torch.promote_types(tensor.dtype, torch.float32)
-    broadcast = weights.reshape(*weights.shape, *[1] * (tensor.dim() - weights.dim()))
-    return tensor * broadcast.to(device=tensor.device, dtype=wide)
+    return tensor * _beside(weights, tensor).to(wide)
+
+
+def _beside(weights: Tensor, tensor: Tensor) -> Tensor:
+    return weights.to(tensor.device).reshape(*weights.shape, *[1] * (tensor.dim() - weights.dim()))
 
 
 def _flat(tensor: Tensor) -> Tensor:

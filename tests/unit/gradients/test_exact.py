@@ -34,7 +34,7 @@ from tiny_models import (
 )
 from torch import nn
 
-from debias.gradients import MicroBatch, SinglePass, make_source
+from debias.gradients import MicroBatch, SinglePass, make_source, taps
 
 torch.set_num_threads(1)
 
@@ -450,6 +450,25 @@ def test_falcon_through_auto():
     batch, weight_B = answer_batch(), weights_for(5)
     got = take("auto", model, answer_loss, [batch], [weight_B])
     assert_same(got, by_samples(model, answer_loss, batch, weight_B))
+
+
+def test_wide_layers_take_no_third_product_for_weights_that_16_bits_can_tell_from_one(monkeypatch):
+    made = []
+    usual = taps.sum_of_parts
+    monkeypatch.setattr(taps, "sum_of_parts", lambda parts: made.append(len(parts)) or usual(parts))
+    for size, weights, parts in (
+        (300, [0.7, 0.25, 0.0], 1),
+        (300, [0.7, 0.999, 0.0], 2),
+        (300, [1.0, 1.0, 0.5], 1),
+        (8, [0.7, 0.25, 0.0], 2),
+    ):
+        layer = nn.Linear(size, size)
+        source = make_source("single_pass", nn.Sequential(layer), {"w": layer.weight}, verify=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(torch.randn(3, size))
+        source.backward(MicroBatch(out.float().sum(dim=1), torch.tensor(weights)))
+        assert made.pop() == parts, (size, weights)
+        source.detach()
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 8), (8, 64)])
