@@ -149,6 +149,8 @@ def _model_and_batch(setting: Setting) -> tuple[nn.Module, Any, dict[str, Tensor
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # off its zero start, where lora_A has no gradient at all
             nn.init.normal_(parameter, std=0.01)
+    if setting.bf16:  # as the Trainer has it: a head is in float32
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
     if next(model.parameters()).device.type != "cpu":
         raise InputError("bench step measures CPU time, and this model went to a GPU: set CUDA_VISIBLE_DEVICES=''")
     ids_BT = torch.randint(5, source.config.vocab_size, (setting.batch, setting.length))
