@@ -49,9 +49,10 @@ class DebiasTrainer(CheckpointingTrainer):
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
     `objective` is its older name); `loss`: one of `debias.losses`, cross-entropy by default; `bias_weight`: where the
     weights come from; `gradients`, `select`, `verify` and `sharpness`: as in `debias.attach`; `smoothness`: a term
-    beside the loss, one of `debias.smoothness`. `facts`: of the whole training set, or what gives them, for
-    a loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both. Accumulation, clipping,
-    bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole or not at all.
+    beside the loss, one of `debias.smoothness`. `facts`: of the whole training set, or what gives them, for a
+    loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both.
+    Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole
+    or not at all.
     Each of the TrainingArguments is honoured, or a ValueError here that names it (`trainer_arguments`).
     """
 

@@ -33,8 +33,9 @@ class MMD(Loss):
 
     Needs a group of each training example, of the data or inferred (`groups`), and a model whose hidden states can be
     heard. Costs a product of h with `5 features` columns. Fails where groups tell the label: then the task has to go,
-    too; and where hidden states outgrow the widths of the first step by far. Shares are those of what an
-    epoch sees: an `order` may make groups alike. SubpopBench's widths are fixed, from 0.03 to 30, whatever the
+    too; where hidden states outgrow the widths of the first step by far; and where a group is so small that its mean is
+    of few samples: on Colored MNIST, with five of a group in a step, it does harm (BENCHMARKS.md). Shares are those of
+    what an epoch sees: an `order` may make groups alike. SubpopBench's widths are fixed, from 0.03 to 30, whatever the
     distances are.
 
     Source: Li et al., Domain Generalization with Adversarial Feature Learning, CVPR 2018; over pairs of groups as in
