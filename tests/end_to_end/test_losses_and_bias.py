@@ -79,6 +79,17 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(place: Path, name: str) 
         assert not (whole / "checkpoint-4" / "loss_state.pt").exists()
 
 
+def test_groups_that_are_drawn_alike_are_not_weighed_again(place: Path) -> None:
+    """Group DRO begins with the shares of what its order sees: of the data they are unlike."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "loss": "group_dro"}
+    shares = [
+        learned(run(settings(place, f"shares_{name}", order=name, **saving)) / "checkpoint-1").chunk(2)[1]
+        for name in ("resampled", "shuffled")
+    ]
+    assert torch.allclose(shares[0], torch.full_like(shares[0], 1 / len(shares[0])), rtol=1e-9)
+    assert float(shares[1].max() - shares[1].min()) > 0.05
+
+
 @pytest.mark.slow
 def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
     """Group DRO with a step size that makes its weights matter; DDP, and ZeRO where every stage reduces otherwise.

@@ -255,6 +255,33 @@ def test_a_covariance_that_would_be_huge_is_refused() -> None:
         loss(said([[0.0] * 3] * 2, torch.zeros(2, 9000), [0, 1]), known)
 
 
+@pytest.mark.parametrize("rare", [1, 5, 25])
+@pytest.mark.parametrize("name", ["group_dro", "irm", "gerne"])
+def test_what_an_order_does_for_groups_is_not_done_twice(name: str, rare: int) -> None:
+    """Of each group's samples as many are seen as `rare` says: group by group the loss is the same, in plain loops.
+
+    Of `gerne` groups are alike within each label.
+    """
+    logits, hidden, labels, groups = drawn(15)
+    seen = [float((4, 2, rare)[group]) for group in groups]
+    known = facts(labels, groups)
+    settings = {"irm": {"strength": 0.0}}.get(name, {})
+    loss = LearningLoss(make_loss({"name": name, **settings}), lambda: {**known, "seen": torch.tensor(seen).double()})
+    value_B = loss(said(logits, hidden, labels), known)
+    found = math.fsum(w * float(v) for w, v in zip(seen, value_B, strict=True)) / math.fsum(seen)
+    losses = [[cross_entropy(row, y)] for row, y in zip(logits, labels, strict=True)]
+    if name != "gerne":
+        assert found == pytest.approx(mean([mean([one for [one] in own]) for own in of_groups(losses, groups)]))
+        return
+    want = 0.0
+    for label in set(labels):
+        own = [i for i, y in enumerate(labels) if y == label]
+        share = math.fsum(seen[i] for i in own) / math.fsum(seen)
+        parts = of_groups([losses[i] for i in own], [groups[i] for i in own])
+        want += share * mean([mean([one for [one] in part]) for part in parts])
+    assert found == pytest.approx(want)
+
+
 def test_of_a_checkpoint_of_other_groups_it_does_not_go_on() -> None:
     """And of its own it does, although its memory was longer than it is at the beginning."""
     logits, hidden, labels, groups = drawn(10)

@@ -57,7 +57,7 @@ def build_trainer(
             rule=make_rule(config.method),
             readout=task.readout,
             loss=build_loss(config),
-            facts=encoded.facts,
+            facts=encoded.told,
             bias_weight=build_bias_weight(config.bias_weight),
             gradients=config.gradients,
             select=selection(debias_head=config.debias_head),

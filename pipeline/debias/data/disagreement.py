@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from debias.data.order import Order, drawn_by_weight
+from debias.data.order import Order, drawn_by_weight, seen_by_weight
 
 
 @dataclass(frozen=True)
@@ -32,5 +32,13 @@ class Disagreement(Order):
     reads: ClassVar[frozenset[str]] = frozenset({"bias_log_p"})
 
     def epoch(self, facts: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        own_N = facts["bias_log_p"].gather(1, facts["labels"].unsqueeze(1)).squeeze(1)
-        return drawn_by_weight(-torch.expm1(own_N.double()), self.size(facts), generator)
+        return drawn_by_weight(_doubt(facts), self.size(facts), generator)
+
+    def seen(self, facts: Mapping[str, Tensor]) -> Tensor | None:
+        """In proportion to `1 - p_b(y)`."""
+        return seen_by_weight(_doubt(facts), self.size(facts))
+
+
+def _doubt(facts: Mapping[str, Tensor]) -> Tensor:
+    own_N = facts["bias_log_p"].gather(1, facts["labels"].unsqueeze(1)).squeeze(1)
+    return -torch.expm1(own_N.double())

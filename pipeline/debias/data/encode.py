@@ -61,6 +61,14 @@ class EncodedExamples(Dataset[Feature]):
         facts = {name: column[place] for name, column in self.facts.items()}
         return {"tokens": (self.features, *self.wordings)[wording][place], "facts": facts}
 
+    def told(self) -> dict[str, Tensor]:
+        """The facts as they are now, and `seen`, how often an epoch sees each example, where it does not see all once.
+
+        What a loss begins with: shares of groups are those of what is seen.
+        """
+        seen_N = self.order.seen(self.facts)
+        return self.facts if seen_N is None else {**self.facts, "seen": seen_N}
+
     def sampler(self, batch_size: int, seed: int) -> LengthBuckets:
         """The training order: random, with examples of like length together."""
         return LengthBuckets(self.lengths, batch_size, seed, self.order, self.facts, wordings=1 + len(self.wordings))

@@ -65,6 +65,16 @@ class Expanding(Order):
             seen += [joined[:size]] * self.rounds
         return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in seen])
 
+    def seen(self, facts: Mapping[str, Tensor]) -> Tensor | None:
+        """Over all stages: those of which every pair has as many from the start, of the others any as often."""
+        pair_N, counts_P = _pairs(facts)
+        each, whole = self._of_each(counts_P), len(pair_N)
+        begun = each * len(counts_P)
+        rounds = self.warmup + self.rounds * len(self._sizes(begun, whole))
+        joined = self.rounds * sum(size - begun for size in self._sizes(begun, whole)) / max(whole - begun, 1)
+        first_P = each / counts_P.double()
+        return (first_P * rounds + (1 - first_P) * joined)[pair_N]
+
     def _of_each(self, counts_P: Tensor) -> int:
         return min(self.cap, int(counts_P.min()))
 

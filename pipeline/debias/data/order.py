@@ -35,6 +35,10 @@ class Order:
         """Places in the training set, [size] int64, in random order."""
         raise NotImplementedError
 
+    def seen(self, facts: Mapping[str, Tensor]) -> Tensor | None:
+        """How often an epoch sees each example on average, [N] float64; None where it sees all once."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Shuffled(Order):
@@ -50,6 +54,10 @@ class Shuffled(Order):
     def epoch(self, facts: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         return torch.randperm(self.size(facts), generator=generator)
 
+    def seen(self, facts: Mapping[str, Tensor]) -> Tensor | None:
+        """Once."""
+        return None
+
 
 def drawn_by_weight(weight_N: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Places in proportion to weights of 0 or more, one of them above 0, with replacement, [size] int64.
@@ -61,6 +69,11 @@ def drawn_by_weight(weight_N: Tensor, size: int, generator: torch.Generator) -> 
     # `right`: a place of weight 0 is passed over. What rounds up to the whole sum is the last place with a weight.
     last = int(torch.searchsorted(upto_N, upto_N[-1]))
     return torch.searchsorted(upto_N, at, right=True).clamp(max=last)
+
+
+def seen_by_weight(weight_N: Tensor, size: int) -> Tensor:
+    """How often `drawn_by_weight` gives each place on average, [N] float64."""
+    return size * weight_N.double() / weight_N.double().sum()
 
 
 class LengthBuckets(Sampler[int]):

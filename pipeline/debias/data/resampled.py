@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from debias.data.order import Order, drawn_by_weight
+from debias.data.order import Order, drawn_by_weight, seen_by_weight
 
 MOST = 10  # of an exponent: beyond it one group is all that is seen
 
@@ -42,17 +42,29 @@ class Resampled(Order):
         return "group" if self.by == "group" else "labels"
 
     def epoch(self, facts: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        groups, group_N = facts[self.fact].unique(return_inverse=True)
-        count_G = torch.bincount(group_N)
+        group_N, count_G = self._groups(facts)
         sorted_N = group_N.argsort(stable=True)
         first_G = count_G.cumsum(0) - count_G
         size = self.size(facts)
         if self.exponent:
-            drawn = drawn_by_weight((count_G / count_G.max()).double() ** self.exponent, size, generator)
+            drawn = drawn_by_weight(self._weight(count_G), size, generator)
         else:
-            drawn = torch.randint(len(groups), (size,), generator=generator)
+            drawn = torch.randint(len(count_G), (size,), generator=generator)
         place = torch.rand(size, generator=generator, dtype=torch.float64) * count_G[drawn]
         return sorted_N[first_G[drawn] + place.long()]
+
+    def seen(self, facts: Mapping[str, Tensor]) -> Tensor | None:
+        """A group's draws, spread over its examples."""
+        group_N, count_G = self._groups(facts)
+        return (seen_by_weight(self._weight(count_G), self.size(facts)) / count_G)[group_N]
+
+    def _groups(self, facts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The number of each example's group among those that occur [N], and their sizes [G]."""
+        group_N = facts[self.fact].unique(return_inverse=True)[1]
+        return group_N, torch.bincount(group_N)
+
+    def _weight(self, count_G: Tensor) -> Tensor:
+        return (count_G / count_G.max()).double() ** self.exponent
 
 
 def reads_groups(order: Order) -> bool:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from debias.data.order import Order, drawn_by_weight
+from debias.data.order import Order, drawn_by_weight, seen_by_weight
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,7 @@ class SpareSampled(Order):
 
     def epoch(self, facts: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         return drawn_by_weight(facts["draw_weight"], self.size(facts), generator)
+
+    def seen(self, facts: Mapping[str, Tensor]) -> Tensor | None:
+        """In proportion to the weights."""
+        return seen_by_weight(facts["draw_weight"], self.size(facts))

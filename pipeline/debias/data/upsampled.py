@@ -40,5 +40,9 @@ class Upsampled(Order):
         repeated = torch.arange(len(facts["index"])).repeat_interleave(self._times(facts))
         return repeated[torch.randperm(len(repeated), generator=generator)]
 
+    def seen(self, facts: Mapping[str, Tensor]) -> Tensor | None:
+        """Once, and errors `times` times."""
+        return self._times(facts).double()
+
     def _times(self, facts: Mapping[str, Tensor]) -> Tensor:
         return 1 + (self.times - 1) * facts["error"].long()

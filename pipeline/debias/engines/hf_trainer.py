@@ -27,9 +27,10 @@ from debias.engines.trainer_arguments import loss_of, refuse_arguments, refuse_l
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
 from debias.losses import LearningLoss, Loss
+from debias.losses.learning import Told
 from debias.methods import Rule
 from debias.ranks.stopping import StopRequest
-from debias.readouts import DONE, Facts, Readout, RouterLoss, inputs_and_facts, of_right_label, router_loss_of
+from debias.readouts import DONE, Readout, RouterLoss, inputs_and_facts, of_right_label, router_loss_of
 from debias.readouts.hidden import check_hidden
 from debias.readouts.said import KNOWN_FACTS, Said
 from debias.runs.environment import peak_memory_mb
@@ -48,9 +49,10 @@ class DebiasTrainer(CheckpointingTrainer):
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
     `objective` is its older name); `loss`: one of `debias.losses`, cross-entropy by default; `bias_weight`: where the
     weights come from; `gradients`, `select`, `verify` and `sharpness`: as in `debias.attach`; `smoothness`: a term
-    beside the loss, one of `debias.smoothness`. `facts`: of the whole training set, for a loss that learns
-    (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both. Accumulation, clipping, bf16,
-    checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole or not at all.
+    beside the loss, one of `debias.smoothness`. `facts`: of the whole training set, or what gives them, for a
+    loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both.
+    Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole
+    or not at all.
     Each of the TrainingArguments is honoured, or a ValueError here that names it (`trainer_arguments`).
     """
 
@@ -63,7 +65,7 @@ class DebiasTrainer(CheckpointingTrainer):
         readout: Readout | None = None,
         objective: Readout | None = None,
         loss: Loss | None = None,
-        facts: Facts | None = None,
+        facts: Told | None = None,
         bias_weight: BiasWeightSource | None = None,
         gradients: str = "auto",
         select: Select = not_head,

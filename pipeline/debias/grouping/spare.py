@@ -21,7 +21,9 @@ class Spare(Grouping):
     """The clusters of what a model says early, label by label: a shortcut that is learned first pulls them apart.
 
     K-means (ten starts) on the logits of the examples of one label, as far as log-probabilities tell them: less their
-    mean. `clusters` of them, or of 2 to `most` as many as have the largest silhouette (of at most 2,000 examples).
+    mean. A run keeps probabilities of 0.0001 at least, and that may be what sets few examples apart: on Colored MNIST
+    the paper's logits, which have no such bound, give clusters without a shortcut in them (BENCHMARKS.md). `clusters`
+    of them, or of 2 to `most` as many as have the largest silhouette (of at most 2,000 examples).
     Beside the groups each example gets the weight with which the paper draws it, for `order: spare`: in proportion to
     `1 / size^power` within its label, and labels alike; `power` is 1 where the silhouette of the label is `threshold`
     or more, and `high_power` below. Group DRO or `resampled` read the groups alone.

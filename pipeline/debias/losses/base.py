@@ -39,7 +39,10 @@ class Loss:
         return self
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """`memory_S` float64 before the first step, from the facts of the whole training set [N]; most keep nothing."""
+        """`memory_S` float64 before the first step, from the facts of the whole training set [N]; most keep nothing.
+
+        Among them is `seen` where an order does not see every example once: how often it does, on average.
+        """
         return torch.zeros(0, dtype=torch.float64)
 
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:

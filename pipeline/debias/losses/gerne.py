@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from debias.losses import group_sums
 from debias.losses.base import Loss
 from debias.readouts.said import Said
 
@@ -15,7 +15,7 @@ from debias.readouts.said import Said
 class GERNE(Loss):
     """Cross-entropy extrapolated from a biased batch past a less biased one: `L_lb + beta (L_lb - L_b)`.
 
-    With `a(y)` the share of a group among the training examples of label y, and A groups that occur with y, L_b is the
+    With `a(y)` the share of a group among what is seen of label y, and A groups that occur with y, L_b is the
     loss of the data as they are, and L_lb that of data in which the share is `a + c (1/A - a)`. Both are taken of the
     same samples here, each sample counted as often as the share asks for; the paper draws two batches. A sample then
     weighs
@@ -53,7 +53,7 @@ class GERNE(Loss):
         """The weight of each label and group [C, G]; 0 of those that do not occur together."""
         labels_N, group_N = facts["labels"], facts["group"]
         labels, groups = (int(known.max()) + 1 for known in (labels_N, group_N))
-        count_CG = torch.bincount(labels_N * groups + group_N, minlength=labels * groups).view(labels, groups).double()
+        count_CG = group_sums.counted(labels_N * groups + group_N, facts, labels * groups).view(labels, groups)
         occurs_CG = count_CG > 0
         share_CG = count_CG / count_CG.sum(dim=1, keepdim=True).clamp(min=1)
         even_CG = 1 / (occurs_CG.sum(dim=1, keepdim=True) * share_CG.masked_fill(~occurs_CG, 1.0))

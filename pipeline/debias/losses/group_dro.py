@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from debias.losses import group_sums
 from debias.losses.base import Loss
 from debias.readouts.said import Said
 
@@ -19,13 +20,14 @@ class GroupDRO(Loss):
     """Cross-entropy weighted by group: groups whose loss stays high gain weight (Algorithm 1).
 
     After each step `q_g` grows by `exp(step_size * mean loss of g in the step)` and is normalised; a sample of group g
-    counts `q_g / share of g in the training data`, so that the mean over samples is the mean over groups under `q`. The
+    counts `q_g / share of g in what is seen`, so that the mean over samples is the mean over groups under `q`. The
     weights of a step are those that the steps before it left (the published code updates them first): a sample's loss
     then does not depend on how the step is cut into micro-batches and ranks. `adjustment`: C of the paper's group
     adjustments, `C / sqrt(n_g)` added to the loss that weighs a group with n_g training examples, for small groups
     generalise worse than they train (its gradient is zero, so it acts through the weights alone; 0 to 5 in the paper).
     Needs a group of each training example, of the data or inferred (`groups`). Costs nothing more. Fails where groups
-    are unknown or tiny: it overfits a small group unless regularised.
+    are unknown or tiny: it overfits a small group unless regularised. The authors' code, and SpuCo, draw groups alike
+    (`order: {name: resampled, by: group}`): `q` then weighs batches in which no group is rare.
 
     Source: Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020, arXiv 1911.08731.
     """
@@ -47,12 +49,12 @@ class GroupDRO(Loss):
         return -weight_G[facts["group"]] * said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """`q` [G], equal (0 of a number that no example has), the groups' shares of the training data [G], and with an
+        """`q` [G], equal (0 of a number that no example has), the groups' shares of what is seen [G], and with an
         adjustment what is added to their losses [G]: without one a checkpoint is what it was before there were any.
         """
         counts_G = torch.bincount(facts["group"]).double()
         occurs_G = counts_G > 0
-        begun = [occurs_G / occurs_G.sum().double(), counts_G / counts_G.sum()]
+        begun = [occurs_G / occurs_G.sum().double(), group_sums.shares(facts)]
         added = [self.adjustment / counts_G.clamp(min=1).sqrt()] if self.adjustment else []
         return torch.cat([*begun, *added])
 

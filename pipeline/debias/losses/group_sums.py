@@ -1,7 +1,7 @@
 """What a loss remembers of groups: how often each occurs, and sums over its samples that fade with the steps.
 
 Shapes: B samples, G groups, N training examples, F values of a sample. A memory is a matrix [G, 2 + F] float64: a
-group's share of the training data, how many of its samples were seen, and sums of their values. Nothing here looks at
+group's share of what an epoch sees, how many of its samples were seen, and sums of their values. Nothing here looks at
 numbers to decide what to do: a plan traces it without any.
 """
 
@@ -14,10 +14,21 @@ NONE = 1e-12  # samples of a group so long ago that nothing is left of them
 
 
 def begun(facts: Mapping[str, Tensor], values: int | None = None) -> Tensor:
-    """The shares of the groups of the training data [N]; nothing seen of `values` values, or of none that are known."""
-    count_G = torch.bincount(facts["group"]).double()
-    nothing_GF = count_G.new_zeros(len(count_G), 0 if values is None else 1 + values)
-    return torch.cat([(count_G / count_G.sum()).unsqueeze(1), nothing_GF], dim=1)
+    """The groups' shares of what an epoch sees [N]; nothing seen of `values` values, or of none that are known."""
+    share_G = shares(facts)
+    nothing_GF = share_G.new_zeros(len(share_G), 0 if values is None else 1 + values)
+    return torch.cat([share_G.unsqueeze(1), nothing_GF], dim=1)
+
+
+def shares(facts: Mapping[str, Tensor]) -> Tensor:
+    """Of the training data as often as an epoch sees it, each group's share [G], float64."""
+    seen_G = counted(facts["group"], facts)
+    return seen_G / seen_G.sum()
+
+
+def counted(group_N: Tensor, facts: Mapping[str, Tensor], least: int = 0) -> Tensor:
+    """How many samples of each group an epoch sees, on average, float64, of `least` groups or more."""
+    return torch.bincount(group_N, weights=facts.get("seen"), minlength=least).double()
 
 
 def summed(values_BF: Tensor, group_B: Tensor, groups: int) -> Tensor:

@@ -28,7 +28,8 @@ class IRM(Loss):
     Needs a group of each training example, of the data or inferred (`groups`), in which a shortcut holds unlike; and of
     a causal model answers of one token. Costs nothing more. Fails where groups tell the label (the slope of one label
     is no test of a shortcut), where a group is tiny, and with a large `strength` from the start, which holds the model
-    where it knows nothing. Shares are those of the data: beside an `order` by groups small ones count twice.
+    where it knows nothing; a large one later pulls by slopes that are no longer those of the model (BENCHMARKS.md).
+    Shares are those of what an epoch sees: an `order` may make groups alike.
 
     Source: Arjovsky et al., Invariant Risk Minimization, 2019, arXiv 1907.02893; all groups alike as in Yang et al.,
     Change is Hard: A Closer Look at Subpopulation Shift, ICML 2023, arXiv 2302.12254, and its authors' code.

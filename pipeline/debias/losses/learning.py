@@ -10,15 +10,17 @@ from torch import Tensor
 from debias.losses.base import EVERY_LABEL, HIDDEN, OF_READOUT, Loss
 from debias.readouts.said import Said
 
+Told = Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
+
 
 class LearningLoss:
     """A loss with its memory. Call it for each micro-batch, then `step` once a step, on every rank.
 
-    `facts`: of the whole training set, on which a loss with a memory begins; they are read when the first batch comes,
-    or a checkpoint, and may be added to until then.
+    `facts`: of the whole training set, on which a loss with a memory begins, or what gives them; they are read when the
+    first batch comes, or a checkpoint, and may be added to until then.
     """
 
-    def __init__(self, loss: Loss, facts: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, loss: Loss, facts: Told | None = None) -> None:
         self.loss = loss
         self._facts = {} if facts is None else facts
         self._sums: Tensor | None = None
@@ -29,10 +31,11 @@ class LearningLoss:
 
         Raises ValueError where a fact that it begins with was not given.
         """
+        facts = self._facts() if callable(self._facts) else self._facts
         try:
-            return self.loss.begin(self._facts)
+            return self.loss.begin(facts)
         except KeyError as error:
-            told = f"loss {self.loss.name} begins with {error} of the whole training set, and has {sorted(self._facts)}"
+            told = f"loss {self.loss.name} begins with {error} of the whole training set, and has {sorted(facts)}"
             raise ValueError(f"{told}; give it as facts") from None
 
     @property

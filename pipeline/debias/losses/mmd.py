@@ -28,14 +28,15 @@ class MMD(Loss):
     kernel is taken by `features` random Fourier features, drawn alike in every run, so that a distance of distributions
     is one of means: right on average, off by about `sqrt(2 / features)` of a kernel's values. The means are those of
     the steps before (sums over samples that fade by `memory` each step), and a sample's penalty is the tangent there,
-    linear in its features, over its group's share of the training data: it is the sample's own in any micro-batch and
+    linear in its features, over its group's share of what is seen: it is the sample's own in any micro-batch and
     on any rank. Cross-entropy is as it was.
 
     Needs a group of each training example, of the data or inferred (`groups`), and a model whose hidden states can be
     heard. Costs a product of h with `5 features` columns. Fails where groups tell the label: then the task has to go,
-    too; and where hidden states outgrow the widths of the first step by far. Shares are those of the data: beside an
-    `order` by groups small ones count twice. SubpopBench's widths are fixed, from 0.03
-    to 30, whatever the distances are.
+    too; where hidden states outgrow the widths of the first step by far; and where a group is so small that its mean is
+    of few samples: on Colored MNIST, with five of a group in a step, it does harm (BENCHMARKS.md). Shares are those of
+    what an epoch sees: an `order` may make groups alike. SubpopBench's widths are fixed, from 0.03 to 30, whatever the
+    distances are.
 
     Source: Li et al., Domain Generalization with Adversarial Feature Learning, CVPR 2018; over pairs of groups as in
     Yang et al., Change is Hard: A Closer Look at Subpopulation Shift, ICML 2023, arXiv 2302.12254; several widths as in

@@ -69,6 +69,28 @@ def test_buckets_hold_what_the_order_says(name: str) -> None:
     assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 2
 
 
+@pytest.mark.parametrize("name", ORDERS)
+def test_it_says_how_often_it_sees_each_example(name: str) -> None:
+    """Counted over 400 epochs, within five standard errors; in all as many as an epoch has."""
+    order, epochs = order_of(name), 400
+    seen_EN = torch.stack([torch.bincount(torch.tensor(epoch(order, seed)), minlength=100) for seed in range(epochs)])
+    told_N = order.seen(FACTS)
+    told_N = torch.ones(100, dtype=torch.float64) if told_N is None else told_N
+    assert float(told_N.sum()) == pytest.approx(order.size(FACTS))
+    error_N = seen_EN.double().std(dim=0) / epochs**0.5
+    assert ((seen_EN.double().mean(dim=0) - told_N).abs() <= 5 * error_N + 1e-9).all()
+
+
+@pytest.mark.parametrize(("by", "exponent"), [("group", 0.5), ("group", -1.0), ("group", 1.0), ("label", 0.0)])
+def test_resampled_says_so_with_any_exponent(by: str, exponent: float) -> None:
+    """By hand: groups of 90, 9 and 1 examples, labels of 50 each."""
+    seen_N = make_order({"name": "resampled", "by": by, "exponent": exponent}).seen(FACTS)
+    of_groups = [float(seen_N[torch.tensor(GROUPS) == group].sum()) for group in range(3)]
+    weights = [size**exponent for size in (90, 9, 1)]
+    want = [90, 9, 1] if by == "label" else [100 * weight / sum(weights) for weight in weights]
+    assert of_groups == pytest.approx(want)
+
+
 def test_expanding_begins_even_and_lets_others_join() -> None:
     """By counting what each part of the epoch has."""
     small = {**FACTS, "group": torch.tensor([0] * 90 + [1] * 10)}  # pairs of 45, 45, 5 and 5
