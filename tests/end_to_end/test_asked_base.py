@@ -251,6 +251,10 @@ def test_experts_hear_an_auxiliary_model_of_the_half_that_they_are_trained_on(pl
             {"bias_model": {**FIRST, "folds": 1, "steps": 9}},
             "steps is 9: with 12 a step its models see their 96 examples more than once, and judge them; give 8",
         ),
+        (
+            {"bias_model": {**FIRST, "name": "bias_experts", "auxiliary_steps": 21}},
+            "auxiliary_steps is 21: with 12 a step its models see their 48 examples more than 5 times, .* give 20",
+        ),
         ({"bias_model": {**FIRST, "folds": 200}}, "bias_model.folds is 200, but the training examples have fewer"),
         (
             {"data": {**DATA, "leave_out": {"fold": 0}}},

@@ -307,6 +307,24 @@ def test_both_passes_have_one_mask_and_statistics_move_once():
         assert torch.equal(a, b), name
 
 
+def test_both_passes_have_one_mask_whatever_a_loop_draws_before_it_calls_the_model():
+    def noisy(model, batch):
+        torch.rand(5)  # of the loop's own
+        return mlp(model, batch)
+
+    model = Dropping()
+    hook = attached(model, Edge(), "shared_forward", SAM(rho=0.5))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model(mlp_batch()["x"])  # what is looked at without gradients is no pass
+    model.drop.masks.clear()
+    feed(hook, model, mlp_batch(), [(0, 4), (4, 9)], noisy)
+    first, second, third, fourth = model.drop.masks
+    assert torch.equal(first, second)
+    assert torch.equal(third, fourth)
+    assert not torch.equal(first[:4], third[:4])
+
+
 def test_weights_come_back_to_the_bit_and_gradients_do_not_pile_up():
     """Also of numbers that no subtraction would bring back."""
     model = Mlp()

@@ -170,6 +170,8 @@ def _without_training_rows(
         if rule == "exclude":
             raise InputError(f"{run}: its training data cannot be read, so overlapping rows cannot be left out")
         return examples, None
+    if chosen_N is None and rule == "exclude":
+        raise InputError(f"{run}: its validation data cannot be read, so rows it was chosen by cannot be left out")
     chosen = 0 if chosen_N is None else int(chosen_N.sum())
     found = {"rows": int(shared_N.sum()), "excluded": rule == "exclude", **({"chosen_on": chosen} if chosen else {})}
     if rule != "exclude":

@@ -115,7 +115,15 @@ def _edit_chose(adapter: Path) -> bool:
         told = json.loads((adapter / EDITS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(told, dict) and any(told.get(key) for key in ("tried", "rows", "variants"))
+    return _chose(told)
+
+
+def _chose(told: Any) -> bool:
+    """An edit, or one before it, of whatever was edited then."""
+    if not isinstance(told, dict):
+        return False
+    before = [one.get("edits") for one in told.get("adapters") or [] if isinstance(one, dict)]
+    return any(told.get(key) for key in ("tried", "rows", "variants")) or any(map(_chose, before))
 
 
 def check_out(out: Path, told: dict[str, Any]) -> None:

@@ -262,6 +262,12 @@ def _check_stages(config: RunConfig, examples: Sequence[Example]) -> None:
             raise InputError(
                 f"{seen} more than {EPOCHS} times, and learn them by heart; give {epoch} (once) or little more"
             )
+        for before in _before_it(stage):
+            if before.max_steps > EPOCHS * epoch:
+                raise InputError(
+                    f"bias_model.auxiliary_steps is {before.max_steps}: with {step} a step its models see their {left}"
+                    f" examples more than {EPOCHS} times, and learn them by heart; give {EPOCHS * epoch} or fewer"
+                )
         if stage.max_steps > epoch and out is None:
             raise InputError(f"{seen} more than once, and judge them; give {epoch} at most, or folds: 2")
         if stage.max_steps > epoch and out is not None and out.fold == 0:

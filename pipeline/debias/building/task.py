@@ -96,7 +96,8 @@ def check_answers(config: RunConfig, loss: Loss) -> None:
     try:
         build_task(config, load_tokenizer(resolve_model(config.model), config.head)).readout.check_every_label()
     except ValueError as error:
-        raise InputError(str(error)) from None
+        name = None if config.smoothness is None or EVERY_LABEL in loss.reads else config.smoothness["name"]
+        raise InputError(f"smoothness {name} is as {error}" if name else str(error)) from None
 
 
 def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: int) -> None:

@@ -6,6 +6,7 @@ into its field, and nothing looks broken.
 """
 
 import csv
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from debias.data.opening import LONGEST, lines_of, open_text
 from debias.data.rows import Layout, NumberedRow
 from debias.errors import InputError
 
+log = logging.getLogger(__name__)
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 DELIMITERS = {"\t": r'"\t"', ";": '";"', "|": '"|"', ",": '","'}  # and how YAML writes them
 CHARACTERS = "if quotes are characters of the text, set quotes: false beside source (--no-quotes)"
@@ -61,8 +63,8 @@ def _quotes_hold_fields(path: Path, delimiter: str) -> bool:
     """Whether quotes hold fields together in this file; otherwise they are characters as any other.
 
     They are where every line has the header's number of fields with quotes as characters, and some field begins with
-    a quote that it does not close. In a file of one column the number of fields proves nothing: they are characters
-    where the file, read with quotes, is broken.
+    a quote that it does not close. In a file of one column the number of fields proves nothing: they are in a .csv that
+    is not broken when it is read so, for that is how texts of several lines are written, and not in a .tsv.
     """
     columns, lone = None, False
     with open_text(path) as text:
@@ -74,16 +76,20 @@ def _quotes_hold_fields(path: Path, delimiter: str) -> bool:
             if len(fields) != columns:
                 return True
             lone = lone or ('"' in line and any(field[:1] == '"' and not QUOTED.fullmatch(field) for field in fields))
-    return not lone or (columns == 1 and _is_whole(path, delimiter))
+    return not lone or (columns == 1 and delimiter == "," and _is_whole(path, delimiter))
 
 
 def _is_whole(path: Path, delimiter: str) -> bool:
-    """Whether the file can be read with quotes that hold fields together."""
+    """Whether the file can be read with quotes that hold fields together; a warning where rows then have many lines."""
     try:
         with open_text(path) as text:
-            return all(len(record) == 1 for record in _quoted(path, lines_of(text, path), delimiter))
+            records = [record for record in _quoted(path, lines_of(text, path), delimiter) if "\n" in record[0]]
     except InputError:
         return False
+    if records:
+        told = f"{path}: {len(records)} rows have texts of several lines in quotes; if each line is a row of its own"
+        log.warning("%s, set quotes: false beside source (--no-quotes)", told)
+    return True
 
 
 def _plain(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:

@@ -30,8 +30,10 @@ def refuse_second_pass(name: str, model: nn.Module, *, deepspeed: bool) -> None:
 class SecondPass:
     """A first backward pass of each micro-batch that says where its gradients are taken, for gradients in `p.grad`.
 
-    The random state before the model's forward pass is remembered and set again, so that both passes see one dropout;
-    what is drawn afterwards is drawn as if there were no first pass. Running statistics follow the first pass alone.
+    The random state before the model's forward pass is remembered and set again before the second one's, so that both
+    passes see one dropout; what is drawn afterwards is drawn as if there were no first pass. Of several calls of the
+    model since the last micro-batch the first counts: what else is asked of it is asked under `torch.no_grad`. Running
+    statistics follow the first pass alone.
     """
 
     def __init__(self, model: nn.Module, sharpness: Sharpness) -> None:
@@ -39,6 +41,7 @@ class SecondPass:
         self._gpus: list[int] | None = None  # looked up in the first call, when the model lies where it trains
         self._statistics = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         self._began: RandomState | None = None
+        self._repeat: RandomState | None = None  # while `again` runs, until it calls the model
         self._guard = model.register_forward_pre_hook(self._see)
 
     def detach(self) -> None:
@@ -76,12 +79,12 @@ class SecondPass:
                 if moves:
                     torch._foreach_add_(weights, moves)
                 moves.clear()
-                set_random_state(began)
+                self._repeat = began
                 loss_B, weight_B = again()
                 weight_B = no_grad_weight(weight_B, loss_B)
                 source.backward(MicroBatch(loss_B, weight_B, again, batch.sample_index))
         finally:
-            self._began = None  # of the second forward pass
+            self._began = self._repeat = None  # of the second forward pass
 
     def _up(self, loss_B: Tensor, trainable: Mapping[str, nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
         """Weights, and how far each is to move; none where there is no way up. No gradient is left behind."""
@@ -95,6 +98,9 @@ class SecondPass:
 
     def _see(self, model: nn.Module, inputs: Any) -> None:
         """A forward pre-hook: the first call since the last micro-batch is the one that `again` repeats."""
+        if self._repeat is not None:
+            set_random_state(self._repeat)
+            self._repeat = None
         if self._began is None and model.training and torch.is_grad_enabled():
             if self._gpus is None:
                 self._gpus = gpus_of(model)

@@ -11,12 +11,17 @@ from typing import Any
 from debias.config.run import RunConfig
 
 DATA_FILES = "data_files"  # of run.json: by role (train, validation) each file's name and SHA-256
+ROLES = ("train", "validation")
 Told = dict[str, dict[str, str]]
 
 
 def data_files(config: RunConfig) -> Told:
-    """Name and SHA-256 of each local file of training and validation data; nothing of what is generated or a hub's."""
-    found = {role: _digests(source) for role, source in _sources(config.data.model_dump())}
+    """Name and SHA-256 of each local file of training data, and of validation data that is read.
+
+    A file of a pattern, or of a folder, has its place below that as its name. Nothing of what is generated or a hub's.
+    """
+    roles = ("train",) if config.eval_strategy == "no" else ROLES
+    found = {role: _digests(source) for role, source in _sources(config.data.model_dump()) if role in roles}
     return {role: files for role, files in found.items() if files}
 
 
@@ -39,18 +44,25 @@ def changed_data(told: Any, data: Mapping[str, Any]) -> str | None:
 
 
 def _sources(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    blocks = ((role, data.get(role)) for role in ("train", "validation"))
+    blocks = ((role, data.get(role)) for role in ROLES)
     told = ((role, block.get("source") if isinstance(block, Mapping) else block) for role, block in blocks)
     return [(role, source) for role, source in told if isinstance(source, str) and source != "generated"]
 
 
 def _digests(source: str) -> dict[str, str]:
     for place in (source, str(Path(os.environ.get("DEBIAS_DATA") or ".") / source)):
-        files = [place] if os.path.isfile(place) else glob.glob(place, recursive=True) if glob.has_magic(place) else []
-        files = [file for file in files if os.path.isfile(file)]
-        if files:
-            return {Path(file).name: _digest_of(file) for file in sorted(files)}
+        pattern = f"{glob.escape(place)}/**" if os.path.isdir(place) else place
+        files = [place] if os.path.isfile(place) else glob.glob(pattern, recursive=True)
+        if files := [file for file in files if os.path.isfile(file)]:
+            fixed = os.path.dirname(files[0]) if files == [place] else _fixed(pattern)
+            return {Path(os.path.relpath(file, fixed)).as_posix(): _digest_of(file) for file in sorted(files)}
     return {}
+
+
+def _fixed(pattern: str) -> str:
+    """The folder above the first part of a pattern that stands for several."""
+    parts = Path(pattern).parts
+    return str(Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))]))
 
 
 def _digest_of(file: str) -> str:

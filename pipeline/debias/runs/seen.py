@@ -16,6 +16,7 @@ from debias.runs.whole import write_whole
 
 logger = logging.getLogger(__name__)
 Digests = NDArray[np.uint64]
+SAID = ("bias_model", "first_stage")  # what is checked that is no row of anybody's data
 
 
 class Seen:
@@ -43,9 +44,14 @@ class Seen:
         differing = np.flatnonzero(before[:both] != digests[:both])
         first = int(differing[0]) if len(differing) else both
         which = f"example {first + 1}" + (f" ({ids[first]!r})" if first < len(ids) else ", which is gone")
+        cure = (
+            "if the data is the same, finish with the version that began it"
+            if name in SAID
+            else "bring the old data back"
+        )
         raise InputError(
             f"resume: {name} has changed: {len(digests)} examples now, {len(before)} when the run in {self.folder} was"
-            f" begun, and the first that differs is {which}; bring the old data back, or start anew in another folder"
+            f" begun, and the first that differs is {which}; {cure}, or start anew in another folder"
         )
 
     def write(self) -> None:

@@ -154,12 +154,18 @@ def test_a_quote_that_never_closes(tmp_path):
         ('"whole"\nplain\n', ["whole", "plain"]),
     ],
 )
-def test_texts_of_several_lines_in_a_file_of_one_column(tmp_path, lines, texts):
+def test_texts_of_several_lines_in_a_file_of_one_column(tmp_path, caplog, lines, texts):
     """Every line has one field, whatever its quotes mean: what the file is as a whole decides."""
-    (tmp_path / "rows.tsv").write_text(f"text\n{lines}")
-    source = DataSource(source=str(tmp_path / "rows.tsv"))
+    (tmp_path / "rows.csv").write_text(f"text\n{lines}")
+    source = DataSource(source=str(tmp_path / "rows.csv"))
     data = DataConfig.model_validate({"train": source, "text_fields": ["text"]})
     assert [example.texts for _, example in unlabelled(source, data)] == [(text,) for text in texts]
+    assert ("texts of several lines in quotes" in caplog.text) == any("\n" in text for text in texts)
+    # Under the other name each line is a row.
+    (tmp_path / "rows.csv").rename(tmp_path / "rows.tsv")
+    lone = DataSource(source=str(tmp_path / "rows.tsv"))
+    if texts != ["whole", "plain"]:
+        assert [example.texts[0] for _, example in unlabelled(lone, data)] == lines.splitlines()
 
 
 # --- headers, cells, delimiters ---------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from debias.config.reading import load_config
+from debias.config.run import RunConfig
 from debias.errors import InputError, Interrupted
-from debias.runs.data_files import data_files
+from debias.runs.data_files import changed_data, data_files
 from debias.runs.records import read_records
 from debias.sweep.grid import (
     changed_settings,
@@ -353,6 +354,28 @@ def test_data_that_has_changed_since_is_another_run(recipe, tmp_path):
     told.write_text(told.read_text().replace("running", "finished"))
     rows.unlink()
     assert changed_settings(run) is None, "nobody can say"
+
+
+def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    for name in ("de", "en"):
+        (tmp_path / "shards" / name).mkdir(parents=True)
+        (tmp_path / "shards" / name / "train.jsonl").write_text(f'{{"text": "{name}"}}\n')
+    validation = {"source": str(tmp_path / "shards" / "de" / "train.jsonl")}
+    data = {"train": str(tmp_path / "shards" / "*" / "train.jsonl"), "validation": validation}
+    run = {"model": "m", "output_dir": "x", "data": data}
+    read = data_files(RunConfig.model_validate(run | {"eval_strategy": "epoch"}))
+    assert {role: set(files) for role, files in read.items()} == {
+        "train": {"de/train.jsonl", "en/train.jsonl"},
+        "validation": {"train.jsonl"},
+    }
+    told = data_files(RunConfig.model_validate(run))
+    assert told.keys() == {"train"}, "nobody read the validation data"
+    (tmp_path / "shards" / "de" / "train.jsonl").write_text("other\n")
+    assert changed_data(told, data) == "data.train: de/train.jsonl has changed since"
+    (tmp_path / "shards" / "de" / "train.jsonl").unlink()
+    assert changed_data(told, data) == "data.train: de/train.jsonl is gone since"
+    folder = data_files(RunConfig.model_validate(run | {"data": {"train": str(tmp_path / "shards")}}))
+    assert folder["train"].keys() == {"en/train.jsonl"}
 
 
 def test_comments_and_order_of_a_recipe_are_no_change(recipe, tmp_path):

@@ -12,6 +12,7 @@ from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
 from debias_eval.judging.evaluate import evaluate_run
+from debias_eval.judging.models import _edit_chose
 from debias_eval.judging.predict import check_fit, in_model_order, predict, suite_labels
 from debias_eval.reading.suite import load_suite
 from debias_eval.results.files import read_predictions, read_result
@@ -317,6 +318,20 @@ def test_rows_that_a_checkpoint_was_chosen_by_are_no_rows_to_judge_on(run, write
         assert found == {"rows": 0, "excluded": False, **told}
     clean = evaluate_run(run, path, predictor=fake(), overlap="exclude")
     assert (clean["n"], clean["overlap"]) == (2, {"rows": 0, "excluded": True, "chosen_on": 2})
+    (run / "held_out.jsonl").unlink()
+    with pytest.raises(InputError, match="its validation data cannot be read, so rows it was chosen by cannot be left"):
+        evaluate_run(run, path, predictor=fake(), overlap="exclude")
+
+
+def test_an_edit_of_what_was_chosen_was_chosen(tmp_path):
+    soup = {"edit": "greedy_soup", "tried": [{"accuracy": 0.5}], "adapters": [{"folder": "a"}]}
+    for told, chose in (
+        (soup, True),
+        ({"edit": "scale", "adapters": [{"folder": "b", "edits": soup}]}, True),
+        ({"edit": "scale", "adapters": [{"folder": "b"}]}, False),
+    ):
+        (tmp_path / "edits.json").write_text(json.dumps(told))
+        assert _edit_chose(tmp_path) == chose
 
 
 def test_other_labels_of_the_same_texts_are_told_apart(run, write_suite, fake):
