@@ -261,19 +261,16 @@ def _overlap_notes(rows: Sequence[Row]) -> list[str]:
     """One note for the methods that agree."""
     who: dict[str, list[str]] = {}
     for one in rows:
-        known = [result.overlap for result in one.results if result.overlap and result.overlap.rows]
-        if known:
-            most = max(known, key=lambda overlap: overlap.rows)
-            done = "left out" if most.excluded else "counted in"
-            text = f"has {most.rows:,} example{'s' if most.rows != 1 else ''} whose text is also in the training data"
-            who.setdefault(f"{text}, {done}", []).append(one.method.name)
-    for one in rows:
-        seen = [result.overlap for result in one.results if result.overlap and result.overlap.chosen_on]
-        if seen:
-            most = max(seen, key=lambda overlap: overlap.chosen_on)
-            done = "left out" if most.excluded else "counted in"
-            text = f"has {most.chosen_on:,} of the validation rows that a model was chosen by"
-            who.setdefault(f"{text}, {done}", []).append(one.method.name)
+        known = [result.overlap for result in one.results if result.overlap]
+        for key, text in (
+            ("rows", "whose text is also in the training data"),
+            ("chosen_on", "that are validation rows a model was chosen by"),
+        ):
+            most, excluded = max(((getattr(each, key), each.excluded) for each in known), default=(0, False))
+            if most:
+                counted = f"has {most:,} example{'s' if most != 1 else ''} {text}"
+                done = "left out" if excluded else "counted in"
+                who.setdefault(f"{counted}, {done}", []).append(one.method.name)
     return [f"{text}: {', '.join(names)}." for text, names in who.items()]
 
 

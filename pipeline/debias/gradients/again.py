@@ -5,18 +5,17 @@ from Triton, where autograd's version counter sees nothing). The first backward 
 second reads what the first has left, and is garbage without a word. Shapes: B samples.
 """
 
-import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from debias.gradients.base import MicroBatch, SharedForward, TwoPass, no_grad_weight
-from debias.gradients.proof import tolerance
+from debias.gradients.proof import tolerance, watching
 from debias.gradients.samples import NotExact
 from debias.gradients.trials import LocalTrials, Trials, unchanged
 
@@ -38,16 +37,9 @@ class Prints:
         for name, gradient in (gradients or {}).items():
             self._arrived(name, gradient)
 
-    @contextmanager
-    def watch(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    def watch(self, parameters: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Inside, each gradient that arrives at one of these parameters leaves its print."""
-        trained = {name: p for name, p in parameters.items() if p.requires_grad}
-        hooks = [p.register_hook(functools.partial(self._arrived, name)) for name, p in trained.items()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return watching(parameters, self._arrived)
 
     def _arrived(self, name: str, gradient: Tensor) -> None:
         self.dtypes.add(gradient.dtype)

@@ -12,8 +12,8 @@ are sums of the same products, and may differ by the order of summation and the 
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -59,6 +59,18 @@ def tolerance(dtypes: set[torch.dtype]) -> tuple[float, float]:
     return max(LEAST_RELATIVE, SPACINGS * eps), max(LEAST_FLOOR, FLOOR_SPACINGS * eps)
 
 
+@contextmanager
+def watching(parameters: Mapping[str, Tensor], arrived: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Inside, `arrived` is told of each gradient that arrives at one of these parameters; frozen ones apart."""
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    hooks = [p.register_hook(functools.partial(arrived, name)) for name, p in trained.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @dataclass
 class Verdict:
     """Of a comparison. `faults`: by parameter, how far its bias gradient is off, relative (inf: there is none at all);
@@ -81,16 +93,9 @@ class Comparison:
         self._length = {name: _norm(gradient) for name, gradient in left.items()}
         self._settled: dict[str, float] = {}
 
-    @contextmanager
-    def watch(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    def watch(self, parameters: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Inside, each gradient that arrives at one of these parameters is taken off what the trial left of it."""
-        trained = {name: p for name, p in parameters.items() if p.requires_grad}  # frozen since, perhaps
-        hooks = [p.register_hook(functools.partial(self._arrived, name)) for name, p in trained.items()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return watching(parameters, self._arrived)
 
     def verdict(self, names: Sequence[str]) -> Verdict:
         """Which of these parameters got another gradient than they should have."""
