@@ -21,7 +21,8 @@ demo: setup
 	$(BIN)/debias demo --out demo
 
 # Two workers: most tests use one core. Tests that start ranks of their own use both.
-WORKERS ?= 2
+# One more than the cores of a small machine: tests of ranks, Slurm and hangs wait for other processes most of their time.
+WORKERS ?= 3
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
