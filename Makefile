@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml launch/install_torch.py
 demo: setup
 	$(BIN)/debias demo --out demo
 
-# Two workers: most tests use one core. Tests that start ranks of their own use both.
-# One more than the cores of a small machine: tests of ranks, Slurm and hangs wait for other processes most of their time.
+# One more than the cores of a small machine: tests of ranks, Slurm and hangs wait for other processes most of their
+# time, and most others use one core.
 WORKERS ?= 3
 
 test: setup
