@@ -49,20 +49,29 @@ class MMD(Loss):
     learns: ClassVar[bool] = True
     strength: float = 1.0
     features: int = 128
-    memory: float = 0.9
+    memory: float | None = group_sums.memory_setting()
 
     def __post_init__(self) -> None:
         group_sums.check(self.strength, self.memory)
         if self.features < 1:
             raise ValueError(f"features is {self.features}, expected 1 or more")
 
+    @property
+    def ahead(self) -> bool:
+        """Whether statistics are of the step itself."""
+        return self.memory is None
+
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         features_BD, group_B = self._features(said, memory_S), facts["group"]
         dtype, known = features_BD.dtype, memory_S[0, -1] > 0
-        mean_GD, seen_G = group_sums.means(memory_S[:, :-1])
+        mean_GD, seen_G = group_sums.means(memory_S[:, :-1], group_sums.FEWEST if self.ahead else group_sums.NONE)
         distance, slope_GD = group_sums.apart(mean_GD, seen_G)
         level_G = (slope_GD * mean_GD).sum(dim=1).to(dtype)
         pull_B = (slope_GD.to(dtype)[group_B] * features_BD).sum(dim=1) - level_G[group_B]
+        if self.ahead:
+            groups = seen_G.sum()
+            off_B = group_sums.off_by_chance(features_BD - mean_GD.to(dtype)[group_B], group_B, memory_S)
+            pull_B = pull_B - (groups > 1) * 2 / groups.clamp(min=1).to(dtype) * off_B
         tangent_B = known * (distance.to(dtype) + group_sums.evened(memory_S)[group_B].to(dtype) * pull_B)
         return self.strength * tangent_B.to(said.log_p_B.dtype) - said.log_p_B
 
@@ -79,8 +88,14 @@ class MMD(Loss):
         values_BD = torch.where(known, self._features(said, memory_S), projected_BD)
         return group_sums.summed(torch.cat([values_BD, square_B1], dim=1), facts["group"], len(memory_S))
 
+    def of_step(self, sums: Tensor, memory_S: Tensor) -> Tensor:
+        """The groups of the step, and the distance that is known."""
+        return torch.cat([group_sums.of_step(sums[:, :-1]), memory_S[:, -1:]], dim=1)
+
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """What was seen fades, and the step is added; of the first step the mean squared distance is kept alone."""
+        if memory_S[0, -1] > 0 and self.memory is None:
+            return memory_S
         if memory_S[0, -1] > 0:
             return torch.cat([group_sums.faded(sums[:, :-1], memory_S[:, :-1], self.memory), memory_S[:, -1:]], dim=1)
         if sums[:, 1].sum() == 1:
