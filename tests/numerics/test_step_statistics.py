@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 from test_bias_covariance import objective as of_covariance
-from test_group_losses import COLUMNS, CPU, DISTANCE, FEW, LABELS, Matrix, coral, cross_entropy, drawn, mean, of_groups
+from test_group_losses import COLUMNS, DISTANCE, LABELS, Matrix, coral, cross_entropy, drawn, mean, of_groups
 from torch import Tensor
 
 from debias.losses import LearningLoss, make_loss
-from debias.losses.mmd import GAMMAS, directions, phases
 from debias.readouts import Said
 
 STRENGTH, SAMPLES = 0.7, 16
@@ -49,19 +48,12 @@ def irm(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int]) ->
     return mean(found)
 
 
-def features(row: list[float]) -> list[float]:
-    w, b = directions(COLUMNS, FEW, CPU, torch.float64).tolist(), phases(FEW, CPU, torch.float64).tolist()
-    wide = [math.sqrt(2 * gamma / DISTANCE) for gamma in GAMMAS for _ in range(FEW)]
-    of = [math.fsum(row[a] * w[a][d] * wide[d] for a in range(COLUMNS)) + b[d] for d in range(len(b))]
-    return [math.sqrt(2 / FEW) * math.cos(one) for one in of]
-
-
 def kernel(one: list[float], other: list[float]) -> float:
-    return math.fsum(a * b for a, b in zip(one, other, strict=True))
+    return math.fsum(math.exp(-gamma * math.dist(one, other) ** 2 / DISTANCE) for gamma in (0.25, 0.5, 1, 2, 4))
 
 
 def mmd(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int]) -> float:
-    known = [[features(row) for row in rows] for rows in of_groups(hidden, groups) if len(rows) > 1]
+    known = [rows for rows in of_groups(hidden, groups) if len(rows) > 1]
     own = [mean([kernel(*pair) for pair in itertools.permutations(rows, 2)]) for rows in known]
     pairs = [
         own[i] + own[j] - 2 * mean([kernel(a, b) for a in known[i] for b in known[j]])
@@ -84,7 +76,7 @@ def bias_covariance(logits: Matrix, hidden: Matrix, labels: list[int], groups: l
 OBJECTIVES: dict[str, tuple[dict[str, Any], Objective]] = {
     "irm": ({}, irm),
     "coral": ({}, whole_coral),
-    "mmd": ({"features": FEW}, mmd),
+    "mmd": ({}, mmd),
     "bias_covariance": ({"tau": 0.5}, bias_covariance),
 }
 
@@ -114,7 +106,7 @@ def begun(name: str) -> LearningLoss:
     known = facts([0, 1, 2, 0], [0, 1, 2, 2], BIAS[:4])
     loss = LearningLoss(make_loss({"name": name, "strength": STRENGTH, **OBJECTIVES[name][0]}), known)
     if name == "mmd":
-        loss.memory_S[:, -1] = DISTANCE
+        loss.memory_S[0] = DISTANCE
     return loss
 
 
@@ -145,7 +137,7 @@ def test_value_and_gradient_are_those_of_the_whole_step(name: str, *, alone: boo
     for cuts in CUTS:  # with one loss: nothing of a step may stay for the next
         leaves = [torch.tensor(one, dtype=torch.float64, requires_grad=True) for one in (logits, hidden)]
         value = taken(loss, leaves, labels, groups, cuts).mean()
-        assert float(value) == pytest.approx(objective(logits, hidden, labels, groups), rel=1e-7), cuts
+        assert float(value.detach()) == pytest.approx(objective(logits, hidden, labels, groups), rel=1e-7), cuts
         value.backward()
         gradients.append([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
     for other in gradients[1:]:
@@ -203,3 +195,26 @@ def test_no_step_changes_what_the_next_one_says(name: str) -> None:
     again = begun(name)
     again.load_state_dict(loss.state_dict())
     assert torch.equal(again(one, known), want)
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+def test_mmd_takes_the_widths_of_its_first_step(cuts: list[int]) -> None:
+    """From that step on; of samples that are all alike there are none, and nothing is penalised."""
+    logits, hidden, labels, groups = of_step(alone=False)
+    loss = LearningLoss(make_loss({"name": "mmd", "strength": 1.0}), facts(labels, groups))
+    alike = [torch.tensor(logits, dtype=torch.float64), torch.ones(SAMPLES, COLUMNS, dtype=torch.float64)]
+    assert float(taken(loss, alike, labels, groups, cuts).mean()) == pytest.approx(fit(logits, labels))
+    assert float(loss.memory_S) == 0
+    first = [alike[0], torch.tensor(hidden, dtype=torch.float64)]
+    penalty = float(taken(loss, first, labels, groups, cuts).mean()) - fit(logits, labels)
+    wide = math.fsum(math.dist(a, b) ** 2 for a, b in itertools.permutations(hidden, 2)) / (SAMPLES * (SAMPLES - 1))
+    scaled = [[one * math.sqrt(DISTANCE / wide) for one in row] for row in hidden]
+    assert penalty == pytest.approx((mmd(logits, scaled, labels, groups) - fit(logits, labels)) / STRENGTH)
+    taken(loss, [first[0], 5 * first[1]], labels, groups, cuts)
+    assert float(loss.memory_S) == pytest.approx(wide)
+
+
+def test_mmd_has_features_of_the_steps_before_alone() -> None:
+    with pytest.raises(ValueError, match=r"loss\.features is 64: they stand for kernels of the steps before.*leave"):
+        make_loss({"name": "mmd", "features": 64})
+    assert make_loss({"name": "mmd", "memory": 0.9}) == make_loss({"name": "mmd", "memory": 0.9, "features": 128})

@@ -134,14 +134,14 @@ class DebiasTrainer(CheckpointingTrainer):
         batch = self._prepare_inputs(inputs)
         facts = self._facts_of(batch)
         if self.loss.ahead and self._ahead.look(model, lambda other: self._gather(model, other)):
-            self.loss.settle(self._over_ranks)
+            self.loss.settle(self._over_ranks, self._joined)
 
         def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
             with self.compute_loss_context_manager(), nullcontext() if again else self._as_seen():
                 said, more_B = self._said(model, batch)
             if self.loss.ahead and self._ahead.is_one and not again:
                 self.loss.gather(said, facts)
-                self.loss.settle(self._over_ranks)
+                self.loss.settle(self._over_ranks, self._joined)
             loss_B = self.loss(said, facts, counts=not again)
             return loss_B if more_B is None else loss_B + more_B, self.bias_weight(said, facts), said.count
 
@@ -223,6 +223,11 @@ class DebiasTrainer(CheckpointingTrainer):
     def _over_ranks(self, sums: Tensor) -> Tensor:
         whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
         return whole
+
+    def _joined(self, rows: Tensor) -> Tensor:
+        padded = self.accelerator.pad_across_processes(rows.to(self.args.device), pad_index=-1)
+        whole: Tensor = self.accelerator.gather(padded).cpu()
+        return whole[whole[:, 0] >= 0]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._forget_half_a_step()

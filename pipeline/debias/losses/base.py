@@ -50,6 +50,14 @@ class Loss:
         """Whether it reads statistics of the step itself: `sums` of the whole step come before its first loss."""
         return False
 
+    @property
+    def in_rows(self) -> bool:
+        """Whether its `sums` are rows, one of each sample, put one after another: a statistic that is no sum.
+
+        The first column is 0 or more. Only of a loss that is `ahead`.
+        """
+        return False
+
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         """What `learn` and `of_step` need of a micro-batch, [S] float64 sums over its samples, to be added over
         micro-batches and ranks.

@@ -83,9 +83,18 @@ class LearningLoss:
         self._add(said, facts)
         self._left += 1
 
-    def settle(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """All micro-batches of the step are gathered; `over_ranks` as in `step`."""
-        self._sums = over_ranks(self._whole())
+    def settle(
+        self, over_ranks: Callable[[Tensor], Tensor], joined: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """All micro-batches of the step are gathered; `over_ranks` as in `step`.
+
+        `joined`: puts the rows of all ranks one after another, which only a loss that is `in_rows` asks for; without it
+        there is one rank.
+        """
+        if not self.loss.in_rows:
+            self._sums = over_ranks(self._whole())
+        elif joined is not None:
+            self._sums = joined(self._whole())
         self._step_S, self._settled = self.loss.of_step(self._sums, self.memory_S), True
 
     def _of_step(self, said: Said, facts: Mapping[str, Tensor], *, counts: bool) -> Tensor:
@@ -108,7 +117,9 @@ class LearningLoss:
 
     def _add(self, said: Said, facts: Mapping[str, Tensor]) -> None:
         sums = self._sums_of(said, facts)
-        self._sums = sums if self._sums is None else self._sums + sums
+        if self._sums is not None:
+            sums = torch.cat([self._sums, sums]) if self.loss.in_rows else self._sums + sums
+        self._sums = sums
 
     def _sums_of(self, said: Said, facts: Mapping[str, Tensor]) -> Tensor:
         return self.loss.sums(said, facts, self.memory_S.to(said.log_p_B.device)).cpu()
@@ -122,14 +133,20 @@ class LearningLoss:
             return
         own, settled = self._whole(), self._settled
         self._sums, self._step_S, self._left, self._settled = None, None, 0, False
-        whole = own if settled else over_ranks(own.clone())
-        if self.ahead and not torch.allclose(whole, own):
+        whole = own if settled else self._checked(own, over_ranks)
+        if applied:
+            self.memory_S = self.loss.learn(whole, self.memory_S)
+
+    def _checked(self, own: Tensor, over_ranks: Callable[[Tensor], Tensor]) -> Tensor:
+        """The sums of all ranks, of a step that was not settled; RuntimeError where its losses have read one rank's."""
+        mine = torch.tensor(float(len(own))) if self.loss.in_rows else own
+        whole = over_ranks(mine.clone())
+        if self.ahead and not torch.allclose(whole, mine):
             raise RuntimeError(
                 f"loss {self.loss.name} takes statistics of the whole step, and took those of one rank; gather each"
                 " micro-batch and settle before the first loss, or set loss.memory to 0.9 (the steps before)"
             )
-        if applied:
-            self.memory_S = self.loss.learn(whole, self.memory_S)
+        return own if self.loss.in_rows else whole
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
