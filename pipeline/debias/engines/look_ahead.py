@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from debias.engines.random_state import RandomState, gpus_of, random_state, set_random_state
 from debias.gradients.trials import same_buffers

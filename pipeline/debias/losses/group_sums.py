@@ -2,8 +2,8 @@
 
 Shapes: B samples, G groups, N training examples, F values of a sample. A memory is a matrix [G, 2 + F] float64: a
 group's share of what an epoch sees, how many of its samples were seen, and sums of their values. Nothing here looks at
-numbers to decide what to do: a plan traces it without any. Of the step itself (`of_step`) shares are those in the step, so
-that a mean over its samples is a mean over groups of means.
+numbers to decide what to do: a plan traces it without any. Of the step itself (`of_step`) shares are those in the step,
+so that a mean over its samples is a mean over groups of means.
 """
 
 from collections.abc import Mapping

@@ -83,19 +83,19 @@ class LearningLoss:
         self._add(said, facts)
         self._left += 1
 
-    def settle(
-        self, over_ranks: Callable[[Tensor], Tensor], joined: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def settle(self, over_ranks: Callable[[Tensor], Tensor], joined: Callable[[Tensor], Tensor] | None = None) -> None:
         """All micro-batches of the step are gathered; `over_ranks` as in `step`.
 
-        `joined`: puts the rows of all ranks one after another, which only a loss that is `in_rows` asks for; without it
-        there is one rank.
+        `joined`: puts the rows of all ranks one after another, which only a loss that is `in_rows` asks for. Without it
+        RuntimeError where there is more than one rank.
         """
         if not self.loss.in_rows:
             self._sums = over_ranks(self._whole())
         elif joined is not None:
             self._sums = joined(self._whole())
-        self._step_S, self._settled = self.loss.of_step(self._sums, self.memory_S), True
+        else:
+            self._checked(self._whole(), over_ranks)
+        self._step_S, self._settled = self.loss.of_step(self._whole(), self.memory_S), True
 
     def _of_step(self, said: Said, facts: Mapping[str, Tensor], *, counts: bool) -> Tensor:
         if self._step_S is None and not counts:  # of no step
