@@ -1,15 +1,17 @@
 """What `irm`, `coral` and `mmd` stand for, trained in a plain loop with the statistics of the step itself.
 
-Our losses take a group's statistics from the steps before, so that each sample's loss is its own. This loop has no such
-bounds: `python eval/same_step.py [NAME ...]` trains the perceptron of the Colored MNIST study on the same pictures,
-with the same first weights, optimizer, steps and strengths, by autograd of the objective as it is written, of all
-samples together. `the batch`: of the step's 256 pictures, of which about five wear a wrong colour; `128 of each group`:
-of as many of each. Prints what is right where the colour is wrong and right, mean, least and most of five seeds, beside
-the study's kept runs. `label_smoothing` has no groups: it is PyTorch's own beside ours.
+In a run each sample's loss is its own, with statistics that were gathered before. This loop has no such bounds:
+`python eval/same_step.py [NAME ...]` trains the perceptron of the Colored MNIST study on the same pictures, with the
+same first weights, optimizer, steps and strengths, by autograd of the objective as it is written, of all samples
+together. `the batch`: of the step's 256 pictures, of which about five wear a wrong colour; `128 of each group`: of as
+many of each. Prints what is right where the colour is wrong and right, mean, least and most of five seeds, beside the
+study's kept runs. `label_smoothing` has no groups: it is PyTorch's own beside ours. `mmd_features` and `mmd_widths` are
+`mmd` with random features in the place of kernels, and with widths of each step, of the batch.
 
 Shapes: B samples, G groups (2), C labels, D hidden columns.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -20,13 +22,16 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from debias.building.examples import training_examples
 from debias.config.run import RunConfig
-from debias.losses.mmd import GAMMAS
+from debias.losses.mmd import FEATURES, directions, phases
+from debias.losses.mmd_step import GAMMAS
 from debias.models.source import resolve_model
 from debias.models.vision import load_image_model
 from debias_eval.reading.examples import suite_examples
 from debias_eval.reading.suite import load_suite
 from spuco_check import SEEDS, SUITE, Pictures, Right, of_all, of_arms, plain_run
 
+Apart = Callable[[Sequence[Tensor], float], Tensor]
+CPU, DTYPE = torch.device("cpu"), torch.float32
 EACH = 128
 FEWEST = 2  # of a group, or its penalty is left out of the step
 
@@ -41,6 +46,21 @@ def apart_by_moments(hidden_G: Sequence[Tensor]) -> Tensor:
 def _covariance(hidden_BD: Tensor) -> Tensor:
     off_BD = hidden_BD - hidden_BD.mean(dim=0)
     return off_BD.T @ off_BD / len(off_BD)
+
+
+def apart_by_features(hidden_G: Sequence[Tensor], width: float) -> Tensor:
+    """The same of random features, whose products are the kernels on average."""
+    means, own = [], []
+    for hidden_BD in hidden_G:
+        gamma_F = torch.tensor(GAMMAS).repeat_interleave(FEATURES)
+        phase_F, direction_DF = phases(FEATURES, CPU, DTYPE), directions(hidden_BD.shape[1], FEATURES, CPU, DTYPE)
+        feature_BF = (2 / FEATURES) ** 0.5 * torch.cos(
+            hidden_BD @ direction_DF * (2 * gamma_F / width).sqrt() + phase_F
+        )
+        squares, count = feature_BF.sum(dim=0).square().sum(), len(hidden_BD)
+        own.append((squares - feature_BF.square().sum()) / (count * (count - 1)))
+        means.append(feature_BF.mean(dim=0))
+    return own[0] + own[1] - 2 * (means[0] * means[1]).sum()
 
 
 def apart_by_kernels(hidden_G: Sequence[Tensor], width: float) -> Tensor:
@@ -120,12 +140,12 @@ def coral(loop: Loop, places_B: Tensor) -> Tensor:
     return loop.fit(places_B) + (apart_by_moments(hidden_G) if min(map(len, hidden_G)) >= FEWEST else 0.0)
 
 
-def mmd(loop: Loop, places_B: Tensor) -> Tensor:
+def mmd(loop: Loop, places_B: Tensor, apart: Apart = apart_by_kernels, *, anew: bool = False) -> Tensor:
     hidden_G = [loop.hidden(own) for own in loop.groups(places_B)]
-    if not loop.width:
+    if anew or not loop.width:
         all_BD = loop.hidden(places_B).detach()
         loop.width = float(_squares(all_BD, all_BD).sum()) / (len(all_BD) * (len(all_BD) - 1))
-    return loop.fit(places_B) + (apart_by_kernels(hidden_G, loop.width) if min(map(len, hidden_G)) >= FEWEST else 0.0)
+    return loop.fit(places_B) + (apart(hidden_G, loop.width) if min(map(len, hidden_G)) >= FEWEST else 0.0)
 
 
 def irm_late(loop: Loop, places_B: Tensor) -> Tensor:
@@ -145,6 +165,10 @@ def label_smoothing(loop: Loop, places_B: Tensor) -> Tensor:
 
 
 OBJECTIVES = {"irm_late": irm_late, "coral": coral, "mmd": mmd}
+OF_THE_BATCH = {
+    "mmd_features": functools.partial(mmd, apart=apart_by_features),
+    "mmd_widths": functools.partial(mmd, anew=True),
+}
 OF_NO_GROUP = {"label_smoothing": label_smoothing}
 
 
@@ -159,6 +183,13 @@ def _told(of_seeds: Sequence[Right]) -> str:
     return " | ".join(f"{np.mean(cell):.1f} ({min(cell):.1f} to {max(cell):.1f})" for cell in cells)
 
 
+def _arms(name: str) -> list[tuple[str, str]]:
+    """Arms of the study, and of what their statistics are."""
+    if name in OBJECTIVES:
+        return [(f"{name}_before", "the steps before"), (name, "the step")]
+    return [(name, "no group")] if name in OF_NO_GROUP else []
+
+
 def main() -> None:
     """Train and print, a line as soon as it is known."""
     names = sys.argv[1:] or list(OBJECTIVES)
@@ -167,11 +198,14 @@ def main() -> None:
     data = [(config, Pictures(training_examples(config, None))) for config in map(plain_run, SEEDS)]
     sys.stdout.write("| objective | statistics of | colour wrong | colour right |\n|---|---|--:|--:|\n")
     for name in names:
-        ours = "the steps before (the study's runs)" if name in OBJECTIVES else "no group (the study's runs)"
-        sys.stdout.write(f"| `{name}` | {ours} | {_told([kept[name][seed] for seed in SEEDS])} |\n")
-        ways = ((False, "the batch"), (True, f"{EACH} of each group")) if name in OBJECTIVES else ((False, "no group"),)
+        for arm, ours in _arms(name):
+            sys.stdout.write(
+                f"| `{name}` | {ours} (the study's runs) | {_told([kept[arm][seed] for seed in SEEDS])} |\n"
+            )
+        ways = [(False, "no group" if name in OF_NO_GROUP else "the batch")]
+        ways += [(True, f"{EACH} of each group")] if name in OBJECTIVES else []
         for even, told in ways:
-            objective = (OBJECTIVES | OF_NO_GROUP)[name]
+            objective = (OBJECTIVES | OF_THE_BATCH | OF_NO_GROUP)[name]
             found = [shares(Loop(*one, even=even).run(objective), test) for one in data]
             sys.stdout.write(f"| `{name}` | {told} | {_told(found)} |\n")
             sys.stdout.flush()

@@ -23,18 +23,19 @@ class BiasCovariance(Loss):
 
     f are the logits (less their mean over the labels), and Cov is that among the samples of label y, whose share is pi.
     Within a label, for honest signal may well go along with the shortcut across labels: what a model does with the
-    shortcut is what is left of both once the label is known. Cov is that of the steps before (sums over samples that
-    fade by `memory` each step), and a sample's penalty the tangent there, `2 f^T Cov_y (log p_b - mean_y) - |Cov|^2`:
-    linear in f, so that it is a sample's own, the same in any micro-batch and on any rank; its mean is the penalty less
-    the square of what Cov has changed since, and its gradient is the penalty's where it has not. `tau`: cross-entropy
-    of `log p + tau log p_b`, so that logit correction is penalised; at 0 it is plain.
+    shortcut is what is left of both once the label is known. Cov is that of the whole step, however it is cut into
+    micro-batches and ranks, and a sample's penalty the tangent there, `2 f^T Cov_y (log p_b - mean_y) - |Cov|^2`,
+    linear in f: its sum has the penalty's value and gradient. `memory`: Cov is that of the steps before (sums over
+    samples that fade by it each step); the mean is then the penalty less the square of what Cov has changed since.
+    `tau`: cross-entropy of `log p + tau log p_b`, so that logit correction is penalised; at 0 it is plain.
 
     Needs a bias model (`bias_model`, or a first stage that keeps `log_p`), and of a causal model answers of one token.
-    Costs its fit, and memory of `C^2 (C + 2)` numbers about. Fails where the bias model holds honest signal that tells
-    samples of one label apart, such as how clearly they have it; where a label is in a step seldom, whose covariance is
-    then of few samples; and with a large `strength`, which slows learning. Only what is linear is seen. On Colored
-    MNIST, five seeds with `first_learned` stopped at 0.2, the defaults did harm: 18 % right where the colour misleads,
-    54 % of plain training. A covariance of the steps before is behind what the model does by then (BENCHMARKS.md).
+    Costs its fit, a forward pass more where a step has several micro-batches, and memory of `C^2 (C + 2)` numbers about
+    (with `memory` kept in checkpoints). Fails where the bias model holds honest signal that tells samples of one label
+    apart, such as how clearly they have it; where a label is in a step seldom, whose covariance is then of few samples;
+    and with a large `strength`, which slows learning. Only what is linear is seen. On Colored MNIST, five seeds with
+    `first_learned` stopped at 0.2, the defaults did harm: 38 % right where the colour misleads, 54 % of plain training;
+    and more with `memory: 0.9`, 18 % (BENCHMARKS.md).
 
     Source: no paper of its own; the covariance of a decision with a sensitive attribute of Zafar et al., Fairness
     Constraints: Mechanisms for Fair Classification, AISTATS 2017, arXiv 1507.05259, within each label, as a penalty and

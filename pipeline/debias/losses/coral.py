@@ -23,16 +23,17 @@ class Coral(Loss):
 
     The mean over pairs of groups of `mean (m_i - m_j)^2 + mean (C_i - C_j)^2`, with m_g the mean and C_g the covariance
     of the last hidden states h of group g (a sample's mean over its tokens, of a causal model over the prompt; of a
-    perceptron what its head is given). They are those of the steps before (sums over samples that fade by `memory` each
-    step), and a sample's penalty is the tangent there, linear in h and in `(h - m)(h - m)^T`, over its group's share of
-    what is seen: it is the sample's own in any micro-batch and on any rank. Cross-entropy is as it was.
+    perceptron what its head is given). They are those of the whole step, however it is cut into micro-batches and
+    ranks, and a sample's penalty is the tangent there, linear in h and in `(h - m)(h - m)^T`: its sum has the gradient
+    of the penalty. A group of one sample in a step is left out of it. Cross-entropy is as it was. `memory`: they are
+    those of the steps before (sums over samples that fade by it each step), and groups count by what an epoch sees.
 
     Needs a group of each training example, of the data or inferred (`groups`), and a model whose hidden states can be
-    heard. Costs `8 G H^2` bytes in each process, summed over ranks at each step and kept in checkpoints (19 MB for four
-    groups of 768 columns), and a product of as many numbers for each sample. Fails where groups tell the label: then
-    the task has to go, too; and where a group is so small that its covariance is of few samples. There the
-    statistics of the steps before are behind the model, and pull it to and fro: on Colored MNIST, with five of a group
-    in a step, it does harm (BENCHMARKS.md). Shares are those of what an epoch sees: an `order` may make groups alike.
+    heard. Costs a forward pass more where a step has several micro-batches; `8 G H^2` bytes in each process, summed
+    over ranks at each step (19 MB for four groups of 768 columns; with `memory` also kept in checkpoints), and a
+    product of as many numbers for each sample. Fails where groups tell the label: then the task has to go, too; and
+    where a step has few samples of a group: on Colored MNIST, with five of them, it is below plain training. Draw
+    groups alike (`order`). With `memory` the statistics are behind the model, and pull it to and fro (BENCHMARKS.md).
 
     Source: Sun & Saenko, Deep CORAL: Correlation Alignment for Deep Domain Adaptation, ECCV 2016 workshops, arXiv
     1607.01719; with means, over pairs of groups, as in Yang et al., Change is Hard: A Closer Look at Subpopulation

@@ -1,6 +1,7 @@
 """Invariant risk minimization (Arjovsky et al., 2019, arXiv 1907.02893). Shapes: B samples, C labels, G groups.
 
-Its memory S is that of `group_sums`, of one value."""
+Its memory S is that of `group_sums`, of one value.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,17 +20,19 @@ class IRM(Loss):
     """The groups' mean of `L_g + strength D_g^2`, with `D_g` the slope of L_g by a factor on all logits, at 1: IRMv1.
 
     Where the slope is 0 in every group, no group would rather have the same logits larger or smaller: one classifier
-    is right for all at once. A sample's slope is `d = sum_c p_c log p_c - log p_y` (cross-entropy less entropy). D_g is
-    that of the steps before (means over samples that fade by `memory` each step), and a sample's penalty the tangent
-    there, `2 D_g d - D_g^2`, so that it is its own in any micro-batch and on any rank. The authors multiply two halves
-    of a batch; here the two factors are of different steps. `warmup`: until that share of training is done, `strength`
-    is 1 at most (the authors' schedule). At `strength` 0 it is cross-entropy in which all groups count the same.
+    is right for all at once. A sample's slope is `d = sum_c p_c log p_c - log p_y` (cross-entropy less entropy), and
+    D_g^2 the mean of d_i d_j over pairs of two samples of the group, of the whole step however it is cut: the authors
+    multiply two halves of a batch, and this is the mean over all ways to halve it. A group of one sample in a step has
+    no penalty there. `warmup`: until that share of training is done, `strength` is 1 at most (the authors' schedule).
+    At `strength` 0 it is cross-entropy in which all groups of a step count the same. `memory`: D_g is that of the steps
+    before (means over samples that fade by it each step), and a sample's penalty the tangent there, `2 D_g d - D_g^2`.
 
     Needs a group of each training example, of the data or inferred (`groups`), in which a shortcut holds unlike; and of
-    a causal model answers of one token. Costs nothing more. Fails where groups tell the label (the slope of one label
-    is no test of a shortcut), where a group is tiny, and with a large `strength` from the start, which holds the model
-    where it knows nothing; a large one later pulls by slopes that are no longer those of the model (BENCHMARKS.md).
-    Shares are those of what an epoch sees: an `order` may make groups alike.
+    a causal model answers of one token. Costs a forward pass more where a step has several micro-batches, with `memory`
+    nothing. Fails where groups tell the label (the slope of one label is no test of a shortcut), where a step has few
+    of a group, which then says little of it: draw groups alike (`order`); and with a large `strength` from the start,
+    which holds the model where it knows nothing. With `memory` and a large strength the pull is by slopes that are no
+    longer those of the model (BENCHMARKS.md); shares of groups are then those of what an epoch sees.
 
     Source: Arjovsky et al., Invariant Risk Minimization, 2019, arXiv 1907.02893; all groups alike as in Yang et al.,
     Change is Hard: A Closer Look at Subpopulation Shift, ICML 2023, arXiv 2302.12254, and its authors' code.

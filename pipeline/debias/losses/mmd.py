@@ -1,7 +1,8 @@
-"""Maximum mean discrepancy between groups (Li et al., CVPR 2018), with random features of the kernels.
+"""Maximum mean discrepancy between groups (Li et al., CVPR 2018).
 
 Shapes: B samples, G groups, H hidden columns, D random features, S: the memory of `group_sums`, of D values, and in its
-last column, for every group alike, the mean squared distance of two samples, 0 before it is known.
+last column, for every group alike, the mean squared distance of two samples, 0 before it is known. Where statistics are
+of the step itself it is that distance alone, and kernels are exact (`mmd_step`).
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -26,19 +27,20 @@ class MMD(Loss):
 
     The maximum mean discrepancy, over pairs of groups, of the last hidden states h (a sample's mean over its tokens, of
     a causal model over the prompt; of a perceptron what its head is given), with a sum of five Gaussian kernels
-    `exp(-gamma |x - y|^2 / d)`, gamma 1/4 to 4, d the mean squared distance of two samples in the first step. Each
-    kernel is taken by `features` random Fourier features, drawn alike in every run, so that a distance of distributions
-    is one of means: right on average, off by about `sqrt(2 / features)` of a kernel's values. The means are those of
-    the steps before (sums over samples that fade by `memory` each step), and a sample's penalty is the tangent there,
-    linear in its features, over its group's share of what is seen: it is the sample's own in any micro-batch and
-    on any rank. Cross-entropy is as it was.
+    `exp(-gamma |x - y|^2 / d)`, gamma 1/4 to 4, d the mean squared distance of two samples in the first step. It is
+    that of the whole step, however it is cut into micro-batches and ranks, without bias: within a group of pairs of two
+    samples. A group of one sample in a step is left out of it. Cross-entropy is as it was.
+    `memory`: groups are those of the steps before, and each kernel is taken by `features` (128) random Fourier
+    features, drawn alike in every run, so that a distance of distributions is one of means (sums over samples that fade
+    by `memory` each step): right on average, off by about `sqrt(2 / features)` of a kernel's values.
 
     Needs a group of each training example, of the data or inferred (`groups`), and a model whose hidden states can be
-    heard. Costs a product of h with `5 features` columns. Fails where groups tell the label: then the task has to go,
-    too; where hidden states outgrow the widths of the first step by far; and where a group is so small that its mean is
-    of few samples: on Colored MNIST, with five of a group in a step, it does harm (BENCHMARKS.md). Shares are those of
-    what an epoch sees: an `order` may make groups alike. SubpopBench's widths are fixed, from 0.03 to 30, whatever the
-    distances are.
+    heard. Costs a forward pass more where a step has several micro-batches, the hidden states of a step in each process
+    (`8 N H` bytes), and the distances of each sample to all of them; with `memory` a product of h with `5 features`
+    columns. Fails where groups tell the label: then the task has to go, too; where a step has few samples of a group:
+    draw groups alike (`order`); and where hidden states outgrow the widths of the first step by far: the penalty is
+    then nothing, and with `memory` the noise of its features, which does harm (BENCHMARKS.md). SubpopBench's widths are
+    fixed, from 0.03 to 30, whatever the distances are.
 
     Source: Li et al., Domain Generalization with Adversarial Feature Learning, CVPR 2018; over pairs of groups as in
     Yang et al., Change is Hard: A Closer Look at Subpopulation Shift, ICML 2023, arXiv 2302.12254; several widths as in

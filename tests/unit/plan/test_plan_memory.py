@@ -229,10 +229,7 @@ def test_the_plan_says_that_each_micro_batch_is_passed_twice():
 
 
 def test_the_plan_says_that_a_step_is_seen_ahead():
-    once, cut = (
-        make_plan(run_of(loss="coral", gradient_accumulation_steps=n), Machine(cuda=False), tokens_per_second=100.0)
-        for n in (1, 2)
-    )
+    once, cut = (make_plan(run_of(loss="coral", gradient_accumulation_steps=n), Machine(cuda=False)) for n in (1, 2))
     assert set(cut.assumptions) - set(once.assumptions) == {
         "loss coral sees each step ahead, without gradients: a third of its time more"
     }
@@ -514,4 +511,6 @@ def test_losses_that_look_at_the_whole_training_set_are_planned(loss):
     bias = {"bias_model": {"name": "embedding"}} if loss["name"] in ("logit_correction", "bias_covariance") else {}
     found, plain = (trace(run_of(loss=one, **more), config, Load(2, 16), "two_pass", uses_bias=False).peak
                     for one, more in ((loss, bias), ({"name": "cross_entropy"}, {})))  # fmt: skip
-    assert found == pytest.approx(plain, rel=0.1)
+    # Covariances of the step, in float64, are large beside so small a model.
+    own = 6 * 8 * config.hidden_size**2 if loss == {"name": "coral"} else 0
+    assert 0.9 * plain < found < 1.1 * plain + own
