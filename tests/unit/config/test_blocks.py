@@ -193,3 +193,13 @@ def test_a_row_at_its_defaults_makes_another_method(tmp_path: Path, line: str) -
     more = "first_stage: {keep: log_p}\n" if line.startswith("groups") else ""
     told = [settings_of(load_config(written(tmp_path, more + one))) for one in ("", line)]
     assert told[0] != told[1]
+
+
+@pytest.mark.parametrize("name", ["irm", "coral", "mmd", "bias_covariance"])
+def test_a_default_that_changed_is_told_from_what_it_was(name):
+    """Runs of the default of earlier versions are told by the same words as then; those of the new one by others."""
+    before = blocks.read("loss", {"name": name, "memory": 0.9})
+    assert blocks.shortened("loss", before) == {"name": name}
+    now = blocks.shortened("loss", blocks.read("loss", name))
+    assert now == {"name": name, "memory": None} | ({"features": None} if name == "mmd" else {})
+    assert blocks.read("loss", now) == blocks.read("loss", name)
