@@ -11,7 +11,7 @@ from debias.data.rows import is_missing
 from debias.data.shards import Origin
 from debias.errors import InputError
 
-NO_GOLD_LABEL = ("-1", "-")
+NO_GOLD_LABEL = ("-1", "-1.0", "-")  # a column of -1 and 1 with one empty cell is one of floats elsewhere
 MANY = 0.05  # of the rows without a gold label: SNLI has up to 2 %, and where it is more, it may be a label
 
 

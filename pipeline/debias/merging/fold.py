@@ -20,6 +20,7 @@ from debias.merging.folders import check_out, find_adapter
 from debias.merging.scale import check_factor, scale_layers
 from debias.models.load import load_model, load_tokenizer
 from debias.models.source import ModelSource, resolve_model
+from debias.runs.folder import check_labels
 from debias.runs.names import CONFIG, MODEL
 from debias.runs.whole import save_whole
 
@@ -86,6 +87,7 @@ def merge_run(
     source = find_adapter(run, adapter)
     check_out(out, [run, source, Path(config.model)], overwrite)
     check_base(str(source), config.model)
+    check_labels(source, config.data.labels, run / CONFIG)
     name = _dtype_name(config, dtype)
     check_factor("scale", scale)
     if config.load_in_4bit:

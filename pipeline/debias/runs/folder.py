@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,10 @@ def labels_beside(adapter: Path) -> tuple[str, ...] | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from None
     return tuple(names[index] for index in sorted(names))
+
+
+def check_labels(adapter: Path, labels: Sequence[str], where: Path) -> None:
+    """InputError where an adapter's own names of outputs are not `labels`, which `where` says, in the same order."""
+    own = labels_beside(adapter)
+    if own is not None and own != tuple(labels):
+        raise InputError(f"{where}: data.labels is {list(labels)}, but {adapter / LABELS} has {list(own)}")
