@@ -67,6 +67,7 @@ def build_trainer(
             smoothness=make_smoothness(config.smoothness),
             stop=stop,
         )
+    _say_repeats(len(encoded.sampler(1, 0)), config.per_device_train_batch_size * arguments.world_size, arguments)
     trainer.add_callback(PaddingCheck(task, encoded))
     if config.stop_when_learned is not None:
         trainer.add_callback(StopWhenLearned(config.stop_when_learned, label_entropy(labels_of(examples))))
@@ -77,6 +78,17 @@ def build_trainer(
         trainer.add_callback(watch)
     _drop_printer(trainer)
     return trainer
+
+
+def _say_repeats(rows: int, round_of: int, arguments: Any) -> None:
+    """Ranks have equally many batches, so an epoch's last ones are filled up by its first samples (accelerate)."""
+    missing = -rows % round_of
+    if arguments.world_size > 1 and missing:
+        logger.warning(
+            "WARNING: %d samples a pass do not fill batches of %d on %d ranks: the last step of each pass sees %d of"
+            " them a second time, where one process would take a smaller step",
+            *(rows, arguments.per_device_train_batch_size, arguments.world_size, missing),
+        )
 
 
 @contextmanager
