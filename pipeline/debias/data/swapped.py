@@ -127,7 +127,7 @@ def _cues(texts: Sequence[str]) -> set[Cue]:
 
 
 def _is_cue(texts: Sequence[str], cues: set[Cue]) -> bool:
-    """Whether one of the texts is made of flagged tokens alone: without them it would be empty, which no text may be."""
+    """Whether one of the texts is made of flagged tokens alone: without them it would be empty, as no text may be."""
     return any(
         all((field, as_compared(match.group())) in cues for match in TOKEN.finditer(text))
         for field, text in enumerate(texts)
