@@ -11,7 +11,7 @@ from torch import Tensor
 from debias.bias.base import BaseBiasModel, BiasModel, digest_of
 from debias.bias.given import said_of_validation
 from debias.building.arguments import a_run_of_its_own, forget_accelerate, training_arguments
-from debias.building.examples import training_examples, validation_examples
+from debias.building.examples import run_examples, training_examples, validation_examples
 from debias.building.facts import (
     Answers,
     ask_bias_model,
@@ -112,7 +112,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     if first:
         say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
-    examples, validation = training_examples(config, base), validation_examples(config, base)
+    examples, validation = run_examples(config, base)
     check_groups(loss, order, examples, bias_model, inferred=config.groups is not None)
     seen = _seen(folder, first, examples, validation, told.facts)
     if folder.is_finished(order.size(facts_of(examples) | told.facts), arguments.world_size):
