@@ -81,6 +81,7 @@ def evaluate_run(
         "model_labels": list(model.labels),
         "examples_sha256": digest,
         "gold_sha256": gold_sha256(examples, settings.labels),
+        **({"weights_sha256": weights} if (weights := getattr(model, "weights", None)) else {}),
         "seconds": round(seconds, 3),
     }
     if not is_first():

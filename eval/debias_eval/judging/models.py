@@ -10,12 +10,16 @@ from debias.config.prompt_file import Shots
 from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.ranks.world import is_first
+from debias.runs.digests import local_weights
 from debias.runs.environment import environment
 from debias.runs.names import ADAPTER, ASKED, CONFIG, EDITS, EVAL, JUDGED, MODEL, SUMMARY
 from debias.runs.whole import write_or_say
 from debias_eval.judging.judge import Judging, Outcome, judge
 from debias_eval.judging.overlap import TrainingRows
 from debias_eval.judging.predict import Predictor
+
+# Of what results depend on, what folders of older versions do not say: there it is taken to be as it is now.
+LATER = ("max_length", "weights")
 
 
 def judge_run(
@@ -79,6 +83,8 @@ def judge_given(
         "load_in_4bit": config.load_in_4bit,
         "normalize": normalize,
         "calibrate": calibrate,
+        "max_length": config.max_length,
+        "weights": local_weights(config.model, model.adapter),
         **({"tokenizer": model.tokenizer} if model.tokenizer else {}),
         **({"shots": shown.told} if shown else {}),
     }
@@ -137,6 +143,8 @@ def check_out(out: Path, told: dict[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8")).get(JUDGED)
     except (OSError, ValueError, AttributeError, RecursionError):
         before = None
+    if isinstance(before, dict):
+        before = {key: told[key] for key in LATER if key in told} | before
     if before != told and not (isinstance(before, dict) and not _has_results(out)):
         keys = dict.fromkeys([*told, *(before if isinstance(before, dict) else ())])
         differs = [key for key in keys if not isinstance(before, dict) or before.get(key) != told.get(key)]

@@ -11,11 +11,14 @@ from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.data.examples import Example
 from debias.errors import InputError
+from debias.runs.digests import weights_digest
 from debias_eval.judging.evaluate import evaluate_run
+from debias_eval.judging.missing import Missing
 from debias_eval.judging.models import _edit_chose
 from debias_eval.judging.predict import check_fit, in_model_order, predict, suite_labels
 from debias_eval.reading.suite import load_suite
 from debias_eval.results.files import read_predictions, read_result
+from debias_eval.results.runs import read_run
 
 TWO = {
     "labels": ["entailment", "not_entailment"],
@@ -76,6 +79,25 @@ def test_the_digest_tells_examples_apart(run, write_suite, fake):
     path = str(write_suite(ROWS, **TWO, **GAP))
     full, again, part = (evaluate_run(run, path, limit=n, predictor=fake()) for n in (None, 4, 2))
     assert full["examples_sha256"] == again["examples_sha256"] != part["examples_sha256"]
+
+
+def test_results_of_other_weights_than_lie_there_are_refused_and_judged_anew(run, write_suite, fake):
+    """Results of before name no weights, and those of a folder without weights (kept runs) cannot be compared."""
+    path, adapter = str(write_suite(ROWS, **TWO, **GAP)), run / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"first")
+    evaluate_run(run, path, predictor=fake())
+    assert Missing([path], None).missing(run) == []
+    model = fake()
+    model.weights = weights_digest(adapter)
+    evaluate_run(run, path, predictor=model)
+    assert Missing([path], None).missing(run) == []
+    (adapter / "adapter_model.safetensors").write_bytes(b"second")
+    with pytest.raises(InputError, match=r"mine.json: is of other weights than lie in .*/run now; run `debias eval`"):
+        read_run(run)
+    assert Missing([path], None).missing(run) == [path]
+    (adapter / "adapter_model.safetensors").unlink()
+    assert read_run(run).results["mine"].weights_sha256 == model.weights
 
 
 def test_no_run_folder(tmp_path, fake):
