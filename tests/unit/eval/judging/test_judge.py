@@ -143,12 +143,14 @@ def _given(folder: Path, max_length: int = 60) -> dict[str, Any]:
 
 
 def test_a_folder_holds_results_of_one_length_and_one_set_of_weights(
-    tmp_path: Path, fake: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("torch")
     monkeypatch.setattr("debias.inference.any_model.load_given", lambda given, scoring: fake())
     given, out, few = _given(tmp_path / "model"), tmp_path / "out", Judging(limit=10, floor=False)
+    caplog.set_level("INFO", logger="debias_eval")
     judge_given(out, ["generated"], given, judging=few)
+    assert "overlap with the training data not checked: nobody says here what" in caplog.text
     with pytest.raises(InputError, match=r"another model or setting \(max_length\); give another -o"):
         judge_given(out, ["generated"], _given(tmp_path / "model", 14), judging=few)
     (tmp_path / "model" / "model.safetensors").write_bytes(b"second")
