@@ -48,7 +48,8 @@ from debias.losses import Loss
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
 from debias.ranks.world import is_first, world_size
-from debias.runs.data_files import DATA_FILES, data_files
+from debias.runs.data_files import BASE, DATA_FILES, data_files
+from debias.runs.digests import local_weights
 from debias.runs.folder import Folder, look, save_trained
 from debias.runs.learned import learned_at
 from debias.runs.pseudo_groups import PseudoGroups
@@ -162,6 +163,7 @@ def _known(config: RunConfig, built: Built, examples: int) -> dict[str, Any]:
     rule = built.trainer.rule
     method = {"method": {"name": rule.name, **dataclasses.asdict(rule)}, **config.method_parts()}
     read = {"train_examples": examples, DATA_FILES: data_files(config)}
+    read |= {BASE: base} if (base := local_weights(config.model).get(config.model)) else {}
     return {"seed": config.seed, **method, **read, **built.sizes}
 
 

@@ -10,7 +10,10 @@ from debias_eval.results.runs import Method, Run
 
 FEWEST_SEEDS = 5
 # Keys of a result's `judge` that two results may differ in and still be compared.
-NO_MATTER = ("adapter", "max_change", "batch", "ranks", "deepspeed", "one_pass", "seconds", "samples", "device", "cut")
+NO_MATTER = (
+    *("adapter", "max_change", "batch", "ranks", "deepspeed", "one_pass", "seconds", "samples", "device"),
+    *("cut", "max_length"),  # these two go together: see _lengths
+)
 FINISHED = ("finished", "done", "complete", "completed", "ok")
 
 
@@ -83,7 +86,7 @@ def about_suite(suite: str, *methods: Method) -> tuple[str | None, list[str]]:
         if judged < method.seeds:
             others.append(f"suite {suite}: only {judged} of {method.seeds} runs of {method.name} were judged on it")
     others += [told for method in methods if (told := _chosen_on(suite, method)) is not None]
-    others += _judges(suite, results)
+    others += [*_judges(suite, results), *_lengths(suite, results)]
     return _apart(suite, results), others
 
 
@@ -119,6 +122,14 @@ def _judges(suite: str, results: Sequence[Result]) -> list[str]:
         return []
     values = [f"{key} {' / '.join(sorted({str(one.get(key)) for one in judges}))}" for key in differing]
     return [f"suite {suite}: judged in different ways: {', '.join(values)}"]
+
+
+def _lengths(suite: str, results: Sequence[Result]) -> list[str]:
+    """What texts were cut to, where it is not the same and any were; results of older versions do not say it."""
+    lengths = {result.judge["max_length"] for result in results if "max_length" in result.judge}
+    if len(lengths) < 2 or not any(result.judge.get("cut") for result in results):
+        return []
+    return [f"suite {suite}: judged in different ways: max_length {' / '.join(sorted(map(str, lengths)))}"]
 
 
 def _settings(judge: dict[str, Any]) -> dict[str, str]:

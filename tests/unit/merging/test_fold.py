@@ -18,8 +18,9 @@ from debias.config.reading import dump_config
 from debias.errors import InputError
 from debias.inference.loading import load_run
 from debias.merging import fold
-from debias.merging.fold import RECORD, compare, merge_run, prompts
+from debias.merging.fold import compare, merge_run, prompts
 from debias.models.load import load_model
+from debias.runs.names import MERGED
 
 CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 # name of the run: family, changes of its settings
@@ -379,7 +380,7 @@ def test_overwrite_replaces_all(runs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "dense" / "old").write_text("goes")
     merge_run(runs["llama"], tmp_path / "dense", overwrite=True)
     assert not (tmp_path / "dense" / "old").exists()
-    assert (tmp_path / "dense" / RECORD).is_file()
+    assert (tmp_path / "dense" / MERGED).is_file()
 
 
 def test_an_idle_adapter_is_said(runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -202,6 +202,21 @@ def test_how_the_work_was_spread_is_no_objection(five_seeds):
     assert comparison.objections == ()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "objects"),
+    [
+        ({"max_length": 14, "cut": 90}, {"max_length": 60, "cut": 0}, True),
+        ({"max_length": 14, "cut": 90}, {"max_length": 14, "cut": 70}, False),
+        ({"max_length": 128, "cut": 0}, {"max_length": 60, "cut": 0}, False),  # all were read whole
+        ({"max_length": 14, "cut": 90}, {"cut": 90}, False),  # of a version that did not say it
+    ],
+)
+def test_texts_that_were_cut_at_other_lengths_are_no_claim(five_seeds, first, second, objects):
+    sides = {"erm": {"change": {"judge": first}}, "edge": {"change": {"judge": second}}}
+    told = ("suite big: judged in different ways: max_length 14 / 60",) if objects else ()
+    assert tuple(one for one in compared(five_seeds(**sides)).objections if "big" in one) == told
+
+
 def test_the_same_seeds_on_both_sides_are_pairs(judged_run):
     """Luck of a seed that both methods share cancels; it does not where the seeds are others."""
     luck = np.random.default_rng(7).normal(0, 0.1, 5)
