@@ -56,6 +56,7 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
     engine = config.deepspeed
     if engine is not None and engine not in zero_config.shipped():
         engine = str(zero_config.find(engine, base))
+        zero_config.check_agrees(Path(engine), config)
     return config.model_copy(
         update={
             "deepspeed": engine,
