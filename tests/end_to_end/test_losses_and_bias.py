@@ -59,6 +59,8 @@ def needs_of(name: str) -> dict[str, Any]:
 
 # What a loss that learns has to be set to so that four steps teach it something.
 LEARN = {"group_dro": {"step_size": 2.0}, "cvar_dro": {"step_size": 2.0}, "gradient_alignment": {"threshold": 0.667}}
+MOMENTS = ("bias_covariance", "irm", "coral", "mmd")  # of the step itself, or of those before
+LEARN |= {name: {"memory": 0.9} for name in MOMENTS}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -118,8 +120,7 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         "mmd": {**shared, "loss": {"name": "mmd", "strength": 20.0}},
     }
     others = [settings(place, f"{name}_ddp", 4, **one, **half) for name, one in more.items()]
-    moments = ("bias_covariance", "irm", "coral", "mmd")
-    others += [settings(place, f"{name}_zero3", 4, deepspeed="zero3", **more[name], **half) for name in moments]
+    others += [settings(place, f"{name}_zero3", 4, deepspeed="zero3", **more[name], **half) for name in MOMENTS]
     on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half), *mixes, *others])
     alone, focal_alone = (
         run(settings(place, "alone", **shared)),
@@ -147,7 +148,7 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         one_process = run(settings(place, f"{name}_alone", **one))
         assert largest_difference(adapter_of(place / f"{name}_ddp"), adapter_of(one_process)) < 1e-6, name
         assert largest_difference(adapter_of(one_process), adapter_of(plain)) > 1e-5, name
-        for engine in ("ddp", "zero3") if name in moments else ():
+        for engine in ("ddp", "zero3") if name in MOMENTS else ():
             done = place / f"{name}_{engine}"
             assert largest_difference(adapter_of(done), adapter_of(one_process)) < 1e-6, done.name
             found, want = (learned(run / "checkpoint-4") for run in (done, one_process))
@@ -277,3 +278,42 @@ def test_a_row_without_a_group_is_named(place: Path) -> None:
     with pytest.raises(InputError, match="has no group, and it needs one of each"):
         run(settings(place, "refused", loss="group_dro", data=data))
     assert not (place / "refused").exists()
+
+
+@pytest.mark.parametrize("gradients", ["single_pass", "two_pass"])
+@pytest.mark.parametrize("name", MOMENTS)
+def test_statistics_of_the_step_are_the_same_however_it_is_cut(place: Path, name: str, gradients: str) -> None:
+    """Steps of 15 and an incomplete one of 10, in one micro-batch and in several of 5 or 3 (the last one of 1)."""
+    few = {**DATA, "train": {"source": "generated", "limit": 40}}
+    shared: dict[str, Any] = {
+        **{"data": few, "max_steps": -1, "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.05},
+        **{"method": "subtract", "gradients": gradients, **needs_of(name)},
+        "loss": {"name": name, "strength": 50.0},
+    }
+    runs = [
+        run(settings(place, f"{name}_{gradients}_{size}", per_device_train_batch_size=size,
+                     gradient_accumulation_steps=15 // size, **shared))
+        for size in (15, 5, 3)
+    ]  # fmt: skip
+    plain = run(settings(place, f"{name}_{gradients}_plain", **{**shared, "loss": "cross_entropy"},
+                         per_device_train_batch_size=15))  # fmt: skip
+    for cut in runs[1:]:
+        assert largest_difference(adapter_of(cut), adapter_of(runs[0])) < 2e-6
+    assert largest_difference(adapter_of(plain), adapter_of(runs[0])) > 1e-5
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_a_run_with_statistics_of_the_step_goes_on_exactly(place: Path, name: str) -> None:
+    """With dropout, whose masks are drawn twice, and from the middle of an epoch."""
+    if not (place / "dropout").exists():
+        save_bert(place / "dropout", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    asked = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "max_steps": 4, **needs_of(name)}
+    asked |= {"loss": name, "lora_dropout": 0.1, "gradient_accumulation_steps": 3}
+    of_dropout = {"model": str(place / "dropout")}
+    whole = run(settings(place, f"{name}_ahead", 3, **asked) | of_dropout)
+    cut = place / f"{name}_ahead_cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoint-4")
+    shutil.rmtree(cut / "adapter")
+    run(settings(place, cut.name, 3, resume=True, **asked) | of_dropout)
+    assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0

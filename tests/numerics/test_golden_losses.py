@@ -66,11 +66,11 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     # 1 - p_b(y) is .9 and .7 here, .9, .2, .9 and .7 in training: 2 hard, 2 easy, which weigh 2 / (3/2 * 2); mean 5/6.
     "gradient_alignment": ({"gamma": 1.5, "threshold": 0.75}, [1.2 * 0.35667494393873245, 0.8 * 2.995732273553991]),
     # Nothing is known before the first step; of tau 1/2 is left: p times the root of BIAS.
-    "bias_covariance": ({"strength": 3.0, "tau": 0.5}, [0.668331389364093, 2.986514751467729]),
+    "bias_covariance": ({"strength": 3.0, "tau": 0.5, "memory": 0.9}, [0.668331389364093, 2.986514751467729]),
     # Nothing is known before the first step: groups of shares 3/4 and 1/4 count the same.
-    "irm": ({"strength": 5.0}, [0.35667494393873245 / 1.5, 2.995732273553991 / 0.5]),
-    "coral": ({"strength": 5.0}, [0.35667494393873245, 2.995732273553991]),
-    "mmd": ({"strength": 5.0}, [0.35667494393873245, 2.995732273553991]),
+    "irm": ({"strength": 5.0, "memory": 0.9}, [0.35667494393873245 / 1.5, 2.995732273553991 / 0.5]),
+    "coral": ({"strength": 5.0, "memory": 0.9}, [0.35667494393873245, 2.995732273553991]),
+    "mmd": ({"strength": 5.0, "memory": 0.9}, [0.35667494393873245, 2.995732273553991]),
     # p is .7 and .05; the bias model says .1 and .3 of the right labels.
     "gce": ({"q": 0.5}, [2 * (1 - math.sqrt(0.7)), 2 * (1 - math.sqrt(0.05))]),
     "relative_difficulty": (
@@ -639,15 +639,21 @@ def test_facts_of_the_training_set_that_are_missing_are_named(block: Any) -> Non
         ({"name": "ldam", "scale": 0}, "loss.scale is 0.0, expected more than 0"),
         ({"name": "ldam", "max_margin": -0.1}, "loss.max_margin is -0.1, expected 0 or more"),
         ({"name": "bias_covariance", "strength": -1}, "loss.strength is -1.0, expected 0 or more"),
-        ({"name": "bias_covariance", "memory": 1}, "loss.memory is 1.0, expected 0 or more and less than 1"),
+        (
+            {"name": "bias_covariance", "memory": 1},
+            "loss.memory is 1.0, expected 0 or more and less than 1, or null: of the step itself",
+        ),
         ({"name": "gradient_alignment", "gamma": 0}, "loss.gamma is 0.0, expected more than 0"),
         ({"name": "gradient_alignment", "threshold": 1}, "loss.threshold is 1.0, expected between 0 and 1"),
         ({"name": "irm", "strength": -1}, "loss.strength is -1.0, expected 0 or more"),
         ({"name": "irm", "warmup": 2}, "loss.warmup is 2.0, expected 0 to 1, a share of training"),
         ({"name": "coral", "strength": -1}, "loss.strength is -1.0, expected 0 or more"),
-        ({"name": "coral", "memory": 1}, "loss.memory is 1.0, expected 0 or more and less than 1"),
+        (
+            {"name": "coral", "memory": 1},
+            "loss.memory is 1.0, expected 0 or more and less than 1, or null: of the step itself",
+        ),
         ({"name": "mmd", "strength": -1}, "loss.strength is -1.0, expected 0 or more"),
-        ({"name": "mmd", "features": 0}, "loss.features is 0, expected 1 or more"),
+        ({"name": "mmd", "memory": 0.9, "features": 0}, "loss.features is 0, expected 1 or more"),
         ({"name": "gce", "q": 0}, "loss.q is 0.0, expected above 0 and up to 1"),
         ("foccal", "loss.name is 'foccal', not one of .*; did you mean focal?"),
     ],

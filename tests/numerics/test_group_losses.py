@@ -1,4 +1,4 @@
-"""Losses that hold groups together (irm, coral, mmd) against what they stand for, in plain loops.
+"""Losses that hold groups together (irm, coral, mmd) by the steps before, against what they stand for, in plain loops.
 
 Of a step of all samples and then the same samples, `memory` 0: the value is the objective's, and the gradient that of
 the objective as it is written, of all samples together, by central differences.
@@ -113,7 +113,8 @@ OBJECTIVES: dict[str, tuple[dict[str, Any], Objective]] = {"irm": ({}, irm), "co
 
 def begun(name: str, known: dict[str, torch.Tensor], **settings: Any) -> LearningLoss:
     """As after a first step that left a distance, where the loss makes one."""
-    loss = LearningLoss(make_loss({"name": name, **OBJECTIVES[name][0], **settings}), known)
+    block = {"name": name, "memory": 0.9, **OBJECTIVES[name][0], **settings}
+    loss = LearningLoss(make_loss(block), known)
     if name == "mmd":
         loss.memory_S[:, -1] = DISTANCE
     return loss
@@ -225,7 +226,7 @@ def test_the_first_step_says_how_far_samples_lie_apart(cuts: list[int]) -> None:
     """However it is cut; where all samples are alike nothing is known, and the next step says it."""
     x, y = clouds()
     labels, groups = [0, 1] * 12, [0] * 12 + [1] * 12
-    loss = LearningLoss(make_loss({"name": "mmd", "features": 400}), facts(labels, groups))
+    loss = LearningLoss(make_loss({"name": "mmd", "features": 400, "memory": 0.9}), facts(labels, groups))
     for both in ([[1.0] * COLUMNS] * 24, [*x, *y]):
         assert float(loss.memory_S[0, -1]) == 0
         start = 0
@@ -240,9 +241,10 @@ def test_the_first_step_says_how_far_samples_lie_apart(cuts: list[int]) -> None:
     assert not loss.memory_S[:, 1:-1].any()
 
 
-def test_one_sample_a_step_is_refused() -> None:
+@pytest.mark.parametrize("memory", [0.9, None])
+def test_one_sample_a_step_is_refused(memory: float | None) -> None:
     """It has no distance: nothing would ever be penalised."""
-    loss = LearningLoss(make_loss({"name": "mmd"}), facts([0, 1], [0, 1]))
+    loss = LearningLoss(make_loss({"name": "mmd", "memory": memory}), facts([0, 1], [0, 1]))
     loss(said([[0.0] * 3], [[1.0] * COLUMNS], [0]), facts([0], [0]))
     with pytest.raises(ValueError, match=r"loss mmd takes its widths .* this step has one; set per_device_train_batch"):
         loss.step(lambda sums: sums)
@@ -265,7 +267,7 @@ def test_what_an_order_does_for_groups_is_not_done_twice(name: str, rare: int) -
     logits, hidden, labels, groups = drawn(15)
     seen = [float((4, 2, rare)[group]) for group in groups]
     known = facts(labels, groups)
-    settings = {"irm": {"strength": 0.0}}.get(name, {})
+    settings = {"irm": {"strength": 0.0, "memory": 0.9}}.get(name, {})
     loss = LearningLoss(make_loss({"name": name, **settings}), lambda: {**known, "seen": torch.tensor(seen).double()})
     value_B = loss(said(logits, hidden, labels), known)
     found = math.fsum(w * float(v) for w, v in zip(seen, value_B, strict=True)) / math.fsum(seen)

@@ -42,6 +42,7 @@ KINDS = {
 }
 EXPECTED = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}
 EXPECTS = "expects"  # in a field's metadata: what its values are, in words, where its type does not say it well
+WAS = "was"  # there, too: the default of earlier versions, by which runs are still told apart
 
 
 def table_of(kind: str) -> Table[Any]:
@@ -92,10 +93,13 @@ def canonical(kind: str, table: Table[Any], block: str | Mapping[str, Any], key:
 
 
 def shortened(kind: str, block: Mapping[str, Any]) -> dict[str, Any]:
-    """A canonical block without what is a default of its row: what it says, whatever settings its row has later."""
+    """A canonical block without what is a default of its row: what it says, whatever settings its row has later.
+
+    A default that was another one (WAS) is said, and that one is not: a method is told by the same words as ever.
+    """
     key, table = KINDS[kind].key, table_of(kind)
     fields = _fields(_row(f"{kind}.{key}", table, block.get(key)))
-    plain = {name: getattr(field, "default", dataclasses.MISSING) for name, field in fields.items()}
+    plain = {name: field.metadata.get(WAS, field.default) for name, field in fields.items()}
     return {name: value for name, value in block.items() if name == key or not _same(value, plain.get(name))}
 
 

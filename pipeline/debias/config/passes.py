@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from debias.config import blocks
+
 
 def check_passes(run: Any) -> None:
     """ValueError, in one line, for the first setting of `run` that does not go with its sharpness or smoothness."""
@@ -16,6 +18,9 @@ def check_passes(run: Any) -> None:
 def _of_sharpness(run: Any) -> Iterator[tuple[str, bool, str]]:
     yield "deepspeed", run.deepspeed is not None, "it moves weights within a step, and DeepSpeed holds them"
     yield "router_aux_loss_coef", run.router_aux_loss_coef > 0, "a loss of the batch has no second pass"
+    ahead = blocks.make("loss", blocks.table_of("loss"), run.loss).ahead
+    elsewhere = "its statistics of the step are those at the weights (loss.memory 0.9: those of the steps before)"
+    yield f"loss {run.loss['name']}", ahead, elsewhere
 
 
 def _of_smoothness(run: Any) -> Iterator[tuple[str, bool, str]]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from debias.bias.weights import BiasWeightSource
 from debias.engines.adapter_kinds import way_for
 from debias.engines.attaching import attach
 from debias.engines.checkpoints import CheckpointingTrainer, rule_state_in
+from debias.engines.look_ahead import Batch, LookAhead, refuse_look_ahead
 from debias.engines.nearby import Nearby, refuse_nearby
 from debias.engines.parameters import Select, chosen_by, not_head
 from debias.engines.second_pass import refuse_second_pass
@@ -103,6 +105,7 @@ class DebiasTrainer(CheckpointingTrainer):
         if smoothness is not None:
             refuse_nearby(smoothness.name, deepspeed=self.is_deepspeed_enabled, bf16=self.args.bf16)
         self._nearby = None if smoothness is None else Nearby(self.model, self.readout, smoothness)
+        self._ahead = LookAhead()
         self._check_exact()
         self.stop = stop
         self.interrupted = False
@@ -117,6 +120,8 @@ class DebiasTrainer(CheckpointingTrainer):
         """Here, and not in the first step, so that nothing has been written when it raises."""
         if self.sharpness is not None:
             refuse_second_pass(self.sharpness.name, self.model, deepspeed=self.is_deepspeed_enabled)
+        if self.loss.ahead:
+            refuse_look_ahead(self.loss.loss.name, None if self.sharpness is None else self.sharpness.name)
         selected = chosen_by(self.select, self.model)
         if self.gradients != "auto":  # what auto comes to is said when the model is wrapped
             choose(self.gradients, lambda: refusal(self.model, selected), uses_bias=self.rule.uses_bias)
@@ -132,11 +137,16 @@ class DebiasTrainer(CheckpointingTrainer):
             self.optimizer.train()
         hook = self._attached(model)
         batch = self._prepare_inputs(inputs)
-        facts = {**inputs_and_facts(batch)[1], DONE: self._done_share()}
+        facts = self._facts_of(batch)
+        if self.loss.ahead and self._ahead.look(model, lambda other: self._gather(model, other)):
+            self.loss.settle(self._over_ranks, self._joined)
 
         def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
-            with self.compute_loss_context_manager():
+            with self.compute_loss_context_manager(), nullcontext() if again else self._as_seen():
                 said, more_B = self._said(model, batch)
+            if self.loss.ahead and self._ahead.is_one and not again:
+                self.loss.gather(said, facts)
+                self.loss.settle(self._over_ranks, self._joined)
             loss_B = self.loss(said, facts, counts=not again)
             return loss_B if more_B is None else loss_B + more_B, self.bias_weight(said, facts), said.count
 
@@ -162,6 +172,24 @@ class DebiasTrainer(CheckpointingTrainer):
         self._combine(hook)
         self._empty_cache()
         return self._mean_loss(hook)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step, as the Trainer reads them."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._ahead.begin(batches)
+        return batches, items
+
+    def _gather(self, model: nn.Module, inputs: Batch) -> None:
+        batch = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            said = self.readout.said(model, batch, **self.loss.asks)
+        self.loss.gather(said, self._facts_of(batch))
+
+    def _as_seen(self) -> AbstractContextManager[None]:
+        return self._ahead.as_seen() if self.loss.ahead else nullcontext()
+
+    def _facts_of(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {**inputs_and_facts(batch)[1], DONE: self._done_share()}
 
     def _said(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Said, Tensor | None]:
         """What the model says, and a term that is added to the loss of each sample, if there is one."""
@@ -200,6 +228,11 @@ class DebiasTrainer(CheckpointingTrainer):
     def _over_ranks(self, sums: Tensor) -> Tensor:
         whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
         return whole
+
+    def _joined(self, rows: Tensor) -> Tensor:
+        padded = self.accelerator.pad_across_processes(rows.to(self.args.device), pad_index=-1)
+        whole: Tensor = self.accelerator.gather(padded).cpu()
+        return whole[whole[:, 0] >= 0]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._forget_half_a_step()

@@ -129,11 +129,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     A backward pass changes them where activation checkpointing runs layers again.
     """
     devices = sorted({p.device.index or 0 for p in trainable_of(model) if p.device.type == "cuda"})
+    with same_buffers(model), torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextmanager
+def same_buffers(model: nn.Module) -> Iterator[None]:
+    """The buffers of `model` (running statistics) are afterwards what they were."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if buffer.numel() <= LARGEST_BUFFER]
     versions = [buffer._version for buffer, _ in buffers]
     try:
-        with torch.random.fork_rng(devices=devices):
-            yield
+        yield
     finally:
         with torch.no_grad():
             for (buffer, before), version in zip(buffers, versions, strict=True):

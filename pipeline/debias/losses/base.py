@@ -45,11 +45,28 @@ class Loss:
         """
         return torch.zeros(0, dtype=torch.float64)
 
+    @property
+    def ahead(self) -> bool:
+        """Whether it reads statistics of the step itself: `sums` of the whole step come before its first loss."""
+        return False
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether its `sums` are rows, one of each sample, put one after another: a statistic that is no sum.
+
+        The first column is 0 or more. Only of a loss that is `ahead`.
+        """
+        return False
+
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
-        """What `learn` needs of a micro-batch, [S] float64 sums over its samples, to be added over micro-batches and
-        ranks.
+        """What `learn` and `of_step` need of a micro-batch, [S] float64 sums over its samples, to be added over
+        micro-batches and ranks.
         """
         return torch.zeros(0, dtype=torch.float64)
+
+    def of_step(self, sums: Tensor, memory_S: Tensor) -> Tensor:
+        """Of a loss that is `ahead`, what its samples are given as `memory_S` in a step of which `sums` are whole."""
+        return memory_S
 
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """`memory_S` after a step that was applied."""

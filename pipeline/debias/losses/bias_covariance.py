@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from debias.losses import group_sums
 from debias.losses.base import EVERY_LABEL, Loss
 from debias.readouts.said import Said
 
@@ -45,14 +46,17 @@ class BiasCovariance(Loss):
     learns: ClassVar[bool] = True
     strength: float = 0.1
     tau: float = 0.0
-    memory: float = 0.9
+    memory: float | None = group_sums.memory_setting()
 
     def __post_init__(self) -> None:
-        for name in ("strength", "tau"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        if not 0 <= self.memory < 1:
-            raise ValueError(f"memory is {self.memory}, expected 0 or more and less than 1")
+        group_sums.check(self.strength, self.memory)
+        if self.tau < 0:
+            raise ValueError(f"tau is {self.tau}, expected 0 or more")
+
+    @property
+    def ahead(self) -> bool:
+        """Whether statistics are of the step itself."""
+        return self.memory is None
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         assert said.log_p_BC is not None
@@ -81,9 +85,13 @@ class BiasCovariance(Loss):
         sums_CS = parts_BS.new_zeros(f_BF.shape[1], parts_BS.shape[1])
         return sums_CS.index_add_(0, facts["labels"], parts_BS).flatten()
 
+    def of_step(self, sums: Tensor, memory_S: Tensor) -> Tensor:
+        """The labels of the step."""
+        return sums
+
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
-        """What was seen fades, and the step is added."""
-        return self.memory * memory_S + sums
+        """What was seen fades, and the step is added; nothing where statistics are of the step itself."""
+        return memory_S if self.memory is None else self.memory * memory_S + sums
 
 
 def _logits(log_p_BC: Tensor) -> Tensor:

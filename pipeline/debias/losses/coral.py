@@ -44,17 +44,22 @@ class Coral(Loss):
     learns: ClassVar[bool] = True
     grows: ClassVar[bool] = True
     strength: float = 1.0
-    memory: float = 0.9
+    memory: float | None = group_sums.memory_setting()
 
     def __post_init__(self) -> None:
         group_sums.check(self.strength, self.memory)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether statistics are of the step itself."""
+        return self.memory is None
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         hidden_BH, group_B = _heard(said), facts["group"]
         if memory_S.shape[1] == 1:  # before the first step
             return -said.log_p_B
         dtype, columns = hidden_BH.dtype, hidden_BH.shape[1]
-        mean_GH, cov_GHH, seen_G = _known(memory_S, columns)
+        mean_GH, cov_GHH, seen_G = _known(memory_S, columns, group_sums.FEWEST if self.ahead else group_sums.NONE)
         scaled_GF = torch.cat([mean_GH / columns**0.5, cov_GHH.flatten(1) / columns], dim=1)
         distance, slope_GF = group_sums.apart(scaled_GF, seen_G)
         by_mean_GH, by_cov_GHH = slope_GF[:, :columns] / columns**0.5, slope_GF[:, columns:].view_as(cov_GHH) / columns
@@ -83,14 +88,18 @@ class Coral(Loss):
         products_GF = [(hidden_BH * (group_B == g).unsqueeze(1)).T @ hidden_BH for g in range(groups)]
         return torch.cat([group_sums.summed(hidden_BH, group_B, groups), torch.stack(products_GF).flatten(1)], dim=1)
 
+    def of_step(self, sums: Tensor, memory_S: Tensor) -> Tensor:
+        """The groups of the step."""
+        return group_sums.of_step(sums)
+
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
-        """What was seen fades, and the step is added."""
-        return group_sums.faded(sums, memory_S, self.memory)
+        """What was seen fades, and the step is added; nothing where statistics are of the step itself."""
+        return memory_S if self.memory is None else group_sums.faded(sums, memory_S, self.memory)
 
 
-def _known(memory_S: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each group mean [G, H], covariance [G, H, H], and whether it was seen [G]."""
-    means_GF, seen_G = group_sums.means(memory_S)
+def _known(memory_S: Tensor, columns: int, fewest: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each group mean [G, H], covariance [G, H, H], and whether as many of it were seen [G]."""
+    means_GF, seen_G = group_sums.means(memory_S, fewest)
     mean_GH, product_GHH = means_GF[:, :columns], means_GF[:, columns:].unflatten(1, (columns, columns))
     return mean_GH, product_GHH - mean_GH.unsqueeze(2) * mean_GH.unsqueeze(1), seen_G
 

@@ -2,15 +2,22 @@
 
 Shapes: B samples, G groups, N training examples, F values of a sample. A memory is a matrix [G, 2 + F] float64: a
 group's share of what an epoch sees, how many of its samples were seen, and sums of their values. Nothing here looks at
-numbers to decide what to do: a plan traces it without any.
+numbers to decide what to do: a plan traces it without any. Of the step itself (`of_step`) shares are those in the step,
+so that a mean over its samples is a mean over groups of means.
 """
 
 from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from debias.config.blocks import WAS
+
 NONE = 1e-12  # samples of a group so long ago that nothing is left of them
+BEFORE = 0.9  # what is kept of the steps before, once the default
+FEWEST = 2  # of a group in a step, or its penalty is left out of the step
 
 
 def begun(facts: Mapping[str, Tensor], values: int | None = None) -> Tensor:
@@ -47,10 +54,25 @@ def faded(sums_GF: Tensor, memory_GF: Tensor, memory: float) -> Tensor:
     return torch.cat([memory_GF[:, :1], memory * held_GF + sums_GF[:, 1:]], dim=1)
 
 
-def means(memory_GF: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each group [G, F], and whether anything of it was seen [G]."""
+def of_step(sums_GF: Tensor) -> Tensor:
+    """The memory that a step makes by itself: of each group its share of the step's samples, how many, and sums."""
+    count_G1 = sums_GF[:, 1:2]
+    return torch.cat([count_G1 / count_G1.sum().clamp(min=NONE), sums_GF[:, 1:]], dim=1)
+
+
+def means(memory_GF: Tensor, fewest: float = NONE) -> tuple[Tensor, Tensor]:
+    """The mean of each group [G, F], and whether as many samples of it were seen, or more [G]."""
     count_G = memory_GF[:, 1]
-    return memory_GF[:, 2:] / count_G.clamp(min=NONE).unsqueeze(1), count_G > NONE
+    return memory_GF[:, 2:] / count_G.clamp(min=NONE).unsqueeze(1), count_G >= fewest
+
+
+def off_by_chance(off_BF: Tensor, group_B: Tensor, memory_GF: Tensor) -> Tensor:
+    """Of each sample [B], the squared length of `off_BF` over its group's samples less one; 0 in a group of one.
+
+    Of values less their group's mean: what the square of a mean of so few is too large by, on average over the group.
+    """
+    count_B = memory_GF[:, 1].to(off_BF.dtype)[group_B]
+    return (count_B >= FEWEST) * off_BF.square().sum(dim=1) / (count_B - 1).clamp(min=1)
 
 
 def evened(memory_GF: Tensor) -> Tensor:
@@ -72,9 +94,17 @@ def apart(values_GF: Tensor, seen_G: Tensor) -> tuple[Tensor, Tensor]:
     return of_each * off_GF.square().sum(), 2 * of_each * off_GF
 
 
-def check(strength: float, memory: float) -> None:
-    """ValueError, naming the setting, where the strength of a penalty is below 0, or nothing or everything is kept."""
+def memory_setting() -> Any:
+    """The field `memory`: null, statistics of the step itself; or the share of the steps before that each step keeps.
+
+    Runs of versions in which there were the steps before alone, and 0.9 was the default, keep their digests.
+    """
+    return field(default=None, metadata={WAS: BEFORE})
+
+
+def check(strength: float, memory: float | None) -> None:
+    """ValueError, naming the setting, where the strength of a penalty is below 0, or everything is kept."""
     if strength < 0:
         raise ValueError(f"strength is {strength}, expected 0 or more")
-    if not 0 <= memory < 1:
-        raise ValueError(f"memory is {memory}, expected 0 or more and less than 1")
+    if memory is not None and not 0 <= memory < 1:
+        raise ValueError(f"memory is {memory}, expected 0 or more and less than 1, or null: of the step itself")

@@ -40,18 +40,25 @@ class IRM(Loss):
     learns: ClassVar[bool] = True
     strength: float = 1.0
     warmup: float = 0.0
-    memory: float = 0.9
+    memory: float | None = group_sums.memory_setting()
 
     def __post_init__(self) -> None:
         group_sums.check(self.strength, self.memory)
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is {self.warmup}, expected 0 to 1, a share of training")
 
+    @property
+    def ahead(self) -> bool:
+        """Whether statistics are of the step itself."""
+        return self.memory is None
+
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         slope_B, group_B, dtype = _slope(said, facts), facts["group"], said.log_p_B.dtype
-        known_G1, seen_G = group_sums.means(memory_S)
+        known_G1, seen_G = group_sums.means(memory_S, group_sums.FEWEST if self.ahead else group_sums.NONE)
         known_B = (known_G1[:, 0] * seen_G)[group_B].to(dtype)
         penalty_B = 2 * known_B * slope_B - known_B**2
+        if self.ahead:
+            penalty_B = penalty_B - group_sums.off_by_chance((slope_B - known_B).unsqueeze(1), group_B, memory_S)
         even_B = group_sums.evened(memory_S)[group_B].to(dtype) / group_sums.occurring(memory_S)
         return even_B * (self._strength(facts, like=slope_B) * penalty_B - said.log_p_B)
 
@@ -63,9 +70,13 @@ class IRM(Loss):
         """Of each group how many samples, and the sum of their slopes."""
         return group_sums.summed(_slope(said, facts).unsqueeze(1), facts["group"], len(memory_S))
 
+    def of_step(self, sums: Tensor, memory_S: Tensor) -> Tensor:
+        """The groups of the step."""
+        return group_sums.of_step(sums)
+
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
-        """What was seen fades, and the step is added."""
-        return group_sums.faded(sums, memory_S, self.memory)
+        """What was seen fades, and the step is added; nothing where statistics are of the step itself."""
+        return memory_S if self.memory is None else group_sums.faded(sums, memory_S, self.memory)
 
     def _strength(self, facts: Mapping[str, Tensor], like: Tensor) -> Tensor:
         full = like.new_tensor(self.strength)

@@ -5,17 +5,19 @@ last column, for every group alike, the mean squared distance of two samples, 0 
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from debias.losses import group_sums
+from debias.config.blocks import WAS
+from debias.losses import group_sums, mmd_step
 from debias.losses.base import HIDDEN, Loss
+from debias.losses.mmd_step import GAMMAS
 from debias.readouts.said import Said
 
-GAMMAS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of each kernel, over the mean squared distance
+FEATURES = 128  # of each kernel, where nobody says
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,35 @@ class MMD(Loss):
     reads: ClassVar[frozenset[str]] = frozenset({"group", HIDDEN})
     learns: ClassVar[bool] = True
     strength: float = 1.0
-    features: int = 128
-    memory: float = 0.9
+    features: int | None = field(default=None, metadata={WAS: FEATURES})
+    memory: float | None = group_sums.memory_setting()
 
     def __post_init__(self) -> None:
         group_sums.check(self.strength, self.memory)
-        if self.features < 1:
+        if self.ahead and self.features is not None:
+            raise ValueError(
+                f"features is {self.features}: they stand for kernels of the steps before, and of the step itself these"
+                f" are exact; set memory to {group_sums.BEFORE}, or leave features out"
+            )
+        if not self.ahead and self.features is None:
+            object.__setattr__(self, "features", FEATURES)
+        if self.features is not None and self.features < 1:
             raise ValueError(f"features is {self.features}, expected 1 or more")
 
+    @property
+    def ahead(self) -> bool:
+        """Whether statistics are of the step itself."""
+        return self.memory is None
+
+    @property
+    def in_rows(self) -> bool:
+        """Of the step itself, whose kernels are of pairs."""
+        return self.ahead
+
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
+        if self.ahead:
+            of_step_B = mmd_step.tangent(_heard(said), facts["group"], memory_S)
+            return self.strength * of_step_B.to(said.log_p_B.dtype) - said.log_p_B
         features_BD, group_B = self._features(said, memory_S), facts["group"]
         dtype, known = features_BD.dtype, memory_S[0, -1] > 0
         mean_GD, seen_G = group_sums.means(memory_S[:, :-1])
@@ -67,43 +89,61 @@ class MMD(Loss):
         return self.strength * tangent_B.to(said.log_p_B.dtype) - said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """`group_sums` of features, none seen, and no distance."""
+        """`group_sums` of features, none seen, and no distance; of the step itself that alone."""
+        if self.features is None:
+            return torch.zeros(1, dtype=torch.float64)
         return group_sums.begun(facts, values=len(GAMMAS) * self.features + 1)
 
     def sums(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         """Of each group how many samples, and the sums of their features; in the first step, of their projections, and
-        of their mean square.
+        of their mean square. Where statistics are of the step itself, of each sample its group and its hidden states.
         """
+        if self.ahead:
+            return mmd_step.rows_of(_heard(said), facts["group"])
         projected_BD, known = self._projections(said), memory_S[0, -1] > 0
         square_B1 = projected_BD.square().mean(dim=1, keepdim=True)
         values_BD = torch.where(known, self._features(said, memory_S), projected_BD)
         return group_sums.summed(torch.cat([values_BD, square_B1], dim=1), facts["group"], len(memory_S))
 
+    def of_step(self, sums: Tensor, memory_S: Tensor) -> Tensor:
+        """The samples of the step, and the distance: that of the first one."""
+        return mmd_step.packed(sums, memory_S[0])
+
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """What was seen fades, and the step is added; of the first step the mean squared distance is kept alone."""
-        if memory_S[0, -1] > 0:
+        if memory_S.flatten()[-1] > 0:
+            if self.memory is None:
+                return memory_S
             return torch.cat([group_sums.faded(sums[:, :-1], memory_S[:, :-1], self.memory), memory_S[:, -1:]], dim=1)
-        if sums[:, 1].sum() == 1:
+        if (len(sums) if self.ahead else sums[:, 1].sum()) == 1:
             raise ValueError(
                 "loss mmd takes its widths from the distances of a first step's samples, and this step has one; set"
                 " per_device_train_batch_size or gradient_accumulation_steps to 2 or more"
             )
+        if self.ahead:
+            return mmd_step.distance_of(sums).reshape(1)
         return torch.cat([memory_S[:, :-1], _distance(sums).expand(len(memory_S), 1)], dim=1)
 
     def _projections(self, said: Said) -> Tensor:
         """Of hidden states on random directions of unit variance, [B, D], differentiable."""
-        if said.hidden_BH is None:
-            raise ValueError("loss mmd reads hidden states; ask for them: said(..., hidden=True)")
-        hidden_BH = said.hidden_BH
-        return hidden_BH @ directions(hidden_BH.shape[1], self.features, hidden_BH.device, hidden_BH.dtype)
+        hidden_BH, features = _heard(said), self.features
+        assert features is not None
+        return hidden_BH @ directions(hidden_BH.shape[1], features, hidden_BH.device, hidden_BH.dtype)
 
     def _features(self, said: Said, memory_S: Tensor) -> Tensor:
         """[B, D], whose products are on average the sum of the kernels; of an unknown distance those at distance 1."""
-        projected_BD = self._projections(said)
-        gamma_D = projected_BD.new_tensor(GAMMAS).repeat_interleave(self.features)
+        projected_BD, features = self._projections(said), self.features
+        assert features is not None
+        gamma_D = projected_BD.new_tensor(GAMMAS).repeat_interleave(features)
         distance = torch.where(memory_S[0, -1] > 0, memory_S[0, -1], 1.0).to(gamma_D.dtype)
-        phase_D = phases(self.features, projected_BD.device, projected_BD.dtype)
-        return (2 / self.features) ** 0.5 * torch.cos(projected_BD * (2 * gamma_D / distance).sqrt() + phase_D)
+        phase_D = phases(features, projected_BD.device, projected_BD.dtype)
+        return (2 / features) ** 0.5 * torch.cos(projected_BD * (2 * gamma_D / distance).sqrt() + phase_D)
+
+
+def _heard(said: Said) -> Tensor:
+    if said.hidden_BH is None:
+        raise ValueError("loss mmd reads hidden states; ask for them: said(..., hidden=True)")
+    return said.hidden_BH
 
 
 def _distance(sums_GF: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import math
 from debias.config import blocks
 from debias.config.run import RunConfig
 from debias.data.order import Order
+from debias.losses import make_loss
 from debias.plan.sheet import Effort, Machine
 from debias.smoothness import make_smoothness
 
@@ -94,10 +95,16 @@ def _validations(run: RunConfig, steps: int | None, of_epoch: int | None) -> int
     return None if steps is None else math.ceil(steps / (run.eval_steps or run.logging_steps))
 
 
-def _passes(run: RunConfig) -> int:
+def _passes(run: RunConfig) -> float:
     """Forward and backward passes of each sample that a step sees."""
     term = make_smoothness(run.smoothness)
-    return (1 if term is None else term.passes) * (1 if run.sharpness is None else 2)
+    ahead = PASS_SHARE if looks_ahead(run) else 0.0
+    return (1 if term is None else term.passes) * (1 if run.sharpness is None else 2) + ahead
+
+
+def looks_ahead(run: RunConfig) -> bool:
+    """Whether a step begins with a forward pass of all its micro-batches, for its loss's statistics."""
+    return run.gradient_accumulation_steps > 1 and make_loss(run.loss).ahead
 
 
 def _batch(run: RunConfig, machine: Machine) -> int:

@@ -21,6 +21,7 @@ from debias.plan.advice import Others, advice
 from debias.plan.checks import check_run, sizes_that_exist
 from debias.plan.communication import bytes_sent
 from debias.plan.count import KINDS, Counts, count
+from debias.plan.effort import looks_ahead
 from debias.plan.gathers import gathers_of
 from debias.plan.memory import CONTEXT_BYTES, FRAGMENTATION, OPTIMIZERS, Memory, Sharding, memory_of, sharding_of
 from debias.plan.search import largest_that_fits
@@ -220,6 +221,10 @@ class Planner:
         if term is not None:
             times = f"{term.passes} times a step's time and the activations of two passes"
             found.append(f"smoothness {term.name} passes each micro-batch {term.passes} times: {times}")
+        if looks_ahead(self.run):
+            found.append(
+                f"loss {self.run.loss['name']} sees each step ahead, without gradients: a third of its time more"
+            )
         if self.run.bias_model is not None:
             name, runs = self.run.bias_model["name"], len(self.run.bias_stages())
             found.append(f"bias model {name} {blocks.table_of('bias_model')[name].costs}")

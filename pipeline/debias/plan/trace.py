@@ -165,7 +165,8 @@ class Step:
                 shape = (load.length,) if self.router else (1, load.length, load.length)
                 inputs["attention_mask"] = torch.ones(load.micro_batch, *shape, dtype=torch.bool)
             said = self._said(inputs)
-            loss_B = self.loss(said, self._facts())
+            # A step of this one micro-batch, each time: what is gathered ahead is small.
+            loss_B = self.loss(said, self._facts(), counts=not self.loss.ahead)
             if self.smoothness is not None:  # one more answer, beside the first; a step up keeps no more than that
                 first_BC, near_BC = said.log_p_BC, self._said(inputs).log_p_BC
                 assert first_BC is not None

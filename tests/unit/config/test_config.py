@@ -447,10 +447,13 @@ def test_sharpness_is_of_the_run_alone_and_refused_where_it_cannot_be():
             {"router_aux_loss_coef": 0.01},
             "sharpness does not go with router_aux_loss_coef: a loss of the batch has",
         ),
+        ({"loss": "coral"}, "sharpness does not go with loss coral: its statistics of the step are those at the"),
         ({"sharpness": {"name": "sam", "rho": "much"}}, "sharpness.rho is 'much', expected a finite number"),
     ):
         with pytest.raises(InputError, match=message):
             parse(RunConfig, {**values, **more}, "f")
+    before = RunConfig.model_validate({**values, "loss": {"name": "coral", "memory": 0.9}})
+    assert before.sharpness == run.sharpness
 
 
 def test_smoothness_is_of_the_run_alone_and_refused_where_it_cannot_be():

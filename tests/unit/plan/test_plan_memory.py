@@ -228,6 +228,16 @@ def test_the_plan_says_that_each_micro_batch_is_passed_twice():
     assert len(sharp.assumptions) == len(plain.assumptions) + 1
 
 
+def test_the_plan_says_that_a_step_is_seen_ahead():
+    once, cut = (
+        make_plan(run_of(loss="coral", gradient_accumulation_steps=n), Machine(cuda=False), tokens_per_second=100.0)
+        for n in (1, 2)
+    )
+    assert set(cut.assumptions) - set(once.assumptions) == {
+        "loss coral sees each step ahead, without gradients: a third of its time more"
+    }
+
+
 def test_a_smoothness_term_holds_the_activations_of_two_answers():
     plain, smooth = (make_plan(run_of(**more), Machine(cuda=False)) for more in ({}, {"smoothness": "smart"}))
     kept = [plan.parts["activations"] for plan in (plain, smooth)]
@@ -487,8 +497,12 @@ def test_the_runs_of_a_bias_model_are_planned_too(folder):
     [
         {"name": "group_dro"},
         {"name": "irm", "warmup": 0.5},
-        {"name": "mmd", "features": 1},  # whose directions are as large as so small a model
+        {"name": "irm", "memory": 0.9},
+        {"name": "mmd"},
+        {"name": "mmd", "features": 1, "memory": 0.9},  # whose directions are as large as so small a model
         {"name": "coral"},
+        {"name": "coral", "memory": 0.9},
+        {"name": "bias_covariance"},
         {"name": "logit_correction", "tau": 0.5, "weights": True},
         {"name": "cross_entropy", "class_weights": "balanced"},
         {"name": "cross_entropy", "class_weights": {"entailment": 1, "neutral": 2, "contradiction": 3}},
@@ -497,7 +511,7 @@ def test_the_runs_of_a_bias_model_are_planned_too(folder):
 def test_losses_that_look_at_the_whole_training_set_are_planned(loss):
     """Their memory is made of facts, of which a plan has none."""
     config = family_config("qwen3", num_hidden_layers=2)
-    bias = {"bias_model": {"name": "embedding"}} if loss["name"] == "logit_correction" else {}
+    bias = {"bias_model": {"name": "embedding"}} if loss["name"] in ("logit_correction", "bias_covariance") else {}
     found, plain = (trace(run_of(loss=one, **more), config, Load(2, 16), "two_pass", uses_bias=False).peak
                     for one, more in ((loss, bias), ({"name": "cross_entropy"}, {})))  # fmt: skip
     assert found == pytest.approx(plain, rel=0.1)
