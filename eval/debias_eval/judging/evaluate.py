@@ -80,8 +80,7 @@ def evaluate_run(
         "judge": _judge(model, shown, before, len(examples)),
         "model_labels": list(model.labels),
         "examples_sha256": digest,
-        "gold_sha256": gold_sha256(examples, settings.labels),
-        **_weights(model),
+        **_of_what(model, settings, examples),
         "seconds": round(seconds, 3),
     }
     if not is_first():
@@ -109,10 +108,11 @@ def _judge(model: Predictor, shown: Shown | None, before: tuple[int, int], size:
     return told | ({"cut": cut - before[1]} if asked - before[0] == size else {})
 
 
-def _weights(model: Predictor) -> dict[str, str]:
-    """Which weights of a run were judged, where the model says it."""
+def _of_what(model: Predictor, suite: Suite, examples: Sequence[Example]) -> dict[str, str]:
+    """Digests of what is known of the examples, and of the run's weights that were judged, where the model says it."""
     weights = getattr(model, "weights", None)
-    return {"weights_sha256": weights} if weights else {}
+    known = {"gold_sha256": gold_sha256(examples, suite.labels)}
+    return known | ({"weights_sha256": weights} if weights else {})
 
 
 def _kept_scores(run: Path, suite: Suite, examples: str, model: Predictor, shown: Shown | None) -> KeptScores | None:
