@@ -220,9 +220,9 @@ def test_a_number_that_is_none_is_no_group_either(tmp_path):
 
 
 @pytest.mark.parametrize("blank", ["", "  "])
-def test_a_blank_label_is_said(tmp_path, blank):
+def test_a_blank_label_is_none_but_where_label_map_has_it(tmp_path, blank):
     (tmp_path / "rows.csv").write_text(f"text,label\na,yes\nb,{blank}\n")
-    assert "row 2: label is missing" in refusal(tmp_path, "rows.csv")
+    assert [label for _, label, _ in both(tmp_path, "rows.csv")] == ["yes"]
     assert both(tmp_path, "rows.csv", label_map={blank: "no"})[1][1] == "no"
 
 
