@@ -2,10 +2,12 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from debias.building.method import build_bias_weight, build_loss, build_order
 from debias.building.padding import PaddingCheck
@@ -70,7 +72,7 @@ def build_trainer(
     _say_repeats(len(encoded.sampler(1, 0)), config.per_device_train_batch_size * arguments.world_size, arguments)
     trainer.add_callback(PaddingCheck(task, encoded))
     if config.stop_when_learned is not None:
-        trainer.add_callback(StopWhenLearned(config.stop_when_learned, label_entropy(labels_of(examples))))
+        trainer.add_callback(StopWhenLearned(config.stop_when_learned, lambda: _entropy(examples, encoded.told())))
     trainer.add_callback(
         MetricsFile(folder / METRICS, lambda logs: {**trainer.layer_figures(logs), **figures.cells(logs)})
     )
@@ -89,6 +91,12 @@ def _say_repeats(rows: int, round_of: int, arguments: Any) -> None:
             " them a second time, where one process would take a smaller step",
             *(rows, arguments.per_device_train_batch_size, arguments.world_size, missing),
         )
+
+
+def _entropy(examples: Sequence[Example], told: Mapping[str, Tensor]) -> float:
+    """Of the labels as the run's order sees them."""
+    seen_N = told.get("seen")
+    return label_entropy(labels_of(examples), None if seen_N is None else seen_N.cpu().numpy())
 
 
 @contextmanager

@@ -377,8 +377,7 @@ class DebiasTrainer(CheckpointingTrainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Without what stands in for a factor of the base: a pull towards 0 would take the base itself apart."""
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if FACTORS.isdisjoint(name.split("."))]
+        return [n for n in super().get_decay_parameter_names(model) if FACTORS.isdisjoint(n.split("."))]
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Any:
         """A data set that knows its lengths brings its own sampler (buckets of like length)."""
