@@ -52,8 +52,20 @@ def all_examples(suite: Suite) -> Sequence[Example]:
     with _told_of_hub(absent):
         if _in_table(suite, config):
             return _table(suite, config)
-        rows = load_with_columns(config.train, config, _columns(suite), through=Rows(suite, config))
-    examples = [*_one_by_one(suite, rows)]
+        source = config.train
+        # Clusters are drawn whole, as by `--limit`; they are known once every row is read.
+        late = suite.cluster is not None and source.source != "generated"
+        rows = load_with_columns(
+            source.model_copy(update={"limit": None}) if late else source,
+            config,
+            _columns(suite),
+            through=Rows(suite, config),
+        )
+    examples: Sequence[Example] = [*_one_by_one(suite, rows)]
+    if late:
+        if source.limit is not None and source.limit >= len(examples):
+            log.info("%s: limit is %d, all %d examples are used", suite.name, source.limit, len(examples))
+        examples = subset(examples, source.limit, source.seed, whole=suite.consistency or suite.invariant)
     if suite.planted_bias:
         examples = list(plant(examples, suite.planted_bias, _own_config(suite)))
     elif suite.planted_color:

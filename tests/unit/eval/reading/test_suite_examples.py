@@ -91,6 +91,24 @@ def pairs(count: int, size: int = 2) -> list[Example]:
     return [Example(f"{c}-{i}", ("p", "h"), 0, cluster=f"c{c}") for c in range(count) for i in range(size)]
 
 
+@pytest.mark.parametrize("consistency", [False, True])
+def test_the_limit_of_a_source_leaves_clusters_whole(tmp_path, consistency):
+    """Rows were drawn one by one: of most pairs one half was left."""
+    source = {"source": "rows.jsonl", "limit": 20, "seed": 3}
+    rows = rows_of(60, family=[i // 2 for i in range(60)])
+    settings = {"cluster": {"field": "family"}, "consistency": consistency}
+    kept = all_examples(suite_of(tmp_path, rows, **settings, source=source))
+    assert set(Counter(one.cluster for one in kept).values()) == {2}
+    assert len(kept) == 20
+    assert kept != all_examples(suite_of(tmp_path, rows, **settings, source=source | {"seed": 4}))
+    assert len(all_examples(suite_of(tmp_path, rows, **settings, source=source | {"limit": 99}))) == 60
+
+
+def test_the_limit_of_a_source_without_clusters_is_exact(tmp_path):
+    kept = all_examples(suite_of(tmp_path, rows_of(60), source={"source": "rows.jsonl", "limit": 21}))
+    assert len(kept) == 21
+
+
 @pytest.mark.parametrize("limit", [5, 20, 99])
 @pytest.mark.parametrize("size", [2, 5, 16])
 def test_small_clusters_are_drawn_whole(limit, size):
