@@ -22,7 +22,7 @@ from debias.data.store import key_of, version_of
 from debias.data.tables import Examples, keep_examples
 from debias.errors import InputError
 from debias_eval.reading.clusters import Read, clustered
-from debias_eval.reading.groups import check_gap, group_of, grouped
+from debias_eval.reading.groups import check_present, group_of, grouped
 from debias_eval.reading.places import hub_config, local_config, local_file, not_found
 from debias_eval.reading.rows import Rows
 from debias_eval.reading.stress import stressed
@@ -72,7 +72,7 @@ def all_examples(suite: Suite) -> Sequence[Example]:
         examples = paint(examples, suite.planted_color, len(suite.labels))
     elif suite.group_rule.partial_input:
         examples = grouped(suite, examples)
-    check_gap(suite, {example.group for example in examples if example.group is not None})
+    check_present(suite, {example.group for example in examples if example.group is not None})
     times = Counter(example.id for example in examples)
     return [*_named_apart(examples, {name for name, number in times.items() if number > 1}, set(times))]
 
@@ -130,7 +130,7 @@ def _table(suite: Suite, config: DataConfig) -> Examples:
         assert isinstance(planted, Examples)
         examples = planted
     numbers = np.unique(examples.column("group"))
-    check_gap(suite, {examples.groups[number] for number in numbers if number != NO_GROUP})
+    check_present(suite, {examples.groups[number] for number in numbers if number != NO_GROUP})
     ids = _Names(example.id for example in examples)
     twice = ids.twice
     if twice is None:

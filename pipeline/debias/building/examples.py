@@ -14,6 +14,7 @@ from debias.config.data import DataConfig, DataSource, LeftOut, twins
 from debias.config.run import RunConfig
 from debias.data import Example, load_examples, paint, plant
 from debias.data.digests import are_among, inputs_of
+from debias.data.facts import group_names
 from debias.data.sources import kept_examples
 from debias.data.swapped import swap
 from debias.data.tables import Examples
@@ -77,6 +78,8 @@ def _training(config: RunConfig, base: Path | None) -> tuple[Sequence[Example], 
     told: dict[str, Any] = {"bias_column": config.bias_weight.column, "p_columns": _columns(config)}
     read: Any = load_examples if config.data.pictures else kept_examples
     rows: Sequence[Example] = read(config.data.train, config.data, base=base, **told, require_every_label=True)
+    if config.data.group_field is not None:
+        _say_twin_groups(rows)
     examples = _planted(rows, config.data, later=0)
     if config.data.swap is not None:
         examples = swap(examples, config.data)
@@ -84,6 +87,17 @@ def _training(config: RunConfig, base: Path | None) -> tuple[Sequence[Example], 
         return rows, examples
     left_M = _without(examples, config.data.leave_out)
     return _at(rows, left_M), _at(examples, left_M)
+
+
+def _say_twin_groups(rows: Sequence[Example]) -> None:
+    """A warning of groups that are one but for how they are written: one of three rows weighs as one of thousands."""
+    for alike in twins(group_names(rows)):
+        logger.warning(
+            "data.group_field: the groups %s differ in how they are written alone, and are %d groups; write them alike"
+            " in the data",
+            ", ".join(map(repr, alike)),
+            len(alike),
+        )
 
 
 def _without(examples: Sequence[Example], out: LeftOut) -> NDArray[np.int64]:

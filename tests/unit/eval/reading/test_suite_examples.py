@@ -34,6 +34,21 @@ def suite_of(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Any:
     return load_suite(folder / "suite.yaml")
 
 
+@pytest.mark.parametrize("by", [{}, {"group_rule": {"by_label": True}}])
+def test_groups_that_are_one_but_for_how_they_are_written_are_a_warning(
+    by: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = ["plain", "negated"] * 6
+    all_examples(suite_of(tmp_path / "x", rows_of(12, kind=written), group_field="kind", **by))
+    assert "differ" not in caplog.text
+    written[:4] = ["plain ", "Negated", "plain", "negated"]
+    all_examples(suite_of(tmp_path / "y", rows_of(12, kind=written), group_field="kind", **by))
+    lines = [one.getMessage() for one in caplog.records if "differ in how they are written alone" in one.getMessage()]
+    assert len(lines) == 2
+    assert "'Negated" in lines[0] + lines[1]
+    assert "'plain " in lines[0] + lines[1]
+
+
 def clusters(suite: Any) -> list[str | None]:
     return [one.cluster for one in all_examples(suite)]
 
