@@ -27,7 +27,7 @@ from debias_eval.scores.intervals import (
     cluster_index,
     compact,
 )
-from debias_eval.scores.scoring import in_groups, real_clusters
+from debias_eval.scores.scoring import real_clusters
 
 # A dense table of this size is still worth searching for equal clusters.
 _DENSE = 4_000_000
@@ -83,7 +83,14 @@ class Answers:
         """`[N]`: the examples of the named groups, all by default."""
         if names is None:
             return np.ones(len(self.groups), dtype=bool)
-        return in_groups(self.groups, [name for name in names if name is not None])
+        wanted = {*names} - {None}
+        return np.isin(self._group_N, [i for i, name in enumerate(self.names) if name in wanted])
+
+    @cached_property
+    def _group_N(self) -> Ints:
+        """Each example's place in `names`: many parts ask for many examples."""
+        where = {name: i for i, name in enumerate(self.names)}
+        return np.array([where[name] for name in self.groups], dtype=np.int64)
 
     @cached_property
     def by_label(self) -> "Answers":
@@ -125,13 +132,12 @@ class Answers:
     def _sums_KC(self) -> sparse.csr_matrix:
         """Right answers of each cluster by run and group, then its examples by group, `[K, R * G + G]`."""
         runs, n = self.right_RN.shape
-        where = {name: i for i, name in enumerate(self.names)}
-        group_N = np.array([where[name] for name in self.groups])
+        group_N, groups = self._group_N, len(self.names)
         cluster_N = np.arange(n) if self.cluster_N is None else self.cluster_N
         run_E, right_E = np.nonzero(self.right_RN)
         rows = np.concatenate([cluster_N[right_E], cluster_N])
-        columns = np.concatenate([run_E * len(where) + group_N[right_E], runs * len(where) + group_N])
-        shape = (int(cluster_N.max()) + 1, (runs + 1) * len(where))
+        columns = np.concatenate([run_E * groups + group_N[right_E], runs * groups + group_N])
+        shape = (int(cluster_N.max()) + 1, (runs + 1) * groups)
         return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
     def _counts(self, sums_BC: Floats) -> "Counts":
