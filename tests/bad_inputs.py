@@ -338,7 +338,7 @@ OF_SUITES = [
         "source: {source: rows.jsonl, quotes: true}": "goes with .csv and .tsv",
         "text_fields: [premise, claim]": "no column 'claim'",
     }.items()),
-    *(bad(EXPORT, says, rows_dot_jsonl=text) for text, says in list(JSONL.items())[:20]),
+    *(bad(EXPORT, says, rows_dot_jsonl=text) for text, says in list(JSONL.items())[:-2]),
     bad(EXPORT, "is a pipe", suite_dot_yaml=changed("source: pipe.csv"), pipe_dot_csv=PIPE),
     bad("suites snil", "did you mean snli?"),
     bad("suites ./gone.yaml", "no such file"),
