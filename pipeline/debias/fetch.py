@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from debias.config.data import DataSource
+from debias.config.places import runs_of
 from debias.config.run import RunConfig
 from debias.data.files import kind_of
 from debias.data.shards import is_pattern, resolve_files
@@ -38,13 +39,17 @@ class Item:
 
 
 def fetch(run: RunConfig, base: Path | None = None, others: Sequence[DataSource] = ()) -> list[Item]:
-    """The run's model and data sets, and the data sets in `others`, each downloaded unless it is here.
+    """Models and data sets of the run and of the runs before it, and the data sets in `others`, each downloaded unless
+    it is here.
 
     `base` is the folder that local paths are relative to. InputError in one line: what is missing and from where, a
     gated model, a disk too small (before anything of that item is downloaded).
     """
-    found = [fetch_model(run.model, tokenizer=run.head != "image_classification")]
-    sources = [run.data.train, *([run.data.validation] if run.data.validation else []), *others]
+    runs = runs_of(run)
+    models = dict.fromkeys((one.model, one.head != "image_classification") for one in runs)
+    found = [fetch_model(name, tokenizer=tokenizer) for name, tokenizer in models]
+    data = [source for one in runs for source in (one.data.train, one.data.validation) if source is not None]
+    sources = [*data, *others]
     return found + [fetch_data(source, base) for source in dict.fromkeys(sources)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from debias.bias.base import BaseBiasModel, BiasModel, digest_of
 from debias.bias.given import said_of_validation
 from debias.building.arguments import a_run_of_its_own, forget_accelerate, training_arguments
-from debias.building.examples import training_examples, validation_examples
+from debias.building.examples import run_examples, training_examples, validation_examples
 from debias.building.facts import (
     Answers,
     ask_bias_model,
@@ -48,7 +48,8 @@ from debias.losses import Loss
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
 from debias.ranks.world import is_first, world_size
-from debias.runs.data_files import DATA_FILES, data_files
+from debias.runs.data_files import BASE, DATA_FILES, data_files
+from debias.runs.digests import local_weights
 from debias.runs.folder import Folder, look, save_trained
 from debias.runs.learned import learned_at
 from debias.runs.pseudo_groups import PseudoGroups
@@ -112,7 +113,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     if first:
         say_what_has_no_effect(config)
     refuse_what_cannot_fit(config, arguments.world_size)
-    examples, validation = training_examples(config, base), validation_examples(config, base)
+    examples, validation = run_examples(config, base)
     check_groups(loss, order, examples, bias_model, inferred=config.groups is not None)
     seen = _seen(folder, first, examples, validation, told.facts)
     if folder.is_finished(order.size(facts_of(examples) | told.facts), arguments.world_size):
@@ -162,6 +163,7 @@ def _known(config: RunConfig, built: Built, examples: int) -> dict[str, Any]:
     rule = built.trainer.rule
     method = {"method": {"name": rule.name, **dataclasses.asdict(rule)}, **config.method_parts()}
     read = {"train_examples": examples, DATA_FILES: data_files(config)}
+    read |= {BASE: base} if (base := local_weights(config.model).get(config.model)) else {}
     return {"seed": config.seed, **method, **read, **built.sizes}
 
 

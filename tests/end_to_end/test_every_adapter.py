@@ -13,6 +13,7 @@ from tiny_runs import PROMPT, largest_difference, settings_for
 
 from debias.adapters import ADAPTERS
 from debias.inference.loading import load_run
+from debias.runs.digests import weights_of_run
 
 WAYS = dict.fromkeys(("lora", "rslora", "lora_fa"), "single_pass")
 
@@ -57,6 +58,7 @@ def test_plan_train_resume_eval_merge(row: str, bert_dropout: Path, debias: Comm
     assert judged.code == 0, judged.err
     (result,) = json.loads(judged.out)
     assert result["n"] == 20
+    assert result["weights_sha256"] == weights_of_run(whole)
     assert result["judge"].get("adapter_changes_logits") is (True if frozen else None)
 
     merged = debias("merge", whole, "-o", tmp_path / "dense")

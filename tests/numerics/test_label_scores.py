@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY, gpt2, llama, with_lora
 
-from debias.inference.trees import TreeScorer, ancestors, answer_tree, common_prefix, forest, plant_rows
+from debias.data.prompt import common_prefix
+from debias.inference.trees import TreeScorer, ancestors, answer_tree, forest, plant_rows
 
 torch.set_num_threads(1)
 

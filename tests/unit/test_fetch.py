@@ -10,6 +10,7 @@ from fake_hub import FakeHub, fake_hub
 
 from debias import fetch
 from debias.config.data import DataSource
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.hub import cache as hub
 
@@ -216,3 +217,15 @@ def test_bad_input_is_one_line(tmp_path):
         fetch.fetch_model(str(tmp_path))
     with pytest.raises(InputError, match="no hub id"):
         hub.in_cache("what is this?")
+
+
+def test_models_of_the_runs_before_a_run_are_fetched_too(server: FakeHub, folder: Path, tmp_path: Path) -> None:
+    settings = tiny_runs.settings_for(folder, tmp_path / "run") | {"order": "upsampled"}
+    plain = fetch.fetch(RunConfig.model_validate(settings | {"first_stage": {"settings": {"max_steps": 3}}}))
+    assert [item.name for item in plain if item.kind == "model"] == [str(folder)]
+    stage = {"keep": "errors", "settings": {"model": REPO, "max_steps": 3}}
+    found = fetch.fetch(RunConfig.model_validate(settings | {"first_stage": stage}))
+    assert [(item.name, item.state) for item in found if item.kind == "model"] == [
+        (str(folder), "on this machine"),
+        (REPO, "fetched"),
+    ]

@@ -27,7 +27,7 @@ from debias_eval.scores.intervals import (
     cluster_index,
     compact,
 )
-from debias_eval.scores.scoring import in_groups, real_clusters
+from debias_eval.scores.scoring import real_clusters
 
 # A dense table of this size is still worth searching for equal clusters.
 _DENSE = 4_000_000
@@ -83,7 +83,14 @@ class Answers:
         """`[N]`: the examples of the named groups, all by default."""
         if names is None:
             return np.ones(len(self.groups), dtype=bool)
-        return in_groups(self.groups, [name for name in names if name is not None])
+        wanted = {*names} - {None}
+        return np.isin(self._group_N, [i for i, name in enumerate(self.names) if name in wanted])
+
+    @cached_property
+    def _group_N(self) -> Ints:
+        """Each example's place in `names`: many parts ask for many examples."""
+        where = {name: i for i, name in enumerate(self.names)}
+        return np.array([where[name] for name in self.groups], dtype=np.int64)
 
     @cached_property
     def by_label(self) -> "Answers":
@@ -99,20 +106,38 @@ class Answers:
     @cached_property
     def resampled(self) -> "Counts":
         """The same for samples of whole clusters drawn with replacement, the same ones for every run."""
-        sums_KC = self._sums_KC()
+        return self._drawn(self._sums_KC())
+
+    def guarded(self, names: Sequence[str]) -> "Counts":
+        """As `resampled`, with two clusters more in each of the named groups, of its mean size.
+
+        One is right with the first method alone, one with the second alone, in every run: a group of few clusters, or
+        of clusters that are all alike, says too little of how far another draw of them would lie.
+        """
+        more = np.zeros((2 * len(names), len(self.right_RN) + 1, len(self.names)))
+        for i, name in enumerate(names):
+            group, first, second = self.names.index(name), 2 * i, 2 * i + 1
+            size = self.within([name]).sum() / self.independent([name])
+            more[first : second + 1, -1, group] = size
+            more[first, : self.firsts, group] = size
+            more[second, self.firsts : -1, group] = size
+        return self._drawn(
+            sparse.vstack([self._sums_KC(), sparse.csr_matrix(more.reshape(2 * len(names), -1))], format="csr")
+        )
+
+    def _drawn(self, sums_KC: sparse.csr_matrix) -> "Counts":
         dense = sums_KC.shape[0] * sums_KC.shape[1] <= _DENSE
         return self._counts(cluster_bootstrap(sums_KC.toarray() if dense else sums_KC, PAIRED_REPLICATES))
 
     def _sums_KC(self) -> sparse.csr_matrix:
         """Right answers of each cluster by run and group, then its examples by group, `[K, R * G + G]`."""
         runs, n = self.right_RN.shape
-        where = {name: i for i, name in enumerate(self.names)}
-        group_N = np.array([where[name] for name in self.groups])
+        group_N, groups = self._group_N, len(self.names)
         cluster_N = np.arange(n) if self.cluster_N is None else self.cluster_N
         run_E, right_E = np.nonzero(self.right_RN)
         rows = np.concatenate([cluster_N[right_E], cluster_N])
-        columns = np.concatenate([run_E * len(where) + group_N[right_E], runs * len(where) + group_N])
-        shape = (int(cluster_N.max()) + 1, (runs + 1) * len(where))
+        columns = np.concatenate([run_E * groups + group_N[right_E], runs * groups + group_N])
+        shape = (int(cluster_N.max()) + 1, (runs + 1) * groups)
         return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
     def _counts(self, sums_BC: Floats) -> "Counts":
@@ -134,18 +159,6 @@ class Counts:
         right_BR, size_B = self.right_BRG[..., mask_G].sum(-1), self.size_BG[:, mask_G].sum(-1)
         return _ratio(right_BR, size_B[:, None])
 
-    def worst(self) -> Floats:
-        """Each run's accuracy on its own worst group, `[B, R]`."""
-        return np.asarray(np.nanmin(self._of_groups(), axis=-1))
-
-    def alike(self) -> Floats:
-        """Each run's mean of its accuracies on the groups, `[B, R]`; a replicate without a group has one less."""
-        return np.asarray(np.nanmean(self._of_groups(), axis=-1))
-
-    def _of_groups(self) -> Floats:
-        mask_G = np.array([name is not None for name in self.names])
-        return _ratio(self.right_BRG[..., mask_G], self.size_BG[:, None, mask_G])
-
 
 def _ratio(right: Floats, size: Floats) -> Floats:
     return np.divide(right, size, out=np.full(np.broadcast_shapes(right.shape, size.shape), np.nan), where=size > 0)
@@ -153,7 +166,8 @@ def _ratio(right: Floats, size: Floats) -> Floats:
 
 def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Answers:
     """The predictions of all runs on a suite, checked to be of the same examples; InputError if they are not."""
-    first, second = sorted(first, key=_seeds), sorted(second, key=_seeds)
+    shared = _seeds_of_all([*first, *second])
+    first, second = (sorted(side, key=lambda run: _seeds(run, shared)) for side in (first, second))
     runs = [*first, *second]
     result = runs[0].results[suite]
     known, gap = _Known(), result.gap_groups
@@ -173,15 +187,25 @@ def read_answers(first: Sequence[Run], second: Sequence[Run], suite: str) -> Ans
     )
 
 
-def _seeds(run: Run) -> str:
-    """All that a seed decides: batches and fresh weights, and which rows the data has."""
-    return repr([run.seed, *(run.data_seeds.items())])
+def _seeds_of_all(runs: Sequence[Run]) -> list[str]:
+    """Those seeds of the data that every run has: an arm whose data has no cue has no seed of the cue either."""
+    return sorted(set.intersection(*(set(run.data_seeds) for run in runs)))
+
+
+def _seeds(run: Run, shared: Sequence[str]) -> str:
+    """All that a seed decides on both sides: batches and fresh weights, and which rows the data has."""
+    return repr([run.seed, *(run.data_seeds[key] for key in shared)])
 
 
 def _are_pairs(first: Sequence[Run], second: Sequence[Run]) -> bool:
-    """True if each seed was given to one run of each method; a run that recorded none is no half of a pair."""
-    seeds = [[_seeds(run) for run in side] for side in (first, second)]
+    """True if each seed was given to one run of each method; a run that recorded none is no half of a pair.
+
+    Nor is one whose data has other seeds than those of its own side.
+    """
+    shared = _seeds_of_all([*first, *second])
+    seeds = [[_seeds(run, shared) for run in side] for side in (first, second)]
     known = all(run.seed is not None for run in (*first, *second))
+    known = known and all(len({tuple(run.data_seeds) for run in side}) == 1 for side in (first, second))
     return known and seeds[0] == seeds[1] and len(set(seeds[0])) == len(seeds[0]) > 1
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from debias_eval.comparing.objections import examples_seen
-from debias_eval.results.runs import Method, Run, stages_of
+from debias_eval.comparing.objections import examples_before, examples_seen
+from debias_eval.results.runs import Method, Run
 from debias_eval.scores.intervals import Interval
 
 CLOCKS = ("seconds", "cpu_seconds")  # of run.json
@@ -44,7 +44,7 @@ def _cost(floor: Method, method: Method) -> Cost:
     return Cost(
         *(method.name, wall, over, cpu, cpu_over),
         _mean([examples_seen(run) for run in method.runs]),
-        _mean([_before(run) for run in method.runs]),
+        _mean([examples_before(run) for run in method.runs]),
         tuple(sorted({_machine(run) for run in method.runs})),
         cpu_range,
     )
@@ -64,11 +64,9 @@ def _on_a_clock(floor: Method, method: Method, name: str) -> tuple[float | None,
 
 
 def cost_notes(costs: Sequence[Cost]) -> list[str]:
-    """What keeps costs from being equal, or from being known."""
+    """What keeps seconds from being equal, or from being known."""
     notes = []
     for one in costs:
-        if one.before:
-            notes.append(f"unequal compute: {one.method} saw {one.before:,.0f} examples more in runs before the run")
         if one.seconds is None:
             notes.append(f"unknown cost: a run of {one.method} has no seconds in its run.json")
         elif one.over_floor is not None and not 1 / CLOSE <= one.over_floor <= CLOSE:
@@ -88,16 +86,6 @@ def _seconds(run: Run, name: str) -> float | None:
     seconds: Any = run.info.get(name)
     real = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < float("inf")
     return float(seconds) if real else None
-
-
-def _before(run: Run) -> float | None:
-    """By the runs in its folder; a run that took another's answers over says how many those were of."""
-    stages = [examples_seen(stage) for stage in stages_of(run)]
-    if not stages and "examples_before" in run.info:
-        told = run.info["examples_before"]
-        return float(told) if isinstance(told, int) and not isinstance(told, bool) else None
-    known = [seen for seen in stages if seen is not None]
-    return sum(known) if len(known) == len(stages) else None
 
 
 def _machine(run: Run) -> str:

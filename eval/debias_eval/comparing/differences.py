@@ -1,11 +1,11 @@
 """The differences between two methods' answers to the same examples, measure by measure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
-from debias_eval.comparing.answers import Answers, Counts
+from debias_eval.comparing.answers import Answers
+from debias_eval.comparing.measures import Measure, gap_between, mean_of, sampled, share_of, worst_of
 from debias_eval.scores.intervals import (
     PAIRED_REPLICATES,
     Bools,
@@ -56,14 +56,15 @@ def differences_of(answers: Answers, with_consistency: bool) -> list[Difference]
     found = [_of_share(answers, "accuracy", None)]
     if answers.aligned and answers.conflicting:
         found.append(_of_share(answers, "conflicting", answers.conflicting))
-        found.append(_of_counts(answers, "gap", partial(_gap_of, answers), (*answers.aligned, *answers.conflicting)))
+        sides = (answers.aligned, answers.conflicting)
+        found.append(_of_counts(answers, "gap", gap_between(*sides), [name for side in sides for name in side]))
     named = [name for name in answers.names if name is not None]
     if named:
-        found.append(_of_counts(answers, "worst_group", Counts.worst, named))
+        found.append(_of_counts(answers, "worst_group", worst_of(named), named))
     if _unequal(answers.groups, named):
-        found.append(_of_counts(answers, "adjusted", Counts.alike, named))
+        found.append(_of_counts(answers, "adjusted", mean_of(named), named))
     if _unequal(answers.labels, answers.by_label.names):
-        found.append(_of_counts(answers.by_label, "balanced", Counts.alike, None))
+        found.append(_of_counts(answers.by_label, "balanced", mean_of(answers.by_label.names), None))
     if with_consistency and answers.cluster_N is not None and answers.whole_RK.shape[1]:
         found.append(_of_consistency(answers))
     if answers.moved_RK is not None:
@@ -78,17 +79,13 @@ def _unequal(of_N: Sequence[str | None], names: Sequence[str | None]) -> bool:
     return len(names) > 0 and (len({sizes[name] for name in names}) > 1 or None in sizes)
 
 
-def _gap_of(answers: Answers, counts: Counts) -> Floats:
-    return counts.share(answers.aligned) - counts.share(answers.conflicting)
-
-
 def _of_share(answers: Answers, measure: str, groups: Sequence[str] | None) -> Difference:
     """Accuracy over some groups: McNemar's test for one seed each of independent examples, else the bootstrap."""
     if len(answers.right_RN) == 2 and answers.cluster_N is None:
         first_N, second_N = answers.right_RN[:, answers.within(groups)]
         paired = _of_one_seed(first_N, second_N, "exact McNemar")
         return _difference(answers, measure, paired, (first_N.mean(), second_N.mean()), groups)
-    return _of_counts(answers, measure, lambda counts: counts.share(groups), groups)
+    return _of_counts(answers, measure, share_of(groups), groups)
 
 
 def _of_one_seed(first_N: Bools, second_N: Bools, test: str) -> Paired:
@@ -102,24 +99,24 @@ def _cells(first_N: Bools, second_N: Bools) -> Iterable[tuple[Bools, Bools]]:
     return ((first_N, second_N), (first_N, ~second_N), (~first_N, second_N), (~first_N, ~second_N))
 
 
-def _of_counts(
-    answers: Answers, measure: str, value: Callable[[Counts], Floats], groups: Sequence[str | None] | None
-) -> Difference:
+def _of_counts(answers: Answers, name: str, measure: Measure, groups: Sequence[str | None] | None) -> Difference:
     """Any measure of right answers by group, by resampling clusters (each example one where there are none)."""
-    values_R, values_BR = value(answers.whole)[0], value(answers.resampled)
+    values_R, drawn = measure.of_parts(measure.shares(answers.whole))[0], sampled(answers, measure)
     firsts = answers.firsts
     paired = two_level(
         values_R[:firsts],
         values_R[firsts:],
-        values_BR[:, :firsts],
-        values_BR[:, firsts:],
+        drawn.values_BR[:, :firsts],
+        drawn.values_BR[:, firsts:],
         answers.independent(groups),
-        most=2.0 if measure == "gap" else 1.0,
+        most=2.0 if name == "gap" else 1.0,
         same_seeds=answers.same_seeds,
+        of_examples=drawn.of_examples,
     )
+    paired = replace(paired, p=max(paired.p, drawn.least_p))
     if answers.cluster_N is None:
         paired = replace(paired, test=paired.test.replace("clusters", "examples"))
-    return _difference(answers, measure, paired, (values_R[:firsts].mean(), values_R[firsts:].mean()), groups)
+    return _difference(answers, name, paired, (values_R[:firsts].mean(), values_R[firsts:].mean()), groups)
 
 
 def _of_consistency(answers: Answers) -> Difference:

@@ -1,16 +1,19 @@
 """What keeps a difference between two methods from being a claim that one is better."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from debias_eval.reading.suite import available_suites, load_suite
 from debias_eval.results.files import Result, unlike
-from debias_eval.results.runs import Method, Run
+from debias_eval.results.runs import Method, Run, stages_of
 
 FEWEST_SEEDS = 5
 # Keys of a result's `judge` that two results may differ in and still be compared.
-NO_MATTER = ("adapter", "max_change", "batch", "ranks", "deepspeed", "one_pass", "seconds", "samples", "device", "cut")
+NO_MATTER = (
+    *("adapter", "max_change", "batch", "ranks", "deepspeed", "one_pass", "seconds", "samples", "device"),
+    *("cut", "max_length"),  # these two go together: see _lengths
+)
 FINISHED = ("finished", "done", "complete", "completed", "ok")
 
 
@@ -37,17 +40,45 @@ def _status(run: Run) -> str | None:
 
 
 def _compute(first: Method, second: Method) -> list[str]:
+    """Whether both saw as many examples, those of the runs before the run included: who made them paid for them."""
     if first.only_judged or second.only_judged:  # which is an objection already, and whoever trained it kept no record
         return []
-    seen = [{run.name: examples_seen(run) for run in method.runs} for method in (first, second)]
-    unknown = [name for one in seen for name, value in one.items() if value is None]
-    if unknown:
-        return [f"unknown compute: no steps and batch size are recorded for {', '.join(unknown)}"]
-    sizes = [sorted({value for value in one.values() if value is not None}) for one in seen]
+    methods = (first, second)
+    seen = [{run.name: examples_seen(run) for run in method.runs} for method in methods]
+    if unknown := _unknown(seen):
+        return [f"unknown compute: no steps and batch size are recorded for {unknown}"]
+    before = [{run.name: examples_before(run) for run in method.runs} for method in methods]
+    if unknown := _unknown(before):
+        return [f"unknown compute: what runs before the run saw is not recorded for {unknown}"]
+    own = [[value or 0 for value in one.values()] for one in seen]
+    earlier = [[value or 0 for value in one.values()] for one in before]
+    sizes = [sorted({a + b for a, b in zip(*side, strict=True)}) for side in zip(own, earlier, strict=True)]
     if sizes[0] == sizes[1] and len(sizes[0]) == 1:
         return []
-    words = [" or ".join(f"{value:,}" for value in one) for one in sizes]
-    return [f"unequal compute: {first.name} saw {words[0]} examples in training, {second.name} {words[1]}"]
+    means = [(method.name, sum(one) / len(one)) for method, one in zip(methods, earlier, strict=True)]
+    more = [
+        f"unequal compute: {name} saw {mean:,.0f} examples more in runs before the run" for name, mean in means if mean
+    ]
+    if len({*own[0], *own[1]}) == 1:
+        return more
+    words = [" or ".join(f"{value:,}" for value in sorted({*one})) for one in own]
+    return [f"unequal compute: {first.name} saw {words[0]} examples in training, {second.name} {words[1]}", *more]
+
+
+def _unknown(of_methods: Sequence[Mapping[str, int | None]]) -> str:
+    return ", ".join(name for one in of_methods for name, value in one.items() if value is None)
+
+
+def examples_before(run: Run) -> int | None:
+    """Examples seen in the runs before a run, by those in its folder; a run that took another's answers over says how
+    many those were of. None where one of them did not record it.
+    """
+    stages = [examples_seen(stage) for stage in stages_of(run)]
+    if not stages and "examples_before" in run.info:
+        told = run.info["examples_before"]
+        return told if isinstance(told, int) and not isinstance(told, bool) else None
+    known = [seen for seen in stages if seen is not None]
+    return sum(known) if len(known) == len(stages) else None
 
 
 def examples_seen(run: Run) -> int | None:
@@ -83,7 +114,7 @@ def about_suite(suite: str, *methods: Method) -> tuple[str | None, list[str]]:
         if judged < method.seeds:
             others.append(f"suite {suite}: only {judged} of {method.seeds} runs of {method.name} were judged on it")
     others += [told for method in methods if (told := _chosen_on(suite, method)) is not None]
-    others += _judges(suite, results)
+    others += [*_judges(suite, results), *_lengths(suite, results)]
     return _apart(suite, results), others
 
 
@@ -119,6 +150,14 @@ def _judges(suite: str, results: Sequence[Result]) -> list[str]:
         return []
     values = [f"{key} {' / '.join(sorted({str(one.get(key)) for one in judges}))}" for key in differing]
     return [f"suite {suite}: judged in different ways: {', '.join(values)}"]
+
+
+def _lengths(suite: str, results: Sequence[Result]) -> list[str]:
+    """What texts were cut to, where it is not the same and any were; results of older versions do not say it."""
+    lengths = {result.judge["max_length"] for result in results if "max_length" in result.judge}
+    if len(lengths) < 2 or not any(result.judge.get("cut") for result in results):
+        return []
+    return [f"suite {suite}: judged in different ways: max_length {' / '.join(sorted(map(str, lengths)))}"]
 
 
 def _settings(judge: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from debias_eval.comparing.costs import Cost, costs_of
 from debias_eval.comparing.objections import about_suite
 from debias_eval.comparing.roles import by_arm
 from debias_eval.results.files import part_of
-from debias_eval.results.runs import Method, Run, read_runs
+from debias_eval.results.runs import Method, Run, read_runs, training_data
 from debias_eval.scores.closing import Closed, gap_closed
 from debias_eval.scores.intervals import Interval
 
@@ -175,17 +175,8 @@ def _harms(
 
 def _other_data(first: Method | None, second: Method) -> bool:
     """Whether they differ in what they are trained on; swapping tokens there is a method's own."""
-    data = [_data_of(one.runs[0]) for one in (first or second, second)]
+    data = [training_data(one.runs[0]) for one in (first or second, second)]
     return data[0] != data[1]
-
-
-def _data_of(run: Run) -> dict[str, Any]:
-    mine = ("data.validation", "data.swap")
-    return {
-        key: value
-        for key, value in run.settings.items()
-        if key.startswith("data.") and not key.startswith(mine) and value is not None
-    }
 
 
 def told_groups(config: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from debias.ranks.world import world_size
 from debias.served.client import base_url
 from debias.served.predictor import Endpoint, ServedPredictor, check_asked, load_served
 from debias_eval.judging.judge import Judging, Outcome, judge
-from debias_eval.judging.models import check_out, open_out, options, shot_options
+from debias_eval.judging.models import check_out, open_out, options, say_not_checked, shot_options
 from debias_eval.judging.predict import Predictor
 
 
@@ -57,6 +57,8 @@ def judge_served(
         return predictor
 
     judging = replace(judging or Judging(), shown=shown)
+    if judging.overlap != "ignore":
+        say_not_checked(model)
     outcome = judge(out, names, load, labels=config.data.labels, text_fields=config.data.text_fields, judging=judging)
     for one in loaded:
         one.asking.kept.remove()

@@ -80,7 +80,7 @@ def evaluate_run(
         "judge": _judge(model, shown, before, len(examples)),
         "model_labels": list(model.labels),
         "examples_sha256": digest,
-        "gold_sha256": gold_sha256(examples, settings.labels),
+        **_of_what(model, settings, examples),
         "seconds": round(seconds, 3),
     }
     if not is_first():
@@ -106,6 +106,13 @@ def _judge(model: Predictor, shown: Shown | None, before: tuple[int, int], size:
     asked, cut = _asked_and_cut(model)
     told = dict(getattr(model, "description", None) or {}) | ({"shots": shown.told} if shown else {})
     return told | ({"cut": cut - before[1]} if asked - before[0] == size else {})
+
+
+def _of_what(model: Predictor, suite: Suite, examples: Sequence[Example]) -> dict[str, str]:
+    """Digests of what is known of the examples, and of the run's weights that were judged, where the model says it."""
+    weights = getattr(model, "weights", None)
+    known = {"gold_sha256": gold_sha256(examples, suite.labels)}
+    return known | ({"weights_sha256": weights} if weights else {})
 
 
 def _kept_scores(run: Path, suite: Suite, examples: str, model: Predictor, shown: Shown | None) -> KeptScores | None:
@@ -164,8 +171,8 @@ def _without_training_rows(
     if rule == "ignore" or any(example.image is not None for example in examples):
         return examples, None
     rows = trained_on or TrainingRows.of(run)
-    shared_N = rows.contain(examples, suite.text_fields) if rows else None
-    chosen_N = rows.chosen_on(examples, suite.text_fields) if rows else None
+    shared_N = rows.contain(examples, suite) if rows else None
+    chosen_N = rows.chosen_on(examples, suite) if rows else None
     if shared_N is None:
         if rule == "exclude":
             raise InputError(f"{run}: its training data cannot be read, so overlapping rows cannot be left out")

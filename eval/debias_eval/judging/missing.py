@@ -1,7 +1,8 @@
 """Which results of a sweep's runs are still to be made."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from debias.errors import InputError
 from debias_eval.reading.collection import choose
@@ -37,10 +38,21 @@ class Missing:
             return False
         if (result.version, result.limit) != (suite.version, self.limit):
             return False
-        if suite.name in available_suites() or (result.overlap and result.overlap.excluded):
+        return self._of_its_rows(name, result.model_dump(include={"overlap", "examples_sha256", "gold_sha256"}))
+
+    def of_its_rows(self, suite: str, result: Mapping[str, Any]) -> bool:
+        """Whether a result, as its file has it, is of the rows that the suite of that name has now; also where that
+        cannot be said: of a built-in suite, of rows that are not here, of results that leave out a run's own.
+        """
+        return all(self._of_its_rows(name, result) for name, one in self.suites.items() if one.name == suite)
+
+    def _of_its_rows(self, name: str, result: Mapping[str, Any]) -> bool:
+        overlap = result.get("overlap")
+        excluded = isinstance(overlap, Mapping) and overlap.get("excluded")
+        if self.suites[name].name in available_suites() or excluded:
             return True
         now = self._rows(name)
-        return now is None or (now[0] == result.examples_sha256 and result.gold_sha256 in (None, now[1]))
+        return now is None or (now[0] == result.get("examples_sha256") and result.get("gold_sha256") in (None, now[1]))
 
     def _rows(self, name: str) -> tuple[str, str] | None:
         """Digests of the suite's rows as they are now, and of what is known of them; None where they are not here."""

@@ -1,6 +1,7 @@
 """The models to judge: a run's, or any other."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,17 @@ from debias.config.prompt_file import Shots
 from debias.config.reading import load_config
 from debias.errors import InputError
 from debias.ranks.world import is_first
+from debias.runs.digests import local_weights
 from debias.runs.environment import environment
-from debias.runs.names import ADAPTER, ASKED, CONFIG, EDITS, EVAL, JUDGED, MODEL, SUMMARY
+from debias.runs.names import ADAPTER, ASKED, CONFIG, EDITS, EVAL, JUDGED, MERGED, MODEL, SUMMARY
 from debias.runs.whole import write_or_say
 from debias_eval.judging.judge import Judging, Outcome, judge
 from debias_eval.judging.overlap import TrainingRows
 from debias_eval.judging.predict import Predictor
+
+logger = logging.getLogger(__name__)
+# Of what results depend on, what folders of older versions do not say: there it is taken to be as it is now.
+LATER = ("max_length", "weights")
 
 
 def judge_run(
@@ -79,6 +85,8 @@ def judge_given(
         "load_in_4bit": config.load_in_4bit,
         "normalize": normalize,
         "calibrate": calibrate,
+        "max_length": config.max_length,
+        "weights": local_weights(config.model, model.adapter),
         **({"tokenizer": model.tokenizer} if model.tokenizer else {}),
         **({"shots": shown.told} if shown else {}),
     }
@@ -91,22 +99,57 @@ def judge_given(
         return load_given(model, scoring, shown) if shown else load_given(model, scoring)
 
     judging = replace(judging or Judging(), shown=shown)
-    trained_on = trained_on or _rows_behind(model.adapter)
+    trained_on = trained_on or rows_behind(config.model, model.adapter, model.prompt)
+    if trained_on is None and judging.overlap != "ignore":
+        say_not_checked(model.adapter or config.model)
     rows = {"trained_on": trained_on} if trained_on else {}
     return judge(out, names, load, labels=config.data.labels, text_fields=fields, judging=judging, **rows)
 
 
-def _rows_behind(adapter: str | None) -> TrainingRows | None:
-    """What the run was trained on that an adapter lies in, or was made of; None where nobody says."""
-    from debias.runs.folder import settings_beside
+def rows_behind(model: str, adapter: str | None, prompt: Path | None) -> TrainingRows | None:
+    """What the run was trained on that an adapter, or a model in a folder here, lies in or was made of.
 
-    settings = None if adapter is None else settings_beside(Path(adapter).resolve())
-    if adapter is None or settings is None:
+    Of a folder that does not tell, and is asked as a run was that had another base, it is taken to be that run's model:
+    merged, and copied elsewhere. None where nobody says, and for the base itself.
+    """
+    place = adapter or model
+    if not Path(place).is_dir():
         return None
+    made = Path(place).resolve()
+    settings = _settings_behind(made) or (None if adapter or prompt is None else _asked_with(prompt))
     try:
-        return TrainingRows(load_config(settings), settings.parent, chooses=_edit_chose(Path(adapter)))
+        run = None if settings is None else load_config(settings)
     except InputError:
         return None
+    if run is None or settings is None or Path(run.model).resolve() == made:
+        return None
+    if _settings_behind(made) is None:
+        logger.info("overlap is looked for in the data of %s, which %s is asked with", settings, place)
+    return TrainingRows(run, settings.parent, chooses=_edit_chose(made))
+
+
+def _settings_behind(made: Path) -> Path | None:
+    """Settings of the run that an adapter or a model was made of, as its folder tells."""
+    from debias.runs.folder import settings_beside
+
+    if (beside := settings_beside(made)) is not None:
+        return beside
+    try:
+        run = json.loads((made / MERGED).read_text(encoding="utf-8")).get("run")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    path = Path(run) / CONFIG if isinstance(run, str) else None
+    return path if path is not None and path.is_file() else None
+
+
+def _asked_with(prompt: Path) -> Path | None:
+    """The prompt's file where it is a run's settings, in that run's folder."""
+    return prompt.resolve() if prompt.name == CONFIG and (prompt.parent / SUMMARY).is_file() else None
+
+
+def say_not_checked(model: str) -> None:
+    """That nobody knows which rows of a suite a model has seen."""
+    logger.info("overlap with the training data not checked: nobody says here what %s was trained on", model)
 
 
 def _edit_chose(adapter: Path) -> bool:
@@ -137,6 +180,8 @@ def check_out(out: Path, told: dict[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8")).get(JUDGED)
     except (OSError, ValueError, AttributeError, RecursionError):
         before = None
+    if isinstance(before, dict):
+        before = {key: told[key] for key in LATER if key in told} | before
     if before != told and not (isinstance(before, dict) and not _has_results(out)):
         keys = dict.fromkeys([*told, *(before if isinstance(before, dict) else ())])
         differs = [key for key in keys if not isinstance(before, dict) or before.get(key) != told.get(key)]

@@ -18,6 +18,7 @@ from debias.data.shots import Shown
 from debias.data.sources import kept_examples
 from debias.errors import InputError
 from debias.runs.names import CONFIG
+from debias_eval.reading.as_read import as_read
 from debias_eval.reading.suite import Suite
 from debias_eval.scores.intervals import Bools
 
@@ -51,21 +52,23 @@ class TrainingRows:
             logger.info("%s: overlap with the training data not checked: %s", run, error)
             return None
 
-    def contain(self, examples: Sequence[Example], text_fields: Sequence[str]) -> Bools | None:
-        """`[N]`: whether an example's normalised texts are a row of the training data.
+    def contain(self, examples: Sequence[Example], suite: Suite) -> Bools | None:
+        """`[N]`: whether an example's normalised texts are a row of the training data, as it was read.
 
-        `text_fields` names the examples' texts. None, with a notice, where the data cannot be read any more.
+        They are looked for as they are, and without what the suite wrote into them. A cue or a swap of the run's own
+        is not written into the rows that it is compared with. None, with a notice, where the data cannot be read any
+        more.
         """
-        return self._within("train", examples, text_fields)
+        return self._within("train", examples, suite)
 
-    def chosen_on(self, examples: Sequence[Example], text_fields: Sequence[str]) -> Bools | None:
+    def chosen_on(self, examples: Sequence[Example], suite: Suite) -> Bools | None:
         """`[N]`: whether an example is one of the validation rows that something was chosen by; None as above."""
         if not self.chooses:
             return np.zeros(len(examples), dtype=np.bool_)
-        return self._within("validation", examples, text_fields)
+        return self._within("validation", examples, suite)
 
-    def _within(self, role: str, examples: Sequence[Example], text_fields: Sequence[str]) -> Bools | None:
-        own = self.config.data.text_fields
+    def _within(self, role: str, examples: Sequence[Example], suite: Suite) -> Bools | None:
+        own, text_fields = self.config.data.text_fields, suite.text_fields
         by_name = sorted(own) == sorted(text_fields)
         order = tuple(own.index(name) for name in text_fields) if by_name else tuple(range(len(own)))
         try:
@@ -73,7 +76,8 @@ class TrainingRows:
         except InputError as error:
             logger.info("%s: overlap with the %s data not checked: %s", self.base, _WORDS[role], error)
             return None
-        return _within(examples, keys)
+        found_N, rows = _within(examples, keys), as_read(suite, examples)
+        return found_N if rows is examples else found_N | _within(rows, keys)
 
     def _in_order(self, role: str, order: tuple[int, ...]) -> Keys:
         if (role, order) not in self._keys:
@@ -92,7 +96,8 @@ _WORDS = {"train": "training", "validation": "validation"}
 
 def refuse_rows_of(suite: Suite, examples: Sequence[Example], shown: Shown) -> None:
     """InputError if an example in context is a row of the suite, after `normalised`: its answer would stand there."""
-    rows = keys_of(sorted(map(normalised, example.texts)) for example in examples)
+    both = (examples,) if as_read(suite, examples) is examples else (examples, as_read(suite, examples))
+    rows = keys_of(sorted(map(normalised, example.texts)) for some in both for example in some)
     known = [one for one in shown.examples if np.isin(_key(sorted(map(normalised, one.texts))), rows)]
     if known:
         raise InputError(

@@ -76,7 +76,7 @@ def predict(
 
 
 def refuse_cut_prompts(predictor: Predictor, suite: Suite, examples: Sequence[Example]) -> None:
-    """InputError, with their number, where prompts with examples in context would lose their start; nothing is scored.
+    """InputError, with their number, where prompts with examples in context would be cut; nothing is scored.
 
     A server that is asked with text cuts none.
     """

@@ -22,7 +22,7 @@ from debias.data.store import key_of, version_of
 from debias.data.tables import Examples, keep_examples
 from debias.errors import InputError
 from debias_eval.reading.clusters import Read, clustered
-from debias_eval.reading.groups import check_gap, group_of, grouped
+from debias_eval.reading.groups import check_present, group_of, grouped
 from debias_eval.reading.places import hub_config, local_config, local_file, not_found
 from debias_eval.reading.rows import Rows
 from debias_eval.reading.stress import stressed
@@ -52,15 +52,27 @@ def all_examples(suite: Suite) -> Sequence[Example]:
     with _told_of_hub(absent):
         if _in_table(suite, config):
             return _table(suite, config)
-        rows = load_with_columns(config.train, config, _columns(suite), through=Rows(suite, config))
-    examples = [*_one_by_one(suite, rows)]
+        source = config.train
+        # Clusters are drawn whole, as by `--limit`; they are known once every row is read.
+        late = suite.cluster is not None and source.source != "generated"
+        rows = load_with_columns(
+            source.model_copy(update={"limit": None}) if late else source,
+            config,
+            _columns(suite),
+            through=Rows(suite, config),
+        )
+    examples: Sequence[Example] = [*_one_by_one(suite, rows)]
+    if late:
+        if source.limit is not None and source.limit >= len(examples):
+            log.info("%s: limit is %d, all %d examples are used", suite.name, source.limit, len(examples))
+        examples = subset(examples, source.limit, source.seed, whole=suite.consistency or suite.invariant)
     if suite.planted_bias:
         examples = list(plant(examples, suite.planted_bias, _own_config(suite)))
     elif suite.planted_color:
         examples = paint(examples, suite.planted_color, len(suite.labels))
     elif suite.group_rule.partial_input:
         examples = grouped(suite, examples)
-    check_gap(suite, {example.group for example in examples if example.group is not None})
+    check_present(suite, {example.group for example in examples if example.group is not None})
     times = Counter(example.id for example in examples)
     return [*_named_apart(examples, {name for name, number in times.items() if number > 1}, set(times))]
 
@@ -118,7 +130,7 @@ def _table(suite: Suite, config: DataConfig) -> Examples:
         assert isinstance(planted, Examples)
         examples = planted
     numbers = np.unique(examples.column("group"))
-    check_gap(suite, {examples.groups[number] for number in numbers if number != NO_GROUP})
+    check_present(suite, {examples.groups[number] for number in numbers if number != NO_GROUP})
     ids = _Names(example.id for example in examples)
     twice = ids.twice
     if twice is None:

@@ -1,11 +1,15 @@
 """The group of each example, by field, pattern or classifier."""
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from debias.config.data import twins
 from debias.data import Example
 from debias.errors import InputError
 from debias_eval.reading.suite import Suite
+
+log = logging.getLogger(__name__)
 
 
 def grouped(suite: Suite, examples: Sequence[Example]) -> list[Example]:
@@ -35,8 +39,15 @@ def group_of(suite: Suite, example: Example, partial: str | None = None) -> str 
     return "/".join(parts) or None
 
 
-def check_gap(suite: Suite, present: Collection[str]) -> None:
-    """InputError where the gap names a group that the data does not hold."""
+def check_present(suite: Suite, present: Collection[str]) -> None:
+    """A warning of groups that are one but for how they are written; InputError where the gap names a group that the
+    data does not hold.
+    """
+    for alike in twins(sorted(present)):
+        told = ", ".join(map(repr, alike))
+        log.warning(
+            "suite %s: the groups %s differ in how they are written alone, and are scored apart", suite.name, told
+        )
     for name in (*suite.gap.aligned, *suite.gap.conflicting) if suite.gap else ():
         if name not in present:
             raise InputError(f"suite {suite.name}: gap names the group {name!r}; the data has {sorted(present)}")

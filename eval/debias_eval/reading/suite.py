@@ -247,6 +247,8 @@ class Suite(Strict):
         made = self.group_rule.by_label or self.group_rule.partial_input
         if self.gap and not (planted or self.group_field or made):
             raise ValueError("gap names groups, but the suite has none: give group_field, group_rule or planted_bias")
+        if self.gap and (both := [name for name in self.gap.aligned if name in self.gap.conflicting]):
+            raise ValueError(f"gap names {both[0]!r} as aligned and as conflicting; a group is on one side of it")
         if self.cluster and self.cluster.words and not set(self.cluster.field) & set(self.text_fields):
             raise ValueError(f"cluster.words blanks text, but cluster.field names none of {list(self.text_fields)}")
         if self.consistency and self.cluster is None:

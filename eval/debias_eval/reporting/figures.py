@@ -3,7 +3,7 @@
 Numbers in, positions in percent of the plot out (y growing downwards); the template draws them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import expit, logit
@@ -12,7 +12,7 @@ from debias_eval.comparing.compare import Comparison, Difference
 from debias_eval.reading.collection import Pairing
 from debias_eval.reporting.charts import Point, Tick, percent, placed, span, ticks
 from debias_eval.results.files import Bin
-from debias_eval.results.runs import Method
+from debias_eval.results.runs import Method, training_data
 from debias_eval.results.summary import Row, points
 from debias_eval.scores.robustness import effective_robustness, fitted_line
 
@@ -26,6 +26,7 @@ MEASURES = {
     "balanced": "labels alike",
     "counterfactual_gap": "counterfactual gap (less is better)",
 }
+Known = tuple[Method, str, float, float]  # a run by its method and name: accuracy at home, and where it is shifted
 IN_TABLES = ("adjusted", "balanced")  # shown beside the numbers; the forest would be no clearer for them
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
@@ -124,7 +125,10 @@ class Spot:
 
 @dataclass(frozen=True)
 class Panel:
-    """A shifted suite against its in-distribution one; `line` goes through the baselines, `diagonal` is x = y."""
+    """A shifted suite against its in-distribution one; `diagonal` is x = y.
+
+    `line` goes through the baselines on the data of the first method that is none.
+    """
 
     x_name: str
     y_name: str
@@ -154,7 +158,8 @@ def _panel(methods: Sequence[Method], id_suite: str, shifted: str) -> Panel | No
         return None
     xs, ys = [x for _, _, x, _ in known], [y for _, _, _, y in known]
     x_axis, y_axis = ticks(*_roomy(xs), about=3), ticks(*_roomy(ys), about=3)
-    baselines = [(x, y) for method, _, x, y in known if method.is_baseline]
+    lines = _baselines(known)
+    own = next((method for method, *_ in known if not method.is_baseline), known[0][0])
     return Panel(
         x_name=id_suite,
         y_name=shifted,
@@ -164,10 +169,17 @@ def _panel(methods: Sequence[Method], id_suite: str, shifted: str) -> Panel | No
         ),
         x_ticks=placed(x_axis, flip=False, scale=100),
         y_ticks=placed(y_axis, flip=True, scale=100),
-        line=_line(baselines, x_axis, y_axis),
+        line=_line(lines[own.name], x_axis, y_axis),
         diagonal=_path([(x, x) for x in _steps(x_axis)], x_axis, y_axis),
-        above=tuple(_above(methods, known, baselines)),
+        above=tuple(_above(methods, known, lines)),
     )
+
+
+def _baselines(known: Sequence[Known]) -> dict[str, list[Point]]:
+    """Of each method the plain runs on its own data: those on other data (without the cue, say) are on another line."""
+    data = {method.name: training_data(method.runs[0]) for method in {one.name: one for one, *_ in known}.values()}
+    plain = [(data[method.name], (x, y)) for method, _, x, y in known if method.is_baseline]
+    return {name: [point for other, point in plain if other == mine] for name, mine in data.items()}
 
 
 def _roomy(values: Sequence[float]) -> Point:
@@ -196,12 +208,12 @@ def _path(curve: Sequence[Point], x_axis: Sequence[float], y_axis: Sequence[floa
 
 
 def _above(
-    methods: Sequence[Method], known: Sequence[tuple[Method, str, float, float]], baselines: Sequence[Point]
+    methods: Sequence[Method], known: Sequence[Known], lines: Mapping[str, list[Point]]
 ) -> list[tuple[str, int, str]]:
     """Effective robustness of each other method, the mean over its runs."""
     found = []
     for method in (one for one in methods if not one.is_baseline):
-        values = [effective_robustness(x, y, baselines) for other, _, x, y in known if other == method]
+        values = [effective_robustness(x, y, lines[method.name]) for other, _, x, y in known if other == method]
         sure = [value for value in values if value is not None]
         if sure:
             found.append((method.name, method.style, signed(sum(sure) / len(sure))))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from debias.config.regular import check_regular
 from debias.data import Example
 from debias.errors import InputError
+from debias.runs.digests import sha256_of, weights_of_run
 from debias.runs.names import EVAL
 from debias.runs.whole import filling, write_or_say
 from debias_eval.scores.scoring import Judged
@@ -139,6 +140,7 @@ class Result(Part):
     partial_input: PartialInput | None = None
     overlap: Overlap | None = None
     judge: dict[str, Any] = {}  # how labels were scored: normalisation, calibration, dtype, check of the adapter
+    weights_sha256: str | None = None  # of the run's own model that was judged
     predictions_sha256: str | None = None  # of the file of predictions that these numbers were counted from
 
     @property
@@ -262,12 +264,7 @@ def _write_predictions(part: Path, examples: Sequence[Example], judged: Judged) 
     with part.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as lines:
         for i, example in enumerate(examples):
             lines.write(_prediction_line(i, example, judged).encode())
-    return _sha256(part)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(part)
 
 
 def _prediction_line(i: int, example: Example, judged: Judged) -> str:
@@ -318,7 +315,7 @@ def unlike(results: Sequence[Result]) -> str | None:
 
 
 def read_result(path: Path) -> Result:
-    """A results file, validated; InputError in one line if it is damaged or belongs to another suite."""
+    """A results file, validated; InputError in one line if it is damaged, or of another suite or other weights."""
     check_regular(path)
     try:
         result = Result.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -326,6 +323,8 @@ def read_result(path: Path) -> Result:
         raise InputError(f"{path}: damaged results: {_why(error)}; run `debias eval` again") from None
     if result.suite != path.stem:
         raise InputError(f"{path}: holds results of the suite {result.suite!r}; run `debias eval` again")
+    if result.weights_sha256 is not None and weights_of_run(path.parent.parent) not in (None, result.weights_sha256):
+        raise InputError(f"{path}: is of other weights than lie in {path.parent.parent} now; run `debias eval` again")
     return result
 
 
@@ -382,7 +381,7 @@ def _check_belong(path: Path, read: int, right: int, result: Result) -> None:
         broken = f"holds {read} predictions, the results count {result.n}"
     elif right != counted:
         broken = f"holds {right} right answers, the results count {counted}"
-    elif digest is not None and _sha256(path) != digest:
+    elif digest is not None and sha256_of(path) != digest:
         broken = "is not the file that the results were counted from"
     else:
         return

@@ -61,12 +61,14 @@ class Run:
         rule = str(self.method.get("name") or "")
         parts = {
             key: self.config.get(key) if self.config else self.info.get(key)
-            for key in (*PARTS, "first_stage", "groups")
+            for key in (*PARTS, "first_stage", "groups", "head_dropout", "prompt")
         }
         others = [name for key, usual in PARTS.items() if (name := _name_of(parts[key])) not in ("", usual)]
         others += [f"groups {groups}"] if (groups := _name_of(parts["groups"])) else []
         others += ["class_weights"] if _has(parts["loss"], "class_weights") else []
         others += ["first_stage"] if parts["first_stage"] else []
+        others += ["head_dropout"] if parts["head_dropout"] else []
+        others += ["more_templates"] if _has(parts["prompt"], "more_templates") else []
         others += ["swap"] if _has(self.config.get("data") if self.config else self.info, "swap") else []
         if rule.lower() not in BASELINES:
             return " + ".join(name for name in (rule, *others) if name)
@@ -144,7 +146,7 @@ class Method:
 
 
 def _has(block: Any, key: str) -> bool:
-    return isinstance(block, Mapping) and block.get(key) is not None
+    return isinstance(block, Mapping) and block.get(key) not in (None, (), [])
 
 
 def _name_of(block: Any) -> str:
@@ -289,6 +291,16 @@ def _missing(present: Sequence[str], results: Mapping[str, Result], info: Mappin
     if info.get("status") not in (None, "finished", "done", "complete", "completed", "ok"):
         notes.append(f"has the status {info['status']!r}: its numbers are not those of a finished run")
     return notes
+
+
+def training_data(run: Run) -> dict[str, Any]:
+    """The settings that say what a run is trained on, seeds aside; swapping tokens there is a method's own."""
+    mine = ("data.validation", "data.swap")
+    return {
+        key: value
+        for key, value in run.settings.items()
+        if key.startswith("data.") and not key.startswith(mine) and value is not None
+    }
 
 
 def stages_of(run: Run) -> list[Run]:

@@ -275,6 +275,7 @@ def two_level(
     *,
     most: float = 1.0,
     same_seeds: bool = False,
+    of_examples: "Variance | None" = None,
 ) -> Paired:
     """Difference of two methods' means over seeds, from each seed's value and its replicates over clusters.
 
@@ -282,7 +283,7 @@ def two_level(
     seed (the variance between seeds, in closed form what resampling seeds gives, times S / (S - 1); the part of it that
     resampled clusters already show is taken out). Student's t with Satterthwaite's degrees of freedom makes up for few
     seeds. A lone seed beside several is taken to vary as they do. With one seed each only the examples vary. `most` is
-    the largest difference there can be.
+    the largest difference there can be; `of_examples` the variance that examples cause, where it is known better.
 
     With `same_seeds` run s of both methods had the same seed (the same batches, the same fresh weights): what varies
     over seeds is then the difference within such a pair. ValueError for pairs of which one is missing.
@@ -297,13 +298,13 @@ def two_level(
     difference_B = difference_B[np.isfinite(difference_B)]
     if clusters < 2 or len(difference_B) < 2:
         return Paired(difference, -most, most, 1.0, f"{test}: a single cluster says nothing")
-    of_examples = float(difference_B.var(ddof=1)) * clusters / (clusters - 1)
+    of_examples = of_examples or _of_clusters(difference_B, clusters)
     sides = [(second_S - first_S, second_BS - first_BS)] if same_seeds else [(first_S, first_BS), (second_S, second_BS)]
     of_seeds = _seed_variances(sides)
-    variance = of_examples + sum(part.without_noise for part in of_seeds)
+    variance = of_examples.without_noise + sum(part.without_noise for part in of_seeds)
     if variance <= 1e-18:
         return _without_spread(difference, float(first_S.mean()), clusters)
-    freedom = _freedom(variance, [_Part(of_examples, of_examples, clusters - 1), *of_seeds])
+    freedom = _freedom(variance, [of_examples, *of_seeds])
     error = sqrt(variance)
     half = float(student.ppf(0.975, freedom)) * error
     p = float(2 * student.sf(abs(difference) / error, freedom))
@@ -311,18 +312,23 @@ def two_level(
 
 
 @dataclass(frozen=True)
-class _Part:
+class Variance:
     """A variance as measured, without what another part already holds, and its degrees of freedom."""
 
     measured: float
     without_noise: float
-    df: int
+    df: float
 
-    def times(self, factor: float) -> "_Part":
-        return _Part(self.measured * factor, self.without_noise * factor, self.df)
+    def times(self, factor: float) -> "Variance":
+        return Variance(self.measured * factor, self.without_noise * factor, self.df)
 
 
-def _freedom(variance: float, parts: Sequence[_Part]) -> float:
+def _of_clusters(difference_B: Floats, clusters: int) -> Variance:
+    variance = float(difference_B.var(ddof=1)) * clusters / (clusters - 1)
+    return Variance(variance, variance, clusters - 1)
+
+
+def _freedom(variance: float, parts: Sequence[Variance]) -> float:
     """Satterthwaite's degrees of freedom; not fewer than those of the part that has fewest.
 
     What is subtracted from a variance makes it smaller but no surer, so the parts count here as they were measured.
@@ -330,7 +336,7 @@ def _freedom(variance: float, parts: Sequence[_Part]) -> float:
     return max(variance**2 / sum(part.measured**2 / part.df for part in parts), min(part.df for part in parts))
 
 
-def _seed_variances(sides: Sequence[tuple[Floats, Floats]]) -> list[_Part]:
+def _seed_variances(sides: Sequence[tuple[Floats, Floats]]) -> list[Variance]:
     """The variance of the difference that seeds cause, by source: two methods, or pairs; one seed each gives none."""
     known = [(_of_one_run(*side), 1 / len(side[0])) for side in sides if len(side[0]) > 1]
     if len(known) == 1 and len(sides) == 2:  # one variance for both sides, known from one of them
@@ -339,13 +345,13 @@ def _seed_variances(sides: Sequence[tuple[Floats, Floats]]) -> list[_Part]:
     return [part.times(of_mean) for part, of_mean in known]
 
 
-def _of_one_run(values_S: Floats, values_BS: Floats) -> _Part:
+def _of_one_run(values_S: Floats, values_BS: Floats) -> Variance:
     """Variance of a run's value over training seeds, and the same without the noise of its own answers."""
     seeds = len(values_S)
     apart_BS = values_BS - values_BS.mean(axis=1, keepdims=True)
     noise = float(np.nanvar(apart_BS, axis=0, ddof=1).mean()) * seeds / (seeds - 1)
     measured = float(values_S.var(ddof=1))
-    return _Part(measured, max(0.0, measured - noise), seeds - 1)
+    return Variance(measured, max(0.0, measured - noise), seeds - 1)
 
 
 def _without_spread(difference: float, first: float, clusters: int) -> Paired:

@@ -14,13 +14,14 @@ SAVED_WHOLE = ".modules_to_save."  # in the path of PEFT's copy of a module that
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What an adapter is told of its run. `fresh`: modules that were drawn at random, not loaded.
+    """What an adapter is told of its run. `fresh`: modules that were drawn at random, not loaded; None for those that
+    `load_model` found (`fresh_of`).
 
     The rest are settings of the run, under their names there; an adapter says in `reads` which it takes.
     """
 
     classification: bool
-    fresh: Sequence[str] = ()
+    fresh: Sequence[str] | None = None
     lora_r: int = 8
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
@@ -72,8 +73,14 @@ def is_head(path: str) -> bool:
     return any(part in HEADS for part in path.split("."))
 
 
-def saved_whole(model: nn.Module, fresh: Sequence[str]) -> list[str] | None:
+def fresh_of(model: nn.Module, given: Sequence[str] | None) -> Sequence[str]:
+    """Modules of a model that were drawn at random: those given, or the `fresh_modules` that `load_model` set."""
+    return getattr(model, "fresh_modules", ()) if given is None else given
+
+
+def saved_whole(model: nn.Module, fresh: Sequence[str] | None = None) -> list[str] | None:
     """What PEFT must be told to train whole and to save; of texts it knows the heads itself."""
+    fresh = fresh_of(model, fresh)
     if not reads_pictures(model):
         return [name for name in fresh if name.partition(".")[0] not in PEFT_HEADS] or None
     heads = [name for name, _ in model.named_children() if name in HEADS]

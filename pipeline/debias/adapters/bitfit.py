@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from debias.adapters.base import Adapter, RunFacts, is_head
+from debias.adapters.base import Adapter, RunFacts, fresh_of, is_head
 from debias.errors import InputError
 
 
@@ -31,12 +31,13 @@ class BitFit(Adapter):
         return parameter.endswith("bias") or is_head(parameter)
 
 
-def train_biases(model: nn.Module, fresh: Sequence[str] = ()) -> nn.Module:
+def train_biases(model: nn.Module, fresh: Sequence[str] | None = None) -> nn.Module:
     """Freeze all but bias vectors, the head and the modules in `fresh` (BitFit, Ben Zaken et al., ACL 2022).
 
-    InputError for a model without any bias.
+    `fresh`: by default those that `load_model` drew at random (`fresh_modules`). InputError for a model without
+    any bias.
     """
-    found = 0
+    found, fresh = 0, fresh_of(model, fresh)
     for name, parameter in model.named_parameters():
         is_bias = name.endswith("bias")
         of_head = is_head(name) or name.rpartition(".")[0] in fresh

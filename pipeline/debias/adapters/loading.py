@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from debias.adapters.base import SAVED_WHOLE, fresh_of
 from debias.adapters.experts import route_experts
 from debias.errors import InputError
 from debias.hub.packages import model_path
@@ -24,15 +25,17 @@ UNFIT: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, KeyErro
 UNFIT += (AttributeError, SafetensorError, re.error)
 
 
-def attach_adapter(base: Any, name: str, needed: Sequence[str] = ()) -> Any:
+def attach_adapter(base: Any, name: str, needed: Sequence[str] | None = None) -> Any:
     """`base` with the adapter of a folder or hub id; InputError when it cannot be read or its weights are not all used.
 
-    `needed`: modules of the base that were drawn at random and must come with the adapter.
+    `needed`: modules of the base that were drawn at random and must come with the adapter; by default those that
+    `load_model` found (`fresh_modules`).
     """
     from peft import PeftModel
 
     saved = adapter_tensors(name)
-    lost = [module for module in needed if not any(f".{module}." in key for key in saved)]
+    whole = {f".{key.replace(SAVED_WHOLE, '.').rpartition('.')[0]}" for key in saved}  # not LoRA on what was drawn
+    lost = [module for module in fresh_of(base, needed) if not any(key.endswith(f".{module}") for key in whole)]
     if lost:
         raise InputError(f"adapter: {name!r} lacks the weights of {', '.join(lost)}, which its base has not either")
     with warnings.catch_warnings(record=True) as caught, _fitting(name), _left_over(base) as idle:

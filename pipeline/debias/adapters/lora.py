@@ -104,7 +104,7 @@ def add_lora(
     dropout: float,
     targets: Literal["auto", "all-linear"] | Sequence[str],
     classification: bool,
-    fresh: Sequence[str] = (),
+    fresh: Sequence[str] | None = None,
     target_parameters: Sequence[str] = (),
     experts: Experts = "auto",
     experts_r: int | None = None,
@@ -113,7 +113,8 @@ def add_lora(
 ) -> Any:
     """`model` as a PeftModel with LoRA on `targets`; a classification head trains whole and is saved with the adapter.
 
-    So do the modules named in `fresh`: with only LoRA on a random layer, nobody could load the adapter again.
+    So do the modules named in `fresh`, by default those that `load_model` drew at random (`fresh_modules`; of a model
+    that came another way, name them): with only LoRA on a random layer, nobody could load the adapter again.
     `target_parameters` and `experts` reach fused experts (`families.choose_targets`), each expert with rank `experts_r`
     (default `r`) and the same scaling `alpha / r` as the rest. `use_dora`: DoRA, and `use_rslora`: the scaling
     `alpha / sqrt(r)`, both on linear layers alone. Raises InputError that lists what there is when a target matches

@@ -9,6 +9,7 @@ from typing import Any
 
 from debias.config.data import twins
 from debias.data.reader import MANY, NO_GOLD_LABEL
+from debias.data.rows import is_missing
 from debias.errors import InputError
 
 MOST_LABELS = 100
@@ -18,7 +19,8 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 @dataclass(frozen=True)
 class LabelColumn:
     """Of a column of `rows` rows: how many have each label, in the order of their names; how many have a mark that
-    means no label (`unlabelled`), and of those marks which are taken for labels here (`marks`).
+    means no label (`unlabelled`), of those marks which are taken for labels here (`marks`), and how many rows have an
+    `empty` cell.
     """
 
     field: str
@@ -26,6 +28,7 @@ class LabelColumn:
     counts: Mapping[str, int]
     unlabelled: Mapping[str, int]
     marks: tuple[str, ...]
+    empty: int = 0
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -43,12 +46,16 @@ class LabelColumn:
         return found
 
     def about_marks(self) -> list[str]:
-        """Of marks that mean no label, here or elsewhere: how many rows have them, and what they are taken for."""
+        """Of cells and marks that mean no label, here or elsewhere: how many rows have them, and what they are taken
+        for.
+        """
         lines = [
             f"{self.field}: {self._rows(count)} have {value!r}, which means no label, and are left out; where it is a "
             "label, name it in data.labels"
             for value, count in self.unlabelled.items()
         ]
+        if self.empty:
+            lines.append(f"{self.field}: {self._rows(self.empty)} are empty, have no label for it, and are left out")
         for value in self.marks:
             others = ", ".join(label for label in self.labels if label != value)
             lines.append(
@@ -78,14 +85,13 @@ def column_of(where: str, field: str, values: Sequence[Any], classes: Sequence[s
 
     InputError for fewer than two labels, and for more than MOST_LABELS.
     """
-    seen = Counter(named(value, classes) for value in values)
-    for empty in (None, ""):
-        seen.pop(empty, None)
+    seen = Counter(named(value, classes) for value in values if not is_missing(value))
     counts = {str(label): count for label, count in seen.items()}
     marks = [mark for mark in NO_GOLD_LABEL if mark in counts]
     others = set(counts) - set(marks)
     kept = tuple(mark for mark in marks if classes is None and _is_label(mark, others, counts[mark] / len(values)))
     unlabelled = {mark: counts.pop(mark) for mark in marks if mark not in kept}
+    empty = len(values) - seen.total()
     if len(counts) > MOST_LABELS:
         some = ", ".join(repr(label) for label in sorted(counts, key=lambda label: -counts[label])[:3])
         raise InputError(
@@ -94,9 +100,10 @@ def column_of(where: str, field: str, values: Sequence[Any], classes: Sequence[s
         )
     if len(counts) < 2:
         told = f"is {next(iter(counts))!r} in every row" if counts else "is empty"
-        but = "".join(f" but {count} with {mark!r}, which means no label" for mark, count in unlabelled.items())
+        but = f" but {empty} that are empty" if empty and counts else ""
+        but += "".join(f" but {count} with {mark!r}, which means no label" for mark, count in unlabelled.items())
         raise InputError(f"{where}: {field} {told}{but}: with fewer than two labels nothing can give one away")
-    return LabelColumn(field, len(values), {label: counts[label] for label in sorted(counts)}, unlabelled, kept)
+    return LabelColumn(field, len(values), {label: counts[label] for label in sorted(counts)}, unlabelled, kept, empty)
 
 
 def _is_label(mark: str, others: set[str], share: float) -> bool:

@@ -86,11 +86,17 @@ def _of_strategy(config: RunConfig) -> dict[str, str]:
 
 
 def _of_method(config: RunConfig) -> dict[str, str]:
+    found = {}
     if make_rule(config.method).uses_bias:
-        slow = config.gradients in ("shared_forward", "two_pass")
-        return {"verify": f"gradients is {config.gradients}; single_pass alone proves itself"} if slow else {}
+        if config.gradients in ("shared_forward", "two_pass"):
+            found["verify"] = f"gradients is {config.gradients}; single_pass alone proves itself"
+        if config.bias_weight.source != "self":
+            found["answer_probability"] = (
+                f"bias_weight is of {config.bias_weight.source}, not of the model's own answers"
+            )
+        return found
     why = f"method {config.method['name']} does not look at the bias gradient"
-    return dict.fromkeys(("gradients", "verify", "bias_weight", "debias_head"), why)
+    return dict.fromkeys(("gradients", "verify", "bias_weight", "debias_head", "answer_probability"), why)
 
 
 def _of_passes(config: RunConfig) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from debias.building.method import build_bias_weight, build_loss, build_order
 from debias.building.padding import PaddingCheck
@@ -67,9 +69,10 @@ def build_trainer(
             smoothness=make_smoothness(config.smoothness),
             stop=stop,
         )
+    _say_repeats(len(encoded.sampler(1, 0)), config.per_device_train_batch_size * arguments.world_size, arguments)
     trainer.add_callback(PaddingCheck(task, encoded))
     if config.stop_when_learned is not None:
-        trainer.add_callback(StopWhenLearned(config.stop_when_learned, label_entropy(labels_of(examples))))
+        trainer.add_callback(StopWhenLearned(config.stop_when_learned, lambda: _entropy(examples, encoded.told())))
     trainer.add_callback(
         MetricsFile(folder / METRICS, lambda logs: {**trainer.layer_figures(logs), **figures.cells(logs)})
     )
@@ -77,6 +80,23 @@ def build_trainer(
         trainer.add_callback(watch)
     _drop_printer(trainer)
     return trainer
+
+
+def _say_repeats(rows: int, round_of: int, arguments: Any) -> None:
+    """Ranks have equally many batches, so an epoch's last ones are filled up by its first samples (accelerate)."""
+    missing = -rows % round_of
+    if arguments.world_size > 1 and missing:
+        logger.warning(
+            "WARNING: %d samples a pass do not fill batches of %d on %d ranks: the last step of each pass sees %d of"
+            " them a second time, where one process would take a smaller step",
+            *(rows, arguments.per_device_train_batch_size, arguments.world_size, missing),
+        )
+
+
+def _entropy(examples: Sequence[Example], told: Mapping[str, Tensor]) -> float:
+    """Of the labels as the run's order sees them."""
+    seen_N = told.get("seen")
+    return label_entropy(labels_of(examples), None if seen_N is None else seen_N.cpu().numpy())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from debias.config.places import find_recipe, resolve_paths
+from debias.config.places import find_recipe, resolve_paths, resolve_stages
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -267,4 +267,5 @@ def _settings(config: Path, overrides: list[str] | None) -> tuple[RunConfig, str
     path = find_recipe(config)
     if not path.is_file():
         raise InputError(f"{config}: no such file, and no recipe of that name")
-    return resolve_paths(load_config(path, overrides or []), path.resolve().parent), path.stem
+    base = path.resolve().parent
+    return resolve_stages(resolve_paths(load_config(path, overrides or []), base), base), path.stem

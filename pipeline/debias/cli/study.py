@@ -62,7 +62,8 @@ def _one(
 
     planned = read_study(file)
     judge = Missing(suites_of(planned, file), planned.limit)
-    keeper = Keeper(kept_beside(file), {one.name: one.version for one in judge.suites.values()}, planned.limit)
+    versions = {one.name: one.version for one in judge.suites.values()}
+    keeper = Keeper(kept_beside(file), versions, planned.limit, judge.of_its_rows)
     runs = plan_study(planned, file, out or Path(), arm)
     left = [run for run in runs if not keeper.holds(run)]
     if dry_run:
@@ -123,14 +124,16 @@ def _bed(file: Path, place: Path) -> Any:
     from debias_eval.judging.missing import Missing
 
     study = read_study(file)
-    suites = [one.name for one in Missing(suites_of(study, file), study.limit).suites.values()]
+    judge = Missing(suites_of(study, file), study.limit)
+    versions = {one.name: one.version for one in judge.suites.values()}
+    suites = [*versions]
     if study.floor is None or study.ceiling is None or not suites:
         raise InputError(f"{file}: no gap to lay beside another: it needs suites, and a floor and a ceiling")
     clean, _, group = (study.clean or "").partition("/")
     if clean and clean not in suites:
         raise InputError(f"{file}: clean is {study.clean!r}, on no suite of the study; they are {', '.join(suites)}")
     place.mkdir()
-    keeper = Keeper(kept_beside(file), {}, study.limit)
+    keeper = Keeper(kept_beside(file), versions, study.limit, judge.of_its_rows)
     folder = _unpacked(keeper, plan_study(study, file, Path()), place)
     if not any(folder.iterdir()):
         raise InputError(f"{keeper.path} keeps no run of the study yet; make them with `debias study {file} -o FOLDER`")

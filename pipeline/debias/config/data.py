@@ -239,7 +239,7 @@ def twins(labels: Sequence[str]) -> list[tuple[str, ...]]:
     """Those of the labels that are one but for how they are written (spaces, capitals, 1 and 1.0), like with like."""
     alike: dict[str, list[str]] = {}
     for label in labels:
-        written = " ".join(unicodedata.normalize("NFC", label).split()).casefold()
+        written = " ".join(unicodedata.normalize("NFC", label).replace("/", " / ").split()).casefold()
         alike.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", written), []).append(label)
     return [tuple(some) for some in alike.values() if len(some) > 1]
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from debias.config.deepspeed_blocks import check_optimizer, check_scheduler
+from debias.config.run import RunConfig
 from debias.config.shipped import shipped_folders
 from debias.errors import InputError
 
@@ -55,7 +57,38 @@ def read(path: Path, world: int, micro: int, accumulation: int) -> dict[str, Any
     """The configuration in a file; InputError for broken JSON, an unknown key, or batch sizes that do not multiply.
 
     `micro` samples a rank and `accumulation` micro-batches a step are the run's; what the file says itself must agree.
+    The file's `optimizer` and `scheduler` are left out: what they say is the run's (`check_agrees`).
     """
+    loaded = _load(path)
+    zero = loaded.get("zero_optimization", {})
+    _check_supported(path.name, loaded, zero)
+    _check_batch(path.name, loaded, world, micro, accumulation)
+    kept = {key: value for key, value in loaded.items() if key not in ("optimizer", "scheduler")}
+    if zero.get("stage"):
+        # DeepSpeed's own default is the weights' precision: in bf16 micro-batches would be summed in bf16.
+        kept["data_types"] = {"grad_accum_dtype": "fp32"} | _said(loaded.get("data_types"))
+    # DeepSpeed clips at 1.0 where nobody says (0.19.3 and later): here the run does, by its max_grad_norm.
+    return {"gradient_clipping": "auto", **kept}
+
+
+def check_agrees(path: Path, run: RunConfig) -> None:
+    """InputError where the file would train with another optimizer, rate or schedule than `run` says.
+
+    With either block in its file DeepSpeed, or the Trainer for it, makes its own, and reads the run's settings only
+    where a value is `auto`.
+    """
+    loaded = _load(path)
+    for key, check in (("optimizer", check_optimizer), ("scheduler", check_scheduler)):
+        if loaded.get(key) is not None:
+            check(path.name, loaded[key], run)
+
+
+def _said(block: Any) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if value is not None} if isinstance(block, dict) else {}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The settings in a file, with known names alone."""
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -74,10 +107,7 @@ def read(path: Path, world: int, micro: int, accumulation: int) -> dict[str, Any
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise InputError(f"deepspeed: {path.name}: zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3")
-    _check_supported(path.name, loaded, zero)
-    _check_batch(path.name, loaded, world, micro, accumulation)
-    # DeepSpeed clips at 1.0 where nobody says (0.19.3 and later): here the run does, by its max_grad_norm.
-    return {"gradient_clipping": "auto", **loaded}
+    return loaded
 
 
 def _check_supported(file: str, loaded: Mapping[str, Any], zero: Mapping[str, Any]) -> None:

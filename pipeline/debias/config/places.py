@@ -56,6 +56,7 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
     engine = config.deepspeed
     if engine is not None and engine not in zero_config.shipped():
         engine = str(zero_config.find(engine, base))
+        zero_config.check_agrees(Path(engine), config)
     return config.model_copy(
         update={
             "deepspeed": engine,
@@ -63,6 +64,25 @@ def resolve_paths(config: RunConfig, base: Path | None) -> RunConfig:
             "bias_model": _with_files(config.bias_model, absolute),
             "model": str(model.resolve()) if os.path.isdir(model) else config.model,
         }
+    )
+
+
+def runs_of(config: RunConfig) -> list[RunConfig]:
+    """The run, and the runs that are trained before it: each may have a model of its own."""
+    stages = [*([config.stage_before()] if config.first_stage else []), *config.bias_stages()]
+    return [config, *(one for stage in stages for one in runs_of(stage))]
+
+
+def resolve_stages(config: RunConfig, base: Path | None) -> RunConfig:
+    """The config, whose first stage's own model and DeepSpeed file are absolute paths too: for a job, which starts in
+    another folder. Elsewhere these keep the names they were given, by which a finished run is known again.
+    """
+    if config.first_stage is None:
+        return config
+    before, given = resolve_paths(config.stage_before(), base), config.first_stage.settings
+    own = {key: getattr(before, key) for key in ("model", "deepspeed") if given.get(key) is not None}
+    return config.model_copy(
+        update={"first_stage": config.first_stage.model_copy(update={"settings": {**given, **own}})}
     )
 
 

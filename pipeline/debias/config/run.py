@@ -288,7 +288,9 @@ class RunConfig(Strict):
         blocks_ = {"loss": self.loss, "bias_model": self.bias_model, "order": self.order}
         first = self.first_stage and self.first_stage.model_dump(mode="json")
         # Which runs of older versions had none of.
-        later = {"groups": self.groups, "sharpness": self.sharpness, "smoothness": self.smoothness}
+        later: dict[str, Any] = {"groups": self.groups, "sharpness": self.sharpness, "smoothness": self.smoothness}
+        wording = self.prompt and self.prompt.more_templates and {"more_templates": [*self.prompt.more_templates]}
+        later |= {"head_dropout": self.head_dropout or None, "prompt": wording or None}
         return {
             **blocks_,
             **{kind: block for kind, block in later.items() if block is not None},

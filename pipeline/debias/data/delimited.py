@@ -66,17 +66,53 @@ def _quotes_hold_fields(path: Path, delimiter: str) -> bool:
     a quote that it does not close. In a file of one column the number of fields proves nothing: they are in a .csv that
     is not broken when it is read so, for that is how texts of several lines are written, and not in a .tsv.
     """
-    columns, lone = None, False
+    columns, whole, lone, first = None, 0, 0, 0
     with open_text(path) as text:
-        for line in lines_of(text, path):
+        for number, line in enumerate(lines_of(text, path)):
             fields = line.rstrip("\r\n").split(delimiter)
             if fields == [""]:
                 continue
             columns = columns or len(fields)
             if len(fields) != columns:
                 return True
-            lone = lone or ('"' in line and any(field[:1] == '"' and not QUOTED.fullmatch(field) for field in fields))
-    return not lone or (columns == 1 and delimiter == "," and _is_whole(path, delimiter))
+            closed = (
+                [QUOTED.fullmatch(field) is not None for field in fields if field[:1] == '"'] if '"' in line else []
+            )
+            first = first if lone else number
+            whole, lone = whole + sum(closed), lone + len(closed) - sum(closed)
+    if columns == 1 and lone:
+        return delimiter == "," and _is_whole(path, delimiter)
+    if lone and delimiter == ",":
+        _say_of_characters(path, whole, lone, first, columns or 0)
+    return not lone
+
+
+def _say_of_characters(path: Path, whole: int, lone: int, first: int, columns: int) -> None:
+    """A warning where quotes are read as characters, and may be meant to hold fields together: of a .csv in which most
+    that begins with one is closed by one, or that can be read so, with texts of several lines.
+    """
+    if whole > lone:
+        told = f"{whole} fields stand whole in quotes, and keep them: {lone} others begin with a quote that they do not"
+        told += f" close (the first in line {first + 1}), so that quotes are read as characters; mend these"
+    elif several := _of_several_lines(path, columns):
+        told = f"quotes are read as characters, and can be read to hold {several} texts of several lines together, too"
+    else:
+        return
+    log.warning("%s: %s, or say which it is with quotes: true or false beside source", path, told)
+
+
+def _of_several_lines(path: Path, columns: int) -> int:
+    """How many rows have a text of several lines where quotes hold fields together; 0 where they cannot."""
+    try:
+        with open_text(path) as text:
+            several = 0
+            for record in _quoted(path, lines_of(text, path), ","):
+                if len(record) != columns:
+                    return 0
+                several += any("\n" in field for field in record)
+            return several
+    except InputError:
+        return 0
 
 
 def _is_whole(path: Path, delimiter: str) -> bool:

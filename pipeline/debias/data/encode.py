@@ -142,7 +142,7 @@ class CutAt:
 
 def say_what_was_cut(cut: int, size: int, max_length: int, *, prompts: bool = False) -> None:
     """A warning: so many of so many are longer than the model is given."""
-    what, lost = ("prompts", "lost their start") if prompts else ("texts", "were cut")
+    what, lost = ("prompts", "lost the start of their texts") if prompts else ("texts", "were cut")
     logger.warning("%d of %d %s are longer than max_length=%d and %s", cut, size, what, max_length, lost)
 
 
@@ -159,8 +159,8 @@ def _made(
 def encode_for_answers(
     examples: Sequence[Example], prompt: Prompt, max_length: int, *, with_answer: bool, quiet: bool = False
 ) -> EncodedExamples:
-    """Prompts, with their right answers for training; a prompt that is too long loses tokens at its start: a warning
-    says how many, unless `quiet`.
+    """Prompts, with their right answers for training; a prompt that is too long loses tokens (`Prompt.fitted`): a
+    warning says how many, unless `quiet`.
 
     With answers the prompt's further wordings are encoded as well.
     """
@@ -189,13 +189,15 @@ def _asked(
                 if len(whole) > room:
                     notes["cut"] += 1
                     cut_at.add(place)
-                ids = whole[-room:]
+                ids = prompt.fitted(whole, room)
                 answer = prompt.answer_ids[row.label] if with_answer else []
                 mask = {"answer_mask": [False] * len(ids) + [True] * len(answer)} if with_answer else {}
                 yield {"input_ids": ids + answer, **mask}
             cut_at.passed(len(rows))
 
-    features, notes = _made(examples, ("answers", max_length, with_answer, prompt.told()), prompt.tokenizer, make)
+    features, notes = _made(
+        examples, ("answers behind their head", max_length, with_answer, prompt.told()), prompt.tokenizer, make
+    )
     return features, notes["cut"], cut_at
 
 

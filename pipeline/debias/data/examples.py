@@ -44,7 +44,7 @@ class InColumns(Protocol):
 
     def column(self, name: str) -> NDArray[Any]:
         """One value for each, [N]: `label` and `group` int32 (NO_GROUP where it has none), `weight` float64 (NaN where
-        it has none), `digest` uint64 (what `digests_of` says).
+        it has none), `digest` and `input` uint64 (what `digests_of` and `inputs_of` say).
         """
 
 

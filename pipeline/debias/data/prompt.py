@@ -1,5 +1,6 @@
 """How a causal model is asked: a template over the text fields, and the tokens of each answer."""
 
+import functools
 import string
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,27 @@ class Prompt:
         texts = [self._rendered(self._filled(example.texts)) for example in examples]
         words = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return [[*self._before, *ids] for ids in words]
+
+    def fitted(self, ids: list[int], room: int) -> list[int]:
+        """A prompt's tokens, `room` at most: what is too long loses tokens behind what stands before the first field.
+
+        A beginning of sequence, a chat template's header and the instruction stay, as does the end. Where these alone
+        have no room, what the tokenizer puts before every text stays, and the end.
+        """
+        if len(ids) <= room:
+            return ids
+        head, tail = self._around
+        kept = common_prefix(head, ids)
+        if kept + len(tail) >= room:
+            kept = len(self._before) if len(self._before) < room else 0
+        return [*ids[:kept], *ids[len(ids) - (room - kept) :]]
+
+    @functools.cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens before the first field, with what the tokenizer puts before them, and those behind the last."""
+        one, other = (self._rendered(text) for text in self._probes())
+        before, behind = common_prefix(one, other), common_prefix(one[::-1], other[::-1])
+        return [*self._before, *self._words(one[:before])], self._words(one[len(one) - behind :])
 
     def told(self) -> Any:
         """What says, beside its tokenizer, which tokens it has; a chat template may put today's date in it."""
@@ -126,6 +148,11 @@ class Prompt:
 
     def _ids_with(self, text: str, answer: str) -> list[int]:
         return [*self._before, *self._words(self._rendered(text) + answer)]
+
+
+def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many of the first are the same in both."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def check_template(template: str, text_fields: Sequence[str]) -> None:

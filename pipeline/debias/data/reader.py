@@ -11,7 +11,7 @@ from debias.data.rows import is_missing
 from debias.data.shards import Origin
 from debias.errors import InputError
 
-NO_GOLD_LABEL = ("-1", "-")
+NO_GOLD_LABEL = ("-1", "-1.0", "-")  # a column of -1 and 1 with one empty cell is one of floats elsewhere
 MANY = 0.05  # of the rows without a gold label: SNLI has up to 2 %, and where it is more, it may be a label
 
 
@@ -28,7 +28,7 @@ class Reader:
     pictures: bool  # not asked of `data` for each row, which reads a name
 
     def example(self, number: int, row: Mapping[str, Any]) -> Example | None:
-        """The row as an example; None if it has no gold label."""
+        """The row as an example; None if it has no gold label: an empty cell, -1 or "-"."""
         data, where = self.data, self.origin.row(number)
         texts = self._texts(row, where)
         label = self._label(_column(row, data.label_field, "label_field", where), where)
@@ -78,11 +78,9 @@ class Reader:
         label = label_map.get(raw) or label_map.get(name, name)
         if label in labels:
             return labels.index(label)
-        if raw in NO_GOLD_LABEL:
+        if raw in NO_GOLD_LABEL or is_missing(value):
             return None
         known = f"labels {list(labels)}" + (f" and label_map {dict(label_map)}" if label_map else "")
-        if is_missing(value) and value is not None:
-            raise InputError(f"{where}: label is missing ({value!r}); a row without a gold label has -1 or '-'")
         seen = repr(value) if name == raw else f"{value!r} ({name})"
         raise InputError(f"{where}: label {seen} is not in {known}; data.label_map says which label a value stands for")
 

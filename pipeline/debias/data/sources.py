@@ -1,7 +1,7 @@
 """From a data source to examples: the generator, a local file, or a hub id; every row is checked.
 
-Rows without a gold label (-1 or "-", as SNLI has them) are dropped and counted in the log, with a warning where they
-are many, unless `label_map` or `labels` gives that value a meaning.
+Rows without a gold label (-1 or "-", as SNLI has them, or an empty cell) are dropped and counted in the log, with a
+warning where they are many, unless `label_map` or `labels` gives that value a meaning.
 """
 
 import logging
@@ -154,7 +154,7 @@ def _say_what_was_dropped(where: str, read: int, gold: int) -> None:
     """In the log; InputError where nothing is left."""
     if gold < read:
         share = 1 - gold / read
-        hint = "; where -1 or - is a label, name it in labels, or say in label_map what it stands for"
+        hint = "; where -1, - or an empty cell is a label, name it in labels, or say in label_map what it stands for"
         told = (where, read - gold, read, 100 * share, hint if share > MANY else "")
         log.log(
             logging.WARNING if share > MANY else logging.INFO,

@@ -56,21 +56,30 @@ def swap(examples: Sequence[Example], data: DataConfig) -> Sequence[Example]:
     for field, token, spread, count in notes["flagged"]:
         cue = (data.text_fields[field], token, spread, count)
         logger.info("data.swap: %s has %r, spread of log-odds %.2f, in %d examples", *cue)
+    if notes["whole"]:
+        logger.warning(
+            "data.swap: %d of %d examples have a text that is nothing but such tokens, and stay as they are: there the"
+            " tokens still give the label away; leave these rows out of the data if there are many",
+            notes["whole"],
+            len(examples),
+        )
     return swapped
 
 
 def _swapped(examples: Sequence[Example], data: DataConfig, notes: Notes) -> Iterator[Example]:
     assert data.swap is not None
     found = flagged(examples, data.swap, len(data.labels))
-    notes["flagged"] = [(*one.cue, one.spread, one.examples) for one in found]
+    notes["flagged"], notes["whole"] = [(*one.cue, one.spread, one.examples) for one in found], 0
     if not found:
         yield from examples
         return
     draw, donor_N = np.random.default_rng(data.swap.seed), np.arange(len(examples))
-    drawn = np.flatnonzero(draw.random(len(examples)) < data.swap.probability)
+    cues = {one.cue for one in found}
+    whole_N = np.fromiter((_is_cue(example.texts, cues) for example in examples), dtype=bool, count=len(examples))
+    notes["whole"] = int(whole_N.sum())
+    drawn = np.flatnonzero((draw.random(len(examples)) < data.swap.probability) & ~whole_N)
     taking_N = np.zeros(len(examples), dtype=bool)
     taking_N[drawn], donor_N[drawn] = True, draw.permutation(drawn)
-    cues = {one.cue for one in found}
     for place, example in enumerate(examples):
         texts = _as_in(example.texts, examples[int(donor_N[place])].texts, cues) if taking_N[place] else example.texts
         group = example.group if data.planted_bias is None else None
@@ -115,6 +124,14 @@ def _nowhere(tokens: Sequence[str], found: Sequence[Sequence[Any]]) -> list[str]
 
 def _cues(texts: Sequence[str]) -> set[Cue]:
     return {(field, as_compared(token)) for field, text in enumerate(texts) for token in TOKEN.findall(text)}
+
+
+def _is_cue(texts: Sequence[str], cues: set[Cue]) -> bool:
+    """Whether one of the texts is made of flagged tokens alone: without them it would be empty, as no text may be."""
+    return any(
+        all((field, as_compared(match.group())) in cues for match in TOKEN.finditer(text))
+        for field, text in enumerate(texts)
+    )
 
 
 def _as_in(texts: Sequence[str], donor: Sequence[str], cues: set[Cue]) -> tuple[str, ...]:

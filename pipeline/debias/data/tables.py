@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from debias.data.columns import Column, Ragged, bytes_of, in_batches
-from debias.data.digests import digests_of
+from debias.data.digests import digests_of, inputs_of
 from debias.data.examples import NO_GROUP, Example
 from debias.data.store import Batches, Notes, Table, kept
 
@@ -131,6 +131,7 @@ def _batches(examples: Iterator[Example], notes: Notes) -> Batches:
         if rows[0].cluster is not None:
             columns["cluster"] = bytes_of([str(row.cluster) for row in rows])
         columns["digest"] = pa.array(digests_of(rows), type=pa.uint64())
+        columns["input"] = pa.array(inputs_of(rows), type=pa.uint64())
         notes["groups"] = list(number)
         yield pa.record_batch(columns)
 

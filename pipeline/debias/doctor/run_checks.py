@@ -1,5 +1,6 @@
 """A run's config: whether it parses, its model and data are here, its adapter matches, and it fits the GPU."""
 
+import dataclasses
 import itertools
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from debias.config import deepspeed_file as zero_config
 from debias.config.data import DataSource
-from debias.config.places import find_recipe, resolve_paths
+from debias.config.places import find_recipe, resolve_paths, runs_of
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.data.sources import load_with_columns
@@ -96,7 +97,7 @@ def checks(patient: Patient) -> list[Check]:
     looks: dict[str, Callable[[], Check | Sequence[Check]]] = {
         "packages": lambda: packages(patient.run),
         "DeepSpeed configuration": lambda: engine_config(patient.run),
-        "model": lambda: model(patient),
+        "model": lambda: models(patient),
         "data": lambda: data(patient),
         "adapter": lambda: adapter(patient),
         "memory": lambda: memory(patient),
@@ -140,6 +141,12 @@ def model_folder(name: str) -> Path | None:
         return Path(name).expanduser()
     found = hub.in_cache(name)
     return None if found is None else found.folder
+
+
+def models(patient: Patient) -> list[Check]:
+    """Of the run, and of each run before it that has another."""
+    others = {one.model: one for one in runs_of(patient.run)[1:] if one.model != patient.run.model}
+    return [model(patient), *(model(dataclasses.replace(patient, run=one)) for one in others.values())]
 
 
 def model(patient: Patient) -> Check:

@@ -25,7 +25,7 @@ from debias.engines.look_ahead import Batch, LookAhead, refuse_look_ahead
 from debias.engines.nearby import Nearby, refuse_nearby
 from debias.engines.parameters import Select, chosen_by, not_head
 from debias.engines.second_pass import refuse_second_pass
-from debias.engines.trainer_arguments import loss_of, refuse_arguments, refuse_losses
+from debias.engines.trainer_arguments import loss_of, refuse_arguments, refuse_losses, refuse_precision
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
 from debias.losses import LearningLoss, Loss
@@ -43,6 +43,10 @@ from debias.smoothness import Smoothness
 if TYPE_CHECKING:
     from debias.engines.torch_engine import TorchHook
     from debias.engines.zero.hook import ZeroHook
+
+
+# (IA)^3's vectors begin at 1, DoRA's magnitudes at the lengths of the base's rows, VeRA's d at 0.1.
+FACTORS = frozenset({"ia3_l", "lora_magnitude_vector", "vera_lambda_d"})
 
 
 class DebiasTrainer(CheckpointingTrainer):
@@ -80,6 +84,7 @@ class DebiasTrainer(CheckpointingTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         refuse_arguments(self.args, self.train_dataset)
+        refuse_precision(self)
         if self.is_fsdp_enabled:  # by Accelerate's environment too
             raise ValueError("FSDP is not supported: use one process, DistributedDataParallel or DeepSpeed")
         refuse_losses(self)
@@ -369,6 +374,10 @@ class DebiasTrainer(CheckpointingTrainer):
             "samples_per_second": round(seen / max(now - since, 1e-9), 3),
             "peak_memory_mb": peak_memory_mb(),
         }
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Without what stands in for a factor of the base: a pull towards 0 would take the base itself apart."""
+        return [n for n in super().get_decay_parameter_names(model) if FACTORS.isdisjoint(n.split("."))]
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Any:
         """A data set that knows its lengths brings its own sampler (buckets of like length)."""

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debias.engines.parameters import whole_shape
+from debias.engines.parameters import strangers, whole_shape
 from debias.engines.rule_state import MEMORY, RuleState
 from debias.engines.step import StepReport
 from debias.gradients import Again, GradientSource, MicroBatch, no_grad_weight
+from debias.gradients.trials import leaves_of, trainable_of
 from debias.methods import Rule
 
 
@@ -31,6 +32,7 @@ class Hook:
         self.last: StepReport | None = None
         self.asks_to_stop, self.stops = False, False
         self._count = 0.0
+        self._met = False  # whether a loss was looked at for parameters that are not the model's
         self._ran = False  # whether there was a backward for this step: its count may be 0 where nothing was answered
 
     def backward(
@@ -51,9 +53,9 @@ class Hook:
         is the sample of each token (-1: padding) of a batch whose rows are not samples. `batch_loss`, a scalar mean
         (the load balancing loss of routers), is added to the loss of main alone. `loss_B[i]` must depend on sample i
         alone: of a loss that mixes samples (in-batch negatives) only shared_forward and two_pass know, by autograd,
-        what is whose. Raises ValueError for shapes that do not fit, RuntimeError where the optimizer step that is due
-        was left out or somebody else changed the gradients. Whatever it raises, the step begins anew: clear the
-        gradients.
+        what is whose. Raises ValueError for shapes that do not fit and parameters that are not the model's,
+        RuntimeError where the optimizer step that is due was left out or somebody else changed the gradients. Whatever
+        it raises, the step begins anew: clear the gradients.
         """
         weight_B = no_grad_weight(weight_B, loss_B)
         count = loss_B.numel() if count is None else count
@@ -61,6 +63,9 @@ class Hook:
         extra = None if batch_loss is None else batch_loss * count
         self._before_backward()
         try:
+            if not self._met:
+                self._refuse_strangers(loss_B)
+                self._met = True
             self._both(MicroBatch(loss_B, weight_B, again, sample_index, extra))
         except BaseException:
             self._forget()  # or half a pass stays in the bias gradient of a loop that goes on (memory that ran out)
@@ -68,6 +73,13 @@ class Hook:
         self._count += count
         self._ran = True
         self._after_backward()
+
+    def _refuse_strangers(self, loss_B: Tensor) -> None:
+        """ValueError where the loss trains parameters of another module, which nobody averages, reduces or clips."""
+        own = {id(p) for p in trainable_of(self.model)}
+        others = [p for p in leaves_of(loss_B, ()) if isinstance(p, nn.Parameter) and id(p) not in own]
+        if others:
+            raise ValueError(f"backward: {strangers(others)}")
 
     def _both(self, batch: MicroBatch) -> None:
         """Both gradients of a micro-batch, where they are taken."""

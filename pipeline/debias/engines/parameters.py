@@ -2,10 +2,10 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from debias.methods import Rule
 
@@ -92,8 +92,12 @@ def select_parameters(model: nn.Module, select: Select = not_head) -> dict[str, 
     return selected
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer | None, rule: Rule, selected: Mapping[str, nn.Parameter]) -> None:
-    """ValueError where the optimizer lacks a parameter of the rule, or is missing for one that asks for its rates."""
+def check_optimizer(
+    optimizer: torch.optim.Optimizer | None, rule: Rule, selected: Mapping[str, nn.Parameter], model: nn.Module
+) -> None:
+    """ValueError where the optimizer lacks a parameter of the rule, has one that is not the model's and trains, or is
+    missing for a rule that asks for its rates.
+    """
     if optimizer is None:
         if rule.memory:
             raise ValueError(
@@ -106,6 +110,20 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, rule: Rule, selecte
             f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters); make it after"
             " fully_shard, or of the parameters that train now"
         )
+    own = {id(p) for p in model.parameters()}
+    held_by = (p for group in optimizer.param_groups for p in group["params"])
+    if others := [p for p in held_by if p.requires_grad and id(p) not in own]:
+        raise ValueError(f"optimizer: {strangers(others)}")
+
+
+def strangers(others: Sequence[Tensor]) -> str:
+    """What is wrong with parameters that train beside the model, and what to do."""
+    shapes = ", ".join(str(list(whole_shape(p))) for p in others[:3])
+    return (
+        f"{len(others)} trainable tensors of shapes {shapes}{', ...' if len(others) > 3 else ''} are not of the"
+        " attached model: the hook would neither average, reduce nor clip their gradients; attach it to one module that"
+        " holds them all, such as nn.ModuleDict({'model': model, 'classifier': head})"
+    )
 
 
 def learning_rates(optimizer: torch.optim.Optimizer | None, selected: Mapping[str, nn.Parameter]) -> dict[str, float]:
@@ -120,7 +138,7 @@ def elements(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def whole_shape(parameter: nn.Parameter) -> torch.Size:
+def whole_shape(parameter: Tensor) -> torch.Size:
     """The whole parameter's shape, also where ZeRO-3 left only a slice of it here."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 

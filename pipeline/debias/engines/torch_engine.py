@@ -327,7 +327,7 @@ def attach_model(
         logger.warning(
             "the model is not in DistributedDataParallel: gradients are not summed over ranks unless it will be"
         )
-    check_optimizer(optimizer, rule, selected)
+    check_optimizer(optimizer, rule, selected, model)
     way = way_for(gradients, model, selected) if rule.uses_bias else gradients
     source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify, asked=gradients)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it

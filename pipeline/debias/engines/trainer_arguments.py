@@ -116,6 +116,18 @@ def _say_unknown(args: Any) -> None:
             logger.warning("%s is an argument that this version does not know; it may have no effect", name)
 
 
+def refuse_precision(trainer: Trainer) -> None:
+    """ValueError where Accelerate would train in another precision than the arguments say, by its environment."""
+    args, found = trainer.args, trainer.accelerator.mixed_precision
+    told = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    if found != told:
+        raise ValueError(
+            f"bf16 is {bool(args.bf16)}, and accelerate's mixed precision is {found!r} (ACCELERATE_MIXED_PRECISION, as"
+            " accelerate launch sets it from its flag or its default config): set bf16 to what is meant, or start with"
+            f" --mixed_precision {told}"
+        )
+
+
 def refuse_losses(trainer: Trainer) -> None:
     """ValueError for ways of the Trainer to a loss of one's own, which two gradients cannot be taken from."""
     if trainer.compute_loss_func is not None:

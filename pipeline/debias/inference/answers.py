@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from debias.data.prompt import Prompt
+from debias.data.prompt import Prompt, common_prefix
 from debias.inference.agreement import PaddingGuard, attention_of, no_trees, tree_tolerance
 from debias.inference.answer_scores import Scoring
 from debias.inference.batches import Scores, budget_for, by_length, join, score_batches
-from debias.inference.trees import Row, TreeScorer, answer_tree, common_prefix, plant_rows
+from debias.inference.trees import Row, TreeScorer, answer_tree, plant_rows
 from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class AnswerScorer:
     def _prior(self) -> np.ndarray:
         """What is subtracted from each label's score, [C]."""
         texts = self.scoring.prior_texts(self.prompt.template, self.prompt.text_fields)
-        prompts = [self.prompt.ids_of_text(text)[-self.room :] for text in texts]
+        prompts = [self.prompt.fitted(self.prompt.ids_of_text(text), self.room) for text in texts]
         return self.scoring.prior(self.raw(prompts, None, everywhere=True) / self._lengths())
 
     def _plain_part(self, prompts: Sequence[Sequence[int]], most: int | None, *, unpadded: bool = False) -> "Part":
@@ -112,7 +112,7 @@ class AnswerScorer:
         return list(range(len(prompts))), by_length(lengths, budget, most, unpadded=alike), compute
 
     def _plantings(self, prompts: Sequence[Sequence[int]]) -> list["Planting"]:
-        """Prompts that begin with the common head, and those that lost it to `max_length`, as rows."""
+        """Prompts that begin with the common head, and those that were cut to `max_length`, as rows."""
         whole = [i for i, ids in enumerate(prompts) if len(ids) < self.room]
         head = self._head([prompts[i] for i in whole])
         if not head:

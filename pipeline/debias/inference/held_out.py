@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from debias.building.examples import training_examples, validation_examples
+from debias.building.examples import say_shared, trained_on, training_examples, validation_examples
 from debias.building.facts import ask_bias_model
 from debias.building.method import build_bias_model
 from debias.config.reading import load_config
@@ -24,6 +25,7 @@ from debias.runs.summary import read_summary
 
 logger = logging.getLogger(__name__)
 # Of the data of a run: what does not change which rows are validation rows, or how they are read.
+MOST = 0.5  # of the validation rows: where the run was trained on more of them, they are not held out
 OF_TRAINING = {"train", "swap", "leave_out"}
 
 
@@ -52,9 +54,27 @@ class HeldOutAccuracy:
                 raise InputError(f"{place}: its settings have no data.validation, and nothing is chosen by a suite")
             if _of_validation(config) != _of_validation(first[1]):
                 raise InputError(f"{place}: validates on other data than {first[0]}; choose on rows that all share")
-        read = first[1].model_copy(update={"eval_strategy": "epoch", "selection": "last"})  # whatever the run did
-        rows = validation_examples(read, None)
+        rows = validation_examples(_read_by_all(first[1]), None)
         logger.info("%d validation rows of %s choose", len(rows), first[0])
+        for place, shared_M in self._trained_on.items():
+            say_shared(f"data.validation of {place}", shared_M)
+        return rows
+
+    @functools.cached_property
+    def _trained_on(self) -> dict[Path, NDArray[np.bool_]]:
+        """Of each run, which of the validation rows it trained on; not of one whose training data cannot be read."""
+        return {place: found for place in self.places if (found := _shared(place, self._settings(place))) is not None}
+
+    def rows_to_fit(self) -> Sequence[Example]:
+        """The validation rows, for what is fitted to them; InputError where the run was trained on most of them."""
+        rows = self.rows
+        for place, shared_M in self._trained_on.items():
+            if shared_M.mean() > MOST:
+                raise InputError(
+                    f"data.validation of {place}: {int(shared_M.sum())} of {len(rows)} rows are training rows, of which"
+                    " the adapter knows the answers, and the edit is fitted to rows held out; train with a"
+                    " data.validation of other rows"
+                )
         return rows
 
     @functools.cached_property
@@ -101,6 +121,8 @@ class HeldOutPseudoGroups:
         batch = {"per_device_train_batch_size": config.per_device_train_batch_size * ranks}
         config = config.model_copy(update={**here, **batch})
         rows = validation_examples(config, None)
+        if (shared_M := _shared(self.place, config)) is not None:
+            say_shared(f"data.validation of {self.place}", shared_M)
         try:
             said = ask_bias_model(config, model, training_examples(config, None), None, rows)
             groups = pseudo_groups(labels_of(rows), said.of_validation.argmax(axis=1), config.data.labels)
@@ -118,6 +140,20 @@ def _file(place: Path) -> Path:
     if file is None:
         raise InputError(f"{place}: no settings of a run lie beside it, so its validation data are unknown")
     return file
+
+
+def _read_by_all(config: RunConfig) -> RunConfig:
+    """These settings, with validation rows that are read whatever the run did with them."""
+    return config.model_copy(update={"eval_strategy": "epoch", "selection": "last"})
+
+
+def _shared(place: Path, config: RunConfig) -> NDArray[np.bool_] | None:
+    """Which validation rows are training rows; None, with a notice, where the training data cannot be read any more."""
+    try:
+        return trained_on(_read_by_all(config), None)
+    except InputError as error:
+        logger.info("%s: not looked whether validation rows are training rows: %s", place, error)
+        return None
 
 
 def _of_validation(config: RunConfig) -> dict[str, object]:

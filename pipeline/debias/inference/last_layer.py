@@ -31,10 +31,10 @@ class LastLayerInputs:
     def __call__(
         self, adapter: Path, layer: str, *, training: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """[N, D] float64, [N], and [N] or None where a row has no group; InputError as `HeldOutAccuracy` raises it, or
-        where no such layer is there.
+        """[N, D] float64, [N], and [N] or None where a row has no group; InputError as `HeldOutAccuracy` raises it,
+        where the run was trained on most of the rows that it held out, or where no such layer is there.
         """
-        rows = self.held_out.training_rows if training else self.held_out.rows
+        rows = self.held_out.training_rows if training else self.held_out.rows_to_fit()
         inputs_ND = inputs_of(load_given(Given(adapter=str(adapter))), rows, layer)
         group_N = facts_of(rows).get("group")
         return inputs_ND, labels_of(rows), None if group_N is None else group_N.numpy()

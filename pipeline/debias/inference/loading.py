@@ -25,6 +25,8 @@ from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
 from debias.models.source import ModelSource, resolve_model
 from debias.ranks.world import world_size
+from debias.runs.digests import weights_digest
+from debias.runs.folder import check_labels
 from debias.runs.names import ADAPTER, CONFIG, MODEL, trained
 
 
@@ -49,7 +51,12 @@ def load_run(
     source = resolve_model(saved.as_posix() if whole else config.model)
     if whole:
         check_order(source, config.data.labels, config.head)
-    return load(config, source, None if whole else str(saved), scoring or Scoring(), deepspeed)
+    else:
+        check_labels(saved, config.data.labels, run / CONFIG)
+    weights = weights_digest(saved)
+    predictor = load(config, source, None if whole else str(saved), scoring or Scoring(), deepspeed)
+    predictor.weights = weights
+    return predictor
 
 
 def load_untrained(config: RunConfig) -> Predictor:

@@ -55,17 +55,21 @@ def predict_rows(
 ) -> int:
     """Answer all rows with a run's model, or any other; returns how many. `out` is there whole or not at all.
 
-    The first chunk is read before anything large is loaded. Memory holds one chunk, however many rows there are. Under
-    torchrun each rank scores its share and the first one writes. InputError for whatever a user can put right.
+    All rows are read and checked before anything large is loaded: one that cannot be answered costs no answers. Memory
+    holds one chunk, however many rows there are. Under torchrun each rank scores its share and the first one writes.
+    InputError for whatever a user can put right.
     """
     _check_out(out, asked.source)
     config = _settings(model)
     if config.head != "causal_lm" and scoring not in (None, Scoring()):
         raise InputError("normalize and calibrate go with answers in words; this model has a head of its own")
-    rows = unlabelled(asked.source, _data(config, model, asked), id_field=asked.id_field)
+    data = _data(config, model, asked)
+    rows = unlabelled(asked.source, data, id_field=asked.id_field)
     first = list(islice(rows, CHUNK))
     if not first:
         raise InputError(f"{asked.source.source}: no rows, it is empty")
+    if sum(1 for _ in rows):  # which checks them
+        rows = islice(unlabelled(asked.source, data, id_field=asked.id_field), CHUNK, None)
     predictor = (
         load_given(model, scoring) if isinstance(model, Given) else load_run(model, scoring, deepspeed=deepspeed)
     )

@@ -45,6 +45,7 @@ class Predictor:
         self.sharded = sharded
         self.any_texts = False  # a classifier of which nobody said what it reads
         self.refuses_idle_adapter = False
+        self.weights: str | None = None  # digest of a run's weights, which its results name
         self._answers: AnswerScorer | None = None
         if isinstance(task.readout, Answers) and task.prompt is not None:
             ask = (model, task.readout, task.prompt, task.collate, task.max_length)
@@ -73,6 +74,7 @@ class Predictor:
             "how": "answers" if self._answers is not None else "classification",
             "normalize": self.scoring.normalize,
             "calibrate": self.scoring.calibrate,
+            "max_length": self.task.max_length,
             "dtype": str(next(p.dtype for p in self.model.parameters() if p.is_floating_point())).removeprefix(
                 "torch."
             ),

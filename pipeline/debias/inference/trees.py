@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debias.data.prompt import common_prefix
+
 Ids = Sequence[int]
 
 
@@ -88,16 +90,6 @@ class Row:
         self.prompts.append(prompt)
         self.last.append(path[-1])
         self._path, self._ids = path, list(ids)
-
-
-def common_prefix(first: Ids, second: Ids) -> int:
-    """The number of tokens with which both begin."""
-    shared = 0
-    for left, right in zip(first, second, strict=False):
-        if left != right:
-            break
-        shared += 1
-    return shared
 
 
 def plant_rows(prompts: Sequence[Ids], *, worth: int, longest: int) -> list[Row]:

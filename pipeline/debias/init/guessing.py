@@ -41,8 +41,8 @@ def guess_id(table: Table, taken: Sequence[str]) -> str | None:
 
 
 def labels_in(table: Table, label_field: str) -> LabelColumn:
-    """What the rows have for labels; blank cells are none."""
-    return column_of(table.name, label_field, table.values(label_field), table.classes)
+    """What the rows have for labels; blank cells are none, and are counted."""
+    return column_of(table.name, label_field, [row.get(label_field) for _, row in table.rows], table.classes)
 
 
 def others(table: Table, used: Mapping[str, Any] | Sequence[str]) -> list[str]:

@@ -164,7 +164,8 @@ def _label_lines(column: LabelColumn, labels: Sequence[str], seen: str) -> list[
     for line in column.about_marks():
         logger.warning("%s", line)
     lines = [_comment(f"  # {line}.") for line in column.about_marks()]
-    lines.append(f"  labels: {_yaml(list(labels))}  # what {'else ' if column.unlabelled else ''}occurs in {seen}")
+    occurs = "else occurs" if column.unlabelled or column.empty else "occurs"
+    lines.append(f"  labels: {_yaml(list(labels))}  # what {occurs} in {seen}")
     if made_one := column.label_map:
         logger.warning("%s: written in several ways, and made one in label_map: %s", column.field, made_one)
         lines.append(f"  label_map: {_yaml(made_one)}  # written in several ways; without this each is its own label")

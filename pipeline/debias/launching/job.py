@@ -151,6 +151,8 @@ def cores_of(gpus: int, asked: int | None) -> int | None:
 def names_of(config: RunConfig) -> dict[str, str]:
     """Names of models, data and what a bias model said that may be files, by the setting that has them."""
     named = {"model": config.model, "data.train": config.data.train.source}
+    if config.first_stage is not None and config.stage_before().model != config.model:
+        named["first_stage.settings.model"] = config.stage_before().model
     if config.data.validation is not None:
         named["data.validation"] = config.data.validation.source
     for number, name in enumerate(files_of(config.bias_model), start=1):

@@ -264,7 +264,7 @@ def _check_files(config: RunConfig, volumes: Volumes, env: Mapping[str, str]) ->
         if not any(PurePosixPath(whole).is_relative_to(_normal(mount)) for _, mount in volumes):
             raise InputError(f"{key} is {path}, below no --volume path ({mounted}): the pods would not keep or find it")
     for key, name in names_of(config).items():
-        if key != "model" and "DEBIAS_DATA" not in env and _is_file(name, config):
+        if not key.endswith("model") and "DEBIAS_DATA" not in env and _is_file(name, config):
             raise InputError(
                 f"{key} is {name}, a file in DEBIAS_DATA, which the pods have not; "
                 f"add --env DEBIAS_DATA=PATH, a folder below a --volume path ({mounted})"

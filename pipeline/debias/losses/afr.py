@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from debias.losses.base import Loss
+from debias.losses.group_sums import counted, mean_seen
 from debias.readouts.said import Said
 
 
@@ -18,7 +19,7 @@ from debias.readouts.said import Said
 class AFR(Loss):
     """`-exp(-gamma p_b(y)) / n(y) log p(y)`, of mean weight 1 over the training data: what is hard counts more.
 
-    `n(y)` is the number of training examples of the label, which evens out the labels; no weight is 0. Needs a bias
+    `n(y)` is the number of samples of the label in an epoch, which evens out the labels; no weight is 0. Needs a bias
     model, in the paper the first stage of training itself (`first_learned`, or a first stage that keeps `log_p`);
     answers of a causal model may have any length. Costs its fit. Fails where what is hard is mislabelled, and with a
     large `gamma`, which leaves few samples to learn from. The paper retrains the last layer alone, on examples that the
@@ -41,11 +42,11 @@ class AFR(Loss):
         return -weight_B.to(said.log_p_B.dtype) * said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """What a label's weights are multiplied by, [C]: `1 / n(y)` over the mean of all weights."""
+        """What a label's weights are multiplied by, [C]: `1 / n(y)` over the mean of the weights an epoch sees."""
         labels_N, labels = facts["labels"], facts["bias_log_p"].shape[1]
-        counts_C = torch.bincount(labels_N, minlength=labels).double().clamp(min=1)  # a label that does not occur
-        mean = (self._of_label(facts) / counts_C[labels_N]).mean()
-        return 1 / (counts_C * mean)
+        counts_C = counted(labels_N, facts, labels)
+        counts_C = counts_C.masked_fill(counts_C == 0, 1.0)  # a label that does not occur
+        return 1 / (counts_C * mean_seen(self._of_label(facts) / counts_C[labels_N], facts))
 
     def _of_label(self, facts: Mapping[str, Tensor]) -> Tensor:
         own_B = facts["bias_log_p"].double().gather(1, facts["labels"].unsqueeze(1)).squeeze(1)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from debias.losses.base import Loss
+from debias.losses.class_weights import counts
 from debias.readouts.said import Said
 
 
 @dataclass(frozen=True)
 class ClassBalanced(Loss):
-    """Cross-entropy weighted by `(1 - beta) / (1 - beta^n)`, with n the number of training examples of the label.
+    """Cross-entropy weighted by `(1 - beta) / (1 - beta^n)`, with n the number of samples of the label in an epoch.
 
     One over the effective number of examples: more of a label add less and less. `beta` 0 is cross-entropy, `beta` near
     1 the weight `1 / n`. As in the authors' code the weights of the labels that occur sum to how many these are. The
@@ -38,9 +39,9 @@ class ClassBalanced(Loss):
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
         """The weight of each label up to the last that occurs; 0 of one that does not."""
-        count_C = torch.bincount(facts["labels"].cpu()).double()
+        count_C = counts(facts)
         occurs_C = count_C > 0
         log_beta = torch.tensor(self.beta, dtype=torch.float64).log()
         # 1 - beta^n without cancellation; of one example of each label all weights are the same.
-        weight_C = torch.where(occurs_C, 1 / -torch.expm1(count_C.clamp(min=1) * log_beta), 0.0)
+        weight_C = torch.where(occurs_C, 1 / -torch.expm1(count_C.masked_fill(~occurs_C, 1.0) * log_beta), 0.0)
         return weight_C * (occurs_C.sum() / weight_C.sum())

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from debias.losses import group_sums
+
 BALANCED: Literal["balanced"] = "balanced"
 # By label's name, in the order of the labels, or balanced.
 ClassWeights = Literal["balanced"] | tuple[float, ...] | dict[str, float] | None
@@ -43,8 +45,8 @@ def in_order(weights: ClassWeights, labels: Sequence[str]) -> ClassWeights:
 
 
 def weights_of(weights: ClassWeights, facts: Mapping[str, Tensor]) -> Tensor:
-    """The weights [C], float64. Balanced: `N / (C n_c)` of the labels that occur, so that their mean over the training
-    set is 1 and the loss keeps its size; KeyError without the `labels` of the whole training set.
+    """The weights [C], float64. Balanced: `N / (C n_c)` of the labels that occur, so that their mean over what an epoch
+    sees is 1 and the loss keeps its size; KeyError without the `labels` of the whole training set.
     """
     if weights is None:
         return torch.zeros(0, dtype=torch.float64)
@@ -52,11 +54,21 @@ def weights_of(weights: ClassWeights, facts: Mapping[str, Tensor]) -> Tensor:
         raise ValueError("class_weights names labels; outside of a run give them as a list, in the labels' order")
     if not isinstance(weights, str):
         return torch.tensor(weights, dtype=torch.float64)
-    count_C = torch.bincount(facts["labels"].cpu()).double()
+    count_C = counts(facts)
     occurs_C = count_C > 0
-    return torch.where(occurs_C, count_C.sum() / (occurs_C.sum() * count_C.clamp(min=1)), 0.0)
+    return torch.where(occurs_C, count_C.sum() / (occurs_C.sum() * count_C.masked_fill(~occurs_C, 1.0)), 0.0)
+
+
+def counts(facts: Mapping[str, Tensor]) -> Tensor:
+    """How many samples of each label up to the last that occurs an epoch sees, on average, float64.
+
+    Those of the training set, as often as the run's order sees them: where it has evened the labels, nothing is left
+    to be corrected.
+    """
+    return group_sums.counted(facts["labels"].cpu(), facts)
 
 
 def log_counts(facts: Mapping[str, Tensor]) -> Tensor:
     """`log n` of the labels up to the last that occurs, float64; of one that does not, as if it did once."""
-    return torch.bincount(facts["labels"].cpu()).double().clamp(min=1).log()
+    count_C = counts(facts)
+    return count_C.masked_fill(count_C == 0, 1.0).log()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from debias.losses.base import Loss
+from debias.losses.group_sums import counted
 from debias.readouts.said import Said
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,9 @@ class GradientAlignment(Loss):
         return -weight_2[self._easy(facts).long()] * said.log_p_B
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """How hard hard samples and easy ones pull together, and how many of each there are."""
+        """How hard hard samples and easy ones pull together, and how many of each an epoch sees."""
         easy_N = self._easy(facts)
-        count_2 = torch.stack([(~easy_N).sum(), easy_N.sum()]).double()
+        count_2 = counted(easy_N.long(), facts, least=2)
         if len(easy_N) > 1 and not count_2.all():
             which = "hard" if not count_2[0] else "easy"
             logger.warning(

@@ -38,6 +38,13 @@ def counted(group_N: Tensor, facts: Mapping[str, Tensor], least: int = 0) -> Ten
     return torch.bincount(group_N, weights=facts.get("seen"), minlength=least).double()
 
 
+def mean_seen(values_N: Tensor, facts: Mapping[str, Tensor]) -> Tensor:
+    """The mean of what an epoch sees of a value of each training example."""
+    if "seen" not in facts:
+        return values_N.mean()
+    return (values_N * facts["seen"]).sum() / facts["seen"].sum()
+
+
 def summed(values_BF: Tensor, group_B: Tensor, groups: int) -> Tensor:
     """As a memory, of a micro-batch: of each group how many samples, the sums of their values, and no share."""
     wide_BF = values_BF.detach().double()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.group_sums import mean_seen
 from debias.readouts.said import DONE, Said
 
 CLIP = 20.0
@@ -29,10 +30,11 @@ class LogitCorrection(Loss):
     - `tau_end`: tau goes there in a straight line over training (annealing, Utama et al., EMNLP 2020, from 1 to 0.8).
     - `cross_entropy`: so much of plain cross-entropy over the labels is added (0.3 in Bias Experts, Jeon et al., 2023).
     - `weights`: what a tau below 1 leaves uncorrected is made up for by weights `(pi(y) / p_b(y))^(1 - tau)`, at most
-      `clip`, of mean 1 over the training set. If the bias model's feature and the honest one are independent given the
-      label, every tau then has one optimum, `log P(honest | y) + log pi(y)`; weights cost effective samples, correction
-      fades once logits are large.
-    - `prior`: pi, `uniform` over the labels or as the training data has them (`labels`).
+      `clip`, of mean 1 over what an epoch sees. If the bias model's feature and the honest one are independent given
+      the label, every tau then has one optimum, `log P(honest | y) + log pi(y)`; weights cost effective samples,
+      correction fades once logits are large.
+    - `prior`: pi, `uniform` over the labels or as the training data has them (`labels`). It is that of the bias model's
+      answers, whatever the run's order sees: beside an order that evens labels out, `labels` corrects them once.
 
     Source: Clark et al., Don't Take the Easy Way Out: Ensemble Based Methods for Avoiding Known Dataset Biases, EMNLP
     2019, arXiv 1909.03683; the weights are ours.
@@ -91,7 +93,7 @@ class LogitCorrection(Loss):
             prior_C = (labels_N.unsqueeze(1) == torch.arange(len(prior_C))).sum(dim=0).double().clamp(min=1)
         log_prior_C = (prior_C / prior_C.sum()).log()
         own_N = (log_prior_C - log_p_NC).gather(1, labels_N.unsqueeze(1)).squeeze(1)
-        mean = self._clipped(own_N).mean() if self.weights else torch.ones((), dtype=torch.float64)
+        mean = mean_seen(self._clipped(own_N), facts) if self.weights else torch.ones((), dtype=torch.float64)
         return torch.cat([mean.reshape(1), log_prior_C])
 
     @property

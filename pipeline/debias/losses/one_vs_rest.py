@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from debias.losses.base import EVERY_LABEL, LOGITS, Loss
+from debias.losses.class_weights import counts
 from debias.readouts.said import Said
 
 
@@ -54,6 +55,6 @@ class OneVsRest(Loss):
         return no_BC.scatter(1, labels_B1, yes_BC.gather(1, labels_B1)).sum(dim=1)
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """The share of each label up to the last that occurs."""
-        count_C = torch.bincount(facts["labels"].cpu()).double()
+        """The share of each label up to the last that occurs, of what an epoch sees."""
+        count_C = counts(facts)
         return count_C / count_C.sum()

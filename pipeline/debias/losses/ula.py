@@ -51,8 +51,10 @@ class ULA(Loss):
         return -torch.log_softmax(corrected_BC, dim=-1).gather(1, facts["labels"].unsqueeze(1)).squeeze(1)
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
-        """`log P(y | guess)`, [G, C] in one row."""
+        """`log P(y | guess)` in what an epoch sees, [G, C] in one row."""
         p_NG = facts["bias_log_p"].double().exp()
+        if "seen" in facts:
+            p_NG = p_NG * facts["seen"].unsqueeze(1)
         sums_GC = torch.zeros(p_NG.shape[1], p_NG.shape[1], dtype=torch.float64)
         sums_GC.index_add_(1, facts["labels"], p_NG.T)
         p_GC = (sums_GC / sums_GC.sum(dim=1, keepdim=True)).clamp(min=FLOOR)

@@ -8,6 +8,7 @@ from debias.merging.crt_last_layer import CRTLastLayer
 from debias.merging.dfr_last_layer import DFRLastLayer
 from debias.merging.edits import Edit
 from debias.merging.greedy_soup import GreedySoup
+from debias.merging.gsr_last_layer import GSRLastLayer
 from debias.merging.model_stock import ModelStock
 from debias.merging.scale import Scale
 from debias.merging.soup import Soup
@@ -15,7 +16,7 @@ from debias.merging.truncate import Truncate
 
 EDITS: dict[str, type[Edit]] = {
     edit.name: edit
-    for edit in (Soup, GreedySoup, ModelStock, Truncate, Scale, AFRLastLayer, CRTLastLayer, DFRLastLayer)
+    for edit in (Soup, GreedySoup, ModelStock, Truncate, Scale, AFRLastLayer, CRTLastLayer, DFRLastLayer, GSRLastLayer)
 }
 
 __all__ = ["EDITS", "Edit"]

@@ -24,15 +24,15 @@ class AFRLastLayer(Edit):
     length `max_norm` (0: not cut). All else of the adapter stays. `gamma` 0 evens out the labels alone.
 
     Needs an adapter whose head was trained whole (a classifier), and of its run the settings, which name
-    `data.validation`: rows that the adapter has not learned from. They may have the shortcut of the training data: the
-    paper holds out a fifth of these. No group is asked for. Costs one pass over those rows, and seconds. Fails where
-    rows are few or mislabelled, where what is honest is not linear in what the layer is given, and with a large
-    `gamma`: a sure model's few mistakes then outweigh all else, and the layer learns to be wrong. On SST-2 with a
-    planted cue (one run, 2,000 rows) gamma 2 doubled accuracy where the cue misleads, for seven points of clean
-    accuracy, and 3 or more turned the layer round; how many of the rows are right afterwards is said, and shows it. The
-    paper chose `gamma`, `pull` and `steps` on validation data with groups (gamma 10 and pull 0, or 1.44 and 0.001; 500
-    to 1,000 steps at 0.01 to 0.02), which is not done here. These rows are the edit's own: what is claimed of the
-    result is judged on a suite of other rows.
+    `data.validation`: rows that the adapter has not learned from (refused where most are training rows). They may have
+    the shortcut of the training data: the paper holds out a fifth of these. No group is asked for. Costs one pass over
+    those rows, and seconds. Fails where rows are few or mislabelled, where what is honest is not linear in what the
+    layer is given, and with a large `gamma`: a sure model's few mistakes then outweigh all else, and the layer learns
+    to be wrong. On SST-2 with a planted cue (one run, 2,000 rows) gamma 2 doubled accuracy where the cue misleads, for
+    seven points of clean accuracy, and 3 or more turned the layer round; how many of the rows are right afterwards is
+    said, and shows it. The paper chose `gamma`, `pull` and `steps` on validation data with groups (gamma 10 and pull 0,
+    or 1.44 and 0.001; 500 to 1,000 steps at 0.01 to 0.02), which is not done here. These rows are the edit's own: what
+    is claimed of the result is judged on a suite of other rows.
 
     Source: Qiu et al., Simple and Fast Group Robustness by Automatic Feature Reweighting, ICML 2023, arXiv 2306.11074,
     and its authors' code.

@@ -20,11 +20,11 @@ from debias.merging.folders import check_out, find_adapter
 from debias.merging.scale import check_factor, scale_layers
 from debias.models.load import load_model, load_tokenizer
 from debias.models.source import ModelSource, resolve_model
-from debias.runs.names import CONFIG, MODEL
+from debias.runs.folder import check_labels
+from debias.runs.names import CONFIG, MERGED, MODEL
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)
-RECORD = "debias_merge.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Largest difference of a logit that rounding explains, as a share of the largest logit.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -86,6 +86,7 @@ def merge_run(
     source = find_adapter(run, adapter)
     check_out(out, [run, source, Path(config.model)], overwrite)
     check_base(str(source), config.model)
+    check_labels(source, config.data.labels, run / CONFIG)
     name = _dtype_name(config, dtype)
     check_factor("scale", scale)
     if config.load_in_4bit:
@@ -103,14 +104,14 @@ def merge_run(
             logits(reload(part, config, base, name), folding.ids), folding.wanted, name, sparse=folding.sparse
         )
         merged = _record(out, {**told, "effect": folding.effect, **figures})
-        (part / RECORD).write_text(json.dumps(dataclasses.asdict(merged), indent=2) + "\n", encoding="utf-8")
+        (part / MERGED).write_text(json.dumps(dataclasses.asdict(merged), indent=2) + "\n", encoding="utf-8")
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_whole(out, save)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    return Merged(**json.loads((out / RECORD).read_text(encoding="utf-8")))
+    return Merged(**json.loads((out / MERGED).read_text(encoding="utf-8")))
 
 
 @dataclasses.dataclass

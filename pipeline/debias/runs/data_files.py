@@ -1,7 +1,6 @@
 """Which files a run read its rows from: by their digests other data than a finished run had is known."""
 
 import glob
-import hashlib
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -9,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from debias.config.run import RunConfig
+from debias.runs.digests import local_weights, sha256_of
 
+BASE = "base_sha256"  # of run.json: of the weights of a base that is a folder
 DATA_FILES = "data_files"  # of run.json: by role (train, validation) each file's name and SHA-256
 ROLES = ("train", "validation")
 Told = dict[str, dict[str, str]]
@@ -43,6 +44,13 @@ def changed_data(told: Any, data: Mapping[str, Any]) -> str | None:
     return None
 
 
+def changed_base(told: Any, settings: Mapping[str, Any]) -> str | None:
+    """That a base has other weights than `told`, in run.json, says; None where not, or where that is not known."""
+    model = settings.get("model")
+    now = local_weights(model).get(model) if isinstance(model, str) else None
+    return f"model: the weights of {model} have changed since" if told and now and told != now else None
+
+
 def _sources(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     blocks = ((role, data.get(role)) for role in ROLES)
     told = ((role, block.get("source") if isinstance(block, Mapping) else block) for role, block in blocks)
@@ -73,5 +81,4 @@ def _digest_of(file: str) -> str:
 @lru_cache(maxsize=4096)
 def _digest(file: str, size: int, written: int) -> str:
     """Once for a file as it is: the runs of a sweep read the same ones."""
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256_of(file)

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,16 @@ class Folder:
         return False
 
     def open(self) -> None:
-        """Make the folder, emptied of the run that it may replace, and write `config.yaml`."""
+        """Make the folder, emptied of the run that it may replace, and write `config.yaml`.
+
+        A run that goes on loses what its model was judged to be before.
+        """
         if not self.held and holds_run(self.path):  # another run was begun here since
             raise _another(self.path)
         if self.held and not self.config.resume:
             _clear(self.path)
+        elif self.held:
+            _forget_results(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / CONFIG, dump_config(self.config))
@@ -165,6 +171,12 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _forget_results(folder: Path) -> None:
+    if count := len(list((folder / EVAL).glob("*.json"))):
+        logger.warning("resume: %s was judged on %d suites before; these results go, for it trains on", folder, count)
+    shutil.rmtree(folder / EVAL, ignore_errors=True)
+
+
 def names_of_labels(model: Any) -> dict[int, str]:
     """What a classifier calls its outputs; nothing where they are LABEL_0 and so on, as those of causal models are."""
     names = getattr(getattr(model, "config", None), "id2label", None) or {}
@@ -175,8 +187,8 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any]
     """Save what was trained: `adapter/` (plain PEFT) of a frozen base, else `model/` (plain transformers).
 
     Returns the folder. Beside an adapter lie its tokenizer and the names of a classifier's labels. `state`: the tensors
-    to save where the model itself holds only a part of them. Raises RuntimeError if what landed on the disk is empty or
-    all zero.
+    to save where the model itself holds only a part of them. Results of what lay there before go. Raises RuntimeError
+    if what landed on the disk is empty or all zero.
     """
     target = folder / (ADAPTER if hasattr(model, "peft_config") else MODEL)
 
@@ -190,6 +202,7 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any]
         check_tensors(part, (getattr(p, "ds_shape", p.shape) for p in model.parameters() if p.requires_grad))
 
     save_whole(target, save)
+    _forget_results(folder)  # of an earlier end of this run, judged while it went on
     return target
 
 
@@ -203,3 +216,10 @@ def labels_beside(adapter: Path) -> tuple[str, ...] | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from None
     return tuple(names[index] for index in sorted(names))
+
+
+def check_labels(adapter: Path, labels: Sequence[str], where: Path) -> None:
+    """InputError where an adapter's own names of outputs are not `labels`, which `where` says, in the same order."""
+    own = labels_beside(adapter)
+    if own is not None and own != tuple(labels):
+        raise InputError(f"{where}: data.labels is {list(labels)}, but {adapter / LABELS} has {list(own)}")

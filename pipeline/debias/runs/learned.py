@@ -1,6 +1,7 @@
 """A run that ends once it has learned so much: the early stop of a model that is to know what is easy, and no more."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 LOGS = 2  # the loss of one batch says little: the mean of so many logs, each of `logging_steps` steps
 
 
-def label_entropy(labels: Sequence[int] | np.ndarray) -> float:
-    """In nats, of the labels' shares: the loss of a model that knows these alone. 0 for one label or none."""
-    counts = np.unique(np.asarray(labels), return_counts=True)[1]
-    share_C = counts / max(1, counts.sum())
+def label_entropy(labels: Sequence[int] | np.ndarray, seen: np.ndarray | None = None) -> float:
+    """In nats, of the labels' shares: the loss of a model that knows these alone. 0 for one label or none.
+
+    `seen`: how often an epoch sees each example, once by default.
+    """
+    places = np.unique(np.asarray(labels), return_inverse=True)[1]
+    counts = np.bincount(places, weights=seen)
+    share_C = counts[counts > 0] / max(1, counts.sum())
     return float(-(share_C * np.log(share_C)).sum())
 
 
@@ -25,9 +30,15 @@ class StopWhenLearned(TrainerCallback):
     say when to validate and to save, both are done at the end as well. `at` is the step, once it has stopped.
     """
 
-    def __init__(self, share: float, entropy: float) -> None:
-        self.bar = (1 - share) * entropy
+    def __init__(self, share: float, entropy: float | Callable[[], float]) -> None:
+        """`entropy`: of the labels; a function where what an epoch sees of them is known once training begins."""
+        self._share, self._entropy = share, entropy
         self.at: int | None = None
+
+    @functools.cached_property
+    def bar(self) -> float:
+        """The loss at which enough is learned."""
+        return (1 - self._share) * (self._entropy() if callable(self._entropy) else self._entropy)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Looks at what was logged so far."""

@@ -10,6 +10,7 @@ SPENT = "spent.json"  # in it: what that took
 LABELS = "labels.json"  # beside an adapter: what a classifier's outputs are called, which PEFT does not keep
 ORIGIN = "origin.yaml"  # beside an adapter that was made from a run's: the settings of that run
 EDITS = "edits.json"  # beside an edited adapter: what was done
+MERGED = "debias_merge.json"  # beside a merged model: of which run, and how
 CELLS = "pseudo_groups"  # in metrics.jsonl, beside the figures of a validation; and in run.json
 EVAL = "eval"  # what a run was judged to be: a file for each suite
 # In the run.json of a folder that `debias eval --model -o` wrote: whose results it holds, and the options given.

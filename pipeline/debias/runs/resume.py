@@ -8,6 +8,7 @@ from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.ranks.world import world_size
+from debias.runs.data_files import BASE, changed_base
 from debias.runs.names import CONFIG
 from debias.runs.summary import read_summary
 
@@ -30,6 +31,8 @@ def check_same(config: RunConfig, folder: Path) -> None:
         if key == "deepspeed" and None not in (value, before[key]):
             continue  # its state is saved whole: any stage can go on with it
         raise InputError(f"resume: {key} is {value!r}, the run in {folder} was started with {before[key]!r}")
+    if (changed := changed_base(read_summary(folder).get(BASE), now)) is not None:
+        raise InputError(f"resume: {changed} the run in {folder} was started")
     _check_same_batch(before, now, folder)
 
 

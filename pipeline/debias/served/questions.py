@@ -79,9 +79,11 @@ class Tokens:
         """One question for each label, in their order."""
         ids = self.prompt.ids_of_text(text)
         if len(ids) > self._room and not self._told:
-            logger.warning("prompts longer than max_length=%d lose their start, as when judged here", self._max_length)
+            logger.warning(
+                "prompts longer than max_length=%d lose the start of their texts, as when judged here", self._max_length
+            )
             self._told = True
-        start = tuple(ids[-self._room :])
+        start = tuple(self.prompt.fitted(ids, self._room))
         return [Question(start, tuple(ids), self._pieces(ids)) for ids in self.prompt.answer_ids]
 
     def _pieces(self, ids: Sequence[int]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config, yaml_value
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.runs.data_files import DATA_FILES, changed_data
+from debias.runs.data_files import BASE, DATA_FILES, changed_base, changed_data
 from debias.runs.names import CONFIG, SUMMARY, trained
 
 # What belongs to one run of a method and not to its settings.
@@ -203,9 +203,18 @@ def changed_settings(run: PlannedRun) -> str | None:
         if held.get(key) != want.get(key):
             was, now = (_shown(side, key) for side in (held, want))
             return f"{key} was {was}, is {now}"
-    # A run that is not finished finds it out itself when it goes on.
-    told = _told(run.folder).get(DATA_FILES) if _is_finished(run.folder) else None
-    return changed_data(told, run.settings.get("data", {}))
+    return changed_since(run)
+
+
+def changed_since(run: PlannedRun) -> str | None:
+    """`changed_inputs` of a finished run; one that is not finds it out itself when it goes on."""
+    return changed_inputs(_told(run.folder), run) if _is_finished(run.folder) else None
+
+
+def changed_inputs(told: Mapping[str, Any], run: PlannedRun) -> str | None:
+    """What a run read that is another now, by its `run.json`: a data file, or the weights of its base."""
+    changed = changed_data(told.get(DATA_FILES), run.settings.get("data", {}))
+    return changed or changed_base(told.get(BASE), run.settings)
 
 
 def _shown(settings: Mapping[str, Any], key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from debias.runs.names import BIAS
 from debias.runs.whole import save_whole
-from debias.sweep.grid import PlannedRun, state_of
+from debias.sweep.grid import PlannedRun, changed_since, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def take_over(runs: Sequence[PlannedRun], run: PlannedRun) -> None:
     for other in runs:
         answers = other.folder / BIAS
         same = other.seed == run.seed and other is not run and _question(other) == question
-        if same and answers.is_dir() and state_of(other.folder) == "finished":
+        if same and answers.is_dir() and state_of(other.folder) == "finished" and changed_since(other) is None:
             try:
                 run.folder.mkdir(parents=True)
             except OSError as error:  # what lies there is not ours to clear away

@@ -19,7 +19,7 @@ Runs lie in OUT/ARM/default/seedN; finished and judged ones are added to the fil
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,10 +29,10 @@ from debias.config.data import Strict
 from debias.config.places import find_recipe
 from debias.config.reading import parse, read_yaml
 from debias.errors import InputError
-from debias.runs.data_files import DATA_FILES, changed_data
 from debias.runs.kept import SUFFIX, keep, kept, result_of, told_of, unpack
-from debias.sweep.grid import NOT_TO_SET, PlannedRun, plan_sweep, safe_name
+from debias.sweep.grid import NOT_TO_SET, PlannedRun, changed_inputs, plan_sweep, safe_name
 
+OfItsRows = Callable[[str, Mapping[str, Any]], bool]
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,60}$")]
 
 
@@ -121,15 +121,19 @@ def _is_of(record: Mapping[str, Any], run: PlannedRun) -> bool:
     """Whether a kept run of that name has the planned run's settings, and read the data that lies here, if any does."""
     if record.get("digest") != run.digest:
         return False
-    return changed_data(told_of(record).get(DATA_FILES), run.settings.get("data", {})) is None
+    return changed_inputs(told_of(record), run) is None
 
 
 class Keeper:
     """The file of kept runs of one study: what it holds already, and one more."""
 
-    def __init__(self, path: Path, suites: Mapping[str, int], limit: int | None) -> None:
-        """`suites`: what each is called in results, to its version."""
-        self.path, self.suites, self.limit = path, suites, limit
+    def __init__(
+        self, path: Path, suites: Mapping[str, int], limit: int | None, of_its_rows: OfItsRows = lambda *_: True
+    ) -> None:
+        """`suites`: what each is called in results, to its version. `of_its_rows`: whether a result of that suite is
+        of the rows that it has now.
+        """
+        self.path, self.suites, self.limit, self.of_its_rows = path, suites, limit, of_its_rows
         self._held = {record["run"]: record for record in kept(path)}
 
     def holds(self, run: PlannedRun) -> bool:
@@ -141,7 +145,12 @@ class Keeper:
         return all(
             (results[name].get("version"), results[name].get("limit")) == (version, self.limit)
             for name, version in self.suites.items()
-        )
+        ) and self._rows_are_same(record)
+
+    def _rows_are_same(self, record: Mapping[str, Any]) -> bool:
+        """Of all suites that it was judged on."""
+        results = {name: result_of(record, name) for name in self.suites}
+        return all(self.of_its_rows(name, result) for name, result in results.items() if result)
 
     def add(self, run: PlannedRun) -> None:
         """Keep the finished run; a second time changes nothing."""
@@ -152,9 +161,11 @@ class Keeper:
     def unpack(self, runs: Sequence[PlannedRun], into: Path) -> list[str]:
         """Lay what is kept of these runs below `into`; the names of what is not of them.
 
-        That is of an arm that is gone, or of settings that have changed since: no result of the study as it is now.
+        That is of an arm that is gone, or of settings or rows that have changed since: no result of the study as it is
+        now.
         """
         now = {run.name: run for run in runs}
-        own = [name for name, record in self._held.items() if name in now and _is_of(record, now[name])]
+        held = [(name, record) for name, record in self._held.items() if name in now and _is_of(record, now[name])]
+        own = [name for name, record in held if self._rows_are_same(record)]
         unpack(self.path, into, own)
         return [name for name in self._held if name not in own]

@@ -1,14 +1,19 @@
 """debias.adapters.lora: what trains, and that it can be loaded again."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_runs
 import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
 
+from debias.adapters import ADAPTERS, RunFacts, make_adapter
 from debias.adapters.bitfit import train_biases
 from debias.adapters.families import linear_names
+from debias.adapters.loading import attach_adapter
 from debias.adapters.lora import add_lora
 from debias.adapters.survey import describe
 from debias.building.model import build_model
@@ -202,6 +207,46 @@ def test_layers_drawn_at_random_train_whole_and_are_saved(
     examples = load_examples(config.data.train, config.data)[:5]
     first, second = (load_run(run).label_scores(examples) for _ in range(2))
     assert (first == second).all()  # nothing of the model is drawn anew when it is loaded
+
+
+@pytest.mark.parametrize("row", [name for name, kind in ADAPTERS.items() if kind.frozen_base])
+@pytest.mark.parametrize(("kind", "settings", "sizes", "fresh"), encoders())
+def test_a_loop_of_ones_own_saves_layers_drawn_at_random(
+    kind: Any, settings: Any, sizes: dict[str, int], fresh: str, row: str, tmp_path: Path
+) -> None:
+    """Nobody names them: `load_model` has found them, and plain PEFT answers alike on a base that is drawn anew."""
+    kind(settings(vocab_size=50, **sizes)).save_pretrained(tmp_path / "model")
+    torch.manual_seed(1)
+    model = load_model(str(tmp_path / "model"), "classification", ["a", "b"])
+    adapted = make_adapter(row).attach(model, RunFacts(True, lora_r=2, lora_alpha=4.0)).eval()
+    batch = {"input_ids": torch.arange(1, 25).view(4, 6)}
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(parameter.requires_grad * torch.randn_like(parameter))
+        expected = adapted(**batch).logits
+    adapted.save_pretrained(tmp_path / "adapter")
+    torch.manual_seed(2)
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=2)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert torch.allclose(theirs(**batch).logits, expected, atol=1e-6)
+    assert any(f"{fresh}.modules_to_save" in name for name, p in adapted.named_parameters() if p.requires_grad)
+
+
+def test_add_lora_and_train_biases_read_what_load_model_found(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(vocab_size=50, **SMALL), add_pooling_layer=False).save_pretrained(tmp_path / "model")
+    with_lora = functools.partial(add_lora, r=2, alpha=4, dropout=0.0, targets="auto", classification=True)
+    for attach in (with_lora, train_biases):
+        model = attach(load_model(str(tmp_path / "model"), "classification", ["a", "b"]))
+        trains = [name for name, p in model.named_parameters() if p.requires_grad and "pooler" in name]
+        assert any(name.endswith("weight") for name in trains)
+        assert not any("lora" in name for name in trains)
+    model = load_model(str(tmp_path / "model"), "classification", ["a", "b"])
+    with_lora(model, fresh=()).save_pretrained(tmp_path / "a")  # LoRA on the random layer, which is not saved
+    with pytest.raises(InputError, match=r"lacks the weights of bert\.pooler\.dense"):
+        attach_adapter(load_model(str(tmp_path / "model"), "classification", ["a", "b"]), str(tmp_path / "a"))
 
 
 def test_the_rule_leaves_layers_drawn_at_random_alone(tmp_path: Path) -> None:

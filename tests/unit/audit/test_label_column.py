@@ -15,6 +15,7 @@ SNLI = ["entailment", "neutral", "contradiction"]
         (["-1", "0", "1"] * 10, ("-1", "0", "1"), {}),
         ([-1, 0, 1] * 10, ("-1", "0", "1"), {}),
         (["-1", "1"] * 10, ("-1", "1"), {}),
+        ([-1.0, 1.0] * 10, ("-1.0", "1.0"), {}),
         (["-1", "0"] * 10, ("-1", "0"), {}),
         (["-2", "-1", "1"] * 10, ("-1", "-2", "1"), {}),
         (["-1", "-0.5", "0.5", "1"] * 5, ("-0.5", "-1", "0.5", "1"), {}),
@@ -26,6 +27,7 @@ SNLI = ["entailment", "neutral", "contradiction"]
         ([*SNLI * 30, "-1"], tuple(sorted(SNLI)), {"-1": 1}),
         ([0, 1, 2] * 10 + [-1] * 9, ("0", "1", "2"), {"-1": 9}),
         (["0", "1"] * 30 + ["-1"] * 2, ("0", "1"), {"-1": 2}),
+        ([0.0, 1.0, 2.0] * 10 + [-1.0] * 9, ("0.0", "1.0", "2.0"), {"-1.0": 9}),
         (["1", "2"] * 10 + ["-", None, ""], ("1", "2"), {"-": 1}),
     ],
 )
@@ -34,11 +36,23 @@ def test_which_marks_are_labels(values: list[object], labels: tuple[str, ...], l
     assert (column.labels, column.unlabelled) == (labels, left_out)
     assert sum(column.counts.values()) + sum(left_out.values()) == sum(value not in (None, "") for value in values)
     lines = column.about_marks()
-    assert len(lines) == len(left_out) + len(column.marks)
+    assert column.empty == sum(value in (None, "") for value in values)
+    assert len(lines) == len(left_out) + len(column.marks) + bool(column.empty)
     for line in lines:
         assert ("left out" in line) == bool(left_out)
-        assert "data.labels" in line
+        assert "data.labels" in line or "are empty" in line
     assert column.about_twins() == []
+
+
+def test_cells_that_hold_nothing_are_no_label_and_are_counted() -> None:
+    for empty in (None, "", "  ", float("nan")):
+        column = column_of("x.jsonl", "label", [*["1", "0"] * 9, empty, empty], None)
+        assert (column.labels, column.empty, column.rows) == (("0", "1"), 2, 20)
+        assert column.about_marks() == [
+            "label: 2 of 20 rows (10.0 %) are empty, have no label for it, and are left out"
+        ]
+        with pytest.raises(InputError, match="label is 'yes' in every row but 2 that are empty: with fewer than two"):
+            column_of("x.jsonl", "label", ["yes", empty, "yes", empty], None)
 
 
 def test_beside_names_of_classes_minus_one_is_none() -> None:

@@ -16,6 +16,12 @@ def said(*overrides):
     return without_effect(RunConfig.model_validate(apply_overrides(MINIMAL, overrides)))
 
 
+CAUSAL = [
+    "head=causal_lm",
+    "prompt={template: '{premise} {hypothesis}', verbalizers: {entailment: a, neutral: b, contradiction: c}}",
+]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -42,6 +48,15 @@ def said(*overrides):
         (
             ["method=erm", "gradients=two_pass"],
             ["gradients=two_pass: method erm does not look at the bias gradient"],
+        ),
+        ([*CAUSAL, "answer_probability=geometric_mean"], []),
+        (
+            [*CAUSAL, "answer_probability=geometric_mean", "method=erm"],
+            ["answer_probability=geometric_mean: method erm does not look at the bias gradient"],
+        ),
+        (
+            [*CAUSAL, "answer_probability=geometric_mean", "bias_weight={source: file, column: weight}"],
+            ["answer_probability=geometric_mean: bias_weight is of file, not of the model's own answers"],
         ),
         (["per_device_eval_batch_size=8"], ["per_device_eval_batch_size=8: eval_strategy is no"]),
         (["per_device_eval_batch_size=8", "eval_strategy=epoch"], []),

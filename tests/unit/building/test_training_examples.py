@@ -45,3 +45,20 @@ def test_labels_that_are_one_but_for_how_they_are_written_are_a_warning(
     assert "'pos', 'pos '" in line
     assert "data.label_map" in line
     assert said(tmp_path, ["pos", "neg"], ["pos", "neg"] * 5, caplog) == []
+
+
+@pytest.mark.parametrize(("groups", "alike"), [(["plain", "Plain ", "other"], "'Plain ', 'plain'"), ([1, 2, 3], None)])
+def test_groups_that_are_one_but_for_how_they_are_written_are_a_warning(
+    groups: list[object],
+    alike: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
+    rows = [{"text": f"text {at}", "label": "ab"[at % 2], "g": groups[at % 3]} for at in range(12)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"train": "x.jsonl", "text_fields": ["text"], "labels": ["a", "b"], "group_field": "g"}
+    training_examples(parse(RunConfig, {"model": "m", "output_dir": "o", "data": data}, "x.yaml"), tmp_path)
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert [f"the groups {alike} differ" in line for line in told] == ([True] if alike else [])

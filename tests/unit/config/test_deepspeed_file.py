@@ -85,6 +85,85 @@ def test_what_agrees_is_accepted(tmp_path):
     assert zero_config.read(path, world=8, micro=4, accumulation=2)["train_batch_size"] == 64
 
 
+RUN = {"model": "x", "output_dir": "y", "data": {"train": "generated"}, "learning_rate": 1e-5, "weight_decay": 0.0}
+AUTO = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+WARMUP = {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
+DECAY = WARMUP | {"total_num_steps": "auto"}
+
+
+def _agrees(tmp_path, content, settings=None):
+    """The run with that file, resolved as `train`, `plan`, `launch` and `doctor` do, and what the engine is given."""
+    from debias.config.places import resolve_paths
+    from debias.config.run import RunConfig
+
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    resolve_paths(RunConfig.model_validate(RUN | {"deepspeed": str(path)} | (settings or {})), tmp_path)
+    return zero_config.read(path, world=1, micro=4, accumulation=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}, {}, "optimizer.params.lr is not given"),
+        ({"optimizer": {"type": "AdamW"}}, {}, "optimizer.params.lr is not given"),
+        ({"optimizer": {"type": "AdamW", "params": AUTO}}, {"optim": "sgd"}, "type is 'AdamW'.* optim is 'sgd'"),
+        ({"optimizer": {"type": "Adagrad", "params": AUTO}}, {}, "type is 'Adagrad'.* optim is 'adamw_torch'"),
+        ({"optimizer": {"type": "AdamW", "params": AUTO | {"lr": 1e-3}}}, {}, "params.lr is 0.001, which is not"),
+        ({"optimizer": {"type": "AdamW", "params": AUTO | {"weight_decay": 0.01}}}, {}, "weight_decay is 0.01"),
+        ({"optimizer": {"type": "AdamW", "params": AUTO | {"betas": [0.9, 0.95]}}}, {}, "betas is .0.9, 0.95"),
+        ({"optimizer": {"type": "Adam", "params": AUTO | {"adam_w_mode": False}}}, {}, "adam_w_mode is False"),
+        ({"optimizer": {"type": "AdamW", "params": AUTO | {"amsgrad": True}}}, {}, "amsgrad is True"),
+        ({"optimizer": "AdamW"}, {}, "optimizer.params.lr is not given"),
+        ({"scheduler": {"type": "WarmupLR", "params": {}}}, {}, "type is 'WarmupLR'.* is 'linear'"),
+        ({"scheduler": {"type": "WarmupLR", "params": WARMUP}}, {}, "type is 'WarmupLR'.* is 'linear'"),
+        ({"scheduler": {"type": "OneCycle", "params": {}}}, {}, "type is 'OneCycle'.* is 'linear'"),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {}}}, {}, "warmup_min_lr is not given"),
+        (
+            {"scheduler": {"type": "WarmupDecayLR", "params": DECAY | {"total_num_steps": 9}}},
+            {},
+            "total_num_steps is 9",
+        ),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": DECAY}}, {"warmup_steps": 5}, "warmup_type is not given"),
+    ],
+)
+def test_a_file_with_another_optimizer_or_schedule_than_the_run_is_refused(content, settings, message, tmp_path):
+    with pytest.raises(InputError, match=message + ".*the run's optim, learning_rate, .* say it"):
+        _agrees(tmp_path, content, settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "settings"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": AUTO}}, {}),
+        ({"optimizer": {"type": "Adam", "params": AUTO | {"torch_adam": True}}}, {}),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "weight_decay": 0.0}}}, {}),
+        ({"optimizer": {"type": "SGD", "params": {"lr": "auto", "weight_decay": "auto"}}}, {"optim": "sgd"}),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": DECAY}}, {}),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": DECAY | {"warmup_type": "linear"}}}, {"warmup_steps": 5}),
+        ({"scheduler": {"type": "WarmupLR", "params": WARMUP}}, {"lr_scheduler_type": "constant"}),
+        ({"optimizer": None, "scheduler": None}, {}),
+    ],
+)
+def test_a_block_that_says_what_the_run_says_leaves_it_to_the_run(content, settings, tmp_path):
+    """The engine does not see it: DeepSpeed's own optimizer would decay biases and norms too."""
+    assert not {"optimizer", "scheduler"} & set(_agrees(tmp_path, content, settings))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"zero_optimization": {"stage": 1}}, {"grad_accum_dtype": "fp32"}),
+        ({"zero_optimization": {"stage": 3}, "data_types": {}}, {"grad_accum_dtype": "fp32"}),
+        ({"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": None}}, {"grad_accum_dtype": "fp32"}),
+        ({"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "bf16"}}, {"grad_accum_dtype": "bf16"}),
+        ({"zero_optimization": {"stage": 0}}, None),  # DeepSpeed has no such sums there
+    ],
+)
+def test_micro_batches_are_summed_in_float32_where_a_file_does_not_say(content, expected, tmp_path):
+    assert _agrees(tmp_path, content).get("data_types") == expected
+
+
 def test_a_name_that_is_none(tmp_path):
     with pytest.raises(InputError, match=r"'zero33' is no file and not one of .*did you mean zero3"):
         zero_config.find("zero33")

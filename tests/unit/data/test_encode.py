@@ -126,14 +126,58 @@ def test_without_answers_there_is_no_answer(decoder_words: Any) -> None:
 
 
 @pytest.mark.parametrize("with_answer", [True, False])
-def test_a_long_prompt_loses_its_start(decoder_words: Any, with_answer: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_prompt_loses_the_start_of_its_texts(
+    decoder_words: Any, with_answer: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     prompt = Prompt(decoder_words, TEMPLATE, ["yes yes", "maybe", "no"], FIELDS)
     one = example("yes " * 40, "no", label=1)
     (feature,) = encode_for_answers([one], prompt, 16, with_answer=with_answer).features
     # Room is kept for the longest answer, so that a prompt is the same for every label and in scoring.
-    assert feature["input_ids"][:14] == prompt.ids(one)[-14:]
+    whole, head = prompt.ids(one), decoder_words(TEMPLATE.partition("{")[0])["input_ids"]
+    assert 0 < len(head) < 10
+    assert feature["input_ids"][:14] == [*head, *whole[len(head) - 14 :]]
     assert len(feature["input_ids"]) == 14 + with_answer
     assert "1 of 1 prompts are longer than max_length=16" in caplog.text
+
+
+def _with_bos() -> Any:
+    """Words of their own, a beginning of sequence before every text, and a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[UNK]", "<bos>", "<user>", "<model>", "Say", "if", "Text:", "Then:", "Answer:", "yes", "no"]
+    words += [f"w{i}" for i in range(60)]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    named = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>", unk_token="[UNK]", pad_token="[UNK]")
+    named.chat_template = "{{ bos_token }} <user> {{ messages[0]['content'] }} <model> "
+    return named
+
+
+@pytest.mark.parametrize(
+    ("chat", "head", "tail"),
+    [(False, "<bos> Say if Text:", "Answer:"), (True, "<bos> <user> Say if Text:", "Answer: <model>")],
+)
+def test_a_long_prompt_keeps_what_stands_before_its_texts(chat: bool, head: str, tail: str) -> None:
+    words = _with_bos()
+    prompt = Prompt(words, "Say if Text: {premise} Then: {hypothesis} Answer: ", [" yes", " no"], FIELDS, chat=chat)
+    long = example(" ".join(f"w{i}" for i in range(40)), "w50 w51", label=1)
+    short = example("w1 w2", "w3", label=1)
+    cut, whole = encode_for_answers([long, short], prompt, 17, with_answer=False).features
+    assert whole["input_ids"] == prompt.ids(short)
+    text = words.decode(cut["input_ids"])
+    assert len(cut["input_ids"]) == 16
+    assert text.startswith(f"{head} w")
+    assert text.endswith(f"w39 Then: w50 w51 {tail}")
+
+
+def test_where_the_instruction_alone_has_no_room_the_beginning_of_sequence_stays() -> None:
+    words = _with_bos()
+    prompt = Prompt(words, "Say if Say if Text: {premise} {hypothesis} Answer: ", [" yes", " no"], FIELDS)
+    long = example("w1 w2 w3 w4", "w5 w6 w7", label=1)
+    (cut,) = encode_for_answers([long], prompt, 6, with_answer=False).features
+    assert words.decode(cut["input_ids"]) == "<bos> w5 w6 w7 Answer:"
 
 
 def test_no_room_for_a_prompt(decoder_words: Any) -> None:

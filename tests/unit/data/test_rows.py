@@ -130,6 +130,31 @@ def test_a_text_of_several_lines_is_no_row(tmp_path):
     assert [text for text, _, _ in both(tmp_path, "rows.csv")] == ["good, yes\nbut dear, very\nand late", "a, b"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "texts", "told"),
+    [
+        (
+            '"good film",yes\n"great" movie,yes\n"bad film",no\n',
+            ['"good film"', '"great" movie', '"bad film"'],
+            "line 3",
+        ),
+        ('"good film",yes\n"great" movie,yes\n"oh" well,no\n', ['"good film"', '"great" movie', '"oh" well'], None),
+        ('"good,yes\nfilm",no\n', ['"good', 'film"'], "1 texts of several lines"),
+        ('"good,yes\nfilm,no\n', ['"good', "film"], None),
+    ],
+)
+def test_quotes_that_may_be_meant_to_hold_fields_are_said(tmp_path, caplog, lines, texts, told):
+    """They are read as characters, and one lone quote among many that are closed decides that for all."""
+    (tmp_path / "rows.csv").write_text(f"text,label\n{lines}")
+    assert [text for text, _, _ in both(tmp_path, "rows.csv")] == texts
+    assert (told in caplog.text and "quotes: true or false" in caplog.text) if told else "quote" not in caplog.text
+    (tmp_path / "rows.csv").rename(tmp_path / "rows.tsv")
+    caplog.clear()
+    told_so = {"source": "rows.tsv", "delimiter": ",", "quotes": False}
+    assert [text for text, _, _ in both(tmp_path, told_so)] == texts
+    assert caplog.text == ""
+
+
 def test_quotes_can_be_told(tmp_path):
     (tmp_path / "rows.tsv").write_text('text\tlabel\n"whole"\tyes\n"too"\tno\n')
     assert [text for text, _, _ in both(tmp_path, "rows.tsv")] == ["whole", "too"]
@@ -220,9 +245,9 @@ def test_a_number_that_is_none_is_no_group_either(tmp_path):
 
 
 @pytest.mark.parametrize("blank", ["", "  "])
-def test_a_blank_label_is_said(tmp_path, blank):
+def test_a_blank_label_is_none_but_where_label_map_has_it(tmp_path, blank):
     (tmp_path / "rows.csv").write_text(f"text,label\na,yes\nb,{blank}\n")
-    assert "row 2: label is missing" in refusal(tmp_path, "rows.csv")
+    assert [label for _, label, _ in both(tmp_path, "rows.csv")] == ["yes"]
     assert both(tmp_path, "rows.csv", label_map={blank: "no"})[1][1] == "no"
 
 

@@ -120,6 +120,35 @@ def test_one_text(text: str, donor: str, want: str) -> None:
     assert _as_in((text,), (donor,), {(0, "??")}) == (want,)
 
 
+@pytest.mark.parametrize("tokens", [(), ("!!",)])
+def test_no_text_is_left_empty(tokens: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
+    """Texts that are the sign alone, all of one label: emptied, emptiness would be the label."""
+    examples = [
+        Example(str(i), (f"film {i}" + (" !!" if i % 2 else ""), "!!" if i % 8 == 1 else f"thing {i}"), i % 2)
+        for i in range(400)
+    ]
+    done = swap(examples, settings(tokens=list(tokens), spread=1.0))
+    assert all(text.strip() for one in done for text in one.texts)
+    whole = [i for i in range(400) if i % 8 == 1]
+    assert [done[i].texts for i in whole] == [examples[i].texts for i in whole]
+    others = [i for i in range(400) if i % 8 != 1]
+    assert sum("!!" in done[i].texts[0] for i in others) == sum("!!" in examples[i].texts[0] for i in others)
+    assert 0.2 < np.mean(["!!" in done[i].texts[0] for i in range(0, 400, 2)]) < 0.6  # label 0 had none
+    assert "data.swap: 50 of 400 examples have a text that is nothing but such tokens" in caplog.text
+
+
+def test_data_without_such_texts_are_dealt_out_as_ever() -> None:
+    """Kept studies: the draws of a seed are what they were before texts could be left out."""
+    examples = cued(200)
+    draw = np.random.default_rng(3)
+    drawn = np.flatnonzero(draw.random(200) < 0.5)
+    donor_N = np.arange(200)
+    donor_N[drawn] = draw.permutation(drawn)
+    done = swap(examples, settings(seed=3, probability=0.5))
+    for field, token in ((0, "Well"), (1, "??")):
+        assert [has(one, field, token) for one in done] == [has(examples[at], field, token) for at in donor_N]
+
+
 def test_nothing_to_swap_is_said(caplog: pytest.LogCaptureFixture) -> None:
     examples = [Example(str(i), (f"thing {i}", "x"), i % 3) for i in range(90)]
     caplog.set_level(logging.WARNING, "debias")

@@ -142,7 +142,7 @@ def test_prompts_come_back_as_they_were(with_answer: bool, caplog: pytest.LogCap
         caplog.clear()
         after = encode_for_answers(stored(texts(40)), prompt, 9, with_answer=with_answer)
         assert list(after.features) == before.features
-        assert [line for line in caplog.messages if "lost their start" in line] == said
+        assert [line for line in caplog.messages if "lost the start of their texts" in line] == said
     if with_answer:
         assert {type(value) for value in after.features[0]["answer_mask"]} == {bool}
 

@@ -415,6 +415,47 @@ def test_an_optimizer_that_lacks_a_selected_parameter():
     assert not [m for m in model.modules() if "forward" in vars(m)]
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("optimized", ["together", "apart"])
+def test_a_head_beside_the_model(way, optimized):
+    """Its gradient would be a sum that nobody divides; of one module that holds both it is the mean of autograd."""
+    torch.manual_seed(0)
+    encoder, head = nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 3)
+    batch = mlp_batch(6)
+    each = nn.CrossEntropyLoss(reduction="none")
+
+    def loss():
+        return each(head(encoder(batch["x"])), batch["labels"])
+
+    weight_B = weights_for(6)
+    told = r"tensors of shapes \[3, 6\], \[3\] are not of the attached model: .* holds them all, such as nn.ModuleDict"
+    if optimized == "together":
+        with pytest.raises(ValueError, match=r"^optimizer: 2 trainable " + told):
+            attach(encoder, torch.optim.SGD([*encoder.parameters(), *head.parameters()], lr=1.0), Edge(), way)
+    hook = attach(encoder, torch.optim.SGD(encoder.parameters(), lr=1.0), Edge(), way)
+    with pytest.raises(ValueError, match=r"^backward: 2 trainable " + told):
+        hook.backward(loss(), weight_B, again=lambda: (loss(), weight_B))
+    assert all(p.grad is None for p in [*encoder.parameters(), *head.parameters()])
+    hook.detach()
+    both = nn.ModuleDict({"model": encoder, "classifier": head})
+    want = torch.autograd.grad(loss().mean(), list(head.parameters()))
+    hook = attach(both, torch.optim.SGD(both.parameters(), lr=1.0), Edge(), way)
+    hook.backward(loss(), weight_B, again=lambda: (loss(), weight_B))
+    hook.combine()
+    torch.testing.assert_close([p.grad for p in head.parameters()], list(want))
+
+
+def test_frozen_parameters_of_others_are_nobodys_business():
+    model, teacher = Mlp(), nn.Linear(3, 3).requires_grad_(False)
+    optimizer = torch.optim.SGD([*model.parameters(), *teacher.parameters()], lr=0.1)
+    batch = mlp_batch(6)
+    hook = attach(model, optimizer, Edge(), "shared_forward")
+    loss_B = mlp_loss(model, batch) + teacher(batch["x"][:, :3]).square().sum(dim=1)
+    hook.backward(loss_B, weights_for(6))
+    hook.combine()
+    assert all(p.grad is None for p in teacher.parameters())
+
+
 def test_nothing_selected():
     with pytest.raises(ValueError, match="act on nothing: 0 trainable"):
         attach(Mlp().requires_grad_(False), None, Edge())

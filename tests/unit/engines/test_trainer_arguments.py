@@ -10,6 +10,7 @@ from tiny_models import bert, llama_lora
 from tiny_trainers import Counted, Ordered, Words, collate, examples, logged, trainer_of
 from transformers import Trainer, TrainingArguments
 
+from debias.adapters import RunFacts, make_adapter
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.trainer_arguments import OURS, REFUSED, THEIRS
 from debias.losses import Answers, Classification, Focal, LabelSmoothing
@@ -84,7 +85,46 @@ def test_what_would_be_bypassed_is_refused_when_the_trainer_is_made(tmp_path: An
         trainer_of(tmp_path, **changes)
 
 
+@pytest.mark.parametrize(("around", "bf16"), [("bf16", False), ("bf16", True), ("no", False), ("no", True)])
+def test_another_precision_around_the_trainer(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, around: str, bf16: bool
+) -> None:
+    """`accelerate launch --mixed_precision`, or a default config of Accelerate's, changes no run without a word."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", around)
+    try:
+        if around == "no" or bf16:
+            assert trainer_of(tmp_path, bf16=bf16).accelerator.mixed_precision == ("bf16" if bf16 else "no")
+        else:
+            with pytest.raises(ValueError, match=rf"^bf16 is {bf16}, and accelerate's mixed precision is '{around}'"):
+                trainer_of(tmp_path, bf16=bf16)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 # --- honoured
+
+
+@pytest.mark.parametrize("kind", ["ia3", "dora", "vera", "lora"])
+def test_weight_decay_pulls_no_factor_of_the_base(tmp_path: Any, kind: str) -> None:
+    """Without a gradient what (IA)^3, DoRA and VeRA multiply the base by stays, and LoRA's matrices shrink."""
+    base = bert()
+    base.requires_grad_(False)
+    model = make_adapter({"type": kind}).attach(base, RunFacts(True, ("classifier",)))
+    trainer = trainer_of(tmp_path, model=model, weight_decay=0.5)
+    names = [name for name, p in model.named_parameters() if p.requires_grad and "classifier" not in name]
+    factors = [name for name in names if any(part in name for part in ("ia3_l", "magnitude", "lambda_d"))]
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if name in names}
+    optimizer = trainer.create_optimizer()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    moved = [name for name, p in model.named_parameters() if name in before and not torch.equal(p, before[name])]
+    assert not set(moved) & set(factors)
+    assert bool(factors) == (kind != "lora")
+    assert bool(moved) == (kind in ("dora", "lora"))  # VeRA's other vector begins at 0
 
 
 @pytest.mark.parametrize(("epsilon", "accumulation"), [(0.0, 1), (0.0, 2), (0.3, 1), (0.3, 2)])

@@ -172,7 +172,7 @@ def test_unknown_scoring() -> None:
 
 
 def test_prompts_that_lost_their_start(llama: Path) -> None:
-    """They share no head with the others, and are scored as they were cut."""
+    """They are scored as they were cut."""
     template = "question : answer : question : answer : premise : {premise} {hypothesis}"
     short = causal(llama, max_length=40, prompt={"template": template, "verbalizers": ANSWERS})
     examples = pairs(30)
@@ -195,7 +195,7 @@ def test_what_is_longer_than_the_model_reads_is_counted(llama: Path, caplog: pyt
     assert short.asked_and_cut == (32, sum(whole) + 2)
     assert "longer than" not in caplog.text
     short.say_what_was_cut(30, sum(whole))
-    assert "2 of 2 prompts are longer than max_length=40 and lost their start" in caplog.text
+    assert "2 of 2 prompts are longer than max_length=40 and lost the start of their texts" in caplog.text
     caplog.clear()
     short.say_what_was_cut(32, sum(whole) + 2)
     assert caplog.text == ""

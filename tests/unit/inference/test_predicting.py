@@ -15,7 +15,9 @@ from tiny_runs import PROMPT, config_for, save_bert, save_llama
 
 from debias.building.model import build_model
 from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.data import generate
+from debias.errors import InputError
 from debias.inference import predicting
 from debias_eval.judging.evaluate import evaluate_run
 
@@ -160,7 +162,7 @@ def test_an_adapter_of_nobodys_run_is_asked_by_prompt(runs: dict[str, Path], deb
 
 
 def test_memory_holds_one_chunk(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are read as they are answered, and what was said of the last chunk is gone when the next one comes."""
+    """All rows are checked, then read again as they are answered; what was said of a chunk is gone with the next."""
     read_so_far, seen = 0, []
     rows = predicting.unlabelled
 
@@ -180,7 +182,19 @@ def test_memory_holds_one_chunk(runs: dict[str, Path], tmp_path: Path, monkeypat
     monkeypatch.setattr(predicting, "answered", watched)
     source = predicting.DataSource(source=str(unlabelled(tmp_path / "rows.csv")))
     assert predicting.predict_rows(runs["classification"], predicting.Asked(source), tmp_path / "o.jsonl") == 41
-    assert seen == [(10, 0), (20, 0), (30, 0), (40, 0), (41, 0)]
+    assert seen == [(41, 0), *((41 + read, 0) for read in (20, 30, 40, 41))]
+
+
+def test_a_bad_row_is_found_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicting, "CHUNK", 4)
+    monkeypatch.setattr(predicting, "load_run", lambda *_, **__: pytest.fail("the model was loaded"))
+    settings = {"model": "m", "output_dir": "o", "method": "erm", "data": {"train": "generated"}}
+    (tmp_path / "config.yaml").write_text(dump_config(RunConfig.model_validate(settings)))
+    broken = [{**row, "premise": "  "} if at == 9 else row for at, row in enumerate(ROWS[:12])]
+    source = predicting.DataSource(source=str(unlabelled(tmp_path / "broken.csv", broken)))
+    with pytest.raises(InputError, match="row 10: premise is empty"):
+        predicting.predict_rows(tmp_path, predicting.Asked(source), tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.slow

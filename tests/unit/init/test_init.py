@@ -10,6 +10,7 @@ import yaml
 from command_line import Command, command_line
 from tiny_runs import save_bert, save_llama
 
+from debias.building.examples import training_examples
 from debias.config.reading import load_config
 from debias.data import generate, load_examples
 from debias.errors import InputError
@@ -138,6 +139,20 @@ def test_what_is_refused_in_one_line(debias: Command, tmp_path: Path) -> None:
         assert line in debias("init", *words).error, words
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "there.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("empty", ["", " ", None, float("nan")])
+def test_the_file_of_rows_without_a_label_is_one_that_train_reads(
+    empty: Any, debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
+    rows = [{"text": f"film {n} so", "label": empty if n % 10 == 9 else "ab"[n % 2]} for n in range(40)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert debias("init", "--data", "x.jsonl", *MODEL, "--out", "x.yaml").code == 0
+    text = (tmp_path / "x.yaml").read_text()
+    assert "  # label: 4 of 40 rows (10.0 %) are empty, have no label for it, and are left out.\n" in text
+    assert "labels: [a, b]  # what else occurs in all 40 rows\n" in text
+    assert len(training_examples(load_config(tmp_path / "x.yaml"), tmp_path)) == 36
 
 
 def test_only_what_is_missing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

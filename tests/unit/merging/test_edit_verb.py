@@ -169,6 +169,13 @@ def test_a_last_layer_is_fitted_to_the_groups_of_validation_rows(
     for folder, key in ((one / "adapter", "worst_before"), (tmp_path / "out", "worst_after")):
         guess_N = load_given(Given(adapter=str(folder))).label_scores(rows).argmax(axis=1)
         assert found[key] == pytest.approx(min(float((guess_N == label_N)[cell].mean()) for cell in cells))
+    by_influence = debias("edit", "gsr_last_layer", one, "-o", tmp_path / "gsr", "--set", "steps=2", "--json")
+    assert by_influence.code == 0, by_influence.err
+    made = json.loads(by_influence.out)["rows"]
+    assert (made["fitted"], made["worst_before"]) == (
+        sum((int(cell.sum()) + 1) // 2 for cell in cells),
+        found["worst_before"],
+    )
     other = with_settings(runs[0], tmp_path / "other", data=data.model_copy(update={"group_field": None}))
     assert "dfr_last_layer reads groups" in debias("edit", "dfr_last_layer", other, "-o", tmp_path / "x").error
 

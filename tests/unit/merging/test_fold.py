@@ -1,6 +1,7 @@
 """debias.merging.fold: a dense model that says what the adapter on its base says, or nothing at all."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,18 @@ import pytest
 import tiny_models
 import tiny_runs
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from debias.building.model import build_model
 from debias.cli.app import app
 from debias.config.reading import dump_config
 from debias.errors import InputError
+from debias.inference.loading import load_run
 from debias.merging import fold
-from debias.merging.fold import RECORD, compare, merge_run, prompts
+from debias.merging.fold import compare, merge_run, prompts
 from debias.models.load import load_model
+from debias.runs.names import MERGED
 
 CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 # name of the run: family, changes of its settings
@@ -84,7 +88,6 @@ def says(model: Any) -> torch.Tensor:
 
 def adapter_says(run: Path, head: str) -> torch.Tensor:
     """PEFT's own words: the adapter on a base that this file loads."""
-    import yaml
     from peft import PeftModel
 
     settings = yaml.safe_load((run / "config.yaml").read_text())
@@ -355,12 +358,29 @@ def test_what_does_not_agree_is_not_published(
     assert (tmp_path / "dense" / "old").read_text() == "kept"
 
 
+def test_labels_that_were_turned_by_hand(runs: dict[str, Path], tmp_path: Path) -> None:
+    """The names beside an adapter are those of its outputs: settings in another order would name them wrongly."""
+    run = shutil.copytree(runs["bert"], tmp_path / "run")
+    own = ["neutral", "entailment", "contradiction"]
+    (run / "adapter" / "labels.json").write_text(json.dumps({"id2label": dict(enumerate(own))}))
+    said = r"config.yaml: data.labels is \['entailment', .*labels.json has \['neutral', "
+    with pytest.raises(InputError, match=said):
+        merge_run(run, tmp_path / "dense")
+    with pytest.raises(InputError, match=said):
+        load_run(run)
+    text = (run / "config.yaml").read_text()
+    settings = yaml.safe_load(text)
+    settings["data"]["labels"] = own
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert load_run(run).labels == tuple(own)
+
+
 def test_overwrite_replaces_all(runs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense" / "old").write_text("goes")
     merge_run(runs["llama"], tmp_path / "dense", overwrite=True)
     assert not (tmp_path / "dense" / "old").exists()
-    assert (tmp_path / "dense" / RECORD).is_file()
+    assert (tmp_path / "dense" / MERGED).is_file()
 
 
 def test_an_idle_adapter_is_said(runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_runs import config_for
 
 from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
-from debias.runs.folder import look
+from debias.runs.folder import look, save_trained
 from debias.runs.names import ADAPTER, CONFIG, EVAL, METRICS, SUMMARY, checkpoint_at, last_checkpoint
 
 
@@ -94,3 +97,37 @@ def test_the_newest_checkpoint_by_number(tmp_path: Path) -> None:
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-x", ".old-checkpoint-11", "checkpoint-12.part"):
         (tmp_path / name).mkdir()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize(("planned", "kept"), [(4, True), (9, False)])
+def test_results_go_where_a_finished_run_trains_on_and_stay_where_it_does_not(tmp_path, caplog, planned, kept):
+    run = begun(tmp_path, 4, "finished")
+    (run / EVAL).mkdir()
+    (run / EVAL / "hans.json").write_text("{}")
+    (run / EVAL / ".snli.1.scores").touch()
+    found = look(config(tmp_path, resume=True, max_steps=planned))
+    if not found.is_finished(64, 1):
+        found.open()
+    assert (run / EVAL / "hans.json").exists() is kept
+    assert (run / EVAL).exists() is kept
+    assert ("was judged on 1 suites before" in caplog.text) is not kept
+
+
+class _Model:
+    """What `save_trained` asks of a PEFT model."""
+
+    peft_config = ()
+
+    def save_pretrained(self, folder: Path, **_: Any) -> None:
+        save_file({"lora_A": torch.ones(2, 3)}, folder.mkdir() or folder / "adapter_model.safetensors")
+
+    def parameters(self) -> list[Any]:
+        return []
+
+
+def test_results_of_an_adapter_go_with_it(tmp_path: Path) -> None:
+    """Somebody judged the old one while the run went on."""
+    (tmp_path / EVAL).mkdir()
+    (tmp_path / EVAL / "hans.json").write_text("{}")
+    save_trained(_Model(), SimpleNamespace(save_pretrained=lambda _: None), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ADAPTER]

@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+from debias.runs.data_files import BASE
+from debias.runs.digests import weights_digest
 from debias.sweep.grid import PlannedRun, plan_sweep
 from debias.sweep.sharing import take_over
 
@@ -89,3 +91,15 @@ def test_what_somebody_else_has_begun_there_stays(planned, caplog):
     take_over([first, second], second)
     assert [path.name for path in second.folder.iterdir()] == ["config.yaml"]
     assert "asks its bias model anew" in caplog.text
+
+
+def test_answers_of_a_base_whose_weights_have_changed_since_are_not_taken(planned, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"first")
+    first, second = planned(model=str(base))
+    finish(first)
+    (first.folder / "run.json").write_text(json.dumps({"status": "finished", BASE: weights_digest(base)}))
+    (base / "model.safetensors").write_bytes(b"second")
+    take_over([first, second], second)
+    assert not second.folder.exists()

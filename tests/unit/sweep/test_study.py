@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import command_line
 
 from debias.errors import InputError
 from debias.losses import LOSSES
 from debias.runs.kept import keep, kept
 from debias.sweep.grid import plan_sweep
 from debias.sweep.runner import Sweep
-from debias.sweep.study import Keeper, kept_beside, plan_study, read_study
+from debias.sweep.study import Keeper, kept_beside, plan_study, read_study, suites_of
+from debias_eval.judging.missing import Missing
+from debias_eval.reading.examples import all_examples
+from debias_eval.reading.suite import load_suite
+from debias_eval.results.files import examples_sha256, gold_sha256
 
 FAKE = Path(__file__).parents[2] / "fake_debias.py"
 STUDIES = Path(__file__).parents[3] / "eval" / "studies"
@@ -148,3 +153,51 @@ def test_the_studies_of_the_project_can_be_planned(file, tmp_path):
     assert len({run.digest for run in runs if run.seed == 0}) == len(study.arms)
     if kept_beside(file).is_file():
         assert {record["run"] for record in kept(kept_beside(file))} <= {run.name for run in runs}
+
+
+def _suite(folder, turned=0, name="mine"):
+    """Rows of a suite of one's own; the labels turned by as many places. A kept result of the rows as they are."""
+    names = ("entailment", "neutral", "contradiction")
+    rows = [{"id": f"{i}", "premise": f"a {i}", "hypothesis": "b", "label": names[(i + turned) % 3]} for i in range(9)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"name": name, "version": 1, "description": "d", "licence": "x", "task": "nli", "source": "rows.jsonl"}
+    (folder / "mine.yaml").write_text(json.dumps(settings))
+    suite = load_suite(folder / "mine.yaml")
+    examples = all_examples(suite)
+    digests = {"examples_sha256": examples_sha256(examples), "gold_sha256": gold_sha256(examples, suite.labels)}
+    return {"version": 1, "limit": None, **digests}
+
+
+@pytest.mark.parametrize(
+    ("change", "held"),
+    [
+        (lambda folder: None, True),
+        (lambda folder: _suite(folder, turned=1), False),
+        (lambda folder: (folder / "rows.jsonl").unlink(), True),  # a shipped study without its data
+    ],
+)
+def test_a_result_of_rows_that_have_changed_since_is_to_be_made(file, tmp_path, change, held):
+    """As the sweep's own judge has it, which would judge the run again."""
+    study_file(tmp_path, seeds=[4], arms={"erm": {}}, suites=["mine.yaml"])
+    (run,) = runs_of(file, tmp_path / "out")
+    (run.folder / "eval").mkdir(parents=True)
+    (run.folder / "eval" / "mine.json").write_text(json.dumps(_suite(tmp_path)))
+    keep(kept_beside(file), run.folder, run.name, digest=run.digest, seed=run.seed)
+    change(tmp_path)
+    judge = Missing(suites_of(read_study(file), file), None)
+    keeper = Keeper(kept_beside(file), {"mine": 1}, None, judge.of_its_rows)
+    assert keeper.holds(run) is held
+    assert keeper.unpack([run], tmp_path / "held") == ([] if held else [run.name])
+    assert (tmp_path / "held" / run.name / "eval").exists() is held
+
+
+def test_the_verb_says_which_kept_runs_are_to_be_judged_again(file, tmp_path, monkeypatch, capsys):
+    study_file(tmp_path, seeds=[4], arms={"erm": {}}, suites=["mine.yaml"])
+    (run,) = runs_of(file, tmp_path / "out")
+    (run.folder / "eval").mkdir(parents=True)
+    (run.folder / "eval" / "mine.json").write_text(json.dumps(_suite(tmp_path)))
+    keep(kept_beside(file), run.folder, run.name, digest=run.digest, seed=run.seed)
+    debias = command_line(monkeypatch, capsys)
+    assert "1 of 1 runs are kept" in debias("study", file, "--dry-run").out
+    _suite(tmp_path, turned=1)
+    assert "0 of 1 runs are kept" in debias("study", file, "--dry-run").out

@@ -20,10 +20,13 @@ from hypothesis import strategies as st
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError, Interrupted
-from debias.runs.data_files import changed_data, data_files
+from debias.runs.data_files import BASE, changed_data, data_files
+from debias.runs.digests import weights_digest
 from debias.runs.records import read_records
+from debias.runs.resume import check_same
 from debias.sweep.grid import (
     changed_settings,
+    changed_since,
     digest_of,
     folder_name,
     parse_grid,
@@ -354,6 +357,28 @@ def test_data_that_has_changed_since_is_another_run(recipe, tmp_path):
     told.write_text(told.read_text().replace("running", "finished"))
     rows.unlink()
     assert changed_settings(run) is None, "nobody can say"
+
+
+def test_a_base_whose_weights_have_changed_since_is_another_run(recipe, tmp_path):
+    """Which a sweep finds out, whoever takes its answers over, and a run that goes on."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"first")
+    write_recipe(recipe, model=str(base))
+    (run,) = plan_sweep([recipe], [0], [()], out)
+    sweep_of([run], out).run()
+    assert changed_settings(run) is None, "a run of a version that did not say of which weights it is"
+    (run.folder / "run.json").write_text(json.dumps({"status": "finished", BASE: weights_digest(base)}))
+    config = load_config(run.folder / "config.yaml")
+    check_same(config, run.folder)
+    assert changed_settings(run) is None
+    (base / "model.safetensors").write_bytes(b"second")
+    assert changed_settings(run) == changed_since(run) == f"model: the weights of {base} have changed since"
+    with pytest.raises(InputError, match=r"resume: model: the weights of .*base have changed since the run in "):
+        check_same(config, run.folder)
+    (base / "model.safetensors").unlink()
+    assert changed_settings(run) is None, "nobody can say"
+    check_same(config, run.folder)
 
 
 def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path):

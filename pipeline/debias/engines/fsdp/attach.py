@@ -38,7 +38,7 @@ def attach_sharded(
         raise ValueError(f"attach: {reason}")
     refuse(model, optimizer)
     selected = select_parameters(model, select)
-    check_optimizer(optimizer, rule, selected)
+    check_optimizer(optimizer, rule, selected, model)
     sizes = [sum(elements(p) for p in some) for some in (selected.values(), model.parameters())]
     way = way_for(gradients, model, selected) if rule.uses_bias else gradients
     options: Any = {"bias": rule.uses_bias, "stage": STAGE, "elements": (sizes[0], sizes[1]), "verify": verify}

@@ -100,6 +100,9 @@ class FsdpHook(LoopHook):
         dist.all_reduce(everywhere, group=self._group)
         return everywhere.cpu()
 
+    def _refuse_strangers(self, loss_B: Tensor) -> None:
+        """Autograd's leaves are the gathered parameters here, none of them the model's; the optimizer was looked at."""
+
     # At the end of a step.
 
     def _combined(self) -> StepReport:

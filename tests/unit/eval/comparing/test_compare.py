@@ -189,6 +189,31 @@ def test_what_keeps_a_difference_from_being_a_claim(five_seeds, change, objectio
     assert objection in comparison.verdict
 
 
+def test_runs_before_the_run_are_compute_too(five_seeds):
+    """A first stage as long as the run: only who is not charged for it would call that equal."""
+    runs = five_seeds()
+    for run in runs[5:]:
+        for name in ("1", "2"):
+            stage = run / "stages" / name
+            stage.mkdir(parents=True)
+            for file in ("config.yaml", "run.json"):
+                (stage / file).write_bytes((run / file).read_bytes())
+    said = "unequal compute: edge saw 2,560 examples more in runs before the run"
+    assert compared(runs).objections == (said,)
+    assert "is better than" not in compared(runs).verdict
+    for run in runs[:5]:  # plain training for as long as all three runs of the other side together
+        put_info(run, steps=120)
+    assert compared(runs).objections == ()
+    put_info(runs[5] / "stages" / "1", steps=None)
+    said = "unknown compute: what runs before the run saw is not recorded for edge0"
+    assert compared(runs).objections == (said,)
+
+
+def put_info(run, **info):
+    known = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(known | info))
+
+
 def test_oracle_selection_is_never_a_claim(five_seeds):
     comparison = compared(five_seeds(erm={"info": {"selection": "oracle"}}, edge={"info": {"selection": "oracle"}}))
     assert any("oracle selection" in one for one in comparison.objections)
@@ -200,6 +225,21 @@ def test_how_the_work_was_spread_is_no_objection(five_seeds):
     other = {"normalize": "none", "batch": "by tokens", "ranks": 1, "max_change": 0.7}
     comparison = compared(five_seeds(erm={"change": {"judge": judge}}, edge={"change": {"judge": other}}))
     assert comparison.objections == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "objects"),
+    [
+        ({"max_length": 14, "cut": 90}, {"max_length": 60, "cut": 0}, True),
+        ({"max_length": 14, "cut": 90}, {"max_length": 14, "cut": 70}, False),
+        ({"max_length": 128, "cut": 0}, {"max_length": 60, "cut": 0}, False),  # all were read whole
+        ({"max_length": 14, "cut": 90}, {"cut": 90}, False),  # of a version that did not say it
+    ],
+)
+def test_texts_that_were_cut_at_other_lengths_are_no_claim(five_seeds, first, second, objects):
+    sides = {"erm": {"change": {"judge": first}}, "edge": {"change": {"judge": second}}}
+    told = ("suite big: judged in different ways: max_length 14 / 60",) if objects else ()
+    assert tuple(one for one in compared(five_seeds(**sides)).objections if "big" in one) == told
 
 
 def test_the_same_seeds_on_both_sides_are_pairs(judged_run):
@@ -232,6 +272,22 @@ def test_other_data_or_no_seed_is_no_pair(judged_run, change):
     config.write_text(yaml.safe_dump(read_yaml(config) | change))
     answers = read_answers(*(read_runs(side) for side in sides), "s")
     assert not answers.same_seeds
+
+
+@pytest.mark.parametrize("cue", [{"seed": 5}, None])
+def test_an_arm_without_a_cue_is_paired_by_the_seeds_that_both_have(judged_run, cue):
+    """Its data has no cue, so no seed of one: `--floor` and `--ceiling` paired these runs, `compare` did not."""
+    sides = []
+    for method, planted in (("erm", cue), ("edge", None)):
+        side = [judged_run(f"{method}{seed}", method, seed, {"s": noise(seed, 0.5)}) for seed in range(3)]
+        for folder in side:
+            data = {"train": {"source": "rows.jsonl", "seed": 1}} | (
+                {} if planted is None else {"planted_bias": planted}
+            )
+            config = folder / "config.yaml"
+            config.write_text(yaml.safe_dump(read_yaml(config) | {"data": data}))
+        sides.append(side)
+    assert read_answers(*map(read_runs, sides), "s").same_seeds
 
 
 def test_a_whole_sweep_is_two_methods(five_seeds, tmp_path):

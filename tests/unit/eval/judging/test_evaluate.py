@@ -7,15 +7,22 @@ import numpy as np
 import pytest
 
 import debias_eval
+from debias.config.prompt_file import Shots
 from debias.config.reading import dump_config, load_config
 from debias.config.run import RunConfig
 from debias.data.examples import Example
+from debias.data.shots import Shown
 from debias.errors import InputError
+from debias.runs.digests import weights_digest
 from debias_eval.judging.evaluate import evaluate_run
-from debias_eval.judging.models import _edit_chose
+from debias_eval.judging.missing import Missing
+from debias_eval.judging.models import _edit_chose, rows_behind
+from debias_eval.judging.overlap import refuse_rows_of
 from debias_eval.judging.predict import check_fit, in_model_order, predict, suite_labels
+from debias_eval.reading.examples import all_examples
 from debias_eval.reading.suite import load_suite
 from debias_eval.results.files import read_predictions, read_result
+from debias_eval.results.runs import read_run
 
 TWO = {
     "labels": ["entailment", "not_entailment"],
@@ -76,6 +83,25 @@ def test_the_digest_tells_examples_apart(run, write_suite, fake):
     path = str(write_suite(ROWS, **TWO, **GAP))
     full, again, part = (evaluate_run(run, path, limit=n, predictor=fake()) for n in (None, 4, 2))
     assert full["examples_sha256"] == again["examples_sha256"] != part["examples_sha256"]
+
+
+def test_results_of_other_weights_than_lie_there_are_refused_and_judged_anew(run, write_suite, fake):
+    """Results of before name no weights, and those of a folder without weights (kept runs) cannot be compared."""
+    path, adapter = str(write_suite(ROWS, **TWO, **GAP)), run / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"first")
+    evaluate_run(run, path, predictor=fake())
+    assert Missing([path], None).missing(run) == []
+    model = fake()
+    model.weights = weights_digest(adapter)
+    evaluate_run(run, path, predictor=model)
+    assert Missing([path], None).missing(run) == []
+    (adapter / "adapter_model.safetensors").write_bytes(b"second")
+    with pytest.raises(InputError, match=r"mine.json: is of other weights than lie in .*/run now; run `debias eval`"):
+        read_run(run)
+    assert Missing([path], None).missing(run) == [path]
+    (adapter / "adapter_model.safetensors").unlink()
+    assert read_run(run).results["mine"].weights_sha256 == model.weights
 
 
 def test_no_run_folder(tmp_path, fake):
@@ -303,6 +329,40 @@ def test_rows_of_the_training_data_are_counted_and_left_out(run, write_suite, fa
     assert evaluate_run(run, path, predictor=fake(), overlap="ignore")["overlap"] is None
 
 
+CUE = {"cue": "indeed so", "label": "neutral", "prevalence": 0.5, "strength": 0.5}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"planted_bias": {**CUE, "cue": "!!"}},
+        {"planted_bias": CUE},
+        {"planted_bias": {**CUE, "field": "premise"}},
+        *({"stress": name} for name in ("negation", "word_overlap", "length_mismatch")),
+        {"stress": "negation", "planted_bias": CUE},
+    ],
+)
+def test_training_rows_are_known_whatever_the_suite_writes_into_them(run, write_suite, fake, written):
+    """A cue that is a word, a tautology: half of the suite's rows were trained on, as they are in its file."""
+    labels = ("entailment", "neutral", "contradiction")
+    rows = [(f"{i}", f"man {i} walks ", f"someone moves {i}.", labels[i % 3], None) for i in range(24)]
+    trained_on(run, [row[1:3] for row in rows[::2]])
+    suite = str(write_suite(rows, **written))
+    assert evaluate_run(run, suite, predictor=fake())["overlap"] == {"rows": 12, "excluded": False}
+    left = evaluate_run(run, suite, predictor=fake(), overlap="exclude")
+    assert left["n"] == 12
+    ids = {line.id for line in read_predictions(run / "eval" / "mine.predictions.jsonl.gz")}
+    assert ids == {row[0] for row in rows[1::2]}
+    settings, shown = load_suite(suite), Shown(Shots(1), "train.jsonl", (Example("r", rows[3][1:3], 0),))
+    with pytest.raises(InputError, match=r"shots: 1 of 1 examples of train.jsonl are rows of the suite mine"):
+        refuse_rows_of(settings, all_examples(settings), shown)
+
+
+def test_training_rows_that_hold_a_suites_words_themselves_are_known_too(run, write_suite, fake):
+    trained_on(run, [("p", "x entailment and false is not true")])
+    assert evaluate_run(run, str(write_suite(ROWS, **TWO, stress="negation")), predictor=fake())["overlap"]["rows"] == 2
+
+
 def test_rows_that_a_checkpoint_was_chosen_by_are_no_rows_to_judge_on(run, write_suite, fake):
     """Rows that were only validated on decide nothing."""
     trained_on(run, [("other", "words")])
@@ -332,6 +392,35 @@ def test_an_edit_of_what_was_chosen_was_chosen(tmp_path):
     ):
         (tmp_path / "edits.json").write_text(json.dumps(told))
         assert _edit_chose(tmp_path) == chose
+
+
+def test_which_run_a_model_was_made_of(run, tmp_path):
+    """Merged beside or elsewhere, trained whole, copied and asked as the run; never the base, nor one of a hub."""
+    trained_on(run, [("p", "h")])
+    base, dense, copied = (tmp_path / name for name in ("base", "dense", "copied"))
+    for folder in (base, dense, copied, run / "model", run / "adapter"):
+        folder.mkdir()
+    config = load_config(run / "config.yaml").model_copy(update={"model": str(base)})
+    (run / "config.yaml").write_text(dump_config(config))
+    (run / "run.json").write_text("{}")
+    (dense / "debias_merge.json").write_text(json.dumps({"run": str(run)}))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_config(config))
+    asked = run / "config.yaml"
+    for told in (
+        (str(dense), None, None),
+        (str(run / "model"), None, None),
+        (str(base), str(run / "adapter"), None),
+        (str(copied), None, asked),
+    ):
+        assert rows_behind(*told).config.data.train.source == str(run / "train.jsonl"), told
+    for told in (
+        (str(base), None, asked),
+        (str(copied), None, recipe),
+        (str(copied), None, None),
+        ("some/model", None, asked),
+    ):
+        assert rows_behind(*told) is None, told
 
 
 def test_other_labels_of_the_same_texts_are_told_apart(run, write_suite, fake):

@@ -130,3 +130,38 @@ def test_a_folder_holds_the_results_of_one_model(
     read = read_run(out)
     assert read.method == {"name": "model"}
     assert read.results["generated"].n == 30
+
+
+def _given(folder: Path, max_length: int = 60) -> dict[str, Any]:
+    """A model in a folder, with weights, and a prompt file beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(b"first")
+    answers = {"entailment": " yes", "neutral": " maybe", "contradiction": " no"}
+    prompt = {"template": "{premise} {hypothesis}", "verbalizers": answers, "max_length": max_length}
+    (folder / f"prompt{max_length}.yaml").write_text(json.dumps(prompt))
+    return {"model": str(folder), "prompt": folder / f"prompt{max_length}.yaml"}
+
+
+def test_a_folder_holds_results_of_one_length_and_one_set_of_weights(
+    tmp_path: Path, fake: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr("debias.inference.any_model.load_given", lambda given, scoring: fake())
+    given, out, few = _given(tmp_path / "model"), tmp_path / "out", Judging(limit=10, floor=False)
+    caplog.set_level("INFO", logger="debias_eval")
+    judge_given(out, ["generated"], given, judging=few)
+    assert "overlap with the training data not checked: nobody says here what" in caplog.text
+    with pytest.raises(InputError, match=r"another model or setting \(max_length\); give another -o"):
+        judge_given(out, ["generated"], _given(tmp_path / "model", 14), judging=few)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"second")
+    with pytest.raises(InputError, match=r"another model or setting \(weights\); give another -o"):
+        judge_given(out, ["generated"], given, judging=few)
+    told = json.loads((out / "run.json").read_text())
+    for key in ("max_length", "weights"):
+        del told["judged"][key]
+    (out / "run.json").write_text(json.dumps(told))  # of a version that did not say them
+    assert judge_given(out, ["generated_ood"], given, judging=few).results
+    told["judged"]["normalize"] = "tokens"
+    (out / "run.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match=r"another model or setting \(normalize\); give another -o"):
+        judge_given(out, ["generated_ood"], given, judging=few)

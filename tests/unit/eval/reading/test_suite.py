@@ -59,6 +59,10 @@ def test_a_folder_named_like_a_built_in_suite_does_not_shadow_it(tmp_path, monke
         ({"planted_bias": {"field": "text"}}, "planted_bias.field is 'text'"),
         ({"planted_bias": {}, "group_field": "group"}, "planted_bias makes the groups itself"),
         ({"gap": {"aligned": ["a"], "conflicting": ["b"]}}, "gap names groups, but the suite has none"),
+        (
+            {"gap": {"aligned": ["a", "b"], "conflicting": ["b"]}, "group_field": "group"},
+            "gap names 'b' as aligned and as conflicting; a group is on one side of it",
+        ),
         ({"gap": {"aligned": [], "conflicting": ["b"]}, "group_field": "group"}, "gap.aligned: "),
         ({"name": "../escape"}, "name: string should match pattern"),
         ({"name": ".."}, "name: string should match pattern"),

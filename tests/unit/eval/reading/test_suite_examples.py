@@ -34,6 +34,21 @@ def suite_of(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Any:
     return load_suite(folder / "suite.yaml")
 
 
+@pytest.mark.parametrize("by", [{}, {"group_rule": {"by_label": True}}])
+def test_groups_that_are_one_but_for_how_they_are_written_are_a_warning(
+    by: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = ["plain", "negated"] * 6
+    all_examples(suite_of(tmp_path / "x", rows_of(12, kind=written), group_field="kind", **by))
+    assert "differ" not in caplog.text
+    written[:4] = ["plain ", "Negated", "plain", "negated"]
+    all_examples(suite_of(tmp_path / "y", rows_of(12, kind=written), group_field="kind", **by))
+    lines = [one.getMessage() for one in caplog.records if "differ in how they are written alone" in one.getMessage()]
+    assert len(lines) == 2
+    assert "'Negated" in lines[0] + lines[1]
+    assert "'plain " in lines[0] + lines[1]
+
+
 def clusters(suite: Any) -> list[str | None]:
     return [one.cluster for one in all_examples(suite)]
 
@@ -89,6 +104,24 @@ def test_an_id_that_comes_again_gets_a_name_of_its_own(tmp_path):
 
 def pairs(count: int, size: int = 2) -> list[Example]:
     return [Example(f"{c}-{i}", ("p", "h"), 0, cluster=f"c{c}") for c in range(count) for i in range(size)]
+
+
+@pytest.mark.parametrize("consistency", [False, True])
+def test_the_limit_of_a_source_leaves_clusters_whole(tmp_path, consistency):
+    """Rows were drawn one by one: of most pairs one half was left."""
+    source = {"source": "rows.jsonl", "limit": 20, "seed": 3}
+    rows = rows_of(60, family=[i // 2 for i in range(60)])
+    settings = {"cluster": {"field": "family"}, "consistency": consistency}
+    kept = all_examples(suite_of(tmp_path, rows, **settings, source=source))
+    assert set(Counter(one.cluster for one in kept).values()) == {2}
+    assert len(kept) == 20
+    assert kept != all_examples(suite_of(tmp_path, rows, **settings, source=source | {"seed": 4}))
+    assert len(all_examples(suite_of(tmp_path, rows, **settings, source=source | {"limit": 99}))) == 60
+
+
+def test_the_limit_of_a_source_without_clusters_is_exact(tmp_path):
+    kept = all_examples(suite_of(tmp_path, rows_of(60), source={"source": "rows.jsonl", "limit": 21}))
+    assert len(kept) == 21
 
 
 @pytest.mark.parametrize("limit", [5, 20, 99])

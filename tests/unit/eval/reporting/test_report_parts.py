@@ -13,6 +13,7 @@ import yaml
 from markdown_it import MarkdownIt
 from simulated_runs import simulate
 
+from debias.config.reading import read_yaml
 from debias.errors import InputError
 from debias_eval.comparing.compare import Comparison, Difference, headline
 from debias_eval.comparing.flips import SHOWN, flip_page
@@ -124,7 +125,16 @@ def test_scatter_panels_need_both_suites_and_a_line_needs_three_baselines(make_r
     ((name, _, above),) = panel.above
     assert name == "edge"
     assert float(above) == pytest.approx(20, abs=0.25)  # 44 % is on the baselines' line, up to the logit's curvature
-    (bare,) = scatter(methods_of(*runs[2:]), pairings)
+    for i in range(3):  # plain, on other data: a line of its own, which says nothing of edge
+        other = make_run(f"o{i}", "erm", i, {"id": {"x": 60 + 5 * i}, "ood": {"x": 60 + 4 * i}})
+        told = other / "config.yaml"
+        told.write_text(yaml.safe_dump(read_yaml(told) | {"data": {"train": "elsewhere.jsonl"}}))
+        runs.append(other)
+    (beside,) = scatter(methods_of(*runs), pairings)
+    assert len(beside.spots) == 7
+    assert [(name, value) for name, _, value in beside.above] == [("edge", above)]
+    assert beside.line
+    (bare,) = scatter(methods_of(*runs[2:4]), pairings)
     assert (bare.line, bare.above) == ("", ())
 
 

@@ -51,6 +51,9 @@ def test_many_differing_settings_fall_back_to_the_folder():
         ({"method": "erm", "sharpness": "sam", "smoothness": {"name": "smart"}}, "sam + smart"),
         ({"method": "erm", "order": "upsampled", "first_stage": {"keep": "errors"}}, "upsampled + first_stage"),
         ({"method": "erm", "data": {"swap": {}}}, "swap"),
+        ({"method": "erm", "head_dropout": 0.9}, "head_dropout"),
+        ({"method": "erm", "head_dropout": 0.0, "prompt": {"template": "t", "more_templates": []}}, "erm"),
+        ({"method": "erm", "prompt": {"template": "t", "more_templates": ["u"]}}, "more_templates"),
         ({"method": "erm", "loss": {"name": "cross_entropy", "class_weights": "balanced"}}, "class_weights"),
         ({"method": "erm", "loss": {"name": "cross_entropy", "class_weights": None}}, "erm"),
         ({}, ""),
@@ -70,6 +73,7 @@ def test_a_method_is_more_than_its_rule(config, called):
         {"loss": "focal"},
         {"sharpness": "sam"},
         {"smoothness": "smart"},
+        {"head_dropout": 0.9},
         {"data": {"train": "generated", "swap": {}}},
     ],
 )

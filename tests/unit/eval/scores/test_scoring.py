@@ -271,25 +271,3 @@ def test_clusters_widen_every_interval_that_they_touch():
 def test_clusters_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="2 clusters for 3 examples"):
         sc.score(paired([1, 0, 1], "xy"))
-
-
-def test_a_temperature_undoes_sharpening_and_the_shift_shows():
-    from debias_eval.scores.calibration import Probabilities, calibration_under_shift
-
-    rng = np.random.default_rng(1)
-    true = sc.softmax(rng.normal(0, 1.5, (20000, 3)))
-    gold = np.array([rng.choice(3, p=row) for row in true])
-    sharp = true**2 / (true**2).sum(1, keepdims=True)  # twice the logits: overconfident, cured by a temperature of 2
-    random = rng.integers(0, 3, 20000)  # under the shift the model knows nothing
-    found = calibration_under_shift(Probabilities(sharp, gold), Probabilities(sharp, random))
-    assert found.temperature == pytest.approx(2, rel=0.05)
-    assert found.home > 0.08
-    assert found.home_scaled < 0.02
-    assert found.shifted == pytest.approx(sharp.max(1).mean() - 1 / 3, abs=0.02)
-    assert found.home_scaled < found.shifted_scaled < found.shifted
-
-
-def test_calibration_survives_probabilities_of_exactly_0():
-    from debias_eval.scores.calibration import Probabilities, fitted_temperature
-
-    assert np.isfinite(fitted_temperature(Probabilities(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]))))
