@@ -180,6 +180,18 @@ def test_what_is_not_in_the_statistics_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_that_is_not_finite_is_skipped(name: str) -> None:
+    """One process and one micro-batch: what is not a number is no sign of other ranks."""
+    logits, hidden, labels, groups = of_step(alone=False)
+    known, loss = facts(labels, groups), begun(name)
+    want = loss(said(logits, hidden, labels), known)
+    loss.step(lambda sums: sums)
+    loss(said(torch.tensor(logits) * math.nan, torch.tensor(hidden) * math.nan, labels), known)
+    loss.step(lambda sums: sums, applied=False)
+    assert torch.equal(loss(said(logits, hidden, labels), known), want)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_step_changes_what_the_next_one_says(name: str) -> None:
     """And a checkpoint holds no statistics of groups."""
     logits, hidden, labels, groups = of_step(alone=False)

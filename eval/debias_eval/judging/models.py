@@ -109,14 +109,16 @@ def judge_given(
 def rows_behind(model: str, adapter: str | None, prompt: Path | None) -> TrainingRows | None:
     """What the run was trained on that an adapter, or a model in a folder here, lies in or was made of.
 
-    Of a folder that does not tell, and is asked as a run was that had another base, it is taken to be that run's model:
-    merged, and copied elsewhere. None where nobody says, and for the base itself.
+    A merged model whose run is no longer where it was is taken to be of the run that it is asked as. None where nobody
+    says, and for the base itself.
     """
     place = adapter or model
     if not Path(place).is_dir():
         return None
     made = Path(place).resolve()
-    settings = _settings_behind(made) or (None if adapter or prompt is None else _asked_with(prompt))
+    settings = _settings_behind(made)
+    if settings is None and prompt is not None and (made / MERGED).is_file():
+        settings = _asked_with(prompt)
     try:
         run = None if settings is None else load_config(settings)
     except InputError:

@@ -65,7 +65,9 @@ def all_examples(suite: Suite) -> Sequence[Example]:
     if late:
         if source.limit is not None and source.limit >= len(examples):
             log.info("%s: limit is %d, all %d examples are used", suite.name, source.limit, len(examples))
-        examples = subset(examples, source.limit, source.seed, whole=suite.consistency or suite.invariant)
+        examples = subset(
+            examples, source.limit, source.seed, whole=suite.consistency or suite.invariant, asked="source.limit"
+        )
     if suite.planted_bias:
         examples = list(plant(examples, suite.planted_bias, _own_config(suite)))
     elif suite.planted_color:

@@ -12,13 +12,15 @@ from debias.errors import InputError
 LARGEST_WHOLE_CLUSTER = 16
 
 
-def subset(examples: Sequence[Example], limit: int | None, seed: int, *, whole: bool = False) -> Sequence[Example]:
+def subset(
+    examples: Sequence[Example], limit: int | None, seed: int, *, whole: bool = False, asked: str = "limit"
+) -> Sequence[Example]:
     """At most `limit` examples in the original order, drawn at random with `seed`.
 
     Clusters of up to 16 examples (pairs, edits of one original) are drawn whole, so that a few places may stay empty;
     larger ones (templates) example by example, or a small subset would hold few of them, unless `whole`, as consistency
-    needs. Without clusters it is a simple random sample of exactly `limit`. InputError for a limit too small for the
-    cluster drawn first.
+    needs. Without clusters it is a simple random sample of exactly `limit`. InputError, which names what `asked` for
+    it, for a limit too small for the cluster drawn first.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: expected a number over 0, got {limit}")
@@ -33,7 +35,9 @@ def subset(examples: Sequence[Example], limit: int | None, seed: int, *, whole: 
             break
         kept += units[chosen]
     if not kept:
-        raise InputError(f"limit: {limit} is too few: clusters are drawn whole, and hold up to {max(map(len, units))}")
+        raise InputError(
+            f"{asked}: {limit} is too few: clusters are drawn whole, and hold up to {max(map(len, units))}"
+        )
     return taken(examples, np.array(sorted(kept)))
 
 

@@ -85,7 +85,7 @@ def build_trainer(
 def _say_repeats(rows: int, round_of: int, arguments: Any) -> None:
     """Ranks have equally many batches, so an epoch's last ones are filled up by its first samples (accelerate)."""
     missing = -rows % round_of
-    if arguments.world_size > 1 and missing:
+    if arguments.world_size > 1 and arguments.process_index == 0 and missing:
         logger.warning(
             "WARNING: %d samples a pass do not fill batches of %d on %d ranks: the last step of each pass sees %d of"
             " them a second time, where one process would take a smaller step",

@@ -45,8 +45,7 @@ if TYPE_CHECKING:
     from debias.engines.zero.hook import ZeroHook
 
 
-# (IA)^3's vectors begin at 1, DoRA's magnitudes at the lengths of the base's rows, VeRA's d at 0.1.
-FACTORS = frozenset({"ia3_l", "lora_magnitude_vector", "vera_lambda_d"})
+FACTORS = frozenset({"ia3_l", "lora_magnitude_vector", "vera_lambda_d"})  # they begin at 1, or at the base's own
 
 
 class DebiasTrainer(CheckpointingTrainer):
@@ -376,8 +375,9 @@ class DebiasTrainer(CheckpointingTrainer):
         }
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Without what stands in for a factor of the base: a pull towards 0 would take the base itself apart."""
-        return [n for n in super().get_decay_parameter_names(model) if FACTORS.isdisjoint(n.split("."))]
+        """Without factors of the base, which a pull towards 0 would take apart; all where there is no decay."""
+        names = super().get_decay_parameter_names(model)
+        return [n for n in names if not self.args.weight_decay or FACTORS.isdisjoint(n.split("."))]
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Any:
         """A data set that knows its lengths brings its own sampler (buckets of like length)."""

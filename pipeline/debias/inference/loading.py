@@ -51,7 +51,7 @@ def load_run(
     source = resolve_model(saved.as_posix() if whole else config.model)
     if whole:
         check_order(source, config.data.labels, config.head)
-    else:
+    elif config.head != "causal_lm":
         check_labels(saved, config.data.labels, run / CONFIG)
     weights = weights_digest(saved)
     predictor = load(config, source, None if whole else str(saved), scoring or Scoring(), deepspeed)

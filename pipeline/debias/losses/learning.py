@@ -141,7 +141,7 @@ class LearningLoss:
         """The sums of all ranks, of a step that was not settled; RuntimeError where its losses have read one rank's."""
         mine = torch.tensor(float(len(own))) if self.loss.in_rows else own
         whole = over_ranks(mine.clone())
-        if self.ahead and not torch.allclose(whole, mine):
+        if self.ahead and not torch.allclose(whole, mine, equal_nan=True):
             raise RuntimeError(
                 f"loss {self.loss.name} takes statistics of the whole step, and took those of one rank; gather each"
                 " micro-batch and settle before the first loss, or set loss.memory to 0.9 (the steps before)"

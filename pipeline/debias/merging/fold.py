@@ -86,7 +86,8 @@ def merge_run(
     source = find_adapter(run, adapter)
     check_out(out, [run, source, Path(config.model)], overwrite)
     check_base(str(source), config.model)
-    check_labels(source, config.data.labels, run / CONFIG)
+    if config.head != "causal_lm":
+        check_labels(source, config.data.labels, run / CONFIG)
     name = _dtype_name(config, dtype)
     check_factor("scale", scale)
     if config.load_in_4bit:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from debias.runs.names import trained
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+# Of the first kind that a folder has are the weights that would be loaded; what else lies beside them changes nothing.
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "model*.safetensors", "pytorch_model*.bin")
+NOT_HERE = b"version https://git-lfs"  # what stands in a file that git has not fetched
 SMALL = 1 << 20  # bytes of a file, up to which all of it is read
 BLOCK, BLOCKS = 4096, 16  # bytes of a block, and blocks of each tensor, that are read of a larger one
 
@@ -32,23 +34,29 @@ def local_weights(*names: str | None) -> dict[str, str]:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """A SHA-256 of the weights in a model's or an adapter's folder, wherever that lies; None where there are none.
+    """A SHA-256 of the weights in a model's or an adapter's folder, wherever that lies; None where there are none, or
+    they cannot be read.
 
     Of files above 1 MiB sixteen blocks of 4 KiB of each tensor are read, first and last among them: training moves all
     of a tensor, and judging a model of 100 GB must not read it twice. A few numbers changed by hand may go unnoticed.
     """
-    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file())
-    if not files:
+    try:
+        kinds = ([file for file in folder.glob(pattern) if file.is_file()] for pattern in WEIGHTS)
+        files = sorted(next(filter(None, kinds), []))
+        told = [(file.name, _digest(file, file.stat().st_size, file.stat().st_mtime_ns)) for file in files]
+    except OSError:
         return None
-    told = [(file.name, _digest(file, file.stat().st_size, file.stat().st_mtime_ns)) for file in files]
+    if not files or None in dict(told).values():
+        return None
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 @lru_cache(maxsize=4096)
-def _digest(file: Path, size: int, written: int) -> str:
-    """Once for a file as it is: a report reads every result of a run."""
+def _digest(file: Path, size: int, written: int) -> str | None:
+    """Once for a file as it is: a report reads every result of a run. None of one that git has not fetched."""
     if size <= SMALL:
-        return sha256_of(file)
+        with file.open("rb") as content:
+            return None if content.read(len(NOT_HERE)) == NOT_HERE else sha256_of(file)
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as content:
         for start, end in _parts(file, size):

@@ -81,7 +81,7 @@ class Folder:
         if self.held and not self.config.resume:
             _clear(self.path)
         elif self.held:
-            _forget_results(self.path)
+            _forget_results(self.path, "for it trains on")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / CONFIG, dump_config(self.config))
@@ -171,10 +171,13 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _forget_results(folder: Path) -> None:
-    if count := len(list((folder / EVAL).glob("*.json"))):
-        logger.warning("resume: %s was judged on %d suites before; these results go, for it trains on", folder, count)
-    shutil.rmtree(folder / EVAL, ignore_errors=True)
+def _forget_results(folder: Path, why: str) -> None:
+    results = folder / EVAL
+    if count := len(list(results.glob("*.json"))):
+        logger.warning("%s was judged on %d suites before; these results go, %s", folder, count, why)
+    if results.is_symlink():
+        results.unlink()
+    shutil.rmtree(results, ignore_errors=True)
 
 
 def names_of_labels(model: Any) -> dict[int, str]:
@@ -202,7 +205,7 @@ def save_trained(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any]
         check_tensors(part, (getattr(p, "ds_shape", p.shape) for p in model.parameters() if p.requires_grad))
 
     save_whole(target, save)
-    _forget_results(folder)  # of an earlier end of this run, judged while it went on
+    _forget_results(folder, "for its weights are others now")  # of an earlier end, judged while it went on
     return target
 
 

@@ -46,6 +46,9 @@ def test_samples_that_ranks_see_twice_are_counted(
     split = [BatchSamplerShard(batches, num_processes=world, process_index=rank) for rank in range(world)]
     seen = [index for part in split for batch in part for index in batch] if world > 1 else list(range(rows))
     assert len(seen) - rows == missing
-    _say_repeats(rows, size * world, SimpleNamespace(world_size=world, per_device_train_batch_size=size))
+    ranks = {"world_size": world, "per_device_train_batch_size": size}
+    _say_repeats(rows, size * world, SimpleNamespace(process_index=1, **ranks))
+    assert caplog.text == ""
+    _say_repeats(rows, size * world, SimpleNamespace(process_index=0, **ranks))
     assert (f"sees {missing} of them a second time" in caplog.text) == (missing > 0)
     assert ("WARNING" in caplog.text) == (missing > 0)

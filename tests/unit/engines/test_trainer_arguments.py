@@ -125,6 +125,9 @@ def test_weight_decay_pulls_no_factor_of_the_base(tmp_path: Any, kind: str) -> N
     assert not set(moved) & set(factors)
     assert bool(factors) == (kind != "lora")
     assert bool(moved) == (kind in ("dora", "lora"))  # VeRA's other vector begins at 0
+    # Without decay parameters are grouped as transformers does, and as checkpoints of earlier versions have them.
+    plain = trainer_of(tmp_path, kind=Trainer, model=model)
+    assert trainer_of(tmp_path, model=model).get_decay_parameter_names(model) == plain.get_decay_parameter_names(model)
 
 
 @pytest.mark.parametrize(("epsilon", "accumulation"), [(0.0, 1), (0.0, 2), (0.3, 1), (0.3, 2)])

@@ -373,6 +373,11 @@ def test_labels_that_were_turned_by_hand(runs: dict[str, Path], tmp_path: Path) 
     settings["data"]["labels"] = own
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     assert load_run(run).labels == tuple(own)
+    # Of a causal model the names are another head's, which its base may have had.
+    causal = shutil.copytree(runs["llama"], tmp_path / "causal")
+    (causal / "adapter" / "labels.json").write_text(json.dumps({"id2label": {0: "NEGATIVE", 1: "POSITIVE"}}))
+    assert load_run(causal).labels == ("entailment", "neutral", "contradiction")
+    assert merge_run(causal, tmp_path / "merged").difference < 1
 
 
 def test_overwrite_replaces_all(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_both_ends_of_a_large_tensor_are_read(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "damaged.safetensors"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 def test_files_that_cannot_be_taken_apart_are_read_in_parts(tmp_path: Path, name: str) -> None:
     found = set()
     for size, end in ((3_000_000, b"a"), (3_000_000, b"b"), (3_000_001, b"a")):
@@ -59,6 +59,27 @@ def test_no_weights_have_no_digest(tmp_path: Path) -> None:
     assert weights_digest(tmp_path) is weights_of_run(tmp_path) is None
     weights(tmp_path / "adapter")
     assert weights_of_run(tmp_path) == weights_digest(tmp_path / "adapter") is not None
+
+
+def test_what_lies_beside_the_weights_changes_nothing(tmp_path: Path) -> None:
+    """Other formats of the same model, and what a trainer leaves there, are not loaded."""
+    before = weights_digest(weights(tmp_path))
+    for name in ("training_args.bin", "optimizer.pt", "consolidated.00.pth", "adapter_model.bin", "openvino_model.bin"):
+        (tmp_path / name).write_bytes(b"x")
+    assert weights_digest(tmp_path) == before
+
+
+def test_weights_that_cannot_be_read_have_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be anything: who reads results beside them goes on."""
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab")
+    assert weights_digest(tmp_path) is None
+    weights(tmp_path)
+
+    def refused(self: Path, *words: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    assert weights_digest(tmp_path) is None
 
 
 def test_of_all_bytes(tmp_path: Path) -> None:

@@ -395,15 +395,16 @@ def test_an_edit_of_what_was_chosen_was_chosen(tmp_path):
 
 
 def test_which_run_a_model_was_made_of(run, tmp_path):
-    """Merged beside or elsewhere, trained whole, copied and asked as the run; never the base, nor one of a hub."""
+    """Merged here or elsewhere, trained whole, moved and asked as the run; never the base, a copy of it, or a hub's."""
     trained_on(run, [("p", "h")])
-    base, dense, copied = (tmp_path / name for name in ("base", "dense", "copied"))
-    for folder in (base, dense, copied, run / "model", run / "adapter"):
+    base, dense, moved, copied = (tmp_path / name for name in ("base", "dense", "moved", "copied"))
+    for folder in (base, dense, moved, copied, run / "model", run / "adapter"):
         folder.mkdir()
     config = load_config(run / "config.yaml").model_copy(update={"model": str(base)})
     (run / "config.yaml").write_text(dump_config(config))
     (run / "run.json").write_text("{}")
     (dense / "debias_merge.json").write_text(json.dumps({"run": str(run)}))
+    (moved / "debias_merge.json").write_text(json.dumps({"run": "where/it/was"}))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_config(config))
     asked = run / "config.yaml"
@@ -411,13 +412,14 @@ def test_which_run_a_model_was_made_of(run, tmp_path):
         (str(dense), None, None),
         (str(run / "model"), None, None),
         (str(base), str(run / "adapter"), None),
-        (str(copied), None, asked),
+        (str(moved), None, asked),
     ):
         assert rows_behind(*told).config.data.train.source == str(run / "train.jsonl"), told
     for told in (
         (str(base), None, asked),
-        (str(copied), None, recipe),
-        (str(copied), None, None),
+        (str(copied), None, asked),
+        (str(moved), None, recipe),
+        (str(moved), None, None),
         ("some/model", None, asked),
     ):
         assert rows_behind(*told) is None, told

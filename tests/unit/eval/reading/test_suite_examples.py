@@ -117,6 +117,8 @@ def test_the_limit_of_a_source_leaves_clusters_whole(tmp_path, consistency):
     assert len(kept) == 20
     assert kept != all_examples(suite_of(tmp_path, rows, **settings, source=source | {"seed": 4}))
     assert len(all_examples(suite_of(tmp_path, rows, **settings, source=source | {"limit": 99}))) == 60
+    with pytest.raises(InputError, match=r"source.limit: 1 is too few: clusters are drawn whole, and hold up to 2"):
+        all_examples(suite_of(tmp_path, rows, **settings, source=source | {"limit": 1}))
 
 
 def test_the_limit_of_a_source_without_clusters_is_exact(tmp_path):
