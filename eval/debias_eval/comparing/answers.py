@@ -29,6 +29,8 @@ from debias_eval.scores.intervals import (
 )
 from debias_eval.scores.scoring import real_clusters
 
+Part = Sequence[str | None] | None  # the groups that a part is made of; None: all examples
+
 # A dense table of this size is still worth searching for equal clusters.
 _DENSE = 4_000_000
 
@@ -108,22 +110,31 @@ class Answers:
         """The same for samples of whole clusters drawn with replacement, the same ones for every run."""
         return self._drawn(self._sums_KC())
 
-    def guarded(self, names: Sequence[str]) -> "Counts":
-        """As `resampled`, with two clusters more in each of the named groups, of its mean size.
+    def guarded(self, parts: Sequence[Part]) -> "Counts":
+        """As `resampled`, with two clusters more in each of the parts, of its mean size; parts share no group.
 
-        One is right with the first method alone, one with the second alone, in every run: a group of few clusters, or
-        of clusters that are all alike, says too little of how far another draw of them would lie.
+        One is right with the first method alone, one with the second alone, in every run: a part of few examples, or of
+        clusters that are all alike, says too little of how far another draw of them would lie.
         """
-        more = np.zeros((2 * len(names), len(self.right_RN) + 1, len(self.names)))
-        for i, name in enumerate(names):
-            group, first, second = self.names.index(name), 2 * i, 2 * i + 1
-            size = self.within([name]).sum() / self.independent([name])
-            more[first : second + 1, -1, group] = size
-            more[first, : self.firsts, group] = size
-            more[second, self.firsts : -1, group] = size
-        return self._drawn(
-            sparse.vstack([self._sums_KC(), sparse.csr_matrix(more.reshape(2 * len(names), -1))], format="csr")
-        )
+        groups = [self.names if part is None else tuple(name for name in self.names if name in part) for part in parts]
+        key = tuple(sorted(groups, key=repr))
+        if key not in self._guarded:
+            more = np.zeros((2 * len(key), len(self.right_RN) + 1, len(self.names)))
+            for i, part in enumerate(key):
+                group, first, second = self.names.index(part[0]), 2 * i, 2 * i + 1
+                whole = None if part == self.names else part
+                size = self.within(whole).sum() / self.independent(whole)
+                more[first : second + 1, -1, group] = size
+                more[first, : self.firsts, group] = size
+                more[second, self.firsts : -1, group] = size
+            more_KC = sparse.csr_matrix(more.reshape(2 * len(key), -1))
+            self._guarded[key] = self._drawn(sparse.vstack([self._sums_KC(), more_KC], format="csr"))
+        return self._guarded[key]
+
+    @cached_property
+    def _guarded(self) -> dict[tuple[tuple[str | None, ...], ...], "Counts"]:
+        """By the groups of each part: gap, worst group and their mean mostly guard the same ones."""
+        return {}
 
     def _drawn(self, sums_KC: sparse.csr_matrix) -> "Counts":
         dense = sums_KC.shape[0] * sums_KC.shape[1] <= _DENSE

@@ -81,8 +81,9 @@ def _unequal(of_N: Sequence[str | None], names: Sequence[str | None]) -> bool:
 
 def _of_share(answers: Answers, measure: str, groups: Sequence[str] | None) -> Difference:
     """Accuracy over some groups: McNemar's test for one seed each of independent examples, else the bootstrap."""
-    if len(answers.right_RN) == 2 and answers.cluster_N is None:
-        first_N, second_N = answers.right_RN[:, answers.within(groups)]
+    within_N = answers.within(groups)
+    if len(answers.right_RN) == 2 and answers.cluster_N is None and within_N.any():
+        first_N, second_N = answers.right_RN[:, within_N]
         paired = _of_one_seed(first_N, second_N, "exact McNemar")
         return _difference(answers, measure, paired, (first_N.mean(), second_N.mean()), groups)
     return _of_counts(answers, measure, share_of(groups), groups)

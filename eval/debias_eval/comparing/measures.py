@@ -4,14 +4,13 @@ Shapes: P parts, R runs (those of the first method, then those of the second), N
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from debias_eval.comparing.answers import Answers, Counts
+from debias_eval.comparing.answers import Answers, Counts, Part
 from debias_eval.scores.intervals import FEW_CLUSTERS, Bools, Floats, Ints, Variance, compact
 
-Part = Sequence[str | None] | None
 SAME = 1e-9  # shares are means of zeros and ones
 
 
@@ -70,10 +69,13 @@ def _how_often_worst(shares_BRP: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A measure over samples of clusters, the variance of the difference, and the least p that there can be."""
+    """A measure over samples of clusters, the variance of the difference, and the least p that there can be.
+
+    The variance is None where a part holds no example: nothing is known of the difference then.
+    """
 
     values_BR: Floats
-    of_examples: Variance
+    of_examples: Variance | None
     least_p: float = 0.0
 
 
@@ -81,51 +83,61 @@ def sampled(answers: Answers, measure: Measure) -> Sampled:
     """What samples of clusters say of a measure, part by part.
 
     The variance that a part causes is known as well as the part has clusters, so each has its own degrees of freedom
-    (Satterthwaite). A part of fewer than ten clusters shows less variance than there is, and so does one on which a
-    method, or the difference, is the same throughout: it gets two clusters more, one for each method (Bonett and Price,
-    J. Educ. Behav. Stat. 37, 2012, add them to the discordant pairs). p is then no less than that of a sign test in
-    which all clusters that differ point one way. A lone part that differs by the same throughout is left as it is.
+    (Satterthwaite). Fewer than ten clusters that are each right or wrong as one, as single examples are, show less
+    variance than there is, and so do those of a part on which the difference, or one method on them, is the same
+    throughout: such a part gets two clusters more, one for each method (Bonett and Price, J. Educ. Behav. Stat. 37,
+    2012, add them to the discordant pairs). p is then no less than that of a sign test in which all clusters that
+    differ point one way. Clusters of many examples are shares that vary by little: for those t is enough, and a cluster
+    that is wholly right is no draw of theirs. A lone part that differs by the same throughout is left as it is.
     """
-    sides_PK = [_shares_of(answers, part) for part in measure.parts]
-    few_P = np.array([_says_little(*sides) for sides in sides_PK])
-    if len(few_P) == 1 and np.ptp(sides_PK[0][1] - sides_PK[0][0]) < SAME:
+    sides_P = [_sides_of(answers, part) for part in measure.parts]
+    if not all(len(side.moved_K) for side in sides_P):
+        return Sampled(measure.of_parts(measure.shares(answers.resampled)), None)
+    few_P = np.array([side.says_little for side in sides_P])
+    if len(few_P) == 1 and _constant(sides_P[0].moved_K):
         few_P[:] = False
-    if not few_P.any():
-        shares_BRP = measure.shares(answers.resampled)
-    else:
-        counted, parts = _by_part(answers, measure.parts)
-        shares_BRP = replace(measure, parts=parts).shares(counted.guarded([str(i) for i in np.flatnonzero(few_P)]))
+    few = [part for part, is_few in zip(measure.parts, few_P, strict=True) if is_few]
+    shares_BRP = measure.shares(answers.guarded(few) if few else answers.resampled)
     values_BR = measure.of_parts(shares_BRP)
-    clusters_P = np.array([len(first_K) for first_K, _ in sides_PK])
+    clusters_P = np.array([len(side.moved_K) for side in sides_P])
     variance = _variance(answers.firsts, values_BR, _pulls(answers.firsts, measure, shares_BRP), clusters_P, few_P)
-    moved = sum(int((abs(second_K - first_K) > SAME).sum()) for first_K, second_K in sides_PK)
-    return Sampled(values_BR, variance, min(1.0, 2.0 ** (1 - moved)) if few_P.any() else 0.0)
+    moved = sum(int((abs(side.moved_K) > SAME).sum()) for side in sides_P)
+    return Sampled(values_BR, variance, min(1.0, 2.0 ** (1 - moved)) if few else 0.0)
 
 
-def _shares_of(answers: Answers, part: Part) -> tuple[Floats, Floats]:
-    """How often each method is right in each cluster of a part, two times `[K]`."""
-    mask_N = answers.within(part)
-    sides = [side_SN[:, mask_N].mean(axis=0) for side_SN in (answers.first_SN, answers.second_SN)]
-    if answers.cluster_N is None:
-        return sides[0], sides[1]
-    index_N, _ = compact(answers.cluster_N[mask_N])
-    size_K = np.bincount(index_N)
-    return np.bincount(index_N, weights=sides[0]) / size_K, np.bincount(index_N, weights=sides[1]) / size_K
+@dataclass(frozen=True)
+class _Sides:
+    """How often each method is right in each cluster of a part; `as_one`: in every run all of a cluster or none."""
+
+    first_K: Floats
+    second_K: Floats
+    as_one: bool
+
+    @property
+    def moved_K(self) -> Floats:
+        return self.second_K - self.first_K
+
+    @property
+    def says_little(self) -> bool:
+        """Whether another draw of the clusters may well lie farther off than these lie from each other."""
+        alike = _constant(self.first_K) or _constant(self.second_K)
+        return _constant(self.moved_K) or (self.as_one and (alike or len(self.moved_K) < FEW_CLUSTERS))
 
 
-def _says_little(first_K: Floats, second_K: Floats) -> bool:
-    return len(first_K) < FEW_CLUSTERS or any(
-        float(np.ptp(one)) < SAME for one in (first_K, second_K, second_K - first_K)
-    )
+def _constant(values_K: Floats) -> bool:
+    return float(np.ptp(values_K)) < SAME
 
 
-def _by_part(answers: Answers, parts: Sequence[Part]) -> tuple[Answers, tuple[Part, ...]]:
-    """The same answers with the parts as groups, called 0, 1, ..., and what each part is then."""
-    groups: list[str | None] = [None] * len(answers.groups)
-    for i, part in enumerate(parts):
-        for n in np.flatnonzero(answers.within(part)):
-            groups[n] = str(i)
-    return replace(answers, groups=tuple(groups)), tuple((str(i),) for i in range(len(parts)))
+def _sides_of(answers: Answers, part: Part) -> _Sides:
+    mask_N, firsts = answers.within(part), answers.firsts
+    share_RK: Floats | Bools = answers.right_RN[:, mask_N]
+    as_one = answers.cluster_N is None
+    if answers.cluster_N is not None:
+        index_N, clusters = compact(answers.cluster_N[mask_N])
+        right_RK = np.stack([np.bincount(index_N, weights=right_N, minlength=clusters) for right_N in share_RK])
+        size_K = np.bincount(index_N, minlength=clusters)
+        share_RK, as_one = right_RK / size_K, bool(((right_RK == 0) | (right_RK == size_K)).all())
+    return _Sides(share_RK[:firsts].mean(axis=0), share_RK[firsts:].mean(axis=0), as_one)
 
 
 def _pulls(firsts: int, measure: Measure, shares_BRP: Floats) -> Floats:

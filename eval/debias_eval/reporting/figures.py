@@ -5,6 +5,7 @@ Numbers in, positions in percent of the plot out (y growing downwards); the temp
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.special import expit, logit
 
@@ -127,7 +128,7 @@ class Spot:
 class Panel:
     """A shifted suite against its in-distribution one; `diagonal` is x = y.
 
-    `line` goes through the baselines on the data of the first method that is none.
+    `line` goes through the baselines on the data of the first trained method that is none.
     """
 
     x_name: str
@@ -158,8 +159,7 @@ def _panel(methods: Sequence[Method], id_suite: str, shifted: str) -> Panel | No
         return None
     xs, ys = [x for _, _, x, _ in known], [y for _, _, _, y in known]
     x_axis, y_axis = ticks(*_roomy(xs), about=3), ticks(*_roomy(ys), about=3)
-    lines = _baselines(known)
-    own = next((method for method, *_ in known if not method.is_baseline), known[0][0])
+    own, lines = _baselines(known)
     return Panel(
         x_name=id_suite,
         y_name=shifted,
@@ -169,17 +169,25 @@ def _panel(methods: Sequence[Method], id_suite: str, shifted: str) -> Panel | No
         ),
         x_ticks=placed(x_axis, flip=False, scale=100),
         y_ticks=placed(y_axis, flip=True, scale=100),
-        line=_line(lines[own.name], x_axis, y_axis),
+        line=_line(own, x_axis, y_axis),
         diagonal=_path([(x, x) for x in _steps(x_axis)], x_axis, y_axis),
         above=tuple(_above(methods, known, lines)),
     )
 
 
-def _baselines(known: Sequence[Known]) -> dict[str, list[Point]]:
-    """Of each method the plain runs on its own data: those on other data (without the cue, say) are on another line."""
-    data = {method.name: training_data(method.runs[0]) for method in {one.name: one for one, *_ in known}.values()}
-    plain = [(data[method.name], (x, y)) for method, _, x, y in known if method.is_baseline]
-    return {name: [point for other, point in plain if other == mine] for name, mine in data.items()}
+def _baselines(known: Sequence[Known]) -> tuple[list[Point], dict[str, list[Point]]]:
+    """The plain runs that the panel's line goes through, and of each method those on its own data.
+
+    Plain runs on other data (without the cue, say) are on another line. What has no settings, such as a model that was
+    only judged, is measured by the panel's.
+    """
+    methods = {method.name: method for method, *_ in known}
+    data = {name: training_data(method.runs[0]) for name, method in methods.items()}
+    others = [data[name] for name, method in methods.items() if not method.is_baseline]
+    shown: dict[str, Any] = next((one for one in [*others, *data.values()] if one), {})
+    plain = [(data[method.name] or shown, (x, y)) for method, _, x, y in known if method.is_baseline]
+    lines = {name: [point for other, point in plain if other == (mine or shown)] for name, mine in data.items()}
+    return [point for other, point in plain if other == shown], lines
 
 
 def _roomy(values: Sequence[float]) -> Point:

@@ -22,6 +22,11 @@ from debias_eval.results.older import completed
 # What two seeds of one method may differ in.
 SEED_KEYS = ("seed", "output_dir", "resume", "overwrite_output_dir", "report_to")
 DATA_SEED_KEYS = ("data.train.seed", "data.planted_bias.seed", "data.planted_color.seed")
+# What picks or changes the training rows.
+ROWS = tuple(
+    f"data.{key}"
+    for key in ("train", "text_fields", "label_field", "labels", "planted_bias", "planted_color", "leave_out")
+)
 PIECES = (CONFIG, SUMMARY, METRICS)
 _HELD: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
@@ -294,12 +299,15 @@ def _missing(present: Sequence[str], results: Mapping[str, Result], info: Mappin
 
 
 def training_data(run: Run) -> dict[str, Any]:
-    """The settings that say what a run is trained on, seeds aside; swapping tokens there is a method's own."""
-    mine = ("data.validation", "data.swap")
+    """The settings that say what a run is trained on, seeds aside; {} if it has none.
+
+    Swapping tokens there is a method's own. Settings that only name what lies beside a row (its group, its id, other
+    spellings of its label) change no row.
+    """
     return {
-        key: value
+        key: sorted(value, key=str) if key == "data.labels" and isinstance(value, list) else value
         for key, value in run.settings.items()
-        if key.startswith("data.") and not key.startswith(mine) and value is not None
+        if key.startswith(ROWS) and value is not None
     }
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
+from debias_eval.comparing import answers as answers_module
 from debias_eval.comparing.answers import Answers
 from debias_eval.comparing.differences import differences_of
 
@@ -95,3 +96,74 @@ def test_intervals_with_a_small_group_hold_the_truth(small, clusters, seeds):
     """With the degrees of freedom of all groups 80 % held it: six examples, 95 % against 75 %."""
     shares = held(("gap", "adjusted"), small, (0.95, 0.75), clusters, seeds)
     assert min(shares.values()) >= 0.9, shares
+
+
+def of_large_clusters(rng, clusters, seeds, size=40):
+    """Clusters of 40 rows, each a share with a spread of a few points: 70 % right against 82 %."""
+    level_K = rng.normal(0.0, 0.05, clusters)
+    levels = (0.70 + level_K, 0.82 + level_K + rng.normal(0.0, 0.03, clusters))
+    index = np.repeat(np.arange(clusters), size)
+    return [rng.random((seeds, clusters * size)) < level[index] for level in levels], index
+
+
+@pytest.mark.parametrize("clusters", [5, 9])
+def test_few_clusters_of_many_rows_are_known_as_well_as_their_shares(clusters):
+    """Student's t over the clusters' differences, in plain loops: no cluster that is wholly right is added."""
+    sides, index = of_large_clusters(np.random.default_rng(5), clusters, 1)
+    n = len(index)
+    one = found(Answers(np.concatenate(sides), 1, ("x",) * n, index, labels=("x",) * n))["accuracy"]
+    d = []
+    for k in range(clusters):
+        rows = [i for i in range(n) if index[i] == k]
+        d.append(sum(float(sides[1][0, i]) - float(sides[0][0, i]) for i in rows) / len(rows))
+    mean = sum(d) / clusters
+    half = student.ppf(0.975, clusters - 1) * (sum((x - mean) ** 2 for x in d) / (clusters - 1) / clusters) ** 0.5
+    assert (one.high - one.low) / 2 == pytest.approx(half, rel=0.1)
+    assert one.difference == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("clusters", [5, 9])
+def test_few_clusters_of_many_rows_show_a_large_difference(clusters):
+    """Five seeds each, 12 points: with two clusters more that are wholly right none of 60 was seen."""
+    rng, trials, seen, hits = np.random.default_rng(6), 20, 0, 0
+    for _ in range(trials):
+        sides, index = of_large_clusters(rng, clusters, 5)
+        n = len(index)
+        one = found(Answers(np.concatenate(sides), 5, ("x",) * n, index, labels=("x",) * n))["accuracy"]
+        seen += one.p < 0.05
+        hits += one.low <= 0.12 <= one.high
+        assert one.high - one.low < 0.35
+    assert seen >= 0.8 * trials
+    assert hits >= 0.85 * trials
+
+
+def test_a_group_of_few_clusters_of_many_rows_is_not_drowned():
+    rng = np.random.default_rng(7)
+    (few, index), (more, others) = of_large_clusters(rng, 6, 5), of_large_clusters(rng, 30, 5)
+    sides = [np.concatenate(both, axis=1) for both in zip(few, more, strict=True)]
+    ours = found(of_two_groups(*sides, small=len(index), clusters=np.r_[index, 6 + others]))
+    for measure in ("conflicting", "gap", "worst_group"):
+        assert 0.01 < ours[measure].high - ours[measure].low < 0.3, measure
+
+
+@pytest.mark.parametrize("clusters", [None, np.arange(40) // 4])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_of_a_group_without_examples_nothing_is_known(seeds, clusters):
+    right_RN = np.random.default_rng(8).random((2 * seeds, 40)) < 0.8
+    sides = {"aligned": ("x",), "conflicting": ("absent",)}
+    ours = found(Answers(right_RN, seeds, ("x",) * 40, clusters, labels=("x",) * 40, **sides))
+    for measure in ("conflicting", "gap"):
+        assert np.isnan(ours[measure].difference)
+        assert (ours[measure].low, ours[measure].p) == (-2.0 if measure == "gap" else -1.0, 1.0)
+        assert ours[measure].test.endswith("a single cluster says nothing")
+    assert ours["accuracy"].low < ours["accuracy"].high
+
+
+def test_measures_that_guard_the_same_group_draw_once(monkeypatch):
+    drawn = []
+    bootstrap = answers_module.cluster_bootstrap
+    monkeypatch.setattr(answers_module, "cluster_bootstrap", lambda *given: drawn.append(1) or bootstrap(*given))
+    rng = np.random.default_rng(9)
+    ours = found(of_two_groups(*(rng.random((2, 206)) < 0.8 for _ in range(2)), small=6))
+    assert {"gap", "worst_group", "adjusted", "conflicting"} <= set(ours)
+    assert len(drawn) == 2  # plain, and with the small group guarded

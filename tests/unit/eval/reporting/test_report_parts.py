@@ -138,6 +138,65 @@ def test_scatter_panels_need_both_suites_and_a_line_needs_three_baselines(make_r
     assert (bare.line, bare.above) == ("", ())
 
 
+@pytest.fixture
+def beside_a_line(make_run):
+    """The panel of three plain runs and one with edge, whose data has `settings` more, and of `first` before it."""
+
+    runs = [make_run(f"e{i}", "erm", i, {"id": {"x": 60 + 5 * i}, "ood": {"x": 40 + 4 * i}}) for i in range(3)]
+    edge = make_run("d", "edge", 0, {"id": {"x": 65}, "ood": {"x": 64}})
+    plain = read_yaml(edge / "config.yaml")
+
+    def panel(settings, *first):
+        (edge / "config.yaml").write_text(yaml.safe_dump(plain | {"data": plain["data"] | settings}))
+        return scatter(methods_of(*runs, *first, edge), [Pairing("p", "nli", "id", ("ood",))])[0]
+
+    return panel
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"group_field": "kind"},
+        {"id_field": "number"},
+        {"label_map": {"0": "entailment"}},
+        {"labels": ["neutral", "entailment", "contradiction"]},
+        {"validation": "v.jsonl"},
+    ],
+)
+def test_settings_that_change_no_row_leave_the_line(beside_a_line, settings):
+    plain, panel = beside_a_line({}), beside_a_line(settings)
+    assert panel.line == plain.line != ""
+    assert [name for name, *_ in panel.above] == ["edge"]
+    assert panel.above == plain.above
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train": {"source": "t.jsonl", "limit": 50}},
+        {"train": {"source": "t.jsonl", "split": "half"}},
+        {"planted_bias": {}},
+        {"leave_out": {"fold": 0}},
+        {"text_fields": ["hypothesis"]},
+        {"labels": ["neutral", "other"]},
+    ],
+)
+def test_settings_that_change_rows_are_another_line(beside_a_line, settings):
+    panel = beside_a_line(settings)
+    assert (panel.line, panel.above) == ("", ())
+
+
+def test_a_model_that_was_only_judged_is_measured_by_the_line_shown(beside_a_line, make_run):
+    judged = make_run("j", "edge", 0, {"id": {"x": 65}, "ood": {"x": 54}})
+    (judged / "config.yaml").unlink()
+    (judged / "run.json").write_text(json.dumps({"judged": {"model": "hub/model"}}))
+    panel = beside_a_line({}, judged)
+    assert panel.line == beside_a_line({}).line != ""
+    assert [float(value) for *_, value in panel.above] == pytest.approx([10, 20], abs=0.25)
+    other = beside_a_line({"train": {"source": "t.jsonl", "limit": 50}}, judged)
+    assert other.above == ()  # the line shown is that of edge's data, on which nothing plain was trained
+
+
 def test_reliability_pools_seeds_by_size():
     first = [Bin(low=0.5, high=1, n=10, confidence=0.6, accuracy=1.0), Bin(low=0, high=0.5, n=0)]
     second = [Bin(low=0.5, high=1, n=30, confidence=0.8, accuracy=0.6)]
