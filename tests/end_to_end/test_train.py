@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -819,6 +820,42 @@ def test_an_optimizer_with_modes_is_told(bert: Path, tmp_path: Path) -> None:
     trainer.optimizer = ScheduleFree([p for p in trainer.model.parameters() if p.requires_grad], lr=0.1)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+class TwoPlaces(ScheduleFree):
+    """Judged a whole number away from where it trains."""
+
+    def train(self) -> None:
+        self._move(-1.0 if not self.training else 0.0)
+        super().train()
+
+    def eval(self) -> None:
+        self._move(1.0 if self.training else 0.0)
+        super().eval()
+
+    def _move(self, by: float) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data += by
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+def test_what_is_saved_is_what_such_an_optimizer_is_judged_by(bert: Path, tmp_path: Path, strategy: str) -> None:
+    """What a training leaves, and checkpoints between whose steps it goes on."""
+    changes: dict[str, Any] = {"max_steps": 3, "save_strategy": strategy, "save_steps": 1, "learning_rate": 1e-9}
+    trainer = trainer_for(config_for(bert, tmp_path / "x", **changes))
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    judged = {name: p.detach().clone() for name, p in trained.items()}
+    trainer.optimizer = optimizer = TwoPlaces(list(trained.values()), lr=1e-9)
+    trainer.train()
+    assert not optimizer.training
+    for name, p in trained.items():
+        torch.testing.assert_close(p.detach(), judged[name], atol=1e-5, rtol=0)
+    saved = list(tmp_path.glob("x/checkpoint-*/adapter_model.safetensors"))
+    assert bool(saved) == (strategy == "steps")
+    for name, tensor in (item for file in saved for item in load_file(file).items()):
+        own = next(p for key, p in judged.items() if re.sub(r"\.(default|modules_to_save)\b", "", key) == name)
+        torch.testing.assert_close(tensor, own, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["lomo", "adalomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])

@@ -29,6 +29,14 @@ LOSS_STATE = "loss_state.pt"  # of a checkpoint: what the loss has learned
 RULE_STATE = "rule_state.safetensors"  # in a checkpoint, whole: what the rule remembers and where the weights started
 
 
+def as_judged(optimizer: Any) -> None:
+    """A schedule-free optimizer trains at other weights than those it is judged by, between which it moves the model
+    when it is told to (Defazio et al., The Road Less Scheduled, NeurIPS 2024); others have no such mode.
+    """
+    if callable(getattr(optimizer, "eval", None)):
+        optimizer.eval()
+
+
 class CheckpointingTrainer(Trainer):
     """`transformers.Trainer` whose checkpoints hold what a loss and a rule have learned, and survive a full disk."""
 
@@ -94,6 +102,7 @@ class CheckpointingTrainer(Trainer):
         return found
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        as_judged(self.optimizer)  # before the best checkpoint is loaded, whose weights it would move
         if self.interrupted:
             # Or the Trainer would load the best checkpoint and delete the newest, which is there to be resumed.
             self.state.best_model_checkpoint = None
@@ -176,6 +185,7 @@ class CheckpointingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._saving = True
         try:
+            as_judged(self.optimizer)
             with saving():
                 super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
