@@ -11,6 +11,7 @@ from torch import Tensor
 
 from debias.building.method import build_bias_weight, build_loss, build_order
 from debias.building.padding import PaddingCheck
+from debias.building.repeats import RepeatsSaid
 from debias.building.task import Task, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
@@ -69,7 +70,7 @@ def build_trainer(
             smoothness=make_smoothness(config.smoothness),
             stop=stop,
         )
-    _say_repeats(len(encoded.sampler(1, 0)), config.per_device_train_batch_size * arguments.world_size, arguments)
+    trainer.add_callback(RepeatsSaid(lambda: len(encoded.sampler(1, 0))))
     trainer.add_callback(PaddingCheck(task, encoded))
     if config.stop_when_learned is not None:
         trainer.add_callback(StopWhenLearned(config.stop_when_learned, lambda: _entropy(examples, encoded.told())))
@@ -80,17 +81,6 @@ def build_trainer(
         trainer.add_callback(watch)
     _drop_printer(trainer)
     return trainer
-
-
-def _say_repeats(rows: int, round_of: int, arguments: Any) -> None:
-    """Ranks have equally many batches, so an epoch's last ones are filled up by its first samples (accelerate)."""
-    missing = -rows % round_of
-    if arguments.world_size > 1 and arguments.process_index == 0 and missing:
-        logger.warning(
-            "WARNING: %d samples a pass do not fill batches of %d on %d ranks: the last step of each pass sees %d of"
-            " them a second time, where one process would take a smaller step",
-            *(rows, arguments.per_device_train_batch_size, arguments.world_size, missing),
-        )
 
 
 def _entropy(examples: Sequence[Example], told: Mapping[str, Tensor]) -> float:

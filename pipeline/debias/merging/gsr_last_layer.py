@@ -48,7 +48,7 @@ class GSRLastLayer(Edit):
     there is one set of rows held out, and the half that is not fitted does both.
 
     Source: Qiao et al., Group-robust Sample Reweighting for Subpopulation Shifts via Influence Functions, ICLR 2025,
-    and its authors' code.
+    arXiv 2503.07315, and its authors' code.
     """
 
     name: ClassVar[str] = "gsr_last_layer"

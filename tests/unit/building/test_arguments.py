@@ -12,7 +12,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, is_dee
 
 from debias.building import arguments
 from debias.building.arguments import USE_DEEPSPEED, training_arguments
-from debias.building.trainer import _say_repeats
+from debias.building.repeats import RepeatsSaid
 
 pytest.importorskip("deepspeed")
 
@@ -47,8 +47,8 @@ def test_samples_that_ranks_see_twice_are_counted(
     seen = [index for part in split for batch in part for index in batch] if world > 1 else list(range(rows))
     assert len(seen) - rows == missing
     ranks = {"world_size": world, "per_device_train_batch_size": size}
-    _say_repeats(rows, size * world, SimpleNamespace(process_index=1, **ranks))
+    RepeatsSaid(lambda: rows).on_train_begin(SimpleNamespace(process_index=1, **ranks), None, None)
     assert caplog.text == ""
-    _say_repeats(rows, size * world, SimpleNamespace(process_index=0, **ranks))
+    RepeatsSaid(lambda: rows).on_train_begin(SimpleNamespace(process_index=0, **ranks), None, None)
     assert (f"sees {missing} of them a second time" in caplog.text) == (missing > 0)
     assert ("WARNING" in caplog.text) == (missing > 0)

@@ -55,9 +55,9 @@ STREAMS: dict[str, tuple[dict[str, Any], str]] = {
     "prompts": ({**CAUSAL, "data": {"train": GENERATED}}, "3acc299f758f15d347c7b97f9d5f6848"),
     "prompts_cut": (
         {**CAUSAL, "data": {"train": FILE, "planted_bias": PLANTED}, "max_length": 20},
-        "bdf17f9a0e4ac5125ded8729ce81cec4",
+        "3e3622b3c42722a292a38211ebd92ac4",
     ),
-    "packed": ({**CAUSAL, "data": {"train": FILE}, "packing": True}, "3d999e6f6fbf3cd72e677222b204cdf6"),
+    "packed": ({**CAUSAL, "data": {"train": FILE}, "packing": True}, "029c3263e6529c26f51fa43a13468ea8"),
     "probabilities": (
         {
             "data": {"train": FILE},
