@@ -89,9 +89,7 @@ class DFRLastLayer(Edit):
         return dataclasses.replace(last, weight_CD=weight_CD, bias_C=bias_C, told=told)
 
     def _check(self, last: LastLayer) -> None:
-        missing = set(range(len(last.weight_CD))) - set(last.label_N.tolist())
-        if missing:
-            raise InputError(f"edit: {self.name}: no row held out has label number {min(missing)}; give more of them")
+        last.check_labels(self.name)
         if len(self.c) > 1 and int(last.cell_sizes_K.min()) < 2:
             raise InputError(
                 f"edit: {self.name}: the rarest pair of label and group has one row held out, of which no half can"
@@ -100,9 +98,7 @@ class DFRLastLayer(Edit):
 
     def _chosen(self, scaled: LastLayer, generator: torch.Generator) -> float:
         """The c with which the worst cell of one half is answered best after a fit to the other."""
-        order_N = torch.randperm(len(scaled.label_N), generator=generator)
-        cells = [order_N[scaled.cell_N[order_N] == cell] for cell in range(len(scaled.cell_sizes_K))]
-        fitted, judged = (torch.cat([cell[half::2] for cell in cells]) for half in (0, 1))
+        fitted, judged = scaled.halves(generator)
         drawn = balanced(fitted, scaled.cell_N, generator)
         worst = {}
         for c in self.c:

@@ -11,6 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from debias.errors import InputError
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -112,6 +114,18 @@ class LastLayer:
     def balanced(self) -> float:
         """The mean over labels of the share of right answers."""
         return float((torch.bincount(self.label_N, self._right_N) / torch.bincount(self.label_N)).nanmean())
+
+    def check_labels(self, edit: str) -> None:
+        """InputError where a label has no row, which an edit of that name needs of each."""
+        missing = set(range(len(self.weight_CD))) - set(self.label_N.tolist())
+        if missing:
+            raise InputError(f"edit: {edit}: no row held out has label number {min(missing)}; give more of them")
+
+    def halves(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The places of every second row of each cell, in an order drawn anew, and of the others."""
+        order_N = torch.randperm(len(self.label_N), generator=generator)
+        cells = [order_N[self.cell_N[order_N] == cell] for cell in range(len(self.cell_sizes_K))]
+        return torch.cat([cell[::2] for cell in cells]), torch.cat([cell[1::2] for cell in cells])
 
     @property
     def _right_N(self) -> Tensor:

@@ -115,19 +115,13 @@ class GSRLastLayer(Edit):
         return moved_M / moved_M.sum() if float(moved_M.sum()) > 0 else weight_M
 
     def _halves(self, last: LastLayer) -> tuple[Tensor, Tensor]:
-        """Every second row of each cell, in an order drawn anew."""
-        missing = set(range(len(last.weight_CD))) - set(last.label_N.tolist())
-        if missing:
-            raise InputError(f"edit: {self.name}: no row held out has label number {min(missing)}; give more of them")
+        last.check_labels(self.name)
         if int(last.cell_sizes_K.min()) < 2:
             raise InputError(
                 f"edit: {self.name}: the rarest pair of label and group has one row held out, and each half needs one;"
                 " give more of them"
             )
-        order_N = torch.randperm(len(last.label_N), generator=torch.Generator().manual_seed(self.seed))
-        cells = [order_N[last.cell_N[order_N] == cell] for cell in range(len(last.cell_sizes_K))]
-        first, second = (torch.cat([cell[half::2] for cell in cells]) for half in (0, 1))
-        return first, second
+        return last.halves(torch.Generator().manual_seed(self.seed))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from last_layers import with_a_cue
 
 from debias.errors import InputError
 from debias.merging import dfr_last_layer
@@ -118,15 +119,7 @@ def test_the_layer_is_the_mean_of_its_fits(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_it_leaves_the_cue_where_groups_are_alike() -> None:
-    """A cue in column 0 that is right nine times in ten and loud, and in column 1 what is honest and noisy."""
-    generator = torch.Generator().manual_seed(0)
-    label_N = torch.arange(400) % 2
-    sign_N = 2.0 * label_N.double() - 1
-    group_N = (torch.arange(400) >= 360).long()
-    cue_N = torch.where(group_N == 0, sign_N, -sign_N) * 3
-    honest_N = sign_N + torch.randn(400, generator=generator, dtype=torch.float64)
-    weight_CD = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    last = LastLayer(torch.stack([cue_N, honest_N], dim=1), label_N, weight_CD, torch.zeros(2).double(), group_N)
+    last = with_a_cue(400)
     made = DFRLastLayer(retrainings=5).retrained(last)
     assert (last.worst, last.right) == (0.0, 0.9)
     assert made.worst > 0.7
@@ -134,7 +127,7 @@ def test_it_leaves_the_cue_where_groups_are_alike() -> None:
     assert made.told["of_each_cell"] == 20
     # The same without groups learns the cue: the labels alone are balanced.
     blind = DFRLastLayer(retrainings=5).retrained(dataclasses.replace(last, group_N=None))
-    assert dataclasses.replace(blind, group_N=group_N).worst < 0.5
+    assert dataclasses.replace(blind, group_N=last.group_N).worst < 0.5
 
 
 def test_c_is_chosen_by_the_worst_cell(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from last_layers import with_a_cue
 from scipy.optimize import minimize
 
 from debias.errors import InputError
@@ -135,20 +136,8 @@ def test_the_rate_falls_to_a_tenth_after_thirty_steps(monkeypatch: pytest.Monkey
     assert rates == pytest.approx([1.0] * 30 + [0.1] * 30 + [0.01] * 2)
 
 
-def with_a_cue() -> LastLayer:
-    """A cue in column 0 that is right nine times in ten and loud, and in column 1 what is honest and noisy."""
-    generator = torch.Generator().manual_seed(0)
-    label_N = torch.arange(600) % 2
-    sign_N = 2.0 * label_N.double() - 1
-    group_N = (torch.arange(600) >= 540).long()
-    cue_N = torch.where(group_N == 0, sign_N, -sign_N) * 3
-    honest_N = sign_N + torch.randn(600, generator=generator, dtype=torch.float64)
-    weight_CD = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    return LastLayer(torch.stack([cue_N, honest_N], dim=1), label_N, weight_CD, torch.zeros(2).double(), group_N)
-
-
 def test_the_worst_cell_gains(caplog: pytest.LogCaptureFixture) -> None:
-    last = with_a_cue()
+    last = with_a_cue(600)
     with caplog.at_level("INFO"):
         made = GSRLastLayer().retrained(last)
     first = GSRLastLayer(steps=1).retrained(last)  # every row weighs the same

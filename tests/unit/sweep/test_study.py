@@ -168,6 +168,16 @@ def _suite(folder, turned=0, name="mine"):
     return {"version": 1, "limit": None, **digests}
 
 
+def kept_of_mine(file, tmp_path):
+    """The one run of a study, kept with its result of a suite of the user's own."""
+    study_file(tmp_path, seeds=[4], arms={"erm": {}}, suites=["mine.yaml"])
+    (run,) = runs_of(file, tmp_path / "out")
+    (run.folder / "eval").mkdir(parents=True)
+    (run.folder / "eval" / "mine.json").write_text(json.dumps(_suite(tmp_path)))
+    keep(kept_beside(file), run.folder, run.name, digest=run.digest, seed=run.seed)
+    return run
+
+
 @pytest.mark.parametrize(
     ("change", "held"),
     [
@@ -178,11 +188,7 @@ def _suite(folder, turned=0, name="mine"):
 )
 def test_a_result_of_rows_that_have_changed_since_is_to_be_made(file, tmp_path, change, held):
     """As the sweep's own judge has it, which would judge the run again."""
-    study_file(tmp_path, seeds=[4], arms={"erm": {}}, suites=["mine.yaml"])
-    (run,) = runs_of(file, tmp_path / "out")
-    (run.folder / "eval").mkdir(parents=True)
-    (run.folder / "eval" / "mine.json").write_text(json.dumps(_suite(tmp_path)))
-    keep(kept_beside(file), run.folder, run.name, digest=run.digest, seed=run.seed)
+    run = kept_of_mine(file, tmp_path)
     change(tmp_path)
     judge = Missing(suites_of(read_study(file), file), None)
     keeper = Keeper(kept_beside(file), {"mine": 1}, None, judge.of_its_rows)
@@ -192,11 +198,7 @@ def test_a_result_of_rows_that_have_changed_since_is_to_be_made(file, tmp_path, 
 
 
 def test_the_verb_says_which_kept_runs_are_to_be_judged_again(file, tmp_path, monkeypatch, capsys):
-    study_file(tmp_path, seeds=[4], arms={"erm": {}}, suites=["mine.yaml"])
-    (run,) = runs_of(file, tmp_path / "out")
-    (run.folder / "eval").mkdir(parents=True)
-    (run.folder / "eval" / "mine.json").write_text(json.dumps(_suite(tmp_path)))
-    keep(kept_beside(file), run.folder, run.name, digest=run.digest, seed=run.seed)
+    kept_of_mine(file, tmp_path)
     debias = command_line(monkeypatch, capsys)
     assert "1 of 1 runs are kept" in debias("study", file, "--dry-run").out
     _suite(tmp_path, turned=1)
