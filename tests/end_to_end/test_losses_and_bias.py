@@ -59,7 +59,7 @@ def needs_of(name: str) -> dict[str, Any]:
 
 # What a loss that learns has to be set to so that four steps teach it something.
 LEARN = {"group_dro": {"step_size": 2.0}, "cvar_dro": {"step_size": 2.0}, "gradient_alignment": {"threshold": 0.667}}
-MOMENTS = ("bias_covariance", "irm", "coral", "mmd")  # of the step itself, or of those before
+MOMENTS = ("bias_covariance", "irm", "coral", "mmd", "pgi")  # of the step itself, or of those before
 LEARN |= {name: {"memory": 0.9} for name in MOMENTS}
 
 
@@ -118,6 +118,7 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         "irm": {**shared, "loss": {"name": "irm", "strength": 20.0}},
         "coral": {**shared, "loss": {"name": "coral", "strength": 20.0}},
         "mmd": {**shared, "loss": {"name": "mmd", "strength": 20.0}},
+        "pgi": {**shared, "loss": {"name": "pgi", "strength": 20.0}},
     }
     others = [settings(place, f"{name}_ddp", 4, **one, **half) for name, one in more.items()]
     others += [settings(place, f"{name}_zero3", 4, deepspeed="zero3", **more[name], **half) for name in MOMENTS]

@@ -71,6 +71,7 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
     "irm": ({"strength": 5.0, "memory": 0.9}, [0.35667494393873245 / 1.5, 2.995732273553991 / 0.5]),
     "coral": ({"strength": 5.0, "memory": 0.9}, [0.35667494393873245, 2.995732273553991]),
     "mmd": ({"strength": 5.0, "memory": 0.9}, [0.35667494393873245, 2.995732273553991]),
+    "pgi": ({"strength": 5.0, "memory": 0.9}, [0.35667494393873245 / 1.5, 2.995732273553991 / 0.5]),
     # p is .7 and .05; the bias model says .1 and .3 of the right labels.
     "gce": ({"q": 0.5}, [2 * (1 - math.sqrt(0.7)), 2 * (1 - math.sqrt(0.05))]),
     "relative_difficulty": (
@@ -205,6 +206,10 @@ def oracle_bias_covariance(log_p: list[float], label: int, group: int) -> float:
 def oracle_irm(log_p: list[float], label: int, group: int) -> float:
     groups = len(set(TRAINING_GROUPS))
     return -log_p[label] * len(TRAINING_GROUPS) / TRAINING_GROUPS.count(group) / groups
+
+
+def oracle_pgi(log_p: list[float], label: int, group: int) -> float:
+    return oracle_irm(log_p, label, group)
 
 
 def oracle_coral(log_p: list[float], label: int, group: int) -> float:
@@ -459,7 +464,7 @@ LEARNING: list[tuple[dict[str, Any], Callable[[LearningLoss], list[float]], Call
 
 def test_every_loss_that_learns_is_learned_by_hand() -> None:
     # Of hidden states, of moments and of groups' means: tests of their own.
-    elsewhere = {"learned_mixin", "blind", "bias_covariance", "irm", "coral", "mmd"}
+    elsewhere = {"learned_mixin", "blind", "bias_covariance", "irm", "coral", "mmd", "pgi"}
     found = {block["name"] for block, _, _ in LEARNING}
     assert found | elsewhere == {name for name, loss in LOSSES.items() if loss.learns}
 
@@ -654,6 +659,12 @@ def test_facts_of_the_training_set_that_are_missing_are_named(block: Any) -> Non
         ),
         ({"name": "mmd", "strength": -1}, "loss.strength is -1.0, expected 0 or more"),
         ({"name": "mmd", "memory": 0.9, "features": 0}, "loss.features is 0, expected 1 or more"),
+        ({"name": "pgi", "strength": -1}, "loss.strength is -1.0, expected 0 or more"),
+        ({"name": "pgi", "warmup": -0.1}, "loss.warmup is -0.1, expected 0 to 1, a share of training"),
+        (
+            {"name": "pgi", "memory": 1},
+            "loss.memory is 1.0, expected 0 or more and less than 1, or null: of the step itself",
+        ),
         ({"name": "gce", "q": 0}, "loss.q is 0.0, expected above 0 and up to 1"),
         ("foccal", "loss.name is 'foccal', not one of .*; did you mean focal?"),
     ],

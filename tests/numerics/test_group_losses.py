@@ -1,4 +1,4 @@
-"""Losses that hold groups together (irm, coral, mmd) by the steps before, against what they stand for, in plain loops.
+"""Losses that hold groups together (irm, coral, mmd, pgi) by the steps before, against their objectives in plain loops.
 
 Of a step of all samples and then the same samples, `memory` 0: the value is the objective's, and the gradient that of
 the objective as it is written, of all samples together, by central differences.
@@ -106,9 +106,26 @@ def mmd(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int], st
     return mean([cross_entropy(*one) for one in zip(logits, labels, strict=True)]) + strength * mean(pairs)
 
 
+def pgi(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int], strength: float,
+        first: Sequence[int] = (0, 0, 1)) -> float:  # fmt: skip
+    """`first`: of each label the most frequent group in the training data, by default of 15 samples that are drawn."""
+    p = [[math.exp(one) / math.fsum(map(math.exp, row)) for one in row] for row in logits]
+    fits = [[cross_entropy(*one)] for one in zip(logits, labels, strict=True)]
+    penalties = []
+    for label, most in enumerate(first):
+        own = [i for i, of in enumerate(labels) if of == label]
+        means = {g: [mean([p[i][c] for i in own if groups[i] == g]) for c in range(LABELS)]
+                 for g in {groups[i] for i in own}}  # fmt: skip
+        found = [math.fsum(a * math.log(a / b) for a, b in zip(means[g], means[most], strict=True))
+                 for g in means if g != most and most in means]  # fmt: skip
+        penalties.append(mean(found) if found else 0.0)
+    return mean([mean([one for [one] in rows]) for rows in of_groups(fits, groups)]) + strength * mean(penalties)
+
+
 FEW, DISTANCE, CPU = 3, 7.0, torch.device("cpu")
 OBJECTIVES: dict[str, tuple[dict[str, Any], Objective]] = {"irm": ({}, irm), "coral": ({}, coral),
-                                                           "mmd": ({"features": FEW}, mmd)}  # fmt: skip
+                                                           "mmd": ({"features": FEW}, mmd),
+                                                           "pgi": ({}, pgi)}  # fmt: skip
 
 
 def begun(name: str, known: dict[str, torch.Tensor], **settings: Any) -> LearningLoss:
@@ -133,7 +150,7 @@ def test_value_and_gradient_are_the_objective_s_where_nothing_has_changed(name: 
     assert float(value.detach()) == pytest.approx(objective(logits, hidden, labels, groups, strength), rel=1e-9)
     value.backward()
     for at, (leaf, width) in enumerate(zip(leaves, (LABELS, COLUMNS), strict=True)):
-        if at and name == "irm":
+        if at and name in ("irm", "pgi"):
             assert leaf.grad is None
             continue
         assert leaf.grad is not None
@@ -152,7 +169,7 @@ def test_what_is_known_fades_however_a_step_is_cut(name: str) -> None:
     """Three steps that fade by a half are one step in which samples of later steps occur two and four times."""
     found = {}
     for cuts in ([5], [1, 4], [1] * 5):
-        loss = begun(name, facts([0] * 5, [0, 1, 0, 1, 2]), memory=0.5)
+        loss = begun(name, facts(*drawn(15)[2:]), memory=0.5)
         for step in range(3):
             logits, hidden, labels, groups = drawn(5, step)
             start = 0
@@ -162,7 +179,7 @@ def test_what_is_known_fades_however_a_step_is_cut(name: str) -> None:
                 start += size
             loss.step(lambda sums: sums)
         found[len(cuts)] = loss.memory_S
-    once = begun(name, facts([0] * 5, [0, 1, 0, 1, 2]), memory=0.0)
+    once = begun(name, facts(*drawn(15)[2:]), memory=0.0)
     for step, times in enumerate((1, 2, 4)):
         logits, hidden, labels, groups = drawn(5, step)
         for _ in range(times):
@@ -187,7 +204,7 @@ def test_a_group_that_was_not_seen_yet_is_no_fault(name: str) -> None:
         assert loss_B.isfinite().all()
         loss.step(lambda sums: sums)
     plain = [cross_entropy(*one) for one in zip(logits, labels, strict=True)]
-    if name != "irm":
+    if name not in ("irm", "pgi"):  # to which groups count alike
         alone = begun(name, facts(labels, groups), memory=0.0)
         alone(said(logits, hidden, labels), facts(labels, [1] * 10))
         alone.step(lambda sums: sums)
@@ -258,7 +275,7 @@ def test_a_covariance_that_would_be_huge_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rare", [1, 5, 25])
-@pytest.mark.parametrize("name", ["group_dro", "irm", "gerne"])
+@pytest.mark.parametrize("name", ["group_dro", "irm", "gerne", "pgi"])
 def test_what_an_order_does_for_groups_is_not_done_twice(name: str, rare: int) -> None:
     """Of each group's samples as many are seen as `rare` says: group by group the loss is the same, in plain loops.
 
@@ -267,7 +284,7 @@ def test_what_an_order_does_for_groups_is_not_done_twice(name: str, rare: int) -
     logits, hidden, labels, groups = drawn(15)
     seen = [float((4, 2, rare)[group]) for group in groups]
     known = facts(labels, groups)
-    settings = {"irm": {"strength": 0.0, "memory": 0.9}}.get(name, {})
+    settings = {"strength": 0.0, "memory": 0.9} if name in ("irm", "pgi") else {}
     loss = LearningLoss(make_loss({"name": name, **settings}), lambda: {**known, "seen": torch.tensor(seen).double()})
     value_B = loss(said(logits, hidden, labels), known)
     found = math.fsum(w * float(v) for w, v in zip(seen, value_B, strict=True)) / math.fsum(seen)
@@ -326,3 +343,33 @@ def test_numbers_of_groups_may_have_gaps(name: str) -> None:
         return torch.stack(found)
 
     assert torch.allclose(losses((1, 4, 9)), losses((0, 1, 2)), rtol=1e-12, atol=0)
+
+
+def test_pgi_grows_until_its_share_of_training() -> None:
+    logits, hidden, labels, groups = drawn(15)
+    known, one = facts(labels, groups), said(logits, hidden, labels)
+    late, half, full = (LearningLoss(make_loss({"name": "pgi", "strength": s, "warmup": w}), known)
+                        for s, w in ((6.0, 0.5), (3.0, 0.0), (6.0, 0.0)))  # fmt: skip
+    for done, like in ((0.25, half), (0.5, full), (0.9, full)):
+        got = late(one, {**known, DONE: torch.tensor(done)}, counts=False)
+        torch.testing.assert_close(got, like(one, known, counts=False), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"loss\.warmup: this batch does not say how much of training is done"):
+        late(one, known, counts=False)
+
+
+@pytest.mark.parametrize("memory", [0.9, None])
+def test_pgi_of_a_prediction_that_is_none_is_finite(memory: float | None) -> None:
+    """Probabilities that are 0 in every digit: of a group, and of all its label's samples."""
+    labels, groups = [0, 0, 1, 1, 2, 2], [0, 1] * 3
+    logits = [[900.0, 0.0, 0.0], [0.0, 900.0, 0.0], [0.0, 900.0, 0.0], [0.0, 800.0, 0.0], *[[0.0] * 3] * 2]
+    known = facts(labels, groups)
+    loss = LearningLoss(make_loss({"name": "pgi", "memory": memory}), known)
+    for _ in range(2):
+        leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+        loss_B = loss(said(leaf, [[0.0] * COLUMNS] * 6, labels), known)
+        (slope_BC,) = torch.autograd.grad(loss_B.mean(), leaf)
+        assert loss_B.isfinite().all()
+        assert slope_BC.isfinite().all()
+        loss.step(lambda sums: sums)
+    # Two of nine probabilities that matter: log of 1 over what stands for 0, a third of it.
+    assert float(loss_B.detach().mean()) > math.log(1e12) / 3

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from test_bias_covariance import objective as of_covariance
-from test_group_losses import COLUMNS, DISTANCE, LABELS, Matrix, coral, cross_entropy, drawn, mean, of_groups
+from test_group_losses import COLUMNS, DISTANCE, LABELS, Matrix, coral, cross_entropy, drawn, mean, of_groups, pgi
 from torch import Tensor
 
 from debias.losses import LearningLoss, make_loss
@@ -73,11 +73,16 @@ def bias_covariance(logits: Matrix, hidden: Matrix, labels: list[int], groups: l
     return of_covariance(logits, BIAS, labels, STRENGTH, 0.5)
 
 
+def of_predictions(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int]) -> float:
+    return pgi(logits, hidden, labels, groups, STRENGTH, first=(0, 1, 2))  # as in what `begun` gives
+
+
 OBJECTIVES: dict[str, tuple[dict[str, Any], Objective]] = {
     "irm": ({}, irm),
     "coral": ({}, whole_coral),
     "mmd": ({}, mmd),
     "bias_covariance": ({"tau": 0.5}, bias_covariance),
+    "pgi": ({}, of_predictions),
 }
 
 

@@ -24,9 +24,10 @@ LOSSES = {
     "irm": {"strength": 5.0, "memory": 0.9},
     "coral": {"strength": 5.0, "memory": 0.9},
     "mmd": {"strength": 1.0, "features": 8, "memory": 0.9},
+    "pgi": {"strength": 50.0, "memory": 0.9},
     "cross_entropy": {},
 }
-OF_THE_STEP = {"bias_covariance": 0.5, "irm": 5.0, "coral": 5.0, "mmd": 1.0}  # and their strengths
+OF_THE_STEP = {"bias_covariance": 0.5, "irm": 5.0, "coral": 5.0, "mmd": 1.0, "pgi": 50.0}  # and their strengths
 
 
 class Heard(Mlp):

@@ -18,7 +18,7 @@ from debias_eval.scores.intervals import Interval
 OF_METHODS = ("method", "loss", "bias_model", "bias_weight", "groups", "order", "first_stage")
 # What reads the groups of training examples, by the block of a run that names it.
 TOLD_GROUPS = {
-    "loss": ("group_dro", "gerne", "irm", "coral", "mmd"),
+    "loss": ("group_dro", "gerne", "irm", "coral", "mmd", "pgi"),
     "order": ("expanding",),
     "bias_model": ("groups",),
 }

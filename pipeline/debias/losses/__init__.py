@@ -34,6 +34,7 @@ from debias.losses.learning import LearningLoss
 from debias.losses.logit_correction import LogitCorrection
 from debias.losses.mmd import MMD
 from debias.losses.one_vs_rest import OneVsRest
+from debias.losses.pgi import PGI
 from debias.losses.relative_difficulty import RelativeDifficulty
 from debias.losses.ula import ULA
 from debias.readouts.answers import Answers, answer_log_likelihood
@@ -52,6 +53,7 @@ LOSSES: dict[str, type[Loss]] = {
         IRM,
         Coral,
         MMD,
+        PGI,
         ClassBalanced,
         BalancedSoftmax,
         LDAM,
@@ -91,6 +93,7 @@ __all__ = [
     "LOGITS",
     "LOSSES",
     "MMD",
+    "PGI",
     "ULA",
     "Answers",
     "BalancedSoftmax",

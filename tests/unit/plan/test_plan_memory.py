@@ -495,6 +495,8 @@ def test_the_runs_of_a_bias_model_are_planned_too(folder):
         {"name": "group_dro"},
         {"name": "irm", "warmup": 0.5},
         {"name": "irm", "memory": 0.9},
+        {"name": "pgi", "warmup": 0.5},
+        {"name": "pgi", "memory": 0.9},
         {"name": "mmd"},
         {"name": "mmd", "features": 1, "memory": 0.9},  # whose directions are as large as so small a model
         {"name": "coral"},
