@@ -32,6 +32,7 @@ ALLOWED = {
     "methods": "config",
     "sharpness": "config",
     "smoothness": "config",
+    "penalties": "config",
     "runs": "errors hub ranks config",
     "adapters": "errors hub config models runs",
     "bias": "readouts config data",
@@ -45,11 +46,11 @@ ALLOWED = {
     "eval.reading": "errors config data bias",
     "losses": "readouts config bias",
     "merging": "errors config models runs adapters",
-    "engines": "readouts gradients ranks methods sharpness smoothness runs bias losses",
+    "engines": "readouts gradients ranks methods sharpness smoothness penalties runs bias losses",
     "eval.comparing": "errors eval.scores eval.results eval.reading",
     "building": (
-        "errors readouts gradients ranks config models data methods sharpness smoothness runs adapters bias grouping "
-        "losses merging engines"
+        "errors readouts gradients ranks config models data methods sharpness smoothness penalties runs adapters bias "
+        "grouping losses merging engines"
     ),
     "debias": "errors methods engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",
@@ -73,7 +74,14 @@ ALLOWED = {
 }
 ROOMS = {room: tuple(words.split()) for room, words in ALLOWED.items()}
 # What only the rooms of mathematics may import of others' packages.
-TORCH_ONLY = ("debias.methods", "debias.readouts", "debias.losses", "debias.sharpness", "debias.smoothness")
+TORCH_ONLY = (
+    "debias.methods",
+    "debias.readouts",
+    "debias.losses",
+    "debias.sharpness",
+    "debias.smoothness",
+    "debias.penalties",
+)
 # The only places that know the evaluator, and they only inside a function.
 MAY_USE_EVALUATOR = ("debias.cli", "debias.demo")
 # Copied beside exported tasks for the harness to run; nothing of ours imports it.

@@ -33,7 +33,14 @@ SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
 OLD_NAMES = ("main_only", "main-only", "mainonly", "main only")  # of erm, in runs of older versions
 BASELINES = ("erm", "plain", *OLD_NAMES)
 # Blocks of a run that make a method, and what they are in plain fine-tuning.
-PARTS = {"loss": "cross_entropy", "bias_model": "", "order": "shuffled", "sharpness": "", "smoothness": ""}
+PARTS = {
+    "loss": "cross_entropy",
+    "bias_model": "",
+    "order": "shuffled",
+    "sharpness": "",
+    "smoothness": "",
+    "weight_penalty": "",
+}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from debias.grouping import GROUPINGS
 from debias.losses import LOSSES
 from debias.merging import EDITS
 from debias.methods import METHODS
+from debias.penalties import PENALTIES
 from debias.sharpness import SHARPNESS
 from debias.smoothness import SMOOTHNESS
 
@@ -38,6 +39,7 @@ SHELVES = (
     Shelf("order of the data", "order: {name: NAME}", ORDERS),
     Shelf("where gradients are taken", "sharpness: {name: NAME}", SHARPNESS),
     Shelf("smoothness term", "smoothness: {name: NAME}", SMOOTHNESS),
+    Shelf("weight penalty", "weight_penalty: {name: NAME}", PENALTIES),
     Shelf("adapter", "adapter: {type: NAME}", ADAPTERS),
     Shelf("edit", "debias edit NAME RUN... -o FOLDER --set KEY=VALUE", EDITS),
 )

@@ -13,6 +13,7 @@ from debias.data.orders import make_order
 from debias.data.resampled import reads_groups
 from debias.losses import make_loss
 from debias.methods import make_rule
+from debias.penalties import make_penalty
 from debias.sharpness import make_sharpness
 from debias.smoothness import make_smoothness
 
@@ -102,7 +103,10 @@ def _of_method(config: RunConfig) -> dict[str, str]:
 def _of_passes(config: RunConfig) -> dict[str, str]:
     sharpness = make_sharpness(config.sharpness)
     smoothness = make_smoothness(config.smoothness)
+    penalty = make_penalty(config.weight_penalty)
     found = {}
+    if penalty is not None and penalty.strength == 0:
+        found["weight_penalty"] = "strength is 0: what it costs is for nothing"
     if sharpness is not None and sharpness.rho == 0:
         found["sharpness"] = "rho is 0: gradients are taken at the weights, twice"
     if smoothness is not None and smoothness.strength == 0:

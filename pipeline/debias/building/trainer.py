@@ -20,6 +20,7 @@ from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import selection
 from debias.errors import InputError
 from debias.methods import make_rule
+from debias.penalties import make_penalty
 from debias.ranks.failures import record
 from debias.ranks.hangs import hang_watch
 from debias.ranks.stopping import StopRequest
@@ -67,6 +68,7 @@ def build_trainer(
             max_nonfinite_steps=config.max_nonfinite_steps,
             verify=config.verify,
             sharpness=make_sharpness(config.sharpness),
+            weight_penalty=make_penalty(config.weight_penalty),
             smoothness=make_smoothness(config.smoothness),
             stop=stop,
         )

@@ -38,6 +38,7 @@ KINDS = {
     "order": Kind("debias.data.orders", "ORDERS", "shuffled"),
     "sharpness": Kind("debias.sharpness", "SHARPNESS"),
     "smoothness": Kind("debias.smoothness", "SMOOTHNESS"),
+    "weight_penalty": Kind("debias.penalties", "PENALTIES"),
     "adapter": Kind("debias.adapters", "ADAPTERS", "lora", key="type"),
 }
 EXPECTED = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}

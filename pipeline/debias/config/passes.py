@@ -1,4 +1,4 @@
-"""What more passes in a step do not go with: those of `sharpness` move weights, those of `smoothness` ask again."""
+"""What more in a step does not go with: passes of `sharpness` and `smoothness`, and the term of `weight_penalty`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,8 +7,9 @@ from debias.config import blocks
 
 
 def check_passes(run: Any) -> None:
-    """ValueError, in one line, for the first setting of `run` that does not go with its sharpness or smoothness."""
-    for name, refused in (("sharpness", _of_sharpness(run)), ("smoothness", _of_smoothness(run))):
+    """ValueError, in one line, for the first setting of `run` that does not go with one of these."""
+    found = {"sharpness": _of_sharpness, "smoothness": _of_smoothness, "weight_penalty": _of_penalty}
+    for name, refused in ((name, refusals(run)) for name, refusals in found.items()):
         if getattr(run, name) is not None:
             for key, asked, why in refused:
                 if asked:
@@ -29,3 +30,8 @@ def _of_smoothness(run: Any) -> Iterator[tuple[str, bool, str]]:
     yield "bf16", run.bf16, "answers near each other are the same in 16 bits"
     yield "stop_when_learned", run.stop_when_learned is not None, "the loss is not the entropy that is left"
     yield "answer_probability", run.answer_probability != "product", "it reads answers of one token each"
+
+
+def _of_penalty(run: Any) -> Iterator[tuple[str, bool, str]]:
+    yield "deepspeed", run.deepspeed is not None, "it reads whole weights, and DeepSpeed holds them"
+    yield "load_in_4bit", run.load_in_4bit, "it reads the base's weights, which would be unpacked in every step"

@@ -136,6 +136,7 @@ class RunConfig(Strict):
     groups: dict[str, Any] | None = None  # who says which group a training example is of; null: the data
     sharpness: dict[str, Any] | None = None  # where the gradients of a step are taken; null: at the weights
     smoothness: dict[str, Any] | None = None  # beside the loss: answers should hardly change near what is read
+    weight_penalty: dict[str, Any] | None = None  # beside the loss, of the weights of LoRA alone
     order: dict[str, Any] = Field({"name": "shuffled"}, validate_default=True)  # which examples make an epoch
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -285,14 +286,13 @@ class RunConfig(Strict):
 
     def method_parts(self) -> dict[str, Any]:
         """What beside its rule makes this run's method: of plain fine-tuning cross-entropy, the shuffled data alone."""
-        blocks_ = {"loss": self.loss, "bias_model": self.bias_model, "order": self.order}
         first = self.first_stage and self.first_stage.model_dump(mode="json")
-        # Which runs of older versions had none of.
-        later: dict[str, Any] = {"groups": self.groups, "sharpness": self.sharpness, "smoothness": self.smoothness}
+        names = ("groups", "sharpness", "smoothness", "weight_penalty")  # which runs of older versions had none of
+        later: dict[str, Any] = {name: getattr(self, name) for name in names}
         wording = self.prompt and self.prompt.more_templates and {"more_templates": [*self.prompt.more_templates]}
         later |= {"head_dropout": self.head_dropout or None, "prompt": wording or None}
         return {
-            **blocks_,
+            **{"loss": self.loss, "bias_model": self.bias_model, "order": self.order},
             **{kind: block for kind, block in later.items() if block is not None},
             "first_stage": first,
             "swap": self.data.swap and self.data.swap.model_dump(mode="json"),
@@ -304,7 +304,7 @@ class RunConfig(Strict):
         plain = {
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
             **{"bias_weight": "self", "groups": None, "selection": "last", "eval_strategy": "no", "report_to": "none"},
-            **{"head_dropout": 0.0, "sharpness": None, "smoothness": None},
+            **{"head_dropout": 0.0, "sharpness": None, "smoothness": None, "weight_penalty": None},
         }
         return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
 

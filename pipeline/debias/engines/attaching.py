@@ -8,8 +8,10 @@ from torch import nn
 
 from debias.engines.parameters import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach_model
+from debias.engines.weight_term import refuse_penalty
 from debias.engines.wrapping import is_sharded
 from debias.methods import Rule
+from debias.penalties import Penalty
 from debias.sharpness import Sharpness
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def attach(
     max_nonfinite_steps: int = ...,
     verify: bool = ...,
     sharpness: Sharpness | None = ...,
+    weight_penalty: Penalty | None = ...,
 ) -> TorchHook: ...
 
 
@@ -55,6 +58,7 @@ def attach(
     max_nonfinite_steps: int = 10,
     verify: bool = True,
     sharpness: Sharpness | None = None,
+    weight_penalty: Penalty | None = None,
 ) -> Any:
     """Hook debiased gradients into a training loop of your own.
 
@@ -70,13 +74,14 @@ def attach(
     pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
     raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). `sharpness`: such as
     `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`; only with
-    weights that are whole on each rank. Raises ValueError when the rule would act on nothing, when the optimizer lacks
-    a selected parameter, when `single_pass` is asked for where it is not exact, for embeddings with sparse gradients,
-    and for a wrapper or an engine's option that is not supported, with the reason. What is done to the model afterwards
-    and would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that
-    looks at how far the weights moved measures from here: to go on with an earlier run load the weights, attach, and
-    give the hook what its `state_dict()` was. Hooks on modules (a counter, a logger of gradients) are called in
-    the passes of a comparison too; hooks on parameters are not.
+    weights that are whole on each rank. `weight_penalty`: such as `debias.penalties.PEGO()`, a term of the weights
+    whose slopes are added once a step to what the rule has made; with whole weights, too. Raises ValueError when the
+    rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it
+    is not exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that is not supported,
+    with the reason. What is done to the model afterwards and would leave the rule without its parameters (FSDP, an
+    adapter) is a RuntimeError in the next step. A rule that looks at how far the weights moved measures from here: to
+    go on with an earlier run load the weights, attach, and give the hook what its `state_dict()` was. Hooks on modules
+    (a counter, a logger of gradients) are called in the passes of a comparison too; hooks on parameters are not.
 
     fp16 with torch.amp.GradScaler has one exact order, in which the count takes the scale off before the rule looks:
     `hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())`, `report = hook.step()`, and
@@ -87,12 +92,14 @@ def attach(
     if not _is_engine(model):
         if is_sharded(model):
             _refuse_moves(sharpness, "weights that FSDP shards")
+            refuse_penalty(weight_penalty, "weights that FSDP shards")
             from debias.engines.fsdp.attach import attach_sharded
 
             return attach_sharded(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
-        options["sharpness"] = sharpness
+        options |= {"sharpness": sharpness, "weight_penalty": weight_penalty}
         return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
     _refuse_moves(sharpness, "weights that DeepSpeed holds")
+    refuse_penalty(weight_penalty, "weights that DeepSpeed holds")
     from debias.engines.zero.attach import attach_engine
 
     found = [given for given in (optimizer, rule) if given is not None]

@@ -25,12 +25,20 @@ from debias.engines.look_ahead import Batch, LookAhead, refuse_look_ahead
 from debias.engines.nearby import Nearby, refuse_nearby
 from debias.engines.parameters import Select, chosen_by, not_head
 from debias.engines.second_pass import refuse_second_pass
-from debias.engines.trainer_arguments import loss_of, refuse_arguments, refuse_losses, refuse_precision
+from debias.engines.trainer_arguments import (
+    loss_of,
+    one_readout,
+    refuse_arguments,
+    refuse_losses,
+    refuse_precision,
+)
+from debias.engines.weight_term import WeightTerm, refuse_penalty
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
 from debias.losses import LearningLoss, Loss
 from debias.losses.learning import Told
 from debias.methods import Rule
+from debias.penalties import Penalty
 from debias.ranks.stopping import StopRequest
 from debias.readouts import DONE, Readout, RouterLoss, inputs_and_facts, of_right_label, router_loss_of
 from debias.readouts.hidden import check_hidden
@@ -53,9 +61,9 @@ class DebiasTrainer(CheckpointingTrainer):
 
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
     `objective` is its older name); `loss`: one of `debias.losses`, cross-entropy by default; `bias_weight`: where the
-    weights come from; `gradients`, `select`, `verify` and `sharpness`: as in `debias.attach`; `smoothness`: a term
-    beside the loss, one of `debias.smoothness`. `facts`: of the whole training set, or what gives them, for a
-    loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both.
+    weights come from; `gradients`, `select`, `verify`, `sharpness` and `weight_penalty`: as in `debias.attach`;
+    `smoothness`: a term beside the loss, one of `debias.smoothness`. `facts`: of the whole training set, or what gives
+    them, for a loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both.
     Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole
     or not at all.
     Each of the TrainingArguments is honoured, or a ValueError here that names it (`trainer_arguments`).
@@ -77,6 +85,7 @@ class DebiasTrainer(CheckpointingTrainer):
         max_nonfinite_steps: int = 10,
         verify: bool = True,
         sharpness: Sharpness | None = None,
+        weight_penalty: Penalty | None = None,
         smoothness: Smoothness | None = None,
         stop: StopRequest | None = None,
         **kwargs: Any,
@@ -88,7 +97,7 @@ class DebiasTrainer(CheckpointingTrainer):
             raise ValueError("FSDP is not supported: use one process, DistributedDataParallel or DeepSpeed")
         refuse_losses(self)
         self.rule = rule
-        self.readout = _one_of(readout, objective)
+        self.readout = one_readout(readout, objective)
         self._facts = facts
         self.loss = LearningLoss(loss_of(self.args, loss, self.readout), facts)
         if self.loss.every_label:
@@ -101,6 +110,7 @@ class DebiasTrainer(CheckpointingTrainer):
         self.max_nonfinite_steps = max_nonfinite_steps
         self.verify = verify
         self.sharpness = sharpness
+        self.weight_penalty = weight_penalty
         if smoothness is not None:
             refuse_nearby(smoothness.name, deepspeed=self.is_deepspeed_enabled, bf16=self.args.bf16)
         self._nearby = None if smoothness is None else Nearby(self.model, self.readout, smoothness)
@@ -119,6 +129,10 @@ class DebiasTrainer(CheckpointingTrainer):
         """Here, and not in the first step, so that nothing has been written when it raises."""
         if self.sharpness is not None:
             refuse_second_pass(self.sharpness.name, self.model, deepspeed=self.is_deepspeed_enabled)
+        if self.is_deepspeed_enabled:
+            refuse_penalty(self.weight_penalty, "weights that DeepSpeed holds")
+        if self.weight_penalty is not None:
+            WeightTerm(self.model, self.weight_penalty)
         if self.loss.ahead:
             refuse_look_ahead(self.loss.loss.name, None if self.sharpness is None else self.sharpness.name)
         selected = chosen_by(self.select, self.model)
@@ -349,7 +363,7 @@ class DebiasTrainer(CheckpointingTrainer):
             else:
                 # The Trainer steps; a rule that remembers asks the optimizer for its learning rate.
                 optimizer = self.optimizer if self.rule.memory else None
-                options["sharpness"] = self.sharpness
+                options |= {"sharpness": self.sharpness, "weight_penalty": self.weight_penalty}
                 self.hook = attach(model, optimizer, self.rule, self.gradients, **options)
             self.hook.skipped = self._skipped_before
             if self._resumed_from is not None and not self.rule.is_stateless:
@@ -389,12 +403,3 @@ class DebiasTrainer(CheckpointingTrainer):
             step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             return dataset.sampler(step, seed)
         return super()._get_train_sampler(train_dataset)
-
-
-def _one_of(readout: Readout | None, objective: Readout | None) -> Readout:
-    if readout is not None and objective is not None:
-        raise ValueError("readout and objective are given: they are one thing by two names; leave objective out")
-    given = readout or objective
-    if given is None:
-        raise ValueError("readout is missing: Classification() for a model with a head, Answers(...) for a causal one")
-    return given

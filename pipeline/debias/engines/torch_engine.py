@@ -26,6 +26,7 @@ from debias.engines.rule_state import RuleState, rescale
 from debias.engines.second_pass import SecondPass
 from debias.engines.stacks import blocks, together
 from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent, report
+from debias.engines.weight_term import WeightTerm
 from debias.engines.wrapping import (
     active_ddp,
     check_whole,
@@ -36,6 +37,7 @@ from debias.engines.wrapping import (
 )
 from debias.gradients import GradientSource, MicroBatch, Verified, make_source
 from debias.methods import GRADIENTS, Gram, Rule, Vector, as_rows, gram_of_rows, write_update
+from debias.penalties import Penalty
 from debias.sharpness import Sharpness
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class TorchHook(LoopHook):
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
         sharpness: Sharpness | None = None,
+        term: WeightTerm | None = None,
     ) -> None:
         rates = functools.partial(learning_rates, optimizer, source.selected)
         state = RuleState(rule, source.selected, lambda: source.selected, rates)
@@ -75,6 +78,7 @@ class TorchHook(LoopHook):
         self._ddp: DistributedDataParallel | None = None
         self._guards = [model.register_forward_pre_hook(self._meet_wrapper)]
         self._second = None if sharpness is None else SecondPass(model, sharpness)
+        self._term = term
         if (ddp := ddp_in(model)) is not None:
             self._join(ddp)
 
@@ -113,6 +117,8 @@ class TorchHook(LoopHook):
         count = self._reduce(self._trainable)
         self.state.begin()
         sums = self._write_update(1.0 / count)
+        if self._term is not None:
+            self._term.add()
         grads = [p.grad for p in self._trainable.values() if p.grad is not None]
         return report(sums, 1.0, count, grad_norm=torch.nn.utils.get_total_norm(grads))
 
@@ -310,15 +316,16 @@ def attach_model(
     max_nonfinite_steps: int = 10,
     verify: bool = True,
     sharpness: Sharpness | None = None,
+    weight_penalty: Penalty | None = None,
 ) -> TorchHook:
     """`debias.attach` for gradients in `p.grad`: one process, or a model in DistributedDataParallel.
 
     `model` may be wrapped in DistributedDataParallel, before or after. `gradients`: `auto`, `single_pass`,
     `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default:
     all but a task head). `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. `sharpness`:
-    where the gradients are taken. Raises ValueError when the rule would act on nothing, when the optimizer lacks a
-    selected parameter, when `single_pass` is asked for where it is not exact, and for what `wrapping.refuse` refuses,
-    with the reason.
+    where the gradients are taken. `weight_penalty`: a term of the weights. Raises ValueError when the rule would act on
+    nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it is not exact, and
+    for what `wrapping.refuse` refuses, with the reason.
     """
     refuse(model, optimizer)
     selected = select_parameters(model, select)
@@ -328,6 +335,7 @@ def attach_model(
             "the model is not in DistributedDataParallel: gradients are not summed over ranks unless it will be"
         )
     check_optimizer(optimizer, rule, selected, model)
+    term = None if weight_penalty is None else WeightTerm(model, weight_penalty)
     way = way_for(gradients, model, selected) if rule.uses_bias else gradients
     source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify, asked=gradients)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
@@ -341,4 +349,5 @@ def attach_model(
         max_grad_norm=max_grad_norm,
         max_nonfinite_steps=max_nonfinite_steps,
         sharpness=sharpness,
+        term=term,
     )

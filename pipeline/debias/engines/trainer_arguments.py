@@ -162,3 +162,13 @@ def loss_of(args: Any, loss: Loss | None, readout: Readout) -> Loss:
             " loss=debias.losses.LabelSmoothing(...)"
         )
     return LabelSmoothing(epsilon)
+
+
+def one_readout(readout: Readout | None, objective: Readout | None) -> Readout:
+    """The one that is given, by its name or its older one. ValueError where none is, or both."""
+    if readout is not None and objective is not None:
+        raise ValueError("readout and objective are given: they are one thing by two names; leave objective out")
+    given = readout or objective
+    if given is None:
+        raise ValueError("readout is missing: Classification() for a model with a head, Answers(...) for a causal one")
+    return given

@@ -188,7 +188,9 @@ def test_a_kind_that_a_run_may_lack_has_no_row_by_default() -> None:
         assert home.default == (None if held is None else held[home.key]), kind
 
 
-@pytest.mark.parametrize("line", ["sharpness: sam", "smoothness: smart", "groups: guessed", "bias_model: lexical"])
+@pytest.mark.parametrize(
+    "line", ["sharpness: sam", "smoothness: smart", "weight_penalty: pego", "groups: guessed", "bias_model: lexical"]
+)
 def test_a_row_at_its_defaults_makes_another_method(tmp_path: Path, line: str) -> None:
     more = "first_stage: {keep: log_p}\n" if line.startswith("groups") else ""
     told = [settings_of(load_config(written(tmp_path, more + one))) for one in ("", line)]

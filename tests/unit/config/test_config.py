@@ -472,6 +472,18 @@ def test_smoothness_is_of_the_run_alone_and_refused_where_it_cannot_be():
             parse(RunConfig, {**values, key: value}, "f")
 
 
+def test_a_weight_penalty_is_of_the_run_alone_and_refused_where_it_cannot_be():
+    values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "weight_penalty": "pego"}
+    run = RunConfig.model_validate({**values, "bias_model": "first_learned", "first_stage": {}})
+    assert run.weight_penalty == {"name": "pego", "strength": 0.001, "adapters": 4}
+    assert run.method_parts()["weight_penalty"] == run.weight_penalty
+    assert [stage.weight_penalty for stage in (run.stage_before(), *run.bias_stages())] == [None, None, None]
+    assert "weight_penalty" not in RunConfig.model_validate({**values, "weight_penalty": None}).method_parts()
+    for key, value in (("deepspeed", "zero2"), ("load_in_4bit", True)):
+        with pytest.raises(InputError, match=f"weight_penalty does not go with {key}: it reads"):
+            parse(RunConfig, {**values, key: value}, "f")
+
+
 def test_head_dropout_is_of_the_run_alone():
     """A run before the run trains plainly; its own settings may give it dropout of its own."""
     values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "head_dropout": 0.9}
