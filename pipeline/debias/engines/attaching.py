@@ -65,23 +65,23 @@ def attach(
     `attach(model, optimizer, rule)`: `hook.backward(loss_B, weight_B)` for each micro-batch, then `hook.step()`; the
     model may be wrapped in DistributedDataParallel, before or after. In Accelerate's `accumulate()`, with the optimizer
     that Accelerate prepared, `hook.step()` may stand in every micro-batch. Call `fully_shard` (FSDP2) first, make the
-    optimizer of what it left, then attach. `attach(engine, rule)` for a DeepSpeed
-    engine: `hook.backward(...)` in the place of `engine.backward(loss)`, then `engine.step()` as ever.
+    optimizer of what it left, then attach. `attach(engine, rule)` for a DeepSpeed engine: `hook.backward(...)` for
+    `engine.backward(loss)`, then `engine.step()` as ever.
 
     `gradients`: `auto`, `single_pass`, `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable
     tensors the rule acts on (default: all but a task head). `max_grad_norm` clips the update in `hook.step` (an engine
     clips by its own `gradient_clipping`). `verify`: single_pass compares its bias gradient with an ordinary backward
     pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
     raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). `sharpness`: such as
-    `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`; only with
-    weights that are whole on each rank. `weight_penalty`: such as `debias.penalties.PEGO()`, a term of the weights
-    whose slopes are added once a step to what the rule has made; with whole weights, too. Raises ValueError when the
-    rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it
-    is not exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that is not supported,
-    with the reason. What is done to the model afterwards and would leave the rule without its parameters (FSDP, an
-    adapter) is a RuntimeError in the next step. A rule that looks at how far the weights moved measures from here: to
-    go on with an earlier run load the weights, attach, and give the hook what its `state_dict()` was. Hooks on modules
-    (a counter, a logger of gradients) are called in the passes of a comparison too; hooks on parameters are not.
+    `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`.
+    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to what the rule has made. Both only with
+    weights that are whole on each rank. Raises ValueError when the rule would act on nothing, when the optimizer lacks
+    a selected parameter, when `single_pass` is asked for where it is not exact, for embeddings with sparse gradients,
+    and for a wrapper or an engine's option that is not supported, with the reason. What is done to the model afterwards
+    and would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that
+    looks at how far the weights moved measures from here: to go on with an earlier run load the weights, attach, and
+    give the hook what its `state_dict()` was. Hooks on modules (a counter, a logger of gradients) are called in the
+    passes of a comparison too; hooks on parameters are not.
 
     fp16 with torch.amp.GradScaler has one exact order, in which the count takes the scale off before the rule looks:
     `hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())`, `report = hook.step()`, and
@@ -91,15 +91,13 @@ def attach(
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
     if not _is_engine(model):
         if is_sharded(model):
-            _refuse_moves(sharpness, "weights that FSDP shards")
-            refuse_penalty(weight_penalty, "weights that FSDP shards")
+            _refuse_more(sharpness, weight_penalty, "weights that FSDP shards")
             from debias.engines.fsdp.attach import attach_sharded
 
             return attach_sharded(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
         options |= {"sharpness": sharpness, "weight_penalty": weight_penalty}
         return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
-    _refuse_moves(sharpness, "weights that DeepSpeed holds")
-    refuse_penalty(weight_penalty, "weights that DeepSpeed holds")
+    _refuse_more(sharpness, weight_penalty, "weights that DeepSpeed holds")
     from debias.engines.zero.attach import attach_engine
 
     found = [given for given in (optimizer, rule) if given is not None]
@@ -112,7 +110,8 @@ def attach(
     return attach_engine(model, found[0], gradients, **options)
 
 
-def _refuse_moves(sharpness: Sharpness | None, what: str) -> None:
+def _refuse_more(sharpness: Sharpness | None, penalty: Penalty | None, what: str) -> None:
+    refuse_penalty(penalty, what)
     if sharpness is not None:
         raise ValueError(
             f"attach: sharpness {sharpness.name} moves the weights within a step, and cannot move {what}; use one"

@@ -25,13 +25,7 @@ from debias.engines.look_ahead import Batch, LookAhead, refuse_look_ahead
 from debias.engines.nearby import Nearby, refuse_nearby
 from debias.engines.parameters import Select, chosen_by, not_head
 from debias.engines.second_pass import refuse_second_pass
-from debias.engines.trainer_arguments import (
-    loss_of,
-    one_readout,
-    refuse_arguments,
-    refuse_losses,
-    refuse_precision,
-)
+from debias.engines.trainer_arguments import loss_of, one_readout, refuse_arguments, refuse_losses, refuse_precision
 from debias.engines.weight_term import WeightTerm, refuse_penalty
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
