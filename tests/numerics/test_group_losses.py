@@ -357,6 +357,20 @@ def test_pgi_grows_until_its_share_of_training() -> None:
         late(one, known, counts=False)
 
 
+def test_pgi_does_not_pull_where_the_training_data_has_nothing() -> None:
+    """A label's group that it does not know would weigh as one of which there is next to nothing."""
+    labels, groups = [0, 0, 1, 1], [0, 1, 0, 1]
+    logits = [[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 2.0]]
+    loss = LearningLoss(make_loss({"name": "pgi", "strength": 3.0, "memory": 0.5}), facts([0, 0, 1, 0], [0, 1, 1, 0]))
+    for _ in range(3):
+        leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+        loss_B = loss(said(leaf, [[0.0] * COLUMNS] * 4, labels), facts(labels, groups))
+        (slope_BC,) = torch.autograd.grad(loss_B.mean(), leaf)
+        loss.step(lambda sums: sums)
+    assert float(slope_BC.abs().max()) < 5
+    assert float(loss_B.detach().abs().max()) < 20
+
+
 @pytest.mark.parametrize("memory", [0.9, None])
 def test_pgi_of_a_prediction_that_is_none_is_finite(memory: float | None) -> None:
     """Probabilities that are 0 in every digit: of a group, and of all its label's samples."""

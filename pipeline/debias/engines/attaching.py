@@ -74,14 +74,13 @@ def attach(
     pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
     raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). `sharpness`: such as
     `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`.
-    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to what the rule has made. Both only with
-    weights that are whole on each rank. Raises ValueError when the rule would act on nothing, when the optimizer lacks
-    a selected parameter, when `single_pass` is asked for where it is not exact, for embeddings with sparse gradients,
-    and for a wrapper or an engine's option that is not supported, with the reason. What is done to the model afterwards
-    and would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that
-    looks at how far the weights moved measures from here: to go on with an earlier run load the weights, attach, and
-    give the hook what its `state_dict()` was. Hooks on modules (a counter, a logger of gradients) are called in the
-    passes of a comparison too; hooks on parameters are not.
+    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to what the rule has made. Both with whole
+    weights alone. Raises ValueError when the rule would act on nothing, when the optimizer lacks a selected parameter,
+    when `single_pass` is asked for where it is not exact, for embeddings with sparse gradients, and for a wrapper or an
+    engine's option that is not supported. What is done to the model afterwards and would leave the rule without its
+    parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that looks at how far the weights moved
+    measures from here: to go on with an earlier run load the weights, attach, and give the hook what its `state_dict()`
+    was. Hooks on modules are called in the passes of a comparison too; hooks on parameters are not.
 
     fp16 with torch.amp.GradScaler has one exact order, in which the count takes the scale off before the rule looks:
     `hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())`, `report = hook.step()`, and

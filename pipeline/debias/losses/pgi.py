@@ -71,8 +71,9 @@ class PGI(Loss):
         sums_KF = memory_S[..., 1:].flatten(0, 1)
         mean_KC, seen_K = group_sums.means(sums_KF)
         penalty, slope_KC = _apart(mean_KC.view(*share_YG.shape, -1), seen_K.view_as(share_YG), memory_S[..., 0])
-        # A cell's mean moves by its samples' deviations over their number, and the loss is a mean over the step.
-        pull_KC = group_sums.evened(sums_KF).unsqueeze(1) * slope_KC
+        # A cell's mean moves by its samples' deviations over their number, and the loss is a mean over the step. One
+        # that the training data has not is not drawn: nobody knows how often it occurs.
+        pull_KC = ((sums_KF[:, 0] > 0) * group_sums.evened(sums_KF)).unsqueeze(1) * slope_KC
         off_BC = p_BC - mean_KC.to(p_BC.dtype)[cell_B]
         tangent_B = penalty.to(p_BC.dtype) + (pull_KC.to(p_BC.dtype)[cell_B] * off_BC).sum(dim=1)
         return loss_B + (self._strength(facts, like=tangent_B) * tangent_B).to(loss_B.dtype)
