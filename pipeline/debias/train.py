@@ -47,7 +47,7 @@ from debias.inference.training_set import log_p_of
 from debias.losses import Loss
 from debias.plan.guard import refuse_what_cannot_fit
 from debias.ranks.stopping import StopRequest
-from debias.ranks.world import is_first, world_size
+from debias.ranks.world import is_first, ranks_here, world_size
 from debias.runs.data_files import BASE, DATA_FILES, data_files
 from debias.runs.digests import local_weights
 from debias.runs.folder import Folder, look, save_trained
@@ -112,7 +112,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     config = folder.config
     if first:
         say_what_has_no_effect(config)
-    refuse_what_cannot_fit(config, arguments.world_size)
+    refuse_what_cannot_fit(config, arguments.world_size, ranks_here(arguments.world_size))
     examples, validation = run_examples(config, base)
     check_groups(loss, order, examples, bias_model, inferred=config.groups is not None)
     seen = _seen(folder, first, examples, validation, told.facts)
@@ -210,7 +210,7 @@ def _before(config: RunConfig, base: Path | None, loss: Loss, order: Order, mode
         return Told()
     folder = look(config)
     check_answers(config, loss)
-    refuse_what_cannot_fit(config, world_size())
+    refuse_what_cannot_fit(config, world_size(), ranks_here(world_size()))
     examples, validation = training_examples(config, base), validation_examples(config, base)
     check_groups(loss, order, examples, model, inferred=config.groups is not None)
     for name, read in (("data.train", examples), ("data.validation", validation)):

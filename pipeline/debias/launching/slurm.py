@@ -24,6 +24,7 @@ SCRIPT = "job.sbatch"
 # What a submission in another shell, or on another day, would not have.
 SENT = (*READ_BELOW, "DEBIAS_TRUST_REMOTE_CODE", "DEBIAS_SKIP_PLAN")
 LONGEST_PROLOGUE = 2**20
+HIGHEST_INDEX = 1000  # of an array: Slurm's MaxArraySize is 1001 where nobody has set another
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def script(
         directives=directives(job, options, more),
         log=log_file(job),
         extras=extras,
+        indexed=max(job.seeds, default=0) > HIGHEST_INDEX,
         container="".join(f" {shlex.quote(flag)}" for flag in flags),
         outputs=os.path.dirname(job.output_dir),
     )

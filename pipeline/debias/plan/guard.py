@@ -14,21 +14,22 @@ logger = logging.getLogger(__name__)
 SKIP = "DEBIAS_SKIP_PLAN"
 
 
-def refuse_what_cannot_fit(run: RunConfig, world: int = 1) -> None:
+def refuse_what_cannot_fit(run: RunConfig, world: int = 1, here: int | None = None) -> None:
     """InputError, in one line, if a micro-batch of 1 needs more than this process's GPU has; `world` ranks share.
 
-    Without CUDA it is this machine's memory that counts, and only a model whose weights fill half of it is planned:
-    a plan takes longer than to see that others fit. For models that cannot be planned, and with DEBIAS_SKIP_PLAN=1 in
-    the environment nothing happens.
+    Without CUDA it is this machine's memory that counts, for the ranks that are `here` (as a rule all), and only a
+    model whose weights fill half of it is planned: a plan takes longer than to see that others fit. For models that
+    cannot be planned, and with DEBIAS_SKIP_PLAN=1 in the environment nothing happens.
     """
     if os.environ.get(SKIP, "") not in ("", "0") or run.head == "image_classification":
         return
     memory, cuda = gpu_memory_here(), True
     if memory is None:
         memory, cuda = host_memory_here(), False
-        if 2 * world * _bytes_of_weights(run.model) < memory:
+        here = here or world
+        if 2 * here * _bytes_of_weights(run.model) < memory:
             return
-        memory //= world
+        memory //= here
     needed = _needed(run, Machine(gpu_memory=memory, gpus=world, cuda=cuda))
     if needed is not None and needed > memory:
         has = "this GPU has" if cuda else "this machine has for a process"

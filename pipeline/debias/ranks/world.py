@@ -13,6 +13,13 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def ranks_here(world: int) -> int:
+    """How many of so many ranks are on this machine: what torchrun or Slurm say, otherwise all."""
+    if local := os.environ.get("LOCAL_WORLD_SIZE"):
+        return int(local)
+    return -(-world // int(os.environ.get("SLURM_STEP_NUM_NODES", "1")))
+
+
 def rank() -> int:
     """This process's."""
     return int(os.environ.get("RANK", "0"))

@@ -174,6 +174,18 @@ def test_an_array_has_a_config_for_each_seed(tmp_path, run_script):
     assert "#SBATCH --array=3,7\n" in (job.folder / "job.sbatch").read_text()
 
 
+def test_seeds_above_the_highest_index_of_an_array(tmp_path, run_script):
+    """Slurm refuses an index above MaxArraySize, as a rule 1001: such seeds are counted."""
+    job = job_for(tmp_path, seeds=[3, 1000])
+    assert "#SBATCH --array=3,1000\n" in slurm.script(job, {})
+    job = job_for(tmp_path, folder="many", seeds=[3, 20261130, 7])
+    done, called = run_script(job, SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="11")
+    assert (done.returncode, done.stderr) == (0, "")
+    config = load_config(Path(called["ranks"][-1]))
+    assert (config.seed, config.output_dir) == (20261130, f"{job.output_dir}/seed20261130")
+    assert "#SBATCH --array=0-2\n" in (job.folder / "job.sbatch").read_text()
+
+
 def test_the_directives(tmp_path):
     job = job_for(tmp_path, gpus_per_node=8, nodes=4, grace_seconds=600)
     text = slurm.script(job, {"partition": "gpu", "time": "1-00:00:00", "account": None, "name": "no directive"})

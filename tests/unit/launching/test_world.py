@@ -11,7 +11,7 @@ import pytest
 from debias.errors import InputError, Interrupted
 from debias.launching import local
 from debias.ranks import failures as ranks
-from debias.ranks.world import adopt_slurm, leave, without_local_rank
+from debias.ranks.world import adopt_slurm, leave, ranks_here, without_local_rank
 
 STEP = {
     "SLURM_PROCID": "3",
@@ -32,6 +32,18 @@ def scontrol(tmp_path, monkeypatch):
     )
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("known", "here"),
+    [({"LOCAL_WORLD_SIZE": "2"}, 2), ({"SLURM_STEP_NUM_NODES": "4"}, 2), ({"SLURM_STEP_NUM_NODES": "3"}, 3), ({}, 8)],
+)
+def test_how_many_ranks_are_here(known, here, monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_NODES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    assert ranks_here(8) == here
 
 
 def test_tasks_of_srun_are_ranks(scontrol):

@@ -73,6 +73,18 @@ def test_without_a_gpu_the_machines_memory_counts(run, monkeypatch, memory, worl
         guard.refuse_what_cannot_fit(run, world)
 
 
+def test_ranks_of_other_machines_leave_this_ones_memory_alone(run, monkeypatch):
+    of_size(monkeypatch, None)
+    monkeypatch.setattr(guard, "host_memory_here", lambda: 6 * 10**7)
+    seen = []
+    monkeypatch.setattr(guard, "_needed", lambda run, machine: seen.append((machine.gpu_memory, machine.gpus)))
+    with open(f"{run.model}/model.safetensors", "wb") as weights:
+        weights.truncate(29 * 10**6)
+    guard.refuse_what_cannot_fit(run, 8, 2)
+    guard.refuse_what_cannot_fit(run, 8)
+    assert seen == [(3 * 10**7, 8), (75 * 10**5, 8)]
+
+
 @pytest.mark.slow
 def test_a_plan_for_cpus(run, tmp_path, monkeypatch, capsys):
     """Less than the same on a GPU, which takes some itself; and the verdict is of the machine's memory."""
