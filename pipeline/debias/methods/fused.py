@@ -6,7 +6,8 @@ Both give the same numbers, so that nobody has to be told which it was.
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -36,12 +37,32 @@ def wrote_update(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tensor]) -
     return _done(lambda: kernels.write_update(coefficients, vectors_OI))
 
 
+def available() -> bool:
+    """Whether kernels are asked where tensors lie on a GPU."""
+    return os.environ.get(SWITCH, "") != "0" and not _given_up and loaded() is not None
+
+
+@contextmanager
+def made_by(kernels: bool) -> Iterator[None]:
+    """For who measures both: inside, plain torch alone, or kernels; RuntimeError where these turned out not to run."""
+    if kernels:
+        yield
+        if _given_up:
+            raise RuntimeError(f"the Triton kernels do not run here: {next(iter(_given_up))}")
+        return
+    _given_up.add("plain torch is measured")
+    try:
+        yield
+    finally:
+        _given_up.discard("plain torch is measured")
+
+
 def _kernels_for(vectors: Sequence[Tensor]) -> ModuleType | None:
     """The kernels, if they can take these vectors; nothing else imports Triton."""
     first = vectors[0]
     if not _on_gpu(first) or first.dim() != 3 or len(vectors) > MOST_VECTORS:
         return None
-    if os.environ.get(SWITCH, "") == "0" or _given_up or not all(_takes(vector, first) for vector in vectors):
+    if not available() or not all(_takes(vector, first) for vector in vectors):
         return None
     return loaded()
 
