@@ -24,7 +24,6 @@ TARGETS = (("cuda", 80, 32), ("cuda", 89, 32), ("cuda", 90, 32))
 SHAPES = ((2, 3, 1), (1, 130, 8), (3, 2, 65), (2, 5, 7), (1, 2, 1025), (2, 2, 64), (1, 1, 4099), (1, 2, 8193))
 EMPTY = ((1, 0, 4), (0, 3, 4), (2, 2, 0))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 def kernels():
@@ -242,36 +241,48 @@ CHECKS = (
 
 
 def launches():
-    """Short rows and long ones, and every dtype once."""
+    """Short rows and long ones, one that is cut, one column, every dtype; views at odd places of their buffers."""
     kinds = (
-        (16, 2, torch.float32, torch.float64),
-        (4096, 2, torch.float32, torch.float64),
-        (4096, 3, torch.float32, torch.float32),
-        (16, 2, torch.bfloat16, torch.float32),
-        (16, 1, torch.float16, torch.float64),
+        ((2, 300, 16), 2, torch.float32, torch.float64),
+        ((3, 5, 1), 2, torch.float32, torch.float64),
+        ((2, 16, 4096), 3, torch.float32, torch.float32),
+        ((1, 1, 8193), 2, torch.bfloat16, torch.float32),
+        ((2, 300, 16), 1, torch.float16, torch.float64),
     )
-    members, rows = 2, 300
-    for columns, count, dtype, own in kinds:
-        vectors = [torch.empty(members, rows, columns, dtype=dtype, device="meta") for _ in range(count)]
-        sums = torch.empty(members, rows, count * (count + 1) // 2, 1, dtype=torch.float64, device="meta")
-        coefficients = [torch.empty(members, rows, dtype=own, device="meta") for _ in range(count)]
-        yield f"{columns} columns, {count} x {NAMES[dtype]}", kernels().gram_launch(sums, vectors)
-        yield f"{columns} columns, {count} x {NAMES[dtype]}", kernels().update_launch(coefficients, vectors)
+    for shape, count, dtype, own in kinds:
+        vectors = [view for view, _ in drawn(count, shape, dtype)]
+        cuts = 3 if shape[-1] > 8000 else 1
+        sums = torch.empty(*shape[:2], count * (count + 1) // 2, cuts, dtype=torch.float64)
+        title = f"{count} x {list(shape)}, {dtype}"
+        yield title, kernels().gram_launch(sums, vectors)
+        yield title, kernels().update_launch(made_coefficients(count, shape[:2], own), vectors)
+
+
+class NoGpu:
+    """What Triton asks of a machine before it compiles; a device for each target, for what it made is kept for each."""
+
+    def __init__(self, target: tuple[str, int, int]):
+        self.target = target
+
+    def get_current_device(self) -> int:
+        return self.target[1]
+
+    def get_current_stream(self, device=None) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget(*self.target)
 
 
 def compiled(launch, target: tuple[str, int, int]) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    """By Triton's own way to a launch, up to it: what it makes of these arguments is compiled."""
+    from triton.runtime import driver
 
-    signature = {}
-    for name in launch.kernel.arg_names:
-        value = launch.arguments.get(name)
-        of_value = f"*{NAMES[value.dtype]}" if isinstance(value, torch.Tensor) else "i32"
-        signature[name] = "constexpr" if name in launch.constants else of_value
-    made = triton.compile(
-        ASTSource(launch.kernel, signature, launch.constants), target=GPUTarget(*target), options=launch.options
-    )
+    driver.set_active(NoGpu(target))
+    given = {**launch.arguments, **launch.constants, **launch.options}
+    made = launch.kernel.warmup(**given, grid=(launch.programs,))
     assert made.asm["cubin"]
     words = set(re.findall(r"\b[a-z]+\.[\w.:]+", made.asm["ptx"]))
     assert any(word.startswith("ld.global") for word in words)

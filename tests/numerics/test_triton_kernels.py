@@ -39,6 +39,8 @@ def interpreted() -> dict[str, str | None]:
 @needs_triton
 @pytest.mark.parametrize("check", [check.__name__ for check in interpreted_kernels.CHECKS])
 def test_by_the_interpreter(interpreted, check):
+    if "only 0-dimensional arrays can be converted" in (interpreted[check] or ""):
+        pytest.skip("the interpreter of this version of Triton does not go with this version of NumPy")
     assert interpreted[check] is None, interpreted[check]
 
 
