@@ -21,7 +21,7 @@ from debias.methods import Rule
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
-STEPS = 4
+STEPS = 3
 SAMPLES = 16
 OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.1), "adamw": (torch.optim.AdamW, 1e-3)}
 # Else a tiny model is hardly sharded: its parameters stay gathered.

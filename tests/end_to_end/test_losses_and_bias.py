@@ -60,6 +60,7 @@ def needs_of(name: str) -> dict[str, Any]:
 # What a loss that learns has to be set to so that four steps teach it something.
 LEARN = {"group_dro": {"step_size": 2.0}, "cvar_dro": {"step_size": 2.0}, "gradient_alignment": {"threshold": 0.667}}
 MOMENTS = ("bias_covariance", "irm", "coral", "mmd", "pgi")  # of the step itself, or of those before
+SHARDED = ("irm", "coral")  # of logits, and of what the head reads: enough of them to try at stage 3
 LEARN |= {name: {"memory": 0.9} for name in MOMENTS}
 
 
@@ -121,7 +122,7 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         "pgi": {**shared, "loss": {"name": "pgi", "strength": 20.0}},
     }
     others = [settings(place, f"{name}_ddp", 4, **one, **half) for name, one in more.items()]
-    others += [settings(place, f"{name}_zero3", 4, deepspeed="zero3", **more[name], **half) for name in MOMENTS]
+    others += [settings(place, f"{name}_zero3", 4, deepspeed="zero3", **more[name], **half) for name in SHARDED]
     on_ranks(2, [*runs, focal, settings(place, "worst_ddp", 4, **worst, **half), *mixes, *others])
     alone, focal_alone = (
         run(settings(place, "alone", **shared)),
@@ -149,8 +150,7 @@ def test_losses_over_ranks_are_those_of_one_process(place: Path) -> None:
         one_process = run(settings(place, f"{name}_alone", **one))
         assert largest_difference(adapter_of(place / f"{name}_ddp"), adapter_of(one_process)) < 1e-6, name
         assert largest_difference(adapter_of(one_process), adapter_of(plain)) > 1e-5, name
-        for engine in ("ddp", "zero3") if name in MOMENTS else ():
-            done = place / f"{name}_{engine}"
+        for done in (place / f"{name}_ddp", place / f"{name}_zero3")[: (name in MOMENTS) + (name in SHARDED)]:
             assert largest_difference(adapter_of(done), adapter_of(one_process)) < 1e-6, done.name
             found, want = (learned(run / "checkpoint-4") for run in (done, one_process))
             torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
@@ -281,10 +281,10 @@ def test_a_row_without_a_group_is_named(place: Path) -> None:
     assert not (place / "refused").exists()
 
 
-@pytest.mark.parametrize("gradients", ["single_pass", "two_pass"])
-@pytest.mark.parametrize("name", MOMENTS)
+# How the gradients are made is apart from what the statistics are: one loss both ways.
+@pytest.mark.parametrize(("name", "gradients"), [("coral", "two_pass"), *((name, "single_pass") for name in MOMENTS)])
 def test_statistics_of_the_step_are_the_same_however_it_is_cut(place: Path, name: str, gradients: str) -> None:
-    """Steps of 15 and an incomplete one of 10, in one micro-batch and in several of 5 or 3 (the last one of 1)."""
+    """Steps of 15 and an incomplete one of 10, in one micro-batch and in several of 3 (the last one of 1)."""
     few = {**DATA, "train": {"source": "generated", "limit": 40}}
     shared: dict[str, Any] = {
         **{"data": few, "max_steps": -1, "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.05},
@@ -294,13 +294,13 @@ def test_statistics_of_the_step_are_the_same_however_it_is_cut(place: Path, name
     runs = [
         run(settings(place, f"{name}_{gradients}_{size}", per_device_train_batch_size=size,
                      gradient_accumulation_steps=15 // size, **shared))
-        for size in (15, 5, 3)
+        for size in (15, 3)
     ]  # fmt: skip
     plain = run(settings(place, f"{name}_{gradients}_plain", **{**shared, "loss": "cross_entropy"},
                          per_device_train_batch_size=15))  # fmt: skip
-    for cut in runs[1:]:
-        assert largest_difference(adapter_of(cut), adapter_of(runs[0])) < 2e-6
-    assert largest_difference(adapter_of(plain), adapter_of(runs[0])) > 1e-5
+    whole, cut = runs
+    assert largest_difference(adapter_of(cut), adapter_of(whole)) < 2e-6
+    assert largest_difference(adapter_of(plain), adapter_of(whole)) > 1e-5
 
 
 @pytest.mark.parametrize("name", MOMENTS)

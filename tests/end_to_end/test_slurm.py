@@ -101,7 +101,7 @@ def same_as_alone(slurm: Cluster, alone: dict[str, object]) -> Callable[[str], f
 
 def test_a_signal_puts_the_run_back_into_the_queue_and_it_ends_the_same(slurm, same_as_alone):
     job = slurm.launch(slurm.config("signal"), "--nodes", "2", doctor=True)
-    wait_for(lambda: slurm.steps("signal") > 2, 120, slurm.output())
+    wait_for(lambda: slurm.steps("signal") > 2, 300, slurm.output())
     slurm.says("scancel", "--signal=TERM", job)
     slurm.wait(job, "PENDING")
     assert slurm.status("signal") == "interrupted"
@@ -120,18 +120,18 @@ def test_a_signal_puts_the_run_back_into_the_queue_and_it_ends_the_same(slurm, s
 
 def test_a_cancelled_job_does_not_come_back(slurm):
     job = slurm.launch(slurm.config("cancelled"), "--nodes", "1", "--ranks-per-node", "1")
-    wait_for(lambda: slurm.steps("cancelled") > 1, 120, slurm.output())
+    wait_for(lambda: slurm.steps("cancelled") > 1, 300, slurm.output())
     slurm.says("scancel", job)
     slurm.wait(job, "CANCELLED")
     wait_for(
-        lambda: not slurm.says("squeue", "-h", "-j", job, check=False).strip("\n ").startswith(job), 90, "still there"
+        lambda: not slurm.says("squeue", "-h", "-j", job, check=False).strip("\n ").startswith(job), 300, "still there"
     )
     assert slurm.state(job) == "CANCELLED"
 
 
 def test_a_dead_node_is_reported_and_one_node_goes_on(slurm, same_as_alone):
     job = slurm.launch(slurm.config("dead"), "--nodes", "2", "--name", "dead")
-    wait_for(lambda: slurm.steps("dead") > 6, 120, slurm.output())
+    wait_for(lambda: slurm.steps("dead") > 6, 300, slurm.output())
     for process in _processes_of("n2", job):
         os.kill(process, signal.SIGKILL)
     slurm.wait(job, "FAILED", 200)

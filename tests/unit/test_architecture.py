@@ -82,6 +82,7 @@ TORCH_ONLY = (
     "debias.smoothness",
     "debias.penalties",
 )
+MAY_USE_TRITON = ("debias.methods.triton_kernels",)  # imported on a GPU alone, by one function
 # The only places that know the evaluator, and they only inside a function.
 MAY_USE_EVALUATOR = ("debias.cli", "debias.demo")
 # Copied beside exported tasks for the harness to run; nothing of ours imports it.
@@ -196,8 +197,16 @@ def test_mathematics_needs_torch_alone(room: str) -> None:
     for module, path in MODULES.items():
         if within(module, (room,)):
             names = {name.partition(".")[0] for name in imports(tree_of(path))}
-            foreign = names - sys.stdlib_module_names - {"torch", "debias"}
+            known = {"torch", "debias", "triton"} if module in MAY_USE_TRITON else {"torch", "debias"}
+            foreign = names - sys.stdlib_module_names - known
             assert not foreign, f"{module} imports {foreign}"
+
+
+def test_kernels_are_imported_inside_a_function_alone() -> None:
+    def wrong(path: Path) -> list[str]:
+        return [name for name in imports(tree_of(path), inside_functions=False) if within(name, MAY_USE_TRITON)]
+
+    assert offenders(wrong) == {}
 
 
 def test_training_does_not_know_the_evaluator() -> None:

@@ -67,7 +67,7 @@ GRID = covering(
         "seen": list(dict.fromkeys(SEEN.values())),
         "offload": list(OFFLOADS),
         "checkpointing": ["none", "reentrant", "non-reentrant"],
-        "accumulate": [1, 4],
+        "accumulate": [1, 3],
         "optimizer": list(TOLERANCE),
     },
     lambda row: (
@@ -397,7 +397,7 @@ EVERYTHING = next(rule for rule in REMEMBER if isinstance(rule, DiGraP))  # wher
 
 
 @functools.cache
-def remembered(rule, steps=STEPS):
+def remembered(rule, steps=4):
     """Weights and what the rule keeps, whole, after some steps of one process."""
     model = Odd()
     hook = attach(model, odd_sgd(model), rule, select=linear_only, max_grad_norm=1.0)

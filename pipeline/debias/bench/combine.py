@@ -19,7 +19,7 @@ from debias.engines.layout import Chunked
 from debias.engines.pieces import Plan, combine_pieces, make_plan
 from debias.engines.rule_state import RuleState
 from debias.errors import InputError
-from debias.methods import Edge
+from debias.methods import Edge, fused
 from debias.plan.payload import MODELS
 
 # Both gradients are read for the Gram; read again and main written, for the update: float32.
@@ -50,18 +50,31 @@ def combine_setting(**changes: Any) -> CombineSetting:
 def bench_combine(setting: CombineSetting) -> dict[str, Any]:
     """Seconds of one combination on the CPU, and on a GPU where there is one, and the floor that memory sets.
 
-    CPU seconds on a CPU; each combination right before a pass that only moves memory.
+    CPU seconds on a CPU; each combination right before a pass that only moves memory. On a GPU by plain torch, and by
+    the Triton kernels where they are there.
     """
     torch.set_num_threads(setting.threads)
     shape = MODELS[setting.model]
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    devices = {**ways("cpu"), **(ways("cuda") if torch.cuda.is_available() else {})}
+    measured = {}
+    for name, (device, by_kernels) in devices.items():
+        with fused.made_by(by_kernels):
+            measured[name] = _measure(setting, device)
     return {
         "setting": setting.model_dump(),
         "torch": torch.__version__,
         "elements": shape.adapter_elements(setting.lora_r),
         "rows": shape.adapter_rows(setting.lora_r),
-        "devices": {name: _measure(setting, torch.device(name)) for name in devices},
+        "devices": measured,
     }
+
+
+def ways(device: str) -> dict[str, tuple[torch.device, bool]]:
+    """By name, how that device may combine: where it is done, and whether Triton kernels do it."""
+    found = {device: (torch.device(device), False)}
+    if device == "cuda" and fused.available():
+        found["cuda, Triton"] = torch.device(device), True
+    return found
 
 
 def table_of(result: dict[str, Any]) -> Any:

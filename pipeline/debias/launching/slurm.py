@@ -22,7 +22,7 @@ from debias.launching.job import INTERFACE, VARIABLE, Job, write_job
 
 SCRIPT = "job.sbatch"
 # What a submission in another shell, or on another day, would not have.
-SENT = (*READ_BELOW, "DEBIAS_TRUST_REMOTE_CODE", "DEBIAS_SKIP_PLAN")
+SENT = (*READ_BELOW, "DEBIAS_TRUST_REMOTE_CODE", "DEBIAS_SKIP_PLAN", "DEBIAS_TRITON")
 LONGEST_PROLOGUE = 2**20
 HIGHEST_INDEX = 1000  # of an array: Slurm's MaxArraySize is 1001 where nobody has set another
 

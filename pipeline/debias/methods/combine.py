@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from debias.methods import fused
 from debias.methods.base import Gram, Rule, StepFacts, Vector, pairs_of, seen
 
 # Rows are widened to float64 a block at a time, so a large matrix never has a float64 copy. On one CPU core 2^15 is 1.6
@@ -46,7 +47,9 @@ def gram_of_rows(*vectors_OI: Tensor) -> Tensor:
 
 
 def write_gram(gram_KOG: Tensor, *vectors_KOI: Tensor) -> None:
-    """The Gram [K, O, G] of tensors [K, O, I], block by block, into a tensor of that shape."""
+    """The Gram [K, O, G] of tensors [K, O, I], into a tensor of that shape: by a kernel, or block by block."""
+    if fused.wrote_gram(gram_KOG, vectors_KOI):
+        return
     members, rows, columns = vectors_KOI[0].shape
     most = BLOCK_ELEMENTS if gram_KOG.device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS
     most_rows = max(1, most // max(1, columns))
@@ -70,6 +73,8 @@ def apply_coefficients(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tens
 
 def write_update(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tensor]) -> None:
     """`apply_coefficients` into the first vector, in place, without a copy of it where its dtype is wide enough."""
+    if fused.wrote_update(coefficients, vectors_OI):
+        return
     main_OI, wide = vectors_OI[0], wide_enough(vectors_OI)
     if main_OI.dtype != wide:
         main_OI.copy_(apply_coefficients(coefficients, vectors_OI))

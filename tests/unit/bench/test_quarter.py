@@ -1,20 +1,23 @@
 """A session on a GPU, rehearsed: its parts, its clock, what is left when it is cut off, and the page."""
 
 import importlib.util
+import itertools
 import json
 import math
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from command_line import command_line
 
-from debias.bench.quarter import gradients, session, tiny
+from debias.bench.quarter import combination, gradients, session, tiny
 from debias.bench.quarter.page import page_of, verdict
 from debias.bench.quarter.session import BUDGETS, Session, gathered, run_part, run_session
 from debias.errors import InputError
+from debias.methods import fused
 
 ROOT = Path(__file__).parents[3]
 STUDY = ROOT / "eval" / "studies" / "planted_sst2.yaml"
@@ -56,6 +59,38 @@ def test_a_wrong_gradient_is_short_of_its_bar(monkeypatch):
     monkeypatch.setattr(tiny, "update_of", wrong)
     assert verdict(gradients.compare("llama", "fp32", False, "cpu")) == "short"
     assert verdict(gradients.judged(math.nan, 1.0)) == "short"
+
+
+@pytest.mark.parametrize(("factor", "word"), [(1.0, "ok"), (1 + 1e-5, "short"), (None, "error")])
+def test_kernels_of_a_gpu_are_held_against_the_cpu(monkeypatch, tmp_path, factor, word):
+    """Stand-ins on a CPU: right ones, some that are a little off, and some that do not run there."""
+    cpu, here = torch.device("cpu"), Session(out=str(tmp_path), rehearse=True)
+
+    def written(coefficients_KO, vectors_KOI):
+        total_KOI = sum(x.float().unsqueeze(-1) * v for x, v in zip(coefficients_KO, vectors_KOI, strict=True))
+        vectors_KOI[0].copy_(total_KOI * (factor or 1.0))
+
+    def gram(gram_KOG, vectors_KOI):
+        if factor is None:
+            raise RuntimeError("Failed to find C compiler")
+        a, b = (vector.double() for vector in vectors_KOI)
+        gram_KOG.copy_(torch.stack([(a * a).sum(-1), (a * b).sum(-1), (b * b).sum(-1)], -1))
+
+    of_a_gpu = {"cuda": (cpu, False), "cuda, Triton": (cpu, True)}
+    monkeypatch.setattr(fused, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(fused, "_given_up", set())
+    monkeypatch.setattr(fused, "loaded", lambda: SimpleNamespace(write_gram=gram, write_update=written))
+    asked = itertools.cycle(({"cpu": (cpu, False)}, of_a_gpu))  # each item asks for the CPU first
+    monkeypatch.setattr(combination, "ways", lambda device: next(asked))
+    for measure in (
+        lambda: combination.passes_agree(torch.float32, 2, (2, 3, 8), here),
+        lambda: combination.agree(combination.RULES[0], 8, here),
+    ):
+        found = session._measured(measure)
+        assert verdict(found) == word
+        fused._given_up.clear()
+        if word == "short":
+            assert "cuda, Triton" in str(found)
 
 
 def given(monkeypatch, items):

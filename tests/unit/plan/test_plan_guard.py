@@ -89,7 +89,7 @@ def test_ranks_of_other_machines_leave_this_ones_memory_alone(run, monkeypatch):
 def test_a_plan_for_cpus(run, tmp_path, monkeypatch, capsys):
     """Less than the same on a GPU, which takes some itself; and the verdict is of the machine's memory."""
     monkeypatch.setattr(
-        "debias.plan.search.LARGEST_MICRO_BATCH", 8
+        "debias.plan.search.LARGEST_MICRO_BATCH", 2
     )  # how many would fit is not asked here: a trace each
     config = tmp_path / "run.yaml"
     config.write_text(dump_config(run))

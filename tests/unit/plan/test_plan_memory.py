@@ -1,5 +1,6 @@
 """Traced bytes against sums by hand, parts under sharding, the largest micro-batch, and what a user sees."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -29,8 +30,14 @@ from debias.plan.trace import WHOLE, Load, Traced, trace
 
 @pytest.fixture
 def folder(tmp_path):
-    family_config("qwen3", num_hidden_layers=3).save_pretrained(tmp_path / "model")
+    family_config("qwen3", num_hidden_layers=2).save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """How many samples would fit is not what is asked: each size that is looked at is a trace."""
+    monkeypatch.setattr("debias.plan.search.LARGEST_MICRO_BATCH", 2)
 
 
 def test_live_bytes_of_a_chain_of_linears_by_hand():
@@ -54,20 +61,20 @@ def test_live_bytes_of_a_chain_of_linears_by_hand():
     [("qwen3", "full", False), ("llama4_text", "lora", True)],
 )
 def test_a_deep_model_is_what_a_few_of_its_layers_say(name, adapter, checkpointing, monkeypatch):
-    config = family_config(name, num_hidden_layers=12, vocab_size=40)
+    config = family_config(name, num_hidden_layers=10, vocab_size=40)
     run = run_of(adapter=adapter, gradient_checkpointing=checkpointing)
     load = Load(micro_batch=2, length=32, answer_tokens=2)
     short = trace(run, config, load, "two_pass")
     monkeypatch.setattr("debias.plan.trace.WHOLE", 100)
     whole = trace(run, config, load, "two_pass")
-    assert WHOLE < 12
+    assert WHOLE < 10
     assert short.peak == pytest.approx(whole.peak, rel=0.02)
     assert short.others == pytest.approx(whole.others, rel=0.02)
 
 
 @pytest.mark.slow
 def test_what_is_traced_follows_the_run():
-    config = family_config("qwen3", num_hidden_layers=3)
+    config = family_config("qwen3", num_hidden_layers=2)
     load = Load(micro_batch=4, length=64)
 
     def peak(load=load, source="single_pass", **settings):
@@ -221,22 +228,23 @@ def test_weights_that_are_put_back_take_a_copy():
     assert small.parts["weights to put back"] == 4 * n
 
 
-def test_the_plan_says_that_each_micro_batch_is_passed_twice():
-    plain, sharp = (make_plan(run_of(**more), Machine(cuda=False)) for more in ({}, {"sharpness": "asam"}))
+def test_the_plan_says_that_each_micro_batch_is_passed_twice(folder, few):
+    plain, sharp = (make_plan(run_of(folder, **more), Machine(cuda=False)) for more in ({}, {"sharpness": "asam"}))
     assert sharp.parts["weights to put back"] == 4 * sharp.parameters.trainable
     assert "sharpness asam passes each micro-batch twice: twice a step's time" in sharp.assumptions
     assert len(sharp.assumptions) == len(plain.assumptions) + 1
 
 
-def test_the_plan_says_that_a_step_is_seen_ahead():
-    once, cut = (make_plan(run_of(loss="coral", gradient_accumulation_steps=n), Machine(cuda=False)) for n in (1, 2))
+def test_the_plan_says_that_a_step_is_seen_ahead(folder, few):
+    runs = (run_of(folder, loss="coral", gradient_accumulation_steps=n) for n in (1, 2))
+    once, cut = (make_plan(run, Machine(cuda=False)) for run in runs)
     assert set(cut.assumptions) - set(once.assumptions) == {
         "loss coral sees each step ahead, without gradients: a third of its time more"
     }
 
 
-def test_a_smoothness_term_holds_the_activations_of_two_answers():
-    plain, smooth = (make_plan(run_of(**more), Machine(cuda=False)) for more in ({}, {"smoothness": "smart"}))
+def test_a_smoothness_term_holds_the_activations_of_two_answers(folder, few):
+    plain, smooth = (make_plan(run_of(folder, **more), Machine(cuda=False)) for more in ({}, {"smoothness": "smart"}))
     kept = [plan.parts["activations"] for plan in (plain, smooth)]
     assert 1.5 < kept[1] / kept[0] < 2.1
     (told,) = set(smooth.assumptions) - set(plain.assumptions)
@@ -244,8 +252,8 @@ def test_a_smoothness_term_holds_the_activations_of_two_answers():
 
 
 @pytest.mark.slow
-def test_the_plan_knows_the_methods_vectors():
-    plans = {name: make_plan(run_of(method=name), Machine(), length=16) for name in ("erm", "digrap")}
+def test_the_plan_knows_the_methods_vectors(folder, few):
+    plans = {name: make_plan(run_of(folder, method=name), Machine(), length=16) for name in ("erm", "digrap")}
     assert {plan.gradients for plan in plans.values()} == {"plain"}
     assert plans["digrap"].parts["rule's state"] == 8 * plans["digrap"].parameters.trainable
     assert "rule's state" not in plans["erm"].parts
@@ -297,12 +305,9 @@ def test_few_looks_find_it_on_every_curve(curve, most, first):
 
 
 @pytest.mark.slow
-def test_the_plan_as_json_and_as_a_table(folder, tmp_path, monkeypatch, capsys):
+def test_the_plan_as_json_and_as_a_table(folder, few, tmp_path, monkeypatch, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(run_of(folder).model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
-    monkeypatch.setattr(
-        "debias.plan.search.LARGEST_MICRO_BATCH", 8
-    )  # how many would fit is not asked here: a trace each
     debias = command_line(monkeypatch, capsys)
     said = debias("plan", file, "lora_r=4", "--gpu-memory", "1GB", "--seq-length", "16", "--json")
     found = json.loads(said.out)
@@ -366,7 +371,7 @@ def test_what_is_no_size(text):
 
 
 @pytest.mark.slow
-def test_advice(folder):
+def test_advice(folder, few):
     run = run_of(folder, deepspeed="zero3")
     found = make_plan(run, Machine(gpu_memory=10**10, gpus=8))
     assert any("deepspeed=null (data parallelism" in sentence for sentence in found.advice)
@@ -449,11 +454,8 @@ def test_a_load_balancing_loss_that_the_model_has_not(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_run_before_a_run_is_planned_too(folder, monkeypatch, capsys):
+def test_the_run_before_a_run_is_planned_too(folder, few, monkeypatch, capsys):
     """JTT's first stage with another micro-batch: where it does not fit, the run does not."""
-    monkeypatch.setattr(
-        "debias.plan.search.LARGEST_MICRO_BATCH", 8
-    )  # how many would fit is not asked here: a trace each
     stage = {"keep": "errors", "settings": {"per_device_train_batch_size": 64}}
     run = run_of(model=folder, order="upsampled", first_stage=stage)
     alone = make_plan(run_of(model=folder, per_device_train_batch_size=64, method="erm"), Machine(), length=32)
@@ -471,7 +473,7 @@ def test_the_run_before_a_run_is_planned_too(folder, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_runs_of_a_bias_model_are_planned_too(folder):
+def test_the_runs_of_a_bias_model_are_planned_too(folder, few):
     """All of one size: that of the base with the bias model's own adapter, trained plainly, whatever the run trains."""
     first = {"name": "first_learned", "lora_r": 32}
     run = run_of(model=folder, adapter="dora", lora_r=2, loss="logit_correction", method="erm", bias_model=first)
@@ -509,10 +511,17 @@ def test_the_runs_of_a_bias_model_are_planned_too(folder):
 )
 def test_losses_that_look_at_the_whole_training_set_are_planned(loss):
     """Their memory is made of facts, of which a plan has none."""
-    config = family_config("qwen3", num_hidden_layers=2)
     bias = {"bias_model": {"name": "embedding"}} if loss["name"] in ("logit_correction", "bias_covariance") else {}
-    found, plain = (trace(run_of(loss=one, **more), config, Load(2, 16), "two_pass", uses_bias=False).peak
-                    for one, more in ((loss, bias), ({"name": "cross_entropy"}, {})))  # fmt: skip
+    found, plain = _peak_of(run_of(loss=loss, **bias)), _plain_peak()
     # Covariances of the step, in float64, are large beside so small a model.
-    own = 6 * 8 * config.hidden_size**2 if loss == {"name": "coral"} else 0
+    own = 6 * 8 * family_config("qwen3").hidden_size ** 2 if loss == {"name": "coral"} else 0
     assert 0.9 * plain < found < 1.1 * plain + own
+
+
+def _peak_of(run):
+    return trace(run, family_config("qwen3", num_hidden_layers=1), Load(2, 16), "two_pass", uses_bias=False).peak
+
+
+@functools.cache
+def _plain_peak():
+    return _peak_of(run_of())

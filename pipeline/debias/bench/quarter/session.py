@@ -25,7 +25,7 @@ from debias.ranks.parents import end_with_parent
 from debias.runs.whole import write_whole
 
 # Each part's share of the time, in seconds of a session of eleven and a half minutes: what one leaves goes to the rest.
-BUDGETS = {"gradients": 130, "combination": 40, "large": 220, "engines": 80, "kernels": 80, "testbeds": 140}
+BUDGETS = {"gradients": 130, "combination": 60, "large": 220, "engines": 80, "kernels": 80, "testbeds": 120}
 GRACE = 15.0  # seconds that an item may take beyond its part's time before the process is ended
 SPARE = 10.0  # seconds of the session that are kept for the page
 BROUGHT = ("torch", "triton", "transformers", "peft", "deepspeed", "bitsandbytes", "trl", "datasets")
