@@ -16,7 +16,17 @@ from debias.audit.suggestion import Findings, suggested, verdict
 from debias.audit.sureness import Interval, interval_of
 from debias.audit.words import Word, WordTable, table_of, words_found
 from debias.bias.artifacts import Artifacts, mere_signs, perhaps_the_task
-from debias.bias.base import Floats, Ints, even_folds, folds_by_source, labels_of, weights_of_copies
+from debias.bias.base import (
+    Floats,
+    Ints,
+    even_folds,
+    folds_by_source,
+    folds_of,
+    has_few_texts,
+    labels_of,
+    least_of,
+    weights_of_copies,
+)
 from debias.bias.calibration import out_of_fold
 from debias.bias.features import KINDS, counted, relations, weighted, words_of
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
@@ -124,9 +134,11 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     label_N, names = labels_of(data.examples), data.fields
     words_FN = [[words_of(example.texts[place]) for example in data.examples] for place in range(len(names))]
     fold_FN = [_folds(data.examples, place, seed) for place in range(len(names))]
-    weight_N = weights_of_copies(data.examples)
-    seen, tables = _counted(data, words_FN, fold_FN, label_N, weight_N)
-    of_fields = alone(seen, label_N, len(data.labels), weight_N)
+    copies_N = weights_of_copies(data.examples)
+    weight_FN = [least_of(copies_N, weights_of_copies(data.examples, place)) for place in range(len(names))]
+    weight_N = least_of(*weight_FN)
+    seen, tables = _counted(data, words_FN, fold_FN, label_N, weight_FN)
+    of_fields = alone(seen, label_N, len(data.labels), dict(zip(names, weight_FN, strict=True)))
     words, looked_at = words_found(tables)
     values_NR, relation_names = relations(words_FN, names)
     of_relations = related(values_NR, relation_names, label_N, data.labels, weight_N)
@@ -158,7 +170,12 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
 
 
 def _folds(examples: Sequence[Example], place: int, seed: int) -> Ints:
-    """Of one field alone: equal texts share a fold, or a premise would be judged by what its others are not."""
+    """Of one field alone: equal texts share a fold, or a premise would be judged by what its others are not.
+
+    Of a field with few texts (an instruction, a topic) equal rows do: else each of its texts would be new to its judge.
+    """
+    if has_few_texts(examples, place):
+        return folds_of(examples, FOLDS, seed)
     return even_folds([example.texts[place] for example in examples], FOLDS, seed)
 
 
@@ -167,11 +184,11 @@ def _counted(
     words_FN: Sequence[Sequence[Sequence[str]]],
     fold_FN: Sequence[Ints],
     label_N: Ints,
-    weight_N: Floats | None,
+    weight_FN: Sequence[Floats | None],
 ) -> tuple[dict[str, tuple[Any, Ints]], list[WordTable]]:
     """Of each field its TF-IDF with its folds, and the table of its words; fields without a word twice left out."""
     seen, tables = {}, []
-    for field, words_N, fold_N in zip(data.fields, words_FN, fold_FN, strict=True):
+    for field, words_N, fold_N, weight_N in zip(data.fields, words_FN, fold_FN, weight_FN, strict=True):
         try:
             counts_NV, texts = counted(words_N, 2)
         except ValueError as error:
@@ -218,7 +235,8 @@ def tested(data: Dataset, test: Dataset) -> Tested:
     known = {example.texts for example in data.examples}
     most = Counter(label_M.tolist()).most_common(1)[0][1] / m
     shared = sum(example.texts in known for example in test.examples)
-    interval = interval_of(right_M, weights_of_copies(test.examples))
+    of_fields = (weights_of_copies(test.examples, place) for place in range(len(test.fields)))
+    interval = interval_of(right_M, least_of(weights_of_copies(test.examples), *of_fields))
     return Tested(test.name, m, float(right_M.sum() / m), interval, most, shared)
 
 

@@ -1,6 +1,6 @@
 """What a field alone gives away, and what the relation of fields does. Shapes: N examples, C labels, R relations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from scipy.stats import chi2, rankdata
 
 from debias.audit.sureness import ALPHA, Interval, adjusted, better_than, interval_of
 from debias.audit.words import exact
-from debias.bias.base import Floats, Ints
+from debias.bias.base import Bools, Floats, Ints
 from debias.bias.lexical import judged_out_of_fold
 
 POINTS = 0.02  # of accuracy above the most frequent label from which a field is worth telling
@@ -50,23 +50,32 @@ class Relation:
         return self.p < ALPHA and self.effect >= SMALL
 
 
-def alone(seen: dict[str, tuple[Any, Ints]], label_N: Ints, labels: int, weight_N: Floats | None = None) -> list[Alone]:
+def alone(
+    seen: dict[str, tuple[Any, Ints]], label_N: Ints, labels: int, weights: Mapping[str, Floats | None]
+) -> list[Alone]:
     """What each field gives away: of each its features [N, V], sparse, and the folds [N] in which equal texts meet.
 
-    `weight_N`: how much each row counts for p and the intervals (`weights_of_copies`), None for all alike.
+    `weights`: how much each row [N] counts for the p and the interval of a field (`weights_of_copies`).
     """
     most = int(np.bincount(label_N).argmax())
     judged = {
         field: judged_out_of_fold(seen_NV, label_N, labels, fold_N).argmax(axis=1) == label_N
         for field, (seen_NV, fold_N) in seen.items()
     }
-    likely = int(np.bincount(label_N, weights=weight_N).argmax())  # copies may have made another the most frequent
-    p_K = adjusted(np.array([better_than(right_N, label_N == likely, weight_N) for right_N in judged.values()]))
+    p_K = adjusted(
+        np.array([_better_than_most(right_N, label_N, weights.get(field)) for field, right_N in judged.items()])
+    )
     share = float((label_N == most).mean())
     return [
-        Alone(field, float(right_N.mean()), interval_of(right_N, weight_N), share, float(p))
+        Alone(field, float(right_N.mean()), interval_of(right_N, weights.get(field)), share, float(p))
         for (field, right_N), p in zip(judged.items(), p_K, strict=True)
     ]
+
+
+def _better_than_most(right_N: Bools, label_N: Ints, weight_N: Floats | None) -> float:
+    """One-sided p against who always says the likeliest label; copies may have made another the most frequent."""
+    likely = int(np.bincount(label_N, weights=weight_N).argmax())
+    return better_than(right_N, label_N == likely, weight_N)
 
 
 def related(

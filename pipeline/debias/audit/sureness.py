@@ -32,8 +32,9 @@ def adjusted(p_K: Floats, families: int = FAMILIES) -> Floats:
     """Holm's adjusted p-values (Scand. J. Statist. 6, 1979) of one family of several that share an error rate.
 
     With all families adjusted like this, the chance of any false alarm anywhere is at most ALPHA, where each p is of
-    rows that were drawn one by one. Copies of a row count as one (`weights_of_copies`); rows that were made of each
-    other in another way, such as one hypothesis beside many premises, are not known as such.
+    rows that were drawn one by one. Copies of a row count as one, and so do those of a field's text (one hypothesis
+    beside many premises) as far as their labels agree (`weights_of_copies`); rows that were made of each other in
+    another way, such as the sentences of one author, are not known as such.
     """
     order = np.argsort(p_K, kind="stable")
     stepped_K = np.maximum.accumulate(p_K[order] * np.arange(len(p_K), 0, -1))

@@ -164,16 +164,25 @@ def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
     return even_folds(distinct[min(sources)], folds, seed) if sources else folds_of(examples, folds, seed)
 
 
-def weights_of_copies(examples: Sequence[Example]) -> Floats | None:
+def has_few_texts(examples: Sequence[Example], place: int) -> bool:
+    """Whether a field has so few texts that it is none of its own: an instruction, a topic."""
+    return len({example.texts[place] for example in examples}) < len(examples) / _LARGEST_SOURCE
+
+
+def weights_of_copies(examples: Sequence[Example], place: int | None = None) -> Floats | None:
     """How much each row [N] counts where it is asked how sure something is; None where no two have the same texts.
+
+    `place`: what is asked is of one field alone, so that rows with the same text there are copies, whatever stands
+    beside it (one hypothesis beside many premises). A field with few texts (an instruction, a topic) has no copies.
 
     Rows of m equal texts count 1 / (1 + (m - 1) r) each, r being how far the labels of equal texts agree beyond chance:
     a text that was copied m times with its label is one row, labels that were given to equal texts one by one are m.
     Kish, Survey Sampling, Wiley 1965 (the design effect of clusters).
     """
     texts: dict[tuple[str, ...], int] = {}
-    text_N = np.array([texts.setdefault(one.texts, len(texts)) for one in examples], dtype=np.int64)
-    if len(texts) == len(examples):
+    keys = (one.texts if place is None else (one.texts[place],) for one in examples)
+    text_N = np.array([texts.setdefault(key, len(texts)) for key in keys], dtype=np.int64)
+    if len(texts) == len(examples) or (place is not None and has_few_texts(examples, place)):
         return None
     label_N, size_T = labels_of(examples), np.bincount(text_N).astype(np.float64)
     share_C = np.bincount(label_N) / len(label_N)
@@ -183,6 +192,12 @@ def weights_of_copies(examples: Sequence[Example]) -> Floats | None:
     agreed = (float(agree_T[size_T > 1].mean()) - chance) / max(1 - chance, 1e-12)
     weight_N: Floats = 1 / (1 + (size_T[text_N] - 1) * min(1.0, max(0.0, agreed)))
     return weight_N
+
+
+def least_of(*weights: Floats | None) -> Floats | None:
+    """The least that each row [N] counts by any of these; None for all alike."""
+    given = [weight_N for weight_N in weights if weight_N is not None]
+    return np.minimum.reduce(given) if given else None
 
 
 def even_folds(contents: Sequence[Any], folds: int, seed: int) -> Ints:

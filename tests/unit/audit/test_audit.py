@@ -317,6 +317,43 @@ def test_copies_make_no_finding_surer(seed: int) -> None:
     assert width == pytest.approx(once_width, rel=0.1)  # of other classifiers, as wide as of 100 rows
 
 
+def beside(hypotheses: int, premises: int, seed: int, kind: str = "none") -> Dataset:
+    """Each hypothesis beside so many premises, with a label that was dealt out to it, or that its words tell."""
+    draw, examples = np.random.default_rng(seed), []
+    for _ in range(hypotheses):
+        label = int(draw.integers(3))
+        words = [f"w{n}" for n in draw.integers(30, size=6)]
+        words += [("surely", "maybe", "hardly")[label]] if kind == "hypothesis" else []
+        for _ in range(premises):
+            premise = " ".join(f"w{n}" for n in draw.integers(30, size=8))
+            same = label if draw.random() < 0.9 else int(draw.integers(3))
+            examples.append(Example(str(len(examples)), (premise, " ".join(words)), same))
+    return Dataset(kind, ("premise", "hypothesis"), "label", LABELS, examples)
+
+
+def test_one_hypothesis_beside_many_premises_is_little_more_than_one() -> None:
+    """No two rows are the same, yet labels hang on few hypotheses. One audit in 20 may give an alarm."""
+    few = [audit(beside(30, 16, seed))[0] for seed in range(5)]
+    assert sum(found(one) != NOTHING for one in few) <= 1
+    assert few[0].copies.repeated == 0
+    there, _ = audit(beside(60, 8, 0, "hypothesis"))
+    assert {"surely", "maybe", "hardly"} <= {word.text for word in there.words if word.field == "hypothesis"}
+    assert found(there)["alone"] == ["hypothesis"]
+
+
+def test_a_field_of_few_texts_may_give_labels_away() -> None:
+    """Two instructions are no copies of rows, and each is in the fit that judges it: what they tell is a shortcut."""
+    draw, examples = np.random.default_rng(0), []
+    for index in range(400):
+        told, label = index % 2, int(draw.integers(2))
+        label = told if draw.random() < 0.5 else label
+        text = " ".join(f"w{n}" for n in draw.integers(60, size=8))
+        examples.append(Example(str(index), (("judge it kindly", "judge it harshly")[told], text), label))
+    one, _ = audit(Dataset("told", ("instruction", "text"), "label", ("good", "bad"), examples))
+    assert found(one)["alone"] == ["instruction"]
+    assert {("kindly", "good"), ("harshly", "bad")} <= {(word.text, word.label) for word in one.words}
+
+
 def test_what_is_there_is_found_among_copies_and_its_share_is_of_all_rows() -> None:
     data = single(100, 0, "cue")
     copied, _ = audit(
