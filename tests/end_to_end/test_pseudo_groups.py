@@ -1,14 +1,13 @@
 """`selection: pseudo_groups` and what every run with a bias model records of validation, through whole runs."""
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command
 from test_selected_runs import adapter_of_checkpoint, evaluated, lines, summary
 from tiny_digits import write_digits
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
@@ -127,18 +126,13 @@ def test_tau_0_is_plain_fine_tuning_to_the_bit(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_over_tau_is_chosen_from(place: Path) -> None:
+def test_a_sweep_over_tau_is_chosen_from(place: Path, debias: Command) -> None:
     block = settings(place, "unused", loss="logit_correction", max_steps=2, selection="last")
     (place / "recipe.yaml").write_text(json.dumps(block))  # JSON is YAML
     out = place / "sweep"
     grid = ["--set", "loss.tau=0,0.5", "--seeds", "1"]
-    swept = subprocess.run(
-        [sys.executable, "-m", "debias.cli", "sweep", str(place / "recipe.yaml"), *grid, "-o", str(out)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert swept.returncode == 0, swept.stderr
+    swept = debias("sweep", place / "recipe.yaml", *grid, "-o", out)
+    assert swept.code == 0, swept.err
     (choice,) = choices_in(out, "pseudo_groups")
     reached = {path.parent.name: summary(path)["pseudo_groups"][FIGURE] for path in out.glob("recipe/*/seed0")}
     assert sorted(reached) == ["loss.tau=0", "loss.tau=0.5"]
