@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +142,19 @@ def test_what_is_refused_in_one_line(debias: Command, tmp_path: Path) -> None:
     assert (tmp_path / "there.yaml").read_text() == "mine"
 
 
+@pytest.mark.parametrize("names", ["ab", ["None", "Hate"], ["nan", "x"]])
 @pytest.mark.parametrize("empty", ["", " ", None, float("nan")])
 def test_the_file_of_rows_without_a_label_is_one_that_train_reads(
-    empty: Any, debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty: Any, names: Sequence[str], debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
-    rows = [{"text": f"film {n} so", "label": empty if n % 10 == 9 else "ab"[n % 2]} for n in range(40)]
+    rows = [{"text": f"film {n} so", "label": empty if n % 10 == 9 else names[n % 2]} for n in range(40)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert debias("init", "--data", "x.jsonl", *MODEL, "--out", "x.yaml").code == 0
     text = (tmp_path / "x.yaml").read_text()
     assert "  # label: 4 of 40 rows (10.0 %) are empty, have no label for it, and are left out.\n" in text
-    assert "labels: [a, b]  # what else occurs in all 40 rows\n" in text
+    assert "  # what else occurs in all 40 rows\n" in text
+    assert yaml.safe_load(text)["data"]["labels"] == sorted(names)
     assert len(training_examples(load_config(tmp_path / "x.yaml"), tmp_path)) == 36
 
 
