@@ -13,12 +13,12 @@ from debias_eval.scores.intervals import (
     Paired,
     cluster_bootstrap,
     mcnemar,
-    paired_bootstrap,
     paired_newcombe,
     two_level,
 )
 
 LEVEL = 0.05
+MCNEMAR = "exact McNemar"
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ def _of_share(answers: Answers, measure: str, groups: Sequence[str] | None) -> D
     within_N = answers.within(groups)
     if len(answers.right_RN) == 2 and answers.cluster_N is None and within_N.any():
         first_N, second_N = answers.right_RN[:, within_N]
-        paired = _of_one_seed(first_N, second_N, "exact McNemar")
+        paired = _of_one_seed(first_N, second_N)
         return _difference(answers, measure, paired, (first_N.mean(), second_N.mean()), groups)
     return _of_counts(answers, measure, share_of(groups), groups)
 
 
-def _of_one_seed(first_N: Bools, second_N: Bools, test: str) -> Paired:
+def _of_one_seed(first_N: Bools, second_N: Bools) -> Paired:
     table = [float((one & two).sum()) for one, two in _cells(first_N, second_N)]
     low, high = paired_newcombe(*table)
     difference = float(second_N.mean() - first_N.mean())
-    return Paired(difference, min(low, difference), max(high, difference), mcnemar(first_N, second_N), test)
+    return Paired(difference, min(low, difference), max(high, difference), mcnemar(first_N, second_N), MCNEMAR)
 
 
 def _cells(first_N: Bools, second_N: Bools) -> Iterable[tuple[Bools, Bools]]:
@@ -122,14 +122,11 @@ def _of_counts(answers: Answers, name: str, measure: Measure, groups: Sequence[s
 
 def _of_consistency(answers: Answers) -> Difference:
     """Clusters that are right throughout are counted as examples are: one cluster, one observation."""
-    whole_RK, firsts = answers.whole_RK, answers.firsts
-    first_SK, second_SK = whole_RK[:firsts], whole_RK[firsts:]
-    if len(whole_RK) == 2:
-        paired = _of_one_seed(first_SK[0], second_SK[0], "exact McNemar over clusters")
-    else:
-        paired = paired_bootstrap(first_SK, second_SK, same_seeds=answers.same_seeds)
-    one = _difference(answers, "consistency", paired, (first_SK.mean(), second_SK.mean()), None)
-    return replace(one, n=whole_RK.shape[1], clusters=whole_RK.shape[1])
+    clusters = answers.whole_RK.shape[1]
+    each = Answers(answers.whole_RK, answers.firsts, (None,) * clusters, None, same_seeds=answers.same_seeds)
+    one = _of_share(each, "consistency", None)
+    test = f"{one.test} over clusters" if one.test == MCNEMAR else one.test.replace("examples", "clusters")
+    return replace(one, test=test, clusters=clusters)
 
 
 def _of_moved(answers: Answers, moved_RK: Floats) -> Difference:

@@ -10,7 +10,7 @@ from debias_eval.comparing.costs import Cost, costs_of
 from debias_eval.comparing.objections import about_suite
 from debias_eval.comparing.roles import by_arm
 from debias_eval.results.files import part_of
-from debias_eval.results.runs import Method, Run, read_runs, training_data
+from debias_eval.results.runs import Method, Run, read_runs, same_data, training_data
 from debias_eval.scores.closing import Closed, gap_closed
 from debias_eval.scores.intervals import Interval
 
@@ -175,8 +175,7 @@ def _harms(
 
 def _other_data(first: Method | None, second: Method) -> bool:
     """Whether they differ in what they are trained on; swapping tokens there is a method's own."""
-    data = [training_data(one.runs[0]) for one in (first or second, second)]
-    return data[0] != data[1]
+    return not same_data(*(training_data(one.runs[0]) for one in (first or second, second)))
 
 
 def told_groups(config: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from debias.data import Example
 from debias.errors import InputError
 from debias_eval.harness.export import ORIGIN, Origin, column_names, sha256
 from debias_eval.judging.evaluate import evaluate_run
+from debias_eval.reading.collection import choose
 from debias_eval.reading.suite import load_suite
 from debias_eval.scores.scoring import Floats
 
@@ -67,7 +68,7 @@ def import_samples(samples: Sequence[Path], run: Path, suites: Sequence[str] = (
     All files are read and checked before anything is written. InputError in one line for a file that is damaged, of
     another suite version, or of fewer rows than were exported.
     """
-    own = {load_suite(name).name: name for name in suites}
+    own = {one.suite.name: one.name for one in choose(suites)}
     logged = [read_samples(path) for path in _files(samples)]
     _check_once(logged)
     named = [(one, own.get(one.origin.suite, one.origin.suite)) for one in logged]

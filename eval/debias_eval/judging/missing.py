@@ -7,14 +7,15 @@ from typing import Any
 from debias.errors import InputError
 from debias_eval.reading.collection import choose
 from debias_eval.reading.examples import suite_examples
-from debias_eval.reading.suite import available_suites
+from debias_eval.reading.suite import Suite, available_suites
 from debias_eval.results.files import examples_sha256, gold_sha256, read_result, result_path
 
 
 class Missing:
     """The suites that were asked for; a result of another version, limit or a damaged file counts as none.
 
-    So does one of other rows than a suite of somebody's own has now, for nobody changes its version with its file.
+    So does one of other rows than a suite of somebody's own has now, for nobody changes its version with its file, and
+    one of a suite of somebody's own that has a built-in suite's name, where that one was asked for, or the reverse.
     """
 
     def __init__(self, names: Sequence[str], limit: int | None) -> None:
@@ -38,7 +39,9 @@ class Missing:
             return False
         if (result.version, result.limit) != (suite.version, self.limit):
             return False
-        return self._of_its_rows(name, result.model_dump(include={"overlap", "examples_sha256", "gold_sha256"}))
+        return self._of_its_rows(
+            name, result.model_dump(include={"suite_file", "overlap", "examples_sha256", "gold_sha256"})
+        )
 
     def of_its_rows(self, suite: str, result: Mapping[str, Any]) -> bool:
         """Whether a result, as its file has it, is of the rows that the suite of that name has now; also where that
@@ -47,9 +50,11 @@ class Missing:
         return all(self._of_its_rows(name, result) for name, one in self.suites.items() if one.name == suite)
 
     def _of_its_rows(self, name: str, result: Mapping[str, Any]) -> bool:
-        overlap = result.get("overlap")
+        suite, overlap = self.suites[name], result.get("overlap")
+        if not _is_of(suite, result):
+            return False
         excluded = isinstance(overlap, Mapping) and overlap.get("excluded")
-        if self.suites[name].name in available_suites() or excluded:
+        if suite.file is None or excluded:
             return True
         now = self._rows(name)
         return now is None or (now[0] == result.get("examples_sha256") and result.get("gold_sha256") in (None, now[1]))
@@ -64,3 +69,11 @@ class Missing:
             except InputError:
                 self._digests[name] = None
         return self._digests[name]
+
+
+def _is_of(suite: Suite, result: Mapping[str, Any]) -> bool:
+    """Whether a result of this name is of a suite of this kind, built in or somebody's own; by their names alone where
+    a result of an older version does not say.
+    """
+    own = result.get("suite_file") is not None or suite.name not in available_suites()
+    return own == (suite.file is not None)

@@ -73,15 +73,26 @@ def choose(names: Sequence[str]) -> list[Chosen]:
 
     One that is named and comes in a collection too counts as named. A collection leaves out suites whose data is not on
     this machine, and the log says which: nothing is fetched from the hub that was not named. InputError for an unknown
-    name, and for a collection of which nothing is left.
+    name, for two suites of one name, whose results would lie in one file, and for a collection of which nothing is
+    left.
     """
     found: dict[str, Chosen] = {}
     for name in names:
         by_name = name not in collection_names()
         for member, suite in _named(name).items() if by_name else _at_hand(name).items():
-            if member not in found or by_name:
-                found[member] = Chosen(suite, member, by_name)
+            before = found.get(suite.name)
+            if before is not None and before.suite.file != suite.file:
+                raise InputError(
+                    f"suite {suite.name}: {_place(before)} and {_place(Chosen(suite, member, by_name))} have one name, "
+                    "and one result would take the other's place; give one of them another name"
+                )
+            if before is None or by_name:
+                found[suite.name] = Chosen(suite, before.name if before else member, by_name)
     return list(found.values())
+
+
+def _place(one: Chosen) -> str:
+    return "the built-in suite" if one.suite.file is None else one.name
 
 
 def pairings() -> list[Pairing]:

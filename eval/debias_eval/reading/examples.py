@@ -93,7 +93,7 @@ def _found(suite: Suite) -> tuple[DataConfig, str | None]:
     if suite.hub is None:
         raise InputError(absent)
     log.info("%s; reading %s from the hub", absent, suite.hub.source)
-    return hub_config(suite, suite.hub), absent
+    return hub_config(suite, suite.hub, suite.source.limit, suite.source.seed), absent
 
 
 def _own_config(suite: Suite) -> DataConfig:

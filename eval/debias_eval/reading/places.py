@@ -49,14 +49,14 @@ def local_config(suite: Suite, source: DataSource, path: Path | None = None) -> 
     return DataConfig.model_validate({**suite.data_config, "train": found})
 
 
-def hub_config(suite: Suite, hub: Hub, limit: int | None = None) -> DataConfig:
+def hub_config(suite: Suite, hub: Hub, limit: int | None = None, seed: int = 0) -> DataConfig:
     """How the rows of a hub id are read; a folder of that name in DEBIAS_DATA stands in for it.
 
-    `limit` keeps a random sample of the rows, the same every time.
+    `limit` keeps a random sample of the rows, the same every time for one `seed`.
     """
     config = DataConfig.model_validate(suite.hub_config(hub))
     folder = local_file(suite, hub.source)
-    found = {"limit": limit, "source": hub.source if folder is None else str(folder)}
+    found = {"limit": limit, "seed": seed, "source": hub.source if folder is None else str(folder)}
     return config.model_copy(update={"train": config.train.model_copy(update=found)})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from debias.config.data import DataConfig
-from debias.data.rows import NumberedRow, is_missing
+from debias.data.rows import NumberedRow, is_missing, is_null
 from debias.errors import InputError
 from debias_eval.reading.suite import GroupColumns, Suite
 
@@ -49,7 +49,8 @@ class Rows:
         if keep is None:
             return True
         named = {"id": self.config.id_field, "group": self.config.group_field}.get(keep.field) or keep.field
-        value = str(self._column(row, named, number, "keep"))
+        cell = self._column(row, named, number, "keep")
+        value = "" if is_null(cell) else str(cell)  # as an empty cell: nobody wrote "None"
         self.seen[value] += 1
         return value in keep.values
 

@@ -331,7 +331,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
     path = _suite_file(name_or_path)
     suite = parse(Suite, read_yaml(path), where=str(name_or_path))
     suite._folder = path.parent.resolve()
-    suite._file = None if path.is_relative_to(BUILT_IN) else path.resolve()
+    suite._file = None if path.resolve().is_relative_to(BUILT_IN.resolve()) else path.resolve()
     parse(DataConfig, suite.data_config, where=str(name_or_path))
     if suite.hub:
         parse(DataConfig, suite.hub_config(suite.hub), where=f"{name_or_path}: hub")

@@ -13,7 +13,7 @@ from debias_eval.comparing.compare import Comparison, Difference
 from debias_eval.reading.collection import Pairing
 from debias_eval.reporting.charts import Point, Tick, percent, placed, span, ticks
 from debias_eval.results.files import Bin
-from debias_eval.results.runs import Method, training_data
+from debias_eval.results.runs import Method, same_data, training_data
 from debias_eval.results.summary import Row, points
 from debias_eval.scores.robustness import effective_robustness, fitted_line
 
@@ -186,8 +186,8 @@ def _baselines(known: Sequence[Known]) -> tuple[list[Point], dict[str, list[Poin
     others = [data[name] for name, method in methods.items() if not method.is_baseline]
     shown: dict[str, Any] = next((one for one in [*others, *data.values()] if one), {})
     plain = [(data[method.name] or shown, (x, y)) for method, _, x, y in known if method.is_baseline]
-    lines = {name: [point for other, point in plain if other == (mine or shown)] for name, mine in data.items()}
-    return [point for other, point in plain if other == shown], lines
+    lines = {name: [point for other, point in plain if same_data(other, mine or shown)] for name, mine in data.items()}
+    return [point for other, point in plain if same_data(other, shown)], lines
 
 
 def _roomy(values: Sequence[float]) -> Point:

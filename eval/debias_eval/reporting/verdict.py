@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from debias_eval.comparing.compare import WHERE, Comparison, Difference, headline, p_text, seeds_words
-from debias_eval.results.summary import Estimate, Row, points
+from debias_eval.results.summary import Estimate, Row, points, subset_text
 
 SENTENCES = 5  # of one pair of methods; the rest is in the forest plot
 HEADLINES = 3
@@ -112,7 +112,7 @@ def _measure(rows: Sequence[Row]) -> tuple[str, list[Estimate]]:
 
 def _finding(rows: Sequence[Row]) -> str:
     where, estimates = _measure(rows)
-    subset = f" Judged on a subset ({rows[0].examples} examples)." if any(one.limited for one in rows) else ""
+    subset = f" Judged on a subset ({drawn})." if (drawn := subset_text(rows)) else ""
     numbers = ", ".join(
         f"{row.method.name} is right on {one.words()} {one.range}" for row, one in zip(rows, estimates, strict=True)
     )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from debias.config.reading import read_yaml
 from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
+from debias.runs.data_files import BASE, DATA_FILES, ROLES
 from debias.runs.kept import SUFFIX, unpack
 from debias.runs.names import CONFIG, EVAL, JUDGED, METRICS, SUMMARY
 from debias_eval.results.chosen import oracle_choice
@@ -27,6 +28,7 @@ ROWS = tuple(
     f"data.{key}"
     for key in ("train", "text_fields", "label_field", "labels", "planted_bias", "planted_color", "leave_out")
 )
+FILES = "data.train.files"  # of what a run is trained on: the digests of its files, which no setting says
 PIECES = (CONFIG, SUMMARY, METRICS)
 _HELD: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
@@ -102,6 +104,15 @@ class Run:
     @property
     def seed(self) -> Any:
         return self.config.get("seed", self.info.get("seed"))
+
+    def files(self, role: str) -> Mapping[str, str]:
+        """The digest of each local file of `train` or `validation`, by its name; {} where the run did not say.
+
+        Of a kept run the settings have the last name of a path alone, which other data may have, too.
+        """
+        told = self.info.get(DATA_FILES)
+        files = told.get(role) if isinstance(told, Mapping) else None
+        return files if isinstance(files, Mapping) else {}
 
     @property
     def selection(self) -> str:
@@ -311,11 +322,19 @@ def training_data(run: Run) -> dict[str, Any]:
     Swapping tokens there is a method's own. Settings that only name what lies beside a row (its group, its id, other
     spellings of its label) change no row.
     """
-    return {
+    found = {
         key: sorted(value, key=str) if key == "data.labels" and isinstance(value, list) else value
         for key, value in run.settings.items()
         if key.startswith(ROWS) and value is not None
     }
+    files = run.files("train")
+    return {**found, FILES: files} if found and files else found
+
+
+def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs are trained on the same, by what `training_data` says of each; files count where both say."""
+    keys = {*one, *other} - (set() if FILES in one and FILES in other else {FILES})
+    return all(one.get(key) == other.get(key) for key in keys)
 
 
 def stages_of(run: Run) -> list[Run]:
@@ -330,12 +349,9 @@ def group_runs(runs: Sequence[Run]) -> list[Method]:
     A run without a config, or with the seed of one already in its group, stands alone: it is no further seed.
     """
     groups: dict[str, list[Run]] = {}
-    for run in runs:
-        settings = {**run.settings, "selection": run.selection}
-        key = json.dumps(settings, sort_keys=True, default=str) if run.config else ""
-        if not key or run.seed in [other.seed for other in groups.get(key, [])]:
-            key = f"only {run.name}"
-        groups.setdefault(key, []).append(run)
+    for run, key in zip(runs, _keys(runs), strict=True):
+        alone = not key or run.seed in [other.seed for other in groups.get(key, [])]
+        groups.setdefault(f"only {run.name}" if alone else key, []).append(run)
     members = list(groups.values())
     names = method_names(members)
     # The name carries the flag, so that no table and no sentence can lose it.
@@ -345,6 +361,23 @@ def group_runs(runs: Sequence[Run]) -> list[Method]:
     methods = [Method(name, tuple(group)) for name, group in zip(names, members, strict=True)]
     methods.sort(key=lambda method: not method.is_baseline)
     return [Method(method.name, method.runs, style) for style, method in enumerate(methods)]
+
+
+def _keys(runs: Sequence[Run]) -> list[str]:
+    """For each run what those of its method have in common, "" without a config.
+
+    That is the settings, and the files behind these where runs of the same settings had other ones: other data or
+    weights of the same name. One that did not say which then stands apart from those that did.
+    """
+    settings = [json.dumps({**run.settings, "selection": run.selection}, sort_keys=True, default=str) for run in runs]
+    files = [json.dumps([run.info.get(DATA_FILES), run.info.get(BASE)], sort_keys=True, default=str) for run in runs]
+    told: dict[str, set[str]] = {}
+    for run, key, one in zip(runs, settings, files, strict=True):
+        told.setdefault(key, set()).update([one] if any(map(run.files, ROLES)) or run.info.get(BASE) else [])
+    return [
+        (f"{key} {one}" if len(told[key]) > 1 else key) if run.config else ""
+        for run, key, one in zip(runs, settings, files, strict=True)
+    ]
 
 
 def method_names(groups: Sequence[Sequence[Run]]) -> list[str]:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from debias.config.run import STAGES
 from debias.errors import InputError
+from debias.runs.data_files import DATA_FILES
 from debias.runs.names import CELLS, CONFIG, SUMMARY
 from debias.runs.records import append_record
 from debias_eval.results.chosen import RECORDS
@@ -165,6 +166,12 @@ def _check_same_validation(candidates: Sequence[Candidate], rule: SelectionRule)
     first = data_of(candidates[0])
     for other in candidates[1:]:
         theirs = data_of(other)
+        files = [one.runs[0].files("validation") for one in (candidates[0], other)]
+        if all(files) and files[0] != files[1]:
+            raise InputError(
+                f"{candidates[0].name} and {other.name} were validated on other data: files of one name with other "
+                f"content ({DATA_FILES} in their run.json)"
+            )
         for key in sorted({*first, *theirs}):
             if not key.endswith(".seed") and first.get(key) != theirs.get(key):
                 what = "have other pseudo groups" if key.startswith(GUESSED_BY) else "were validated on other data"

@@ -62,7 +62,7 @@ class Row:
     partial: PartialInput | None
     guess: float | None
     examples: str
-    limited: bool
+    drawn: bool  # a random subset, of one of its runs at least
 
     def measure(self, name: str) -> Estimate | None:
         """The estimate behind a comparison's measure: accuracy, balanced, adjusted, conflicting, worst_group, gap,
@@ -145,8 +145,13 @@ def row(method: Method, suite: str) -> Row | None:
         partial=next((result.partial_input for result in results if result.partial_input), None),
         guess=1 / len(results[0].labels) if results[0].labels else None,
         examples=examples_text(results),
-        limited=any(result.limited for result in results),
+        drawn=any(map(_drawn, results)),
     )
+
+
+def _drawn(result: Result) -> bool:
+    """Whether its examples are a random sample of the suite's: rows that are left out for overlap are no draw."""
+    return result.limited and result.limit is not None and result.limit < (result.available or 0)
 
 
 def _groups(results: Sequence[Result]) -> dict[str, Estimate]:
@@ -245,9 +250,17 @@ def suite_notes(rows: Sequence[Row], methods: Sequence[Method]) -> list[str]:
 
 
 def _subset_note(rows: Sequence[Row]) -> list[str]:
-    if not any(one.limited for one in rows):
-        return []
-    return [f"was judged on a random subset ({rows[0].examples} examples): compare its numbers with no full run."]
+    drawn = subset_text(rows)
+    return [f"was judged on a random subset ({drawn}): compare its numbers with no full run."] if drawn else []
+
+
+def subset_text(rows: Sequence[Row]) -> str:
+    """`300 of 9,824 examples` of the methods that were judged on a random subset, by name where others were not; ""
+    where none was.
+    """
+    drawn = [one for one in rows if one.drawn]
+    names = f": {', '.join(one.method.name for one in drawn)}" if len(drawn) < len(rows) else ""
+    return " / ".join(dict.fromkeys(one.examples for one in drawn)) + f" examples{names}" if drawn else ""
 
 
 def _absent_note(rows: Sequence[Row], methods: Sequence[Method]) -> list[str]:

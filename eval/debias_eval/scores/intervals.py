@@ -177,8 +177,9 @@ def gap_interval(
     """95 % interval of the accuracy on `first_N` minus that on `second_N` (masks of disjoint, non-empty parts).
 
     Newcombe's where every cluster is one example; else by resampling clusters, which may hold examples of both parts.
-    Where that cannot speak (a part in fewer than ten clusters, or all of them alike) Newcombe's with each cluster
-    counting as one example of every part it reaches into.
+    Where that cannot speak (a part in fewer than ten clusters, or one that is right or wrong throughout or otherwise
+    the same in all of its clusters, in every resample too) Newcombe's with each cluster counting as one example of
+    every part it reaches into.
     """
     chosen_N = first_N | second_N
     parts = [right_N[mask_N] for mask_N in (first_N, second_N)]
@@ -188,16 +189,27 @@ def gap_interval(
         sizes = [len(part) for part in parts]
         return _independent(shares, sizes)
     of_part = [compact(cluster_N[mask_N])[1] for mask_N in (first_N, second_N)]  # type: ignore[index]
-    if min(of_part) >= FEW_CLUSTERS:
+    if min(of_part) >= FEW_CLUSTERS and not any_alike(right_N[chosen_N], second_N[chosen_N].astype(np.int64), index_N):
         columns = np.stack([right_N & first_N, first_N, right_N & second_N, second_N], axis=1)[chosen_N]
         sums_BC = cluster_bootstrap(cluster_sums(columns, index_N, clusters), seed=seed)
         whole_BC = sums_BC[(sums_BC[:, 1] > 0) & (sums_BC[:, 3] > 0)]
         gaps_B = whole_BC[:, 0] / whole_BC[:, 1] - whole_BC[:, 2] / whole_BC[:, 3]
-        if len(gaps_B) > len(sums_BC) / 2 and np.ptp(gaps_B) > 0:
+        if len(gaps_B) > len(sums_BC) / 2:
             low, high = expanded_percentiles(gaps_B, clusters)
             gap = shares[0] - shares[1]
             return min(low, gap), max(high, gap)
     return _independent(shares, of_part)
+
+
+def any_alike(right_N: Bools, part_N: Ints, cluster_N: Ints) -> bool:
+    """Whether a part (numbers 0..G-1) has one share right in all of its clusters, so that no resample moves it."""
+    clusters = int(cluster_N.max()) + 1
+    cell_E, index_N = np.unique(part_N * clusters + cluster_N, return_inverse=True)
+    right_E, size_E = np.bincount(index_N, weights=right_N), np.bincount(index_N)
+    part_E = cell_E // clusters
+    first_E = np.searchsorted(part_E, part_E)  # the first cluster of each one's part
+    unlike_E = right_E * size_E[first_E] != right_E[first_E] * size_E
+    return not np.bincount(part_E, weights=unlike_E).all()
 
 
 def _independent(shares: Sequence[float], sizes: Sequence[int]) -> Interval:

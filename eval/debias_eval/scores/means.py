@@ -17,6 +17,7 @@ from debias_eval.scores.intervals import (
     Floats,
     Interval,
     Ints,
+    any_alike,
     cluster_bootstrap,
     compact,
     expanded_percentiles,
@@ -68,7 +69,8 @@ def mean_of_parts(right_N: Bools, part_N: Ints, cluster_N: Ints | None = None, s
     Where every example stands for itself the parts are independent shares, and the mean's interval comes from their
     Wilson intervals (MOVER: Zou and Donner, Stat. Med. 27, 2008). Else whole clusters are resampled; a resample without
     a part is a mean over the others. Where that cannot speak (a part in fewer than ten clusters, or one that is right
-    or wrong throughout, in every resample too) each cluster counts as one example of every part it reaches into.
+    or wrong throughout or otherwise the same in all of its clusters, in every resample too) each cluster counts as one
+    example of every part it reaches into.
     """
     right_G, size_G = np.bincount(part_N, weights=right_N), np.bincount(part_N)
     if not len(size_G) or not size_G.all():
@@ -79,11 +81,10 @@ def mean_of_parts(right_N: Bools, part_N: Ints, cluster_N: Ints | None = None, s
     if index_N is None or clusters == len(right_N):
         return PartMean(len(right_N), value, _mover(share_G, size_G))
     of_part_G = np.bincount(np.unique(part_N * clusters + index_N) // clusters)  # clusters that reach into each part
-    if of_part_G.min() >= FEW_CLUSTERS and ((share_G > 0) & (share_G < 1)).all():
+    if of_part_G.min() >= FEW_CLUSTERS and not any_alike(right_N, part_N, index_N):
         means_B = _resampled_means(right_N, part_N, index_N, clusters, seed)
-        if np.ptp(means_B) > 0:
-            low, high = expanded_percentiles(means_B, clusters)
-            return PartMean(len(right_N), value, (min(low, value), max(high, value)))
+        low, high = expanded_percentiles(means_B, clusters)
+        return PartMean(len(right_N), value, (min(low, value), max(high, value)))
     return PartMean(len(right_N), value, _mover(share_G, of_part_G))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from debias.config.data import twins
 from debias.data.reader import MANY, NO_GOLD_LABEL
-from debias.data.rows import is_missing
+from debias.data.rows import is_missing, is_null
 from debias.errors import InputError
 
 MOST_LABELS = 100
@@ -123,7 +123,7 @@ def _is_label(mark: str, others: set[str], share: float) -> bool:
 
 
 def named(value: Any, classes: Sequence[str] | None) -> str | None:
-    """The label of a cell: of a number its name among the `classes`; None of an empty one."""
+    """The label of a cell: of a number its name among the `classes`; None of null and NaN."""
     if classes and isinstance(value, int) and 0 <= value < len(classes):
         return classes[value]
-    return None if value is None else str(value)
+    return None if is_null(value) else str(value)

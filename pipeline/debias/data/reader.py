@@ -7,7 +7,7 @@ from typing import Any
 
 from debias.config.data import DataConfig, DataSource
 from debias.data.examples import NO_LABEL, Example
-from debias.data.rows import is_missing
+from debias.data.rows import is_missing, is_null
 from debias.data.shards import Origin
 from debias.errors import InputError
 
@@ -73,6 +73,8 @@ class Reader:
     def _label(self, value: Any, where: str) -> int | None:
         labels, label_map = self.data.labels, self.data.label_map
         raw = name = str(value)
+        if is_null(value):  # label_map alone can say what it stands for: a label "None" is one that was written
+            return labels.index(label_map[raw]) if raw in label_map else None
         if self.classes and isinstance(value, int) and 0 <= value < len(self.classes):
             name = self.classes[value]
         label = label_map.get(raw) or label_map.get(name, name)

@@ -22,6 +22,11 @@ class Layout:
     label: tuple[str, Callable[[str], bool]] | None = None
 
 
+def is_null(value: Any) -> bool:
+    """Whether a cell is null or NaN, which no text stands for: neither "None" nor "nan" was written there."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: absent, not a number, or no more than spaces."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
+    """Whether a cell holds nothing: null, not a number, or no more than spaces."""
+    return is_null(value) or not str(value).strip()

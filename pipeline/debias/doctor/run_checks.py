@@ -4,18 +4,19 @@ import dataclasses
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from debias.config import deepspeed_file as zero_config
 from debias.config.data import DataSource
 from debias.config.places import find_recipe, resolve_paths, runs_of
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
+from debias.data.rows import is_null
 from debias.data.sources import load_with_columns
 from debias.doctor.check import Check, bad, fine, from_error, guarded, warn
 from debias.errors import InputError
@@ -241,13 +242,18 @@ class _First:
     def rows(self, rows: Iterable["NumberedRow"]) -> Iterator["NumberedRow"]:
         rows, labels = iter(rows), set()
         for number, row in itertools.islice(rows, ROWS):
-            labels.add(str(row.get(self.field)))
+            labels.add(self._label(row))
             yield number, row
         for number, row in rows if self.everywhere else ():
-            if str(row.get(self.field)) not in labels:
-                labels.add(str(row.get(self.field)))
+            if (label := self._label(row)) not in labels:
+                labels.add(label)
                 yield number, row
         self.ended = next(rows, None) is None
+
+    def _label(self, row: Mapping[str, Any]) -> str | None:
+        """The label as it is written; None of null and NaN, which are no label "None" and must not hide one."""
+        value = row.get(self.field)
+        return None if is_null(value) else str(value)
 
 
 def _may_be_on_hub(source: DataSource, patient: Patient) -> bool:

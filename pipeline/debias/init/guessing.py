@@ -11,15 +11,19 @@ from debias.data.sources import rows_of, size_of
 from debias.errors import InputError
 
 IDS = ("id", "uid", "guid", "idx", "index", "pairid", "pair_id", "example_id", "row_id")
+LABEL_FIELD = "label"  # whose classes are read before anybody knows which column is the label
 CHARACTERS = 50_000_000  # of the rows that are read: of texts of 10,000 the first 5,000
 
 
 def read_table(source: str, label_field: str | None = None, layout: Mapping[str, Any] | None = None) -> Table:
-    """The first rows of a file, a pattern or a hub id. InputError for pictures, and for a source without rows."""
+    """The first rows of a file, a pattern or a hub id, and the names of the label's classes.
+
+    InputError for pictures, and for a source without rows.
+    """
     if has_pictures(source):
         raise InputError(f"--data: {source} holds pictures; launch/recipes has runs on those, colored_mnist_edge")
     told = parse(DataSource, {"source": source, **(layout or {})}, "--data")
-    where, rows, classes = rows_of(told, label_field or "label", most=ROWS + 1, characters=CHARACTERS)
+    where, rows, classes = rows_of(told, label_field or LABEL_FIELD, most=ROWS + 1, characters=CHARACTERS)
     if not rows:
         raise InputError(f"{where}: no rows, it is empty")
     whole = len(rows) <= ROWS and sum(size_of(row) for _, row in rows) <= CHARACTERS

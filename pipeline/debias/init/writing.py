@@ -16,7 +16,7 @@ from debias.config.reading import parse, yaml_value
 from debias.config.run import RunConfig
 from debias.data.prompt import check_template
 from debias.errors import InputError
-from debias.init.guessing import guess_group, guess_id, labels_in, others, read_table
+from debias.init.guessing import LABEL_FIELD, guess_group, guess_id, labels_in, others, read_table
 from debias.init.lengths import length_of
 from debias.runs.outputs import check_files
 
@@ -52,7 +52,9 @@ def write_first(wanted: Wanted, out: Path, ask: Ask | None = None) -> Path:
     wanted = _asked(wanted, ask)
     assert wanted.data is not None
     table = read_table(wanted.data, wanted.label_field, wanted.layout)
-    wanted = _with_columns(wanted, table, ask)
+    wanted, known_by = _with_columns(wanted, table, ask), wanted.label_field or LABEL_FIELD
+    if wanted.label_field != known_by:  # then the names of classes that were read are another column's
+        table = read_table(str(wanted.data), wanted.label_field, wanted.layout)
     text = _text(wanted, table, out)
     parse(RunConfig, yaml_value(text), str(out))
     try:

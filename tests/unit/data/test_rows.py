@@ -251,6 +251,26 @@ def test_a_blank_label_is_none_but_where_label_map_has_it(tmp_path, blank):
     assert both(tmp_path, "rows.csv", label_map={blank: "no"})[1][1] == "no"
 
 
+@pytest.mark.parametrize(("name", "null"), [("None", None), ("nan", float("nan"))])
+def test_null_is_no_label_that_is_called_so(tmp_path, name, null):
+    """Where a class is called "None" or "nan", rows that say nothing are not of it."""
+    rows = [{"text": f"{n}", "label": value} for n, value in enumerate([name, "yes", null, "  "])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for reader in (0, 1):
+        read = only(reader, tmp_path, "rows.jsonl", labels=[name, "yes"])
+        assert [(one.texts[0], one.label) for one in read] == [("0", 0), ("1", 1)]
+        read = only(reader, tmp_path, "rows.jsonl", labels=["no", "yes", "  "], label_map={name: "no"})
+        assert [one.label for one in read] == [0, 1, 0, 2]
+
+
+def test_null_is_no_value_that_a_suite_keeps(tmp_path):
+    rows = [{"text": f"{n}", "label": "yes", "part": part} for n, part in enumerate(["None", None, "", "b"])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for values, kept in ((["None"], ["0"]), ([""], ["1", "2"])):
+        read = only(1, tmp_path, "rows.jsonl", keep={"field": "part", "values": values})
+        assert [one.texts[0] for one in read] == kept
+
+
 @pytest.mark.parametrize("delimiter", [";", "|", "\t"])
 def test_another_delimiter(tmp_path, delimiter):
     (tmp_path / "rows.csv").write_text(

@@ -112,6 +112,12 @@ def test_a_label_that_only_comes_late_is_found(patient, tmp_path):
     assert check.found.endswith("2,002 rows read; entailment 2,000, neutral 1, contradiction 1")
 
 
+def test_null_hides_no_label_that_is_called_none(patient, tmp_path):
+    data = {"train": str(rows(tmp_path / "late.jsonl", [None, "Hate"] * 1500 + ["None"])), "labels": ["None", "Hate"]}
+    check = by_name(patient(data=data))["training data"]
+    assert check.found.endswith("1,001 rows read; None 1, Hate 1,000")
+
+
 def test_a_label_that_never_comes(patient, tmp_path):
     for labels in (["entailment", "neutral"] * 5, ["entailment", "neutral"] * 1500):
         check = by_name(patient(data={"train": str(rows(tmp_path / "two.jsonl", labels))}))["training data"]

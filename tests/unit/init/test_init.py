@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +142,36 @@ def test_what_is_refused_in_one_line(debias: Command, tmp_path: Path) -> None:
     assert (tmp_path / "there.yaml").read_text() == "mine"
 
 
+@pytest.mark.parametrize("column", ["label", "sentiment", "verdict of theirs"])
+def test_names_of_classes_are_those_of_the_column_that_is_the_label(
+    column: str, debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Parquet a label is a number with a name: which column's names, is known once the label is."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
+    rows = {"text": [f"film {n} so it was" for n in range(40)], column: [n % 2 for n in range(40)]}
+    features = Features({"text": Value("string"), column: ClassLabel(names=["neg", "pos"])})
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    assert debias("init", "--data", "x.parquet", *MODEL, "--out", "x.yaml").code == 0
+    config = load_config(tmp_path / "x.yaml")
+    assert (config.data.label_field, config.data.labels) == (column, ("neg", "pos"))
+    assert len(training_examples(config, tmp_path)) == 40
+
+
+@pytest.mark.parametrize("names", ["ab", ["None", "Hate"], ["nan", "x"]])
 @pytest.mark.parametrize("empty", ["", " ", None, float("nan")])
 def test_the_file_of_rows_without_a_label_is_one_that_train_reads(
-    empty: Any, debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty: Any, names: Sequence[str], debias: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
-    rows = [{"text": f"film {n} so", "label": empty if n % 10 == 9 else "ab"[n % 2]} for n in range(40)]
+    rows = [{"text": f"film {n} so", "label": empty if n % 10 == 9 else names[n % 2]} for n in range(40)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert debias("init", "--data", "x.jsonl", *MODEL, "--out", "x.yaml").code == 0
     text = (tmp_path / "x.yaml").read_text()
     assert "  # label: 4 of 40 rows (10.0 %) are empty, have no label for it, and are left out.\n" in text
-    assert "labels: [a, b]  # what else occurs in all 40 rows\n" in text
+    assert "  # what else occurs in all 40 rows\n" in text
+    assert yaml.safe_load(text)["data"]["labels"] == sorted(names)
     assert len(training_examples(load_config(tmp_path / "x.yaml"), tmp_path)) == 36
 
 

@@ -159,6 +159,24 @@ def test_of_a_group_without_examples_nothing_is_known(seeds, clusters):
     assert ours["accuracy"].low < ours["accuracy"].high
 
 
+@pytest.mark.parametrize("same_seeds", [False, True])
+def test_few_clusters_that_are_right_throughout_are_guarded_as_examples_are(same_seeds):
+    """Pairs that are right or wrong as one: consistency is accuracy once more, and six of them prove no more."""
+    index = np.repeat(np.arange(6), 2)
+    all_right, one_right = np.ones((5, 12), dtype=bool), np.tile(index == 0, (5, 1))
+    both = np.concatenate([all_right, one_right])
+    answers = Answers(both, 5, (None,) * 12, index, labels=("x", "y") * 6, same_seeds=same_seeds)
+    ours = {one.measure: one for one in differences_of(answers, True)}
+    accuracy, held = ours["accuracy"], ours["consistency"]
+    assert (held.n, held.clusters, held.test) == (6, 6, accuracy.test)
+    assert (held.low, held.high, held.p) == pytest.approx((accuracy.low, accuracy.high, accuracy.p))
+    assert held.p >= 2 * 0.5**5
+    assert held.low < held.difference == pytest.approx(-5 / 6)
+    one_seed = Answers(both[[0, 5]], 1, (None,) * 12, index, labels=("x", "y") * 6)
+    (alone,) = (one for one in differences_of(one_seed, True) if one.measure == "consistency")
+    assert (alone.test, alone.p) == ("exact McNemar over clusters", pytest.approx(2 * 0.5**5))
+
+
 def test_measures_that_guard_the_same_group_draw_once(monkeypatch):
     drawn = []
     bootstrap = answers_module.cluster_bootstrap

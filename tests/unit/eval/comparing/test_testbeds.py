@@ -1,5 +1,6 @@
 """Methods by testbeds: made-up kept runs of two small studies, some arms and seeds missing."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -146,6 +147,22 @@ def test_a_method_on_data_without_a_shortcut_is_held_against_the_ceiling(bed: Ca
     assert (harm.arm, harm.on_group.value, harm.on_clean.value) == ("no_cue", pytest.approx(-0.108), pytest.approx(0))
     assert "one: elsewhere is trained on other data than floor and ceiling, and left out" in notes_of([found])
     assert "| one | no\\_cue | −10.8 [" in markdown_of([found])
+
+
+def test_what_was_kept_knows_which_data_of_one_name_it_was_trained_on(bed: Callable[..., Bed], tmp_path: Path) -> None:
+    """biased/train.csv and clean/train.csv: a kept run has the last name of a path, and the digest of the file."""
+    plan = bed("one", {"erm": ERM, "half": HALF, "no_cue": HALF, "oracle": ORACLE})
+    for arm, kind in {"erm": "biased", "half": "biased", "no_cue": "clean", "oracle": "clean"}.items():
+        for run in (plan.folder / arm / "default").iterdir():
+            settings_of(run, data={"train": f"/data/{kind}/train.csv"})
+            told = json.loads((run / "run.json").read_text()) | {"data_files": {"train": {"train.csv": kind}}}
+            (run / "run.json").write_text(json.dumps(told))
+            keep(tmp_path / "kept.jsonl", run, f"{arm}/default/{run.name}")
+    folders, kept = read_testbed(plan), read_testbed(dataclasses.replace(plan, folder=tmp_path / "kept.jsonl"))
+    for found in (folders, kept):
+        assert set(found.effects) == {"erm", "half", "oracle"}
+        assert [harm.arm for harm in found.harms] == ["no_cue"]
+    assert "/data/" not in (tmp_path / "kept.jsonl").read_text()
 
 
 def test_one_name_with_two_settings_is_told(bed: Callable[..., Bed]) -> None:

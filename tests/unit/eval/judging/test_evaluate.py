@@ -14,6 +14,7 @@ from debias.data.examples import Example
 from debias.data.shots import Shown
 from debias.errors import InputError
 from debias.runs.digests import weights_digest
+from debias_eval.comparing.objections import outdated
 from debias_eval.judging.evaluate import evaluate_run
 from debias_eval.judging.missing import Missing
 from debias_eval.judging.models import _edit_chose, rows_behind
@@ -102,6 +103,26 @@ def test_results_of_other_weights_than_lie_there_are_refused_and_judged_anew(run
     assert Missing([path], None).missing(run) == [path]
     (adapter / "adapter_model.safetensors").unlink()
     assert read_run(run).results["mine"].weights_sha256 == model.weights
+
+
+def test_a_suite_of_ones_own_may_have_the_name_of_a_built_in_one(run, write_suite, fake):
+    """Its rows are looked at, its results are not the built-in suite's, and its version says nothing of that one's."""
+    path = str(write_suite(ROWS, **TWO, **GAP, name="generated", version=7))
+    evaluate_run(run, path, predictor=fake())
+    result = read_result(run / "eval" / "generated.json")
+    assert outdated(result) is None
+    assert outdated(result.model_copy(update={"suite_file": None})) == load_suite("generated").version
+    assert Missing([path], None).missing(run) == []
+    write_suite(ROWS[:3], **TWO, **GAP, name="generated", version=7)
+    assert Missing([path], None).missing(run) == [path]
+    evaluate_run(run, str(write_suite(ROWS, **TWO, **GAP, name="generated", version=1)), predictor=fake())
+    version = load_suite("generated").version
+    told = json.loads((run / "eval" / "generated.json").read_text()) | {"version": version}
+    (run / "eval" / "generated.json").write_text(json.dumps(told))
+    assert Missing(["generated"], None).missing(run) == ["generated"]
+    told.pop("suite_file")  # of a version that did not say whose it is
+    (run / "eval" / "generated.json").write_text(json.dumps(told))
+    assert Missing(["generated"], None).missing(run) == []
 
 
 def test_no_run_folder(tmp_path, fake):

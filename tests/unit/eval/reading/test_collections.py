@@ -61,6 +61,22 @@ def test_a_suite_that_is_named_and_collected_counts_as_named(data_folder):
     assert {one.name: one.by_name for one in choose([first, "stress"])} == by_name
 
 
+def test_two_suites_of_one_name_are_refused_and_one_in_two_spellings_is_one(write_suite, tmp_path, monkeypatch):
+    """The results of both would lie in one file, the first one's unread."""
+    mine = write_suite([])
+    (other := tmp_path / "other.yaml").write_text(mine.read_text())
+    with pytest.raises(InputError, match=rf"suite mine: {mine} and {other} have one name, and one result"):
+        choose([str(mine), str(other)])
+    (own := tmp_path / "own.yaml").write_text(mine.read_text().replace('"mine"', '"generated"'))
+    for names_, first in ((["generated", str(own)], "the built-in suite and"), (["all", str(own)], "the built-in")):
+        with pytest.raises(InputError, match=f"suite generated: {first}"):
+            choose(names_)
+    assert [one.name for one in choose([str(mine), str(mine.parent) + "/"])] == [str(mine)]
+    monkeypatch.chdir(BUILT_IN.parent)
+    (one,) = choose(["generated", f"{BUILT_IN.name}/generated/suite.yaml"])
+    assert (one.name, one.suite.file) == ("generated", None)
+
+
 def test_a_collection_leaves_out_what_is_not_here_and_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("DEBIAS_DATA", str(tmp_path))
     (tmp_path / "cad_nli").mkdir()

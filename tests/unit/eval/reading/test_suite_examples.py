@@ -219,6 +219,28 @@ def test_the_hub_takes_the_place_of_a_file_that_is_absent(tmp_path, hub_folder, 
     ]
 
 
+@pytest.mark.parametrize("cluster", [None, {"field": "kind"}])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_hubs_rows_are_drawn_as_the_files_are(tmp_path, hub_folder, cluster, seed):
+    """`source.limit` is the suite's, wherever its rows come from: the same ones, clusters whole."""
+    rows = [
+        {"premise": f"test p{i}", "hypothesis": f"h{i}", "label": ["entailment", "neutral", "contradiction"][i % 3]}
+        | {"kind": f"k{i // 3}"}
+        for i in range(1, 6)
+    ]
+    drawn = [
+        all_examples(
+            suite_of(tmp_path / name, rows, hub=HUB, source=source, **({"cluster": cluster} if cluster else {}))
+        )
+        for name, source in (
+            ("file", {"source": "rows.jsonl", "limit": 3, "seed": seed}),
+            ("hub", {"source": "not/here.jsonl", "limit": 3, "seed": seed}),
+        )
+    ]
+    assert [one.texts for one in drawn[0]] == [one.texts for one in drawn[1]]
+    assert len(drawn[1]) in ((2, 3) if cluster else (3,))
+
+
 def test_a_suite_of_the_hub_alone(tmp_path, hub_folder):
     suite = suite_of(tmp_path / "s", [], source=None, hub=HUB, cluster={"field": "premise"})
     assert [one.cluster for one in all_examples(suite)] == [f"test p{i}" for i in range(1, 6)]

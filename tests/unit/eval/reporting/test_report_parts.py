@@ -283,6 +283,25 @@ def test_an_oracle_is_flagged_in_every_table(make_run):
     assert "oracle" in path.read_text()
 
 
+def test_a_subset_is_one_that_was_drawn_and_names_who_was_judged_on_it(make_run, put):
+    """Rows left out for overlap make fewer of them, and nobody drew those that are left."""
+    whole, drawn, clean, unmoved = runs = [make_run(name, f"{name}") for name in ("erm", "edge", "pcgrad", "cagrad")]
+    put(whole, "s", {"x": 70}, available=100)
+    put(drawn, "s", {"x": 70}, available=900, limit=100)
+    left_out = {"available": 105, "overlap": {"rows": 5, "excluded": True}}
+    put(clean, "s", {"x": 70}, **left_out)
+    put(unmoved, "s", {"x": 70}, **left_out, limit=500)  # a limit above all that there are draws nothing
+    methods = methods_of(*runs)
+    rows = table(methods)
+    subset, *others = suite_notes(rows, methods)
+    assert subset.startswith("was judged on a random subset (100 of 900 examples: edge): compare")
+    assert others == ["has 5 examples whose text is also in the training data, left out: pcgrad, cagrad."]
+    assert "Judged on a subset (100 of 900 examples: edge)." in verdict(rows).headline
+    alone = [one for one in rows if not one.drawn]
+    assert len(alone) == 3
+    assert "subset" not in " ".join([*suite_notes(alone, methods), verdict(alone).headline])
+
+
 def _with_adapter(run):
     (run / "adapter").mkdir(exist_ok=True)
     return run

@@ -31,6 +31,25 @@ def test_one_method_with_two_settings_is_told_apart_by_them():
     assert names(runs) == ["edge (lora_r 8)", "edge (lora_r 16)"]
 
 
+@pytest.mark.parametrize("key", ["data", "base"])
+def test_files_of_one_name_with_other_content_are_no_seeds_of_one_method(key):
+    """Kept runs have the last name of a path alone: data and weights are told apart by their digests."""
+
+    def run(seed, content):
+        files = {"data": {"data_files": {"train": {"t.csv": content}}}, "base": {"base_sha256": content}}
+        info = files[key] if content else {}
+        return Run(
+            f"{content}{seed}", None, {"method": {"name": "erm"}, "data": {"train": "t.csv"}, "seed": seed}, info
+        )
+
+    def grouped(*runs):
+        return [[one.name for one in method.runs] for method in group_runs(runs)]
+
+    biased, clean, unsaid = [run(0, "biased"), run(1, "biased")], [run(1, "clean"), run(2, "clean")], run(3, None)
+    assert grouped(*biased, *clean, unsaid) == [["biased0", "biased1"], ["clean1", "clean2"], ["None3"]]
+    assert grouped(*biased, unsaid) == [["biased0", "biased1", "None3"]]  # kept by a version that did not say
+
+
 def test_many_differing_settings_fall_back_to_the_folder():
     runs = [Run(f"f{r}", None, {"method": {"name": "edge"}, "a": r, "b": r, "c": r}) for r in (8, 16)]
     assert names(runs) == ["edge (f8)", "edge (f16)"]

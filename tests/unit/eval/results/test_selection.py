@@ -128,6 +128,20 @@ def test_a_run_without_validation_is_named():
         select([], "validation")
 
 
+def test_files_of_one_name_that_are_others_cannot_be_ranked():
+    """Kept runs have the last name of a path: `a/dev.csv` and `b/dev.csv` are told by what run.json says of them."""
+    one, two, old = (
+        Named(name, (dataclasses.replace(run_of(f"{name}0", 0, lines((0.5, 0.5))), info=info),))
+        for name, info in [
+            *((name, {"data_files": {"train": {"t.csv": name}, "validation": {"dev.csv": name}}}) for name in "ab"),
+            ("old", {}),
+        ]
+    )
+    assert select([one, old], "validation") is one
+    with pytest.raises(InputError, match="a and b were validated on other data: files of one name"):
+        select([one, two], "validation")
+
+
 def test_other_validation_data_cannot_be_ranked():
     one = candidate("one", lines((0.5, 0.5)), config={"data": {"planted_bias": {"strength": 0.9, "seed": 1}}})
     two = candidate("two", lines((0.6, 0.5)), config={"data": {"planted_bias": {"strength": 0.5, "seed": 2}}})

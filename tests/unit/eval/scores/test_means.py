@@ -109,6 +109,15 @@ def test_one_answer_for_everything_is_not_known_to_the_last_digit():
     assert 0.1 < np.ptp(found.ci95) < 0.6
 
 
+def test_a_part_whose_clusters_are_all_alike_counts_each_of_them_once():
+    """Half of every cluster of one part is right: no resample moves that part, whatever the other does."""
+    right = np.concatenate([np.tile([True, False], 24), np.repeat(np.arange(12) % 3 == 0, 4)])
+    part, clusters = np.repeat([0, 1], 48), np.repeat(np.arange(24), 4)
+    found = mean_of_parts(right, part, clusters)
+    each = mean_of_parts(np.concatenate([np.arange(12) % 2 == 0, np.arange(12) % 3 == 0]), np.repeat([0, 1], 12))
+    assert (found.value, found.ci95) == (pytest.approx(each.value), pytest.approx(each.ci95))
+
+
 def test_parts_of_which_one_is_empty_are_refused():
     with pytest.raises(ValueError, match=r"2 examples in parts of \[1, 0, 1\]"):
         mean_of_parts(np.array([True, False]), np.array([0, 2]))
