@@ -288,7 +288,7 @@ def _fit(built: Built, folder: Folder) -> Any:
     trainer = built.trainer
     outcome = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     steps = trainer.state.global_step
-    if trainer.hook is not None and trainer.hook.skipped >= steps:
+    if 0 < steps <= trainer.step_counts.skipped:  # also where it was gone on with after its last step, and took none
         raise NonFiniteGradients(f"no gradient was finite in {steps} steps, nothing was trained (NaN in the weights?)")
     if not trainer.interrupted:
         state = trainer.trained_state()  # on every rank: it may be gathered from them
@@ -306,6 +306,7 @@ def _outcome(trainer: DebiasTrainer, outcome: Any, resumed: bool) -> dict[str, A
     if not resumed:  # the Trainer's mean over a resumed part divides by the steps of the whole
         found["train_loss"] = outcome.training_loss
     if hook is None:  # resumed after the last step: nothing was left to train
-        return found
+        counts = trainer.step_counts
+        return {**found, "skipped_steps": counts.skipped} if counts.known else found
     acts_on = {"tensors": len(hook.selected), "elements": sum(elements(p) for p in hook.selected.values())}
     return {**found, "gradients": hook.gradients, "acts_on": acts_on, "skipped_steps": hook.skipped}

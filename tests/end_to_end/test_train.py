@@ -527,12 +527,16 @@ def test_skipped_steps_are_counted(bert: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_trained_nothing_has_failed(bert: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "data.jsonl", weight=1e39)
-    config = with_column(bert, tmp_path, "w", max_nonfinite_steps=4)
-    with pytest.raises(InputError, match="no gradient was finite in 4 steps, nothing was trained"):
-        train(config, base=tmp_path)
+    config = with_column(bert, tmp_path, "w", max_nonfinite_steps=4, save_strategy="steps", save_steps=2)
     run = Path(config.output_dir)
-    assert summary(run)["status"] == "failed"
-    assert not (run / "adapter").exists()
+    # Gone on with after its last step, where no step is left to be looked at, and before it.
+    for at in (None, "checkpoint-4", "checkpoint-2"):
+        for later in () if at is None else sorted(set(run.glob("checkpoint-*")) - {run / at}):
+            shutil.rmtree(later)
+        with pytest.raises(InputError, match="no gradient was finite in 4 steps, nothing was trained"):
+            train(config.model_copy(update={"resume": at is not None}), base=tmp_path)
+        assert summary(run)["status"] == "failed"
+        assert not (run / "adapter").exists()
 
 
 # Stop and go on.
