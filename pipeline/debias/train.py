@@ -149,12 +149,12 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     built.figures.groups = groups
     summary.begin()
     with summary.failures((NonFiniteGradients, NotExact)):
-        outcome = _fit(built, folder)
+        _fit(built, folder)
     trainer = built.trainer
     ended = {
         "status": "interrupted" if trainer.interrupted else "finished",
         **selected(config, trainer),
-        **_outcome(trainer, outcome, resumed=folder.checkpoint is not None),
+        **_outcome(trainer),
     }
     summary.end(ended)
     if trainer.interrupted:
@@ -310,10 +310,10 @@ def _look(config: RunConfig, arguments: Any) -> Folder:
         return folder
 
 
-def _fit(built: Built, folder: Folder) -> Any:
+def _fit(built: Built, folder: Folder) -> None:
     """Train, and save what was trained unless a signal stopped it; what it saved then is a checkpoint."""
     trainer = built.trainer
-    outcome = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     steps = trainer.state.global_step
     if 0 < steps <= trainer.step_counts.skipped:  # also where it was gone on with after its last step, and took none
         raise NonFiniteGradients(f"no gradient was finite in {steps} steps, nothing was trained (NaN in the weights?)")
@@ -321,19 +321,18 @@ def _fit(built: Built, folder: Folder) -> Any:
         state = trainer.trained_state()  # on every rank: it may be gathered from them
         if trainer.args.process_index == 0:
             save_trained(trainer.accelerator.unwrap_model(trainer.model), built.tokenizer, folder.path, state)
-    return outcome
 
 
-def _outcome(trainer: DebiasTrainer, outcome: Any, resumed: bool) -> dict[str, Any]:
+def _outcome(trainer: DebiasTrainer) -> dict[str, Any]:
     hook = trainer.hook
     found: dict[str, Any] = {"steps": trainer.state.global_step}
     learned = learned_at(trainer.callback_handler.callbacks)
     if learned is not None:
         found["learned_at"] = learned
-    if not resumed:  # the Trainer's mean over a resumed part divides by the steps of the whole
-        found["train_loss"] = outcome.training_loss
+    counts = trainer.step_counts
+    if counts.mean_of_all is not None:
+        found["train_loss"] = counts.mean_of_all
     if hook is None:  # resumed after the last step: nothing was left to train
-        counts = trainer.step_counts
         return {**found, "skipped_steps": counts.skipped} if counts.known else found
     acts_on = {"tensors": len(hook.selected), "elements": sum(elements(p) for p in hook.selected.values())}
     return {**found, "gradients": hook.gradients, "acts_on": acts_on, "skipped_steps": hook.skipped}

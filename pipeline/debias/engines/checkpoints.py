@@ -111,8 +111,32 @@ class CheckpointingTrainer(Trainer):
             self.state.best_model_checkpoint = None
         else:
             self._find_best()  # the first rank alone saw the checkpoint being moved to its place
+        self._sum_losses()
         done: TrainOutput = super()._finalize_training(*args, **kwargs)
-        return done
+        return done._replace(training_loss=self.step_counts.mean_loss)
+
+    def _sum_losses(self) -> None:
+        """Collective."""
+        counts, world = self.step_counts, self.args.world_size
+        counts.summed = counts.losses
+        if world > 1:
+            counts.summed = float(self._over_ranks(torch.tensor([counts.losses], dtype=torch.float64))) / world
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
+        return whole
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        before = self._globalstep_last_logged
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if self._globalstep_last_logged != before:
+            tr_loss.zero_()  # the Trainer takes it from itself, which of one NaN makes NaN ever after
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log; `train_loss` is the mean over the steps that were taken."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self.step_counts.mean_loss
+        super().log(logs, start_time)
 
     def _done(self, checkpoint: Path) -> TrainOutput | None:
         """A checkpoint of the last step, loaded: the Trainer would take a step more before it looks at max_steps, or
@@ -210,6 +234,7 @@ class CheckpointingTrainer(Trainer):
         self._saving = True
         try:
             as_judged(self.optimizer)
+            self._sum_losses()
             with saving():
                 super()._save_checkpoint(model, trial)
                 if self.args.should_save:

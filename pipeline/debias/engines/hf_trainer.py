@@ -200,6 +200,9 @@ class DebiasTrainer(CheckpointingTrainer):
         """
         mean = self._losses * (self.args.world_size / hook.last.samples)
         self._losses = torch.zeros_like(self._losses)
+        if hook.last.finite:
+            self.step_counts.taken += 1
+            self.step_counts.losses += float(mean)
         return mean
 
     def _empty_cache(self) -> None:
@@ -221,10 +224,6 @@ class DebiasTrainer(CheckpointingTrainer):
         self.loss.step(self._over_ranks, applied=hook.last is None or hook.last.finite)
         if hook.stops:
             self.interrupted = self.control.should_save = self.control.should_training_stop = True
-
-    def _over_ranks(self, sums: Tensor) -> Tensor:
-        whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
-        return whole
 
     def _joined(self, rows: Tensor) -> Tensor:
         padded = self.accelerator.pad_across_processes(rows.to(self.args.device), pad_index=-1)
