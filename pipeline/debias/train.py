@@ -1,7 +1,8 @@
 """The story of a run, top to bottom."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from debias.building.facts import (
     seen_by_stages,
     told_of,
 )
-from debias.building.groups import infer_groups
+from debias.building.groups import InferredGroups
 from debias.building.idle_settings import asks_bias_model, say_what_has_no_effect
 from debias.building.method import build_bias_model, build_loss, build_order
 from debias.building.run import Built, build_run
@@ -43,6 +44,7 @@ from debias.engines.step import NonFiniteGradients
 from debias.errors import InputError, Interrupted
 from debias.gradients import NotExact
 from debias.inference.asking import AskedRun
+from debias.inference.batches import from_first
 from debias.inference.training_set import log_p_of
 from debias.losses import Loss
 from debias.plan.guard import refuse_what_cannot_fit
@@ -105,7 +107,7 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     started, answered = _started(config)
     loss, order, bias_model = build_loss(config), build_order(config), _bias_model(config)
     told = _before(config, base, loss, order, bias_model)
-    answers, started = told.answers, started - told.spent
+    started = started - told.spent
     arguments = training_arguments(config)
     first = arguments.process_index == 0
     folder = _look(config, arguments)
@@ -116,11 +118,12 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
     examples, validation = run_examples(config, base)
     check_groups(loss, order, examples, bias_model, inferred=config.groups is not None)
     seen = _seen(folder, first, examples, validation, told.facts)
-    if folder.is_finished(order.size(facts_of(examples) | told.facts), arguments.world_size):
+    inferred = InferredGroups(config)
+    ask = functools.cache(lambda: told.answers or _asked(config, bias_model, examples, validation))
+    if folder.is_finished(_size(order, facts_of(examples) | told.facts, inferred, ask), arguments.world_size):
         return folder.path
     # Before the model is loaded and anything written: with some bias models there is nothing to train.
-    if bias_model is not None and first:
-        answers = answers or ask_bias_model(config, bias_model, examples, validation=validation)
+    answers = ask() if first else told.answers
     groups = _groups(config, validation, answers, told)
     built = build_run(config, arguments, examples, validation, stop)
     built.trainer.train_dataset.facts |= told.facts
@@ -134,28 +137,52 @@ def _train(config: RunConfig, base: Path | None, stop: StopRequest) -> Path:
             folder.open()
             seen.write()
         if bias_model is not None:  # the other ranks read what the first one asked and writes down here
-            answers = answers or ask_bias_model(config, bias_model, examples, validation=validation)
+            answers = ask()
+            assert answers is not None
             groups = groups if first else _groups(config, validation, answers, told)
             check_facts(seen, "bias_model", {"bias_log_p": answers.log_p}, examples)
             if first:
                 answers.write()
                 seen.write()
             built.trainer.train_dataset.facts["bias_log_p"] = answers.log_p
-        infer_groups(config, built.trainer.train_dataset.facts, folder.path, writes=first)
+        inferred.put(built.trainer.train_dataset.facts, writes=first)
     built.figures.groups = groups
     summary.begin()
     with summary.failures((NonFiniteGradients, NotExact)):
-        outcome = _fit(built, folder)
+        _fit(built, folder)
     trainer = built.trainer
     ended = {
         "status": "interrupted" if trainer.interrupted else "finished",
         **selected(config, trainer),
-        **_outcome(trainer, outcome, resumed=folder.checkpoint is not None),
+        **_outcome(trainer),
     }
     summary.end(ended)
     if trainer.interrupted:
         raise Interrupted(f"{folder.path}: stopped by SIGTERM at step {ended['steps']}, saved; go on with resume=true")
     return folder.path
+
+
+def _asked(
+    config: RunConfig, model: BiasModel | None, examples: Sequence[Example], validation: Sequence[Example]
+) -> Answers | None:
+    return None if model is None else ask_bias_model(config, model, examples, validation=validation)
+
+
+def _size(order: Order, facts: dict[str, Tensor], inferred: InferredGroups, ask: Callable[[], Answers | None]) -> int:
+    """Examples of an epoch. Where that depends on inferred groups the first rank makes them, and tells the others: only
+    one may fit a bias model, and nothing is written yet.
+    """
+    if "group" not in order.sized_by or not inferred.wanted:
+        return order.size(facts)
+    size_1 = None
+    if is_first():
+        answers = ask()
+        facts |= {} if answers is None else {"bias_log_p": answers.log_p}
+        inferred.put(facts, writes=False)
+        size_1 = np.array([order.size(facts)])
+    told_1 = from_first(size_1)
+    assert told_1 is not None
+    return int(told_1[0])
 
 
 def _known(config: RunConfig, built: Built, examples: int) -> dict[str, Any]:
@@ -283,29 +310,29 @@ def _look(config: RunConfig, arguments: Any) -> Folder:
         return folder
 
 
-def _fit(built: Built, folder: Folder) -> Any:
+def _fit(built: Built, folder: Folder) -> None:
     """Train, and save what was trained unless a signal stopped it; what it saved then is a checkpoint."""
     trainer = built.trainer
-    outcome = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     steps = trainer.state.global_step
-    if trainer.hook is not None and trainer.hook.skipped >= steps:
+    if 0 < steps <= trainer.step_counts.skipped:  # also where it was gone on with after its last step, and took none
         raise NonFiniteGradients(f"no gradient was finite in {steps} steps, nothing was trained (NaN in the weights?)")
     if not trainer.interrupted:
         state = trainer.trained_state()  # on every rank: it may be gathered from them
         if trainer.args.process_index == 0:
             save_trained(trainer.accelerator.unwrap_model(trainer.model), built.tokenizer, folder.path, state)
-    return outcome
 
 
-def _outcome(trainer: DebiasTrainer, outcome: Any, resumed: bool) -> dict[str, Any]:
+def _outcome(trainer: DebiasTrainer) -> dict[str, Any]:
     hook = trainer.hook
     found: dict[str, Any] = {"steps": trainer.state.global_step}
     learned = learned_at(trainer.callback_handler.callbacks)
     if learned is not None:
         found["learned_at"] = learned
-    if not resumed:  # the Trainer's mean over a resumed part divides by the steps of the whole
-        found["train_loss"] = outcome.training_loss
+    counts = trainer.step_counts
+    if counts.mean_of_all is not None:
+        found["train_loss"] = counts.mean_of_all
     if hook is None:  # resumed after the last step: nothing was left to train
-        return found
+        return {**found, "skipped_steps": counts.skipped} if counts.known else found
     acts_on = {"tensors": len(hook.selected), "elements": sum(elements(p) for p in hook.selected.values())}
     return {**found, "gradients": hook.gradients, "acts_on": acts_on, "skipped_steps": hook.skipped}

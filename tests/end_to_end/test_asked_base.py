@@ -18,6 +18,8 @@ from train_many import on_ranks
 from debias.bias.base import folds_of
 from debias.bias.calibration import calibrate
 from debias.building.examples import training_examples
+from debias.building.facts import ask_bias_model
+from debias.building.method import build_bias_model
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError, Interrupted
@@ -115,6 +117,29 @@ def test_what_is_kept_is_not_trained_again(place: Path, done: Path, caplog: pyte
     run(settings(place, "cut", overwrite_output_dir=True, **saving, **other))
     assert json.loads((cut / "stages" / "bias_1" / "run.json").read_text())["steps"] == 5
     assert "bias_model.steps is 5: with 12 a step its models see their 48 examples more than once; 4 are" in caplog.text
+
+
+def test_a_base_with_other_weights_at_its_old_place_is_asked_anew(place: Path, tmp_path: Path) -> None:
+    """By a bias model and by a first stage; what the old weights said is no answer, also where nobody can be asked."""
+    early = {"first_stage": {"settings": {"max_steps": 1}}, "order": {"name": "upsampled", "times": 2}}
+    asks = {**early, "bias_model": {"name": "embedding"}, "loss": "logit_correction", "method": "erm", "max_steps": 1}
+    told = []
+    for spread in (0.2, 0.2, 0.5):
+        save_bert(tmp_path / "bert", initializer_range=spread)
+        done = run(settings(tmp_path, "run", overwrite_output_dir=True, **asks))
+        stage = done / "stages" / "1" / "run.json"
+        with np.load(done / "stages" / "said.npz") as held:
+            told.append((said(done, "embedding"), held["log_p"], stage.stat().st_mtime_ns))
+        bases = [json.loads(one.read_text())["base_sha256"] for one in (stage, done / "run.json")]
+        assert bases[0] == bases[1]
+    same, other = ([np.array_equal(a, b) for a, b in zip(told[0], later, strict=True)] for later in told[1:])
+    assert (same, other) == ([True] * 3, [False] * 3)
+    save_bert(tmp_path / "bert", initializer_range=0.2)
+    kept = load_config(done / "config.yaml")
+    model = build_bias_model(kept)
+    assert model is not None
+    with pytest.raises(InputError, match="kept no answers about its training rows by its weights as they are now"):
+        ask_bias_model(kept, model, training_examples(kept, None))
 
 
 @pytest.mark.parametrize("resume", [True, False])

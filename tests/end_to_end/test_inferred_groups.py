@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ DATA = {"train": {"source": "generated", "limit": 96}}  # whose rows have no gro
 EARLY = {"first_stage": {"keep": "log_p", "settings": {"max_steps": 3}}}
 WORDS = {"bias_model": {"name": "partial_input", "fields": ["hypothesis"]}}
 DRO = {"method": "erm", "loss": "group_dro"}
+EXPANDING = {"name": "expanding", "cap": 4, "warmup": 1, "added": 20, "rounds": 1, "stages": 2}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,36 @@ def test_spare_draws_by_its_clusters(place: Path, monkeypatch: pytest.MonkeyPatc
     assert largest_difference(adapter_of(done), adapter_of(plain)) > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("early", "planted"), [(EARLY, {}), (WORDS, {"planted_bias": {"prevalence": 0.5, "strength": 0.6}})]
+)
+def test_an_order_as_long_as_inferred_groups_make_it(
+    place: Path, early: dict[str, Any], planted: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether a run is finished depends on them: not on groups of the data's own, and known before they are written."""
+    caplog.set_level(logging.INFO, "debias")
+    asked = {"groups": "guessed", "order": EXPANDING, "method": "erm", "max_steps": -1, "num_train_epochs": 1, **early}
+    asked |= {"data": {**DATA, **planted}, "save_strategy": "steps", "save_steps": 3, "save_total_limit": None}
+    name = f"expanding_{len(planted)}"
+    done = run(settings(place, name, **asked))
+    with np.load(done / "bias" / FILE) as held:
+        group_N = held["group"]
+    label_N = labels_of(training_examples(RunConfig.model_validate(settings(place, name, **asked)), None))
+    smallest = min(Counter(zip(label_N, group_N.tolist(), strict=True)).values())
+    begun = min(4, smallest) * len(set(zip(label_N, group_N.tolist(), strict=True)))
+    seen = begun + min(begun + 20, 96) + min(begun + 40, 96)
+    steps = -(-seen // 12)
+    assert json.loads((done / "run.json").read_text())["steps"] == steps
+    assert caplog.text.count("groups by guessed: ") == 1
+    before = adapter_of(done)
+    run(settings(place, name, **asked, resume=True))
+    assert f"was finished at step {steps} and is left as it is" in caplog.text
+    for path in [done / "adapter", *(one for one in done.glob("checkpoint-*") if one.name != "checkpoint-3")]:
+        shutil.rmtree(path)
+    run(settings(place, name, **asked, resume=True))
+    assert largest_difference(adapter_of(done), before) == 0.0
+
+
 @pytest.mark.slow
 def test_a_run_gone_on_with_has_the_same_groups(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read from the folder; where they are gone they are made again."""
@@ -123,6 +155,7 @@ def test_two_ranks_train_what_one_trains(place: Path) -> None:
     """The first rank makes the groups, and the other reads them."""
     sgd = {"optim": "sgd", "learning_rate": 0.05, "groups": {"name": "spare", "clusters": 2}, **EARLY}
     ways: dict[str, dict[str, Any]] = {"dro": DRO, "drawn": {"order": "spare", "method": "erm"}}
+    ways["expanding"] = {"order": EXPANDING, "method": "erm"}
     two = [
         settings(place, f"two_{name}", **{**sgd, **way, "per_device_train_batch_size": 6}) for name, way in ways.items()
     ]

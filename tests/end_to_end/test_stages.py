@@ -127,6 +127,8 @@ def test_two_ranks_train_what_one_trains(place: Path) -> None:
     on_ranks(2, [settings(place, "two", **{**sgd, "per_device_train_batch_size": 6})])
     one = run(settings(place, "one", **sgd))
     assert largest_difference(adapter_of(place / "two"), adapter_of(one)) < 1e-6
+    losses = [json.loads((done / "run.json").read_text())["train_loss"] for done in (place / "two", one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -523,17 +524,27 @@ def test_skipped_steps_are_counted(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join([json.dumps(json.loads(first) | {"w": 1e39}), *others]))
     run = train(with_column(bert, tmp_path, "w", max_steps=16), base=tmp_path)  # of 8: the row comes twice
     assert summary(run)["skipped_steps"] == 2
-    assert [line["skipped_steps"] for line in metrics(run) if "loss" in line][-1] == 2
+    lines = [line for line in metrics(run) if "loss" in line]
+    skipped = [line["skipped_steps"] for line in lines]
+    assert skipped[-1] == 2
+    took = [now == before for before, now in pairwise([0, *skipped])]
+    taken = [line["loss"] for line, one in zip(lines, took, strict=True) if one]
+    assert len(taken) == 14
+    assert summary(run)["train_loss"] == pytest.approx(sum(taken) / 14, rel=1e-6)
 
 
 def test_a_run_that_trained_nothing_has_failed(bert: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "data.jsonl", weight=1e39)
-    config = with_column(bert, tmp_path, "w", max_nonfinite_steps=4)
-    with pytest.raises(InputError, match="no gradient was finite in 4 steps, nothing was trained"):
-        train(config, base=tmp_path)
+    config = with_column(bert, tmp_path, "w", max_nonfinite_steps=4, save_strategy="steps", save_steps=2)
     run = Path(config.output_dir)
-    assert summary(run)["status"] == "failed"
-    assert not (run / "adapter").exists()
+    # Gone on with after its last step, where no step is left to be looked at, and before it.
+    for at in (None, "checkpoint-4", "checkpoint-2"):
+        for later in () if at is None else sorted(set(run.glob("checkpoint-*")) - {run / at}):
+            shutil.rmtree(later)
+        with pytest.raises(InputError, match="no gradient was finite in 4 steps, nothing was trained"):
+            train(config.model_copy(update={"resume": at is not None}), base=tmp_path)
+        assert summary(run)["status"] == "failed"
+        assert not (run / "adapter").exists()
 
 
 # Stop and go on.
@@ -700,6 +711,7 @@ def test_more_steps_after_the_last(bert: Path, tmp_path: Path) -> None:
     train(config_for(bert, tmp_path / "run", max_steps=3, **changes))
     run = train(config_for(bert, tmp_path / "run", max_steps=6, resume=True, **changes))
     assert largest_difference(adapter_of(whole), adapter_of(run)) == 0
+    assert summary(run)["train_loss"] == pytest.approx(summary(whole)["train_loss"], rel=1e-12)
 
 
 def test_resume_with_nothing_left_to_do(bert: Path, tmp_path: Path) -> None:

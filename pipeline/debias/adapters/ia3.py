@@ -12,6 +12,7 @@ from debias.adapters.beft import KEY, VALUE
 from debias.adapters.families import check_names, ends, is_router
 from debias.errors import InputError
 
+FUSED = ("query_key_value", "c_attn")
 NAMES = {"expects": "auto or a list of module names"}
 
 
@@ -20,7 +21,7 @@ class IA3(Beside):
     """The outputs of key and value projections, and the inputs of the MLP's last layer, each times a vector from 1.
 
     `targets`: whose outputs; `auto` is the key and value projections. `feedforward`: whose inputs; `auto` is linear
-    layers back to the hidden size from another one, and an empty list none.
+    layers back to the hidden size from another one, but for attention's, and an empty list none.
 
     Needs named projections of attention. Costs one number for each output, or input, of a layer. Fails where a task
     asks for more than making features larger or smaller; and to give both gradients in one pass: `gradients: auto`
@@ -78,12 +79,24 @@ def _paths(model: nn.Module, names: tuple[str, ...]) -> list[str]:
 
 
 def _back_to_hidden(model: Any) -> Iterator[str]:
-    """The layers that end an MLP: from another width to the hidden size."""
+    """The layers that end an MLP: from another width to the hidden size, in a numbered layer of the model.
+
+    Outside of those lie projections of embeddings (ELECTRA's, ALBERT's, OPT's). Nor is it the output of attention,
+    which has another width where heads times their size is not the hidden size (Qwen3, Gemma 3, T5).
+    """
     config = getattr(model, "config", None)
     hidden = getattr(config, "hidden_size", None)
     for path, module in _linears(model):
-        if module.out_features == hidden != module.in_features:
+        numbered = any(map(str.isdigit, path.split(".")))
+        ends_there = module.out_features == hidden != module.in_features
+        if numbered and ends_there and not _attends(model.get_submodule(path.rpartition(".")[0])):
             yield path
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether projections of keys or values lie in this module, each alone or as one (`qkv_proj`, `kv_b_proj`)."""
+    names = [name for name, _ in module.named_children()]
+    return any(name in KEY + VALUE + FUSED or "kv" in name.lower() for name in names)
 
 
 def _pattern(model: nn.Module, paths: list[str]) -> str:

@@ -27,6 +27,7 @@ from debias.data.tables import Ids
 from debias.errors import InputError
 from debias.losses import Loss
 from debias.ranks.world import world_size
+from debias.runs.digests import local_weights
 from debias.runs.names import BIAS
 from debias.runs.pseudo_groups import SMALLEST, PseudoGroups, pseudo_groups
 from debias.runs.seen import Seen
@@ -179,7 +180,8 @@ class _Asking:
             return model.log_p(self.examples, labels, self.config.data.text_fields, seed, self.others)
         if self.base is None:
             of = "validation rows" if self.others else "its training rows"
-            raise ValueError(f"asks the run's base, and the run kept no answers about {of}; {_KEEPING}")
+            now = " by its weights as they are now" if _weights(self.config) else ""
+            raise ValueError(f"asks the run's base, and the run kept no answers about {of}{now}; {_KEEPING}")
         _check_stages(self.config, self.examples)
         logger.info("bias model %s: asking %s about %d examples", model.name, self.config.model, len(self.examples))
         return model.asked(self.examples, labels, seed, self.base, self.others)
@@ -189,6 +191,7 @@ class _Asking:
         if not isinstance(model, BaseBiasModel):
             return found
         told = [self.config.model_dump(include=OF_THE_BASE), *map(told_of, self.config.bias_stages()), found]
+        told += _weights(self.config)
         return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()
 
     def _digest_beside(self, model: BiasModel, digest: str) -> str:
@@ -209,7 +212,10 @@ NOT_TOLD = {
 
 
 def told_of(stage: RunConfig) -> str:
-    """What a run before the run depends on, beside its examples; the same on any number of ranks."""
+    """What a run before the run depends on, beside its examples; the same on any number of ranks.
+
+    Weights that lie in a folder are told by their digest: others may lie there by now.
+    """
     told = stage.model_dump(exclude=NOT_TOLD)
     if stage.groups is None:  # a run of a version that had no such setting
         del told["groups"]
@@ -222,7 +228,13 @@ def told_of(stage: RunConfig) -> str:
             del told[later]
     if stage.stop_when_learned is not None:  # how often it looks decides where it stops
         told["logging_steps"] = stage.logging_steps
-    return repr((told, _samples_a_step(stage)))
+    weights = [digest for run in (*_before_it(stage), stage) for digest in _weights(run)]
+    return repr((told, _samples_a_step(stage), *weights))
+
+
+def _weights(run: RunConfig) -> list[str]:
+    """The digest of the weights of a run's base where that is a folder; a hub's, or a package's, has its name alone."""
+    return [*local_weights(run.model).values()]
 
 
 def _samples_a_step(run: RunConfig) -> int:

@@ -21,27 +21,45 @@ logger = logging.getLogger(__name__)
 FILE = "inferred_groups.npz"
 
 
-def infer_groups(config: RunConfig, facts: dict[str, Tensor], folder: Path, *, writes: bool) -> None:
-    """Put the groups of the `groups:` block into the facts of the training examples; nothing without such a block.
+class InferredGroups:
+    """The groups of the `groups:` block of a run, which lie in its folder once it is open."""
 
-    Nor where nobody reads them: then nobody may have been asked. They are a function of `bias_log_p`, the labels and
-    the seed. Who `writes` keeps them in the run's folder, where others, and the run gone on with, find them.
-    """
-    if config.groups is None or not reads_inferred_groups(config):
-        return
-    path = folder / BIAS / FILE
-    log_p_NC, label_N = facts["bias_log_p"].double().numpy(), facts["labels"].numpy()
-    told = repr((config.groups, config.seed, config.data.labels)).encode("utf-8", "surrogateescape")
-    digest = hashlib.sha256(told + log_p_NC.tobytes() + label_N.tobytes()).hexdigest()
-    found = _kept(path, digest)
-    if found is None:
-        found = make_grouping(config.groups).infer(log_p_NC, label_N, config.data.labels, config.seed)
-        if writes:
-            _keep(path, found, digest)
-    _say(config.groups["name"], found, label_N)
-    facts["group"] = torch.from_numpy(found.group_N)
-    if found.draw_weight_N is not None:
-        facts["draw_weight"] = torch.from_numpy(found.draw_weight_N)
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.path = Path(config.output_dir) / BIAS / FILE
+        self._digest = ""  # of what groups were inferred already
+        self._found: Inferred | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is such a block, and the loss or the order reads its groups."""
+        return self.config.groups is not None and reads_inferred_groups(self.config)
+
+    def put(self, facts: dict[str, Tensor], *, writes: bool) -> None:
+        """Put the groups into the facts of the training examples; nothing where they are not `wanted`: then nobody may
+        have been asked.
+
+        They are a function of `bias_log_p`, the labels and the seed. Who `writes` keeps them in the run's folder, where
+        others, and the run gone on with, find them.
+        """
+        config = self.config
+        if config.groups is None or not self.wanted:
+            return
+        log_p_NC, label_N = facts["bias_log_p"].double().numpy(), facts["labels"].numpy()
+        told = repr((config.groups, config.seed, config.data.labels)).encode("utf-8", "surrogateescape")
+        digest = hashlib.sha256(told + log_p_NC.tobytes() + label_N.tobytes()).hexdigest()
+        kept = _kept(self.path, digest)
+        found = kept or (self._found if self._digest == digest else None)
+        if found is None:
+            found = make_grouping(config.groups).infer(log_p_NC, label_N, config.data.labels, config.seed)
+        if writes and kept is None:
+            _keep(self.path, found, digest)
+        if self._digest != digest:
+            _say(config.groups["name"], found, label_N)
+        self._digest, self._found = digest, found
+        facts["group"] = torch.from_numpy(found.group_N)
+        if found.draw_weight_N is not None:
+            facts["draw_weight"] = torch.from_numpy(found.draw_weight_N)
 
 
 def _say(name: str, found: Inferred, label_N: np.ndarray) -> None:

@@ -31,6 +31,7 @@ class Expanding(Order):
     name: ClassVar[str] = "expanding"
     also_called: ClassVar[tuple[str, ...]] = ("pde",)
     reads: ClassVar[frozenset[str]] = frozenset({"group"})
+    sized_by: ClassVar[frozenset[str]] = frozenset({"group"})
     in_turn: ClassVar[bool] = True
     cap: int = 150
     warmup: int = 15

@@ -19,12 +19,13 @@ class Order:
     """Which examples make an epoch; subclasses are frozen dataclasses whose fields are the settings of `order:`.
 
     `reads`: the facts it needs beside `index`. What it gives is a function of the facts and the generator alone, so
-    that all ranks and a resumed run agree. `in_turn`: what comes first is seen first, so that batches are not shuffled,
-    nor made of examples of like length.
+    that all ranks and a resumed run agree. `sized_by`: those of them that `size` needs. `in_turn`: what comes first is
+    seen first, so that batches are not shuffled, nor made of examples of like length.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
+    sized_by: ClassVar[frozenset[str]] = frozenset()
     in_turn: ClassVar[bool] = False
 
     def size(self, facts: Mapping[str, Tensor]) -> int:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from debias.engines.parameters import whole_shape
+from debias.engines.step_counts import StepCounts
 from debias.losses import LearningLoss
 from debias.methods import Rule
 from debias.runs.damage import check_files, check_shapes, damaged, reading
+from debias.runs.learned import StopWhenLearned
 from debias.runs.names import checkpoint_at, checkpoints, step_of
 from debias.runs.whole import check_tensors, saving
 
@@ -44,6 +46,7 @@ class CheckpointingTrainer(Trainer):
     loss: LearningLoss
     hook: "TorchHook | ZeroHook | None"
     interrupted: bool
+    step_counts: StepCounts
 
     def check_checkpoint(self, checkpoint: Path) -> None:
         """InputError (a ValueError) in one line for a checkpoint that cannot be gone on from; no tensor is read."""
@@ -81,7 +84,7 @@ class CheckpointingTrainer(Trainer):
     # Under DeepSpeed: weights and optimizer state whole, for any number of ranks to go on from.
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        self._skipped_before = 0
+        self.step_counts = StepCounts.of(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
         if resume_from_checkpoint is not None and self.loss.learns:
             with reading(Path(resume_from_checkpoint), LOSS_STATE):
                 self.loss.load_state_dict(torch.load(Path(resume_from_checkpoint) / LOSS_STATE))
@@ -92,7 +95,7 @@ class CheckpointingTrainer(Trainer):
         if resume_from_checkpoint is not None:
             from debias.engines.zero.state import load_state
 
-            self._skipped_before = load_state(self.deepspeed, Path(resume_from_checkpoint))
+            self.step_counts.skipped = load_state(self.deepspeed, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
@@ -108,8 +111,53 @@ class CheckpointingTrainer(Trainer):
             self.state.best_model_checkpoint = None
         else:
             self._find_best()  # the first rank alone saw the checkpoint being moved to its place
+        self._sum_losses()
         done: TrainOutput = super()._finalize_training(*args, **kwargs)
-        return done
+        return done._replace(training_loss=self.step_counts.mean_loss)
+
+    def _sum_losses(self) -> None:
+        """Collective."""
+        counts, world = self.step_counts, self.args.world_size
+        counts.summed = counts.losses
+        if world > 1:
+            counts.summed = float(self._over_ranks(torch.tensor([counts.losses], dtype=torch.float64))) / world
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
+        return whole
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        before = self._globalstep_last_logged
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if self._globalstep_last_logged != before:
+            tr_loss.zero_()  # the Trainer takes it from itself, which of one NaN makes NaN ever after
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log; `train_loss` is the mean over the steps that were taken."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self.step_counts.mean_loss
+        super().log(logs, start_time)
+
+    def _done(self, checkpoint: Path) -> TrainOutput | None:
+        """A checkpoint of the last step, loaded: the Trainer would take a step more before it looks at max_steps, or
+        callbacks at their history.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        stops = [one for one in self.callback_handler.callbacks if isinstance(one, StopWhenLearned)]
+        if not 0 < self.args.max_steps <= state.global_step and not any(one.had_learned(state) for one in stops):
+            return None
+        self.step_counts = StepCounts.of(checkpoint)
+        self.state = state
+        self.state.init_training_references(self, state.max_steps, state.num_train_epochs, None)  # which rank this is
+        self._load_callback_state()
+        if self.args.auto_find_batch_size and state.train_batch_size is not None:
+            self._train_batch_size = state.train_batch_size
+        self._find_best()
+        kept = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(kept or str(checkpoint))
+        for tell in (self.callback_handler.on_train_begin, self.callback_handler.on_train_end):
+            tell(self.args, self.state, self.control)  # nothing is left that what they answer could change
+        return TrainOutput(state.global_step, float("nan"), {})
 
     def _find_best(self) -> None:
         """The best checkpoint where it lies now: a run's folder may have moved since its name was written down."""
@@ -186,8 +234,12 @@ class CheckpointingTrainer(Trainer):
         self._saving = True
         try:
             as_judged(self.optimizer)
+            self._sum_losses()
             with saving():
                 super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    for folder in (run / STAGING).iterdir():
+                        self.step_counts.write(folder)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._publish(run)

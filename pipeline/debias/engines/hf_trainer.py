@@ -12,9 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint
 
 from debias.bias.own import SelfWeight
 from debias.bias.weights import BiasWeightSource
@@ -38,7 +36,6 @@ from debias.readouts import DONE, Readout, RouterLoss, inputs_and_facts, of_righ
 from debias.readouts.hidden import check_hidden
 from debias.readouts.said import KNOWN_FACTS, Said
 from debias.runs.environment import peak_memory_mb
-from debias.runs.learned import StopWhenLearned
 from debias.sharpness import Sharpness
 from debias.smoothness import Smoothness
 
@@ -211,6 +208,9 @@ class DebiasTrainer(CheckpointingTrainer):
         """
         mean = self._losses * (self.args.world_size / hook.last.samples)
         self._losses = torch.zeros_like(self._losses)
+        if hook.last.finite:
+            self.step_counts.taken += 1
+            self.step_counts.losses += float(mean)
         return mean
 
     def _empty_cache(self) -> None:
@@ -228,13 +228,10 @@ class DebiasTrainer(CheckpointingTrainer):
             hook.step()
         else:
             hook.combine()
+        self.step_counts.skipped = hook.skipped
         self.loss.step(self._over_ranks, applied=hook.last is None or hook.last.finite)
         if hook.stops:
             self.interrupted = self.control.should_save = self.control.should_training_stop = True
-
-    def _over_ranks(self, sums: Tensor) -> Tensor:
-        whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
-        return whole
 
     def _joined(self, rows: Tensor) -> Tensor:
         padded = self.accelerator.pad_across_processes(rows.to(self.args.device), pad_index=-1)
@@ -327,26 +324,6 @@ class DebiasTrainer(CheckpointingTrainer):
         if self.hook is not None:
             self.hook.detach()
 
-    def _done(self, checkpoint: Path) -> TrainOutput | None:
-        """A checkpoint of the last step, loaded: the Trainer would take a step more before it looks at max_steps, or
-        callbacks at their history.
-        """
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        stops = [one for one in self.callback_handler.callbacks if isinstance(one, StopWhenLearned)]
-        if not 0 < self.args.max_steps <= state.global_step and not any(one.had_learned(state) for one in stops):
-            return None
-        self.state = state
-        self.state.init_training_references(self, state.max_steps, state.num_train_epochs, None)  # which rank this is
-        self._load_callback_state()
-        if self.args.auto_find_batch_size and state.train_batch_size is not None:
-            self._train_batch_size = state.train_batch_size
-        self._find_best()
-        kept = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(kept or str(checkpoint))
-        for tell in (self.callback_handler.on_train_begin, self.callback_handler.on_train_end):
-            tell(self.args, self.state, self.control)  # nothing is left that what they answer could change
-        return TrainOutput(state.global_step, float("nan"), {})
-
     def _attached(self, model: nn.Module) -> "TorchHook | ZeroHook":
         # Only now is the model wrapped (DDP, DeepSpeed) as it will be trained.
         if self.hook is None or self.hook.model is not model:
@@ -359,7 +336,7 @@ class DebiasTrainer(CheckpointingTrainer):
                 optimizer = self.optimizer if self.rule.memory else None
                 options |= {"sharpness": self.sharpness, "weight_penalty": self.weight_penalty}
                 self.hook = attach(model, optimizer, self.rule, self.gradients, **options)
-            self.hook.skipped = self._skipped_before
+            self.hook.skipped = self.step_counts.skipped
             if self._resumed_from is not None and not self.rule.is_stateless:
                 self.hook.load_state_dict(rule_state_in(self._resumed_from, self.rule))
             self._router = router_loss_of(model)  # a walk over all modules, so not in each micro-batch

@@ -9,6 +9,7 @@ import tiny_models
 import torch
 
 from debias.adapters import RunFacts, make_adapter
+from debias.adapters.ia3 import _back_to_hidden
 from debias.building.model import adapt
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -94,6 +95,49 @@ def test_ia3_is_a_factor_of_keys_values_and_what_the_mlp_ends_with() -> None:
     x = given(layer.output.dense.in_features)
     factor = layer.output.dense.ia3_l["default"].detach().flatten()
     torch.testing.assert_close(layer.output.dense(x), before.output.dense(x * factor))
+
+
+def tiny(kind: str, **settings: Any) -> Any:
+    """A model of any architecture of transformers, two layers of 16."""
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"vocab_size": 61, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return AutoModel.from_config(AutoConfig.for_model(kind, **{**sizes, "intermediate_size": 24, **settings}))
+
+
+WIDER = {"head_dim": 24}  # heads times their size are not the hidden size, as in Qwen3-0.6B and Gemma 3 4B
+T5 = {"d_model": WIDTH, "d_kv": 12, "d_ff": 24, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 2}
+ENDS: dict[str, tuple[Any, str]] = {
+    "bert": (tiny_models.bert, "output.dense"),
+    "llama": (lambda: tiny_models.family("llama", **WIDER), "down_proj"),
+    "qwen3": (lambda: tiny_models.family("qwen3", **WIDER), "down_proj"),
+    "qwen3_moe": (lambda: tiny_models.family("qwen3_moe", **WIDER), "no linear layer: its experts are fused"),
+    "gemma3_text": (lambda: tiny_models.family("gemma3_text", **WIDER), "down_proj"),
+    "llama4_text": (lambda: tiny_models.family("llama4_text", **WIDER), "down_proj"),
+    "phi3": (lambda: tiny("phi3", pad_token_id=0, num_key_value_heads=1, **WIDER), "down_proj"),
+    "t5": (lambda: tiny("t5", **T5), "wo"),
+    "opt": (lambda: tiny("opt", ffn_dim=24, word_embed_proj_dim=8), "fc2"),
+    "electra": (lambda: tiny("electra", embedding_size=8), "output.dense"),
+    "albert": (lambda: tiny("albert", embedding_size=8), "ffn_output"),
+    "distilbert": (lambda: tiny("distilbert", dim=WIDTH, hidden_dim=24, n_heads=2, n_layers=2), "lin2"),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_what_ends_an_mlp_is_what_peft_says(kind: str) -> None:
+    """In PEFT's map, where it has the architecture; of layers as wide as the hidden size there is nothing to end."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as KNOWN
+
+    make, name = ENDS[kind]
+    assert KNOWN.get(kind.removesuffix("_text"), KNOWN.get(kind, [name])) == [name]
+    model = make()
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    widths = {path: (one.in_features, one.out_features) for path, one in linears.items() if path.endswith("." + name)}
+    wanted = {path for path, (before, after) in widths.items() if before != after}
+    assert set(_back_to_hidden(model)) == wanted
+    assert len(wanted) >= (kind != "qwen3_moe")
+    others = [path for path, one in linears.items() if one.in_features != one.out_features == model.config.hidden_size]
+    assert len(others) > len(wanted) or kind in ("bert", "distilbert")  # there is something to be mistaken for one
 
 
 def test_ia3_takes_the_layers_that_are_named_and_no_others() -> None:

@@ -137,6 +137,21 @@ def test_one_who_knows_all_is_refused_and_one_too_sure_is_named(
     assert "bias model column is not calibrated: confidence and accuracy are" in caplog.text
 
 
+def test_weights_in_a_folder_are_part_of_what_a_run_before_the_run_says(tmp_path: Path) -> None:
+    named = config(tmp_path, None, rows()).model_copy(update={"loss": {"name": "cross_entropy"}})
+    assert told_of(named).endswith("}, 32)")  # of a hub's model nothing but its name, as older versions told it
+    local = {"model": str(tmp_path / "base")}
+    as_base = named.model_copy(update=local)
+    below = RunConfig.model_validate(named.model_dump() | {"first_stage": {"settings": local}})
+    (tmp_path / "base").mkdir()
+    told = []
+    for weights in (b"one", b"two", b"one"):
+        (tmp_path / "base" / "model.safetensors").write_bytes(weights)
+        told.append((told_of(as_base), told_of(below)))
+    assert told[0] == told[2]
+    assert all(before != after for before, after in zip(*told[:2], strict=True))
+
+
 def test_how_often_a_run_looks_is_told_where_it_decides_when_the_run_ends(tmp_path: Path) -> None:
     plain = config(tmp_path, None, rows()).model_copy(update={"loss": {"name": "cross_entropy"}})
     often = {"logging_steps": 5}

@@ -105,6 +105,7 @@ DAMAGES = {
     ),
     "schedule cut": (cut("scheduler.pt"), "scheduler.pt is cut short"),
     "random numbers cut": (cut("rng_state.pth"), "rng_state.pth is cut short"),
+    "counts cut": (cut("step_counts.json"), "step_counts.json does not fit or cannot be read"),
     "rule cut": (cut("rule_state.safetensors"), "rule_state.safetensors is cut short or damaged"),
 }
 
