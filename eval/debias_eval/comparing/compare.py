@@ -12,7 +12,8 @@ from debias_eval.comparing.answers import Answers, read_answers
 from debias_eval.comparing.differences import Difference, differences_of
 from debias_eval.comparing.objections import about_suite, about_training, outdated
 from debias_eval.results.files import Result
-from debias_eval.results.runs import Method, Run, group_runs, method_names, read_runs
+from debias_eval.results.grouped import group_runs, method_names
+from debias_eval.results.runs import Method, Run, read_runs
 from debias_eval.results.summary import points
 from debias_eval.scores.intervals import holm
 

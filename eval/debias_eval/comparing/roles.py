@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from debias.errors import InputError
-from debias_eval.results.runs import SWEEP_DEPTH, Method, Run, group_runs, read_runs
+from debias_eval.results.grouped import group_runs
+from debias_eval.results.runs import SWEEP_DEPTH, Method, Run, read_runs
 
 
 def methods_and_roles(

@@ -30,7 +30,8 @@ from debias_eval.reporting.tables import (
     significance_note,
 )
 from debias_eval.reporting.verdict import verdict
-from debias_eval.results.runs import Method, Run, group_runs, read_runs
+from debias_eval.results.grouped import group_runs
+from debias_eval.results.runs import Method, Run, read_runs
 from debias_eval.results.summary import Row, floor_notes, floors, measured, points, suite_notes, suites_of, table
 from debias_eval.scores.intervals import holm
 

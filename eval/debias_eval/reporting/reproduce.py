@@ -11,7 +11,8 @@ import yaml
 from debias.runs.names import ASKED, CONFIG
 from debias.runs.time_left import in_words
 from debias_eval.results.files import Result
-from debias_eval.results.runs import Method, Run, differing_settings, flatten
+from debias_eval.results.grouped import differing_settings
+from debias_eval.results.runs import Method, Run, flatten
 from debias_eval.results.summary import judge_text
 
 RULES = {

@@ -10,7 +10,8 @@ from rich.text import Text
 from debias_eval.comparing.compare import Comparison, seeds_words
 from debias_eval.reporting.figures import MEASURES, p_text, signed, stars
 from debias_eval.reporting.latex_text import latex_text
-from debias_eval.results.runs import Method, group_runs, read_runs
+from debias_eval.results.grouped import group_runs
+from debias_eval.results.runs import Method, read_runs
 from debias_eval.results.summary import Estimate, Row, floor_notes, floors, measured, points, suite_notes, table
 
 Marks = Mapping[tuple[str, str, str], str]

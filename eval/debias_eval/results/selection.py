@@ -21,7 +21,8 @@ from debias.runs.data_files import DATA_FILES
 from debias.runs.names import CELLS, CONFIG, SUMMARY
 from debias.runs.records import append_record
 from debias_eval.results.chosen import RECORDS
-from debias_eval.results.runs import Run, flatten, group_runs, read_runs, unpacked
+from debias_eval.results.grouped import group_runs
+from debias_eval.results.runs import Run, flatten, read_runs, unpacked
 
 # Runs whose validation data differ cannot be ranked by it.
 VALIDATION_KEYS = ("data.validation", "data.planted", "data.labels", "data.text_fields", "data.label", "data.group")

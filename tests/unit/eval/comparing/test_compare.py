@@ -19,7 +19,8 @@ from debias_eval.comparing.answers import Answers, read_answers
 from debias_eval.comparing.compare import Comparison, compare, compare_folders, comparison_table
 from debias_eval.comparing.differences import differences_of
 from debias_eval.results.files import write_results
-from debias_eval.results.runs import group_runs, read_runs
+from debias_eval.results.grouped import group_runs
+from debias_eval.results.runs import read_runs
 from debias_eval.scores.counterfactual import told_once
 from debias_eval.scores.intervals import mcnemar, paired_bootstrap
 from debias_eval.scores.robustness import effective_robustness

@@ -27,7 +27,8 @@ from debias_eval.reporting.tables import Cell, Grid, latex, latex_text, markdown
 from debias_eval.reporting.using import fenced
 from debias_eval.reporting.verdict import verdict
 from debias_eval.results.files import Bin
-from debias_eval.results.runs import group_runs, read_runs
+from debias_eval.results.grouped import group_runs
+from debias_eval.results.runs import read_runs
 from debias_eval.results.summary import Estimate, floors, judge_text, suite_notes, table
 
 HOSTILE = "a|b_c%d&e$f\\g\nh#i{j}~k^l<m>*n*`o`[p](q)!"

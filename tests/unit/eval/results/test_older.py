@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 
 from debias.config import blocks
+from debias_eval.results.grouped import group_runs
 from debias_eval.results.older import completed
-from debias_eval.results.runs import group_runs, read_runs
+from debias_eval.results.runs import read_runs
 
 OLD_LOSS = {"name": "logit_correction", "tau": 1.0}
 

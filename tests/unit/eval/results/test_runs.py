@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from debias.config.run import RunConfig
 from debias_eval.reporting.charts import MAX_POINTS, bucket_means, curve_chart, ticks
 from debias_eval.results.files import Part
-from debias_eval.results.runs import Method, Run, group_runs, read_runs
+from debias_eval.results.grouped import group_runs
+from debias_eval.results.runs import Method, Run, read_runs
 from debias_eval.results.summary import Estimate, of_parts, points, row, suites_of, table
 
 

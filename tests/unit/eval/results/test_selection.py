@@ -13,7 +13,8 @@ from debias.errors import InputError
 from debias.runs.records import append_record, read_records
 from debias_eval.results.chosen import oracle_choice
 from debias_eval.results.files import Result
-from debias_eval.results.runs import Run, group_runs, read_runs
+from debias_eval.results.grouped import group_runs
+from debias_eval.results.runs import Run, read_runs
 from debias_eval.results.selection import RULES, choice_table, choices_in, remember, select
 
 
