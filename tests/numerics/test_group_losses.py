@@ -387,3 +387,30 @@ def test_pgi_of_a_prediction_that_is_none_is_finite(memory: float | None) -> Non
         loss.step(lambda sums: sums)
     # Two of nine probabilities that matter: log of 1 over what stands for 0, a third of it.
     assert float(loss_B.detach().mean()) > math.log(1e12) / 3
+
+
+@pytest.mark.parametrize("memory", [0.9, None])
+def test_one_sample_that_is_wrong_among_sure_ones_does_not_outweigh_the_step(memory: float | None) -> None:
+    """A mean of steps before is without it: the slope of PGI by so small a mean would be thousands."""
+    labels, groups = [0] * 14 + [1] * 14, ([0] * 12 + [1] * 2) * 2
+    sure = torch.tensor(
+        [[15.0 if c == y and g == 0 else 0.0 for c in (0, 1)] for y, g in zip(labels, groups, strict=True)]
+    )
+    known = facts(labels, groups)
+    loss = LearningLoss(make_loss({"name": "pgi", "memory": memory}), known)
+
+    def step_on(logits: torch.Tensor) -> torch.Tensor:
+        value = loss(said(logits, [[0.0]] * 28, labels), known).mean()
+        loss.step(lambda sums: sums)
+        return value
+
+    for _ in range(3):
+        step_on(sure)
+    wrong = sure.clone()
+    wrong[0] = torch.tensor([0.0, 2.0])
+    wrong.requires_grad_()
+    value = step_on(wrong)
+    value.backward()
+    assert 0 < float(value.detach()) < 10
+    assert wrong.grad is not None
+    assert float(wrong.grad.norm()) < 5

@@ -15,7 +15,10 @@ from debias_eval.scores.closing import Closed, gap_closed
 from debias_eval.scores.intervals import Interval
 
 # Of a method's settings, those that are its own wherever it is run.
-OF_METHODS = ("method", "loss", "bias_model", "bias_weight", "groups", "order", "first_stage")
+OF_METHODS = (
+    *("method", "loss", "bias_model", "bias_weight", "groups", "order", "first_stage"),
+    *("sharpness", "smoothness", "weight_penalty", "head_dropout"),
+)
 # What reads the groups of training examples, by the block of a run that names it.
 TOLD_GROUPS = {
     "loss": ("group_dro", "gerne", "irm", "coral", "mmd", "pgi"),

@@ -48,7 +48,8 @@ def check_groups(
 ) -> None:
     """InputError where the loss, the order or the bias model reads groups and a training example has none.
 
-    Groups that are `inferred` are there for the loss and the order, and not for the bias model that they are made of.
+    So it is where the loss would have nothing to compare: all examples, or all of each label, are of one group. Groups
+    that are `inferred` are there for the loss and the order, and not for the bias model that they are made of.
     """
     readers = []
     if not inferred:
@@ -59,6 +60,16 @@ def check_groups(
     without = next((example for example in examples if example.group is None), None) if readers else None
     if without is not None:
         raise InputError(f"{readers[0]}: example {without.id!r} has no group, and it needs one of each")
+    if examples and not inferred and "group" in loss.reads:
+        _check_unlike(loss, {(example.label, example.group) for example in examples})
+
+
+def _check_unlike(loss: Loss, cells: set[tuple[int, str | None]]) -> None:
+    groups = {group for _, group in cells}
+    if len(groups) == 1:
+        raise InputError(f"loss {loss.name}: all training examples are of group {groups.pop()!r}, expected two or more")
+    if loss.within_labels and len(cells) == len({label for label, _ in cells}):
+        raise InputError(f"loss {loss.name}: each label has one group, and it compares the groups of a label")
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ class Loss:
     EVERY_LABEL for `said.log_z_B`, which classifiers have alone. `learns`: its memory changes with the steps, and
     belongs into checkpoints; else it is as `begin` makes it. One that learns, and does not know how long its memory is
     before it has seen a batch, begins with none, or `grows`: what it began with stays its first columns.
+    `within_labels`: it compares the groups of a label with each other.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
     learns: ClassVar[bool] = False
     grows: ClassVar[bool] = False
+    within_labels: ClassVar[bool] = False
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         """`loss_B`, differentiable; `memory_S` is what the loss began with, and has learned since."""

@@ -16,6 +16,9 @@ from debias.losses.base import EVERY_LABEL, Loss
 from debias.readouts.said import DONE, Said
 
 LEAST = 1e-12  # of a probability in a logarithm, as its authors' code has it
+# How steep the penalty may be by a mean of steps before. Of a step itself each sample is in its mean, which bounds the
+# slope -p_g / p_0; where the mean is without it, one sample that is wrong among sure ones would outweigh all others.
+STEEPEST = 10.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class PGI(Loss):
     whole step, however it is cut into micro-batches and ranks, and a sample's penalty is the tangent there, linear in
     its probabilities: its sum has the value and the gradient of the penalty. All groups of a step count the same in
     cross-entropy (the authors' code). `warmup`: `strength` grows from 0 until that share of training is done.
-    `memory`: the means are those of the steps before (sums over samples that fade by it each step).
+    `memory`: the means are those of the steps before (sums over samples that fade by it each step), and slopes by them
+    are cut at 10, which is ours.
 
     Needs a group of each training example, of the data or inferred (`groups`), of which a label has two; and of a
     causal model answers of one token. Costs a forward pass more where a step has several micro-batches, with `memory`
@@ -46,6 +50,7 @@ class PGI(Loss):
     reads: ClassVar[frozenset[str]] = frozenset({"group", EVERY_LABEL})
     learns: ClassVar[bool] = True
     grows: ClassVar[bool] = True
+    within_labels: ClassVar[bool] = True
     strength: float = 1.0
     warmup: float = 0.0
     memory: float | None = None
@@ -70,7 +75,9 @@ class PGI(Loss):
         p_BC, cell_B = _probabilities(said), _cells(facts, memory_S)
         sums_KF = memory_S[..., 1:].flatten(0, 1)
         mean_KC, seen_K = group_sums.means(sums_KF)
-        penalty, slope_KC = _apart(mean_KC.view(*share_YG.shape, -1), seen_K.view_as(share_YG), memory_S[..., 0])
+        steepest = STEEPEST if self.memory is not None else None
+        mean_YGC = mean_KC.view(*share_YG.shape, -1)
+        penalty, slope_KC = _apart(mean_YGC, seen_K.view_as(share_YG), memory_S[..., 0], steepest)
         # A cell's mean moves by its samples' deviations over their number, and the loss is a mean over the step. One
         # that the training data has not is not drawn: nobody knows how often it occurs.
         pull_KC = ((sums_KF[:, 0] > 0) * group_sums.evened(sums_KF)).unsqueeze(1) * slope_KC
@@ -113,8 +120,11 @@ class PGI(Loss):
         return full * (facts[DONE].to(like.device, like.dtype) / self.warmup).clamp(max=1.0)
 
 
-def _apart(mean_YGC: Tensor, seen_YG: Tensor, count_YG: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over C labels of KL from the most frequent group's mean, and its gradient by each mean [Y G, C]."""
+def _apart(mean_YGC: Tensor, seen_YG: Tensor, count_YG: Tensor, steepest: float | None = None) -> tuple[Tensor, Tensor]:
+    """The mean over C labels of KL from the most frequent group's mean, and its gradient by each mean [Y G, C].
+
+    `steepest`: at which the gradient of each single KL is cut.
+    """
     labels = mean_YGC.shape[-1]
     most_Y1 = count_YG.argmax(dim=1, keepdim=True)
     at_YGC = most_Y1.unsqueeze(2).expand(-1, 1, labels)
@@ -124,8 +134,11 @@ def _apart(mean_YGC: Tensor, seen_YG: Tensor, count_YG: Tensor) -> tuple[Tensor,
     weight_YG1 = (others_YG / others_YG.sum(dim=1, keepdim=True).clamp(min=1) / labels).unsqueeze(2)
     log_YGC = (held_YGC / first_Y1C).log()
     penalty = (weight_YG1 * held_YGC * log_YGC).sum()
-    slope_YGC = weight_YG1 * (log_YGC + 1)
-    by_first_Y1C = -(weight_YG1 * held_YGC).sum(dim=1, keepdim=True) / first_Y1C
+    by_other_YGC, ratio_YGC = log_YGC + 1, held_YGC / first_Y1C
+    if steepest is not None:
+        by_other_YGC, ratio_YGC = by_other_YGC.clamp(-steepest, steepest), ratio_YGC.clamp(max=steepest)
+    slope_YGC = weight_YG1 * by_other_YGC
+    by_first_Y1C = -(weight_YG1 * ratio_YGC).sum(dim=1, keepdim=True)
     slope_YGC = slope_YGC.scatter(1, at_YGC, by_first_Y1C)
     return penalty, (slope_YGC * (mean_YGC >= LEAST)).flatten(0, 1)
 

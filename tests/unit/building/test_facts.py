@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,28 @@ def ask(run: RunConfig, validation: Any = ()) -> Any:
     examples = training_examples(run, None)
     check_groups(make_loss(run.loss), make_order(run.order), examples, model)
     return ask_bias_model(run, model, examples, validation=validation)
+
+
+@pytest.mark.parametrize(
+    ("loss", "groups", "says"),
+    [
+        ("group_dro", "aa aa", "loss group_dro: all training examples are of group 'a', expected two or more"),
+        ("coral", "aa aa", "loss coral: all training examples are of group 'a', expected two or more"),
+        ("pgi", "aa bb", "loss pgi: each label has one group, and it compares the groups of a label"),
+        ("pgi", "aa bc", None),
+        ("coral", "aa bb", None),
+        ("focal", "aa aa", None),
+    ],
+)
+def test_a_loss_that_has_nothing_to_compare_is_refused(loss: str, groups: str, says: str | None) -> None:
+    examples = [
+        Example(f"{label}{at}", ("text",), label, group=group)
+        for label, of_label in enumerate(groups.split())
+        for at, group in enumerate(of_label)
+    ]
+    with pytest.raises(InputError, match=says) if says else nullcontext():
+        check_groups(make_loss({"name": loss}), make_order("shuffled"), examples)
+    check_groups(make_loss({"name": loss}), make_order("shuffled"), examples, inferred=True)
 
 
 def test_probabilities_of_columns_are_said_as_they_are(tmp_path: Path) -> None:
