@@ -210,7 +210,9 @@ def differing(beds: Sequence[Testbed], arm: str) -> list[str]:
 
 
 def _own_settings(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.settings.items() if key.split(".")[0] in OF_METHODS}
+    """A block that is not there has no name, as one that is there has one."""
+    own = {key: value for key, value in run.settings.items() if key.split(".")[0] in OF_METHODS}
+    return {f"{key}.name" if value is None and "." not in key else key: value for key, value in own.items()}
 
 
 def in_order(beds: Sequence[Testbed]) -> list[str]:
