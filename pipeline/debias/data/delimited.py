@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from debias.data.opening import LONGEST, lines_of, open_text
+from debias.data.opening import LONGEST, lines_of, open_text, unpacked_name
 from debias.data.rows import Layout, NumberedRow
 from debias.errors import InputError
 
 log = logging.getLogger(__name__)
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
+NUMBER = re.compile(r'"?-?\d+(\.\d+)?"?')
 DELIMITERS = {"\t": r'"\t"', ";": '";"', "|": '"|"', ",": '","'}  # and how YAML writes them
 CHARACTERS = "if quotes are characters of the text, set quotes: false beside source (--no-quotes)"
 
@@ -80,33 +81,34 @@ def _quotes_hold_fields(path: Path, delimiter: str) -> bool:
             )
             first = first if lone else number
             whole, lone = whole + sum(closed), lone + len(closed) - sum(closed)
+    a_csv = delimiter == "," or unpacked_name(path.name).endswith(".csv")
     if columns == 1 and lone:
-        return delimiter == "," and _is_whole(path, delimiter)
-    if lone and delimiter == ",":
-        _say_of_characters(path, whole, lone, first, columns or 0)
+        return a_csv and _is_whole(path, delimiter)
+    if lone and a_csv:
+        _say_of_characters(path, delimiter, whole, lone, first, columns or 0)
     return not lone
 
 
-def _say_of_characters(path: Path, whole: int, lone: int, first: int, columns: int) -> None:
+def _say_of_characters(path: Path, delimiter: str, whole: int, lone: int, first: int, columns: int) -> None:
     """A warning where quotes are read as characters, and may be meant to hold fields together: of a .csv in which most
     that begins with one is closed by one, or that can be read so, with texts of several lines.
     """
     if whole > lone:
         told = f"{whole} fields stand whole in quotes, and keep them: {lone} others begin with a quote that they do not"
         told += f" close (the first in line {first + 1}), so that quotes are read as characters; mend these"
-    elif several := _of_several_lines(path, columns):
+    elif several := _of_several_lines(path, delimiter, columns):
         told = f"quotes are read as characters, and can be read to hold {several} texts of several lines together, too"
     else:
         return
     log.warning("%s: %s, or say which it is with quotes: true or false beside source", path, told)
 
 
-def _of_several_lines(path: Path, columns: int) -> int:
+def _of_several_lines(path: Path, delimiter: str, columns: int) -> int:
     """How many rows have a text of several lines where quotes hold fields together; 0 where they cannot."""
     try:
         with open_text(path) as text:
             several = 0
-            for record in _quoted(path, lines_of(text, path), ","):
+            for record in _quoted(path, lines_of(text, path), delimiter):
                 if len(record) != columns:
                     return 0
                 several += any("\n" in field for field in record)
@@ -149,25 +151,33 @@ def _quoted(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[list[s
 
 def _check_not_swallowed(path: Path, number: int, header: Sequence[str], record: Sequence[str], layout: Layout) -> None:
     for place, value in enumerate(record):
-        if "\n" in value and _holds_rows(value, place, header, layout):
+        if "\n" in value and _holds_rows(record, place, header, layout):
             lines = value.count("\n")
+            told = f"row {number}: a quote opens in {header[place]!r} and closes {lines} line(s) below"
+            if layout.quotes:
+                log.warning("%s: %s, which look like rows; read as one text, as quotes: true says", path, told)
+                continue
             raise InputError(
-                f"{path}: row {number}: a quote opens in {header[place]!r} and closes {lines} line(s) below, so that"
-                f" {lines + 1} rows would be read as one; double the quotes of the text, or, {CHARACTERS}"
+                f"{path}: {told}, so that {lines + 1} rows would be read as one; where they are one text, set quotes:"
+                f" true (--quotes); else double the quotes of the text, or, {CHARACTERS}"
             )
 
 
-def _holds_rows(value: str, place: int, header: Sequence[str], layout: Layout) -> bool:
+def _holds_rows(record: Sequence[str], place: int, header: Sequence[str], layout: Layout) -> bool:
     """Whether the lines of a field are the end of one row, whole rows, and the beginning of another.
 
     Each then has the fields of such a piece, and a label where its label would be: a text of several lines has not.
+    Where there is no label, each has numbers where the row has, as of an id; and who says that quotes hold fields is
+    believed.
     """
-    first, *middle, last = (line.split(layout.delimiter) for line in value.split("\n"))
+    first, *middle, last = (line.split(layout.delimiter) for line in record[place].split("\n"))
     width = len(header)
     if (len(first), len(last)) != (width - place, place + 1) or any(len(one) != width for one in middle) or width == 1:
         return False
     if layout.label is None or layout.label[0] not in header:
-        return not layout.quotes  # no label shows what is a row: who says that quotes hold fields is believed
+        cells = [*enumerate(first[1:], start=place + 1), *(cell for one in (*middle, last) for cell in enumerate(one))]
+        numbers = [NUMBER.fullmatch(text) for at, text in cells if at != place and NUMBER.fullmatch(record[at])]
+        return not layout.quotes and all(numbers)
     column, is_label = header.index(layout.label[0]), layout.label[1]
     seen = [one[column] for one in middle]
     seen += [first[column - place]] if column >= place else []

@@ -130,6 +130,7 @@ def test_a_text_of_several_lines_is_no_row(tmp_path):
     assert [text for text, _, _ in both(tmp_path, "rows.csv")] == ["good, yes\nbut dear, very\nand late", "a, b"]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
 @pytest.mark.parametrize(
     ("lines", "texts", "told"),
     [
@@ -143,16 +144,46 @@ def test_a_text_of_several_lines_is_no_row(tmp_path):
         ('"good,yes\nfilm,no\n', ['"good', "film"], None),
     ],
 )
-def test_quotes_that_may_be_meant_to_hold_fields_are_said(tmp_path, caplog, lines, texts, told):
+def test_quotes_that_may_be_meant_to_hold_fields_are_said(tmp_path, caplog, lines, texts, told, delimiter):
     """They are read as characters, and one lone quote among many that are closed decides that for all."""
-    (tmp_path / "rows.csv").write_text(f"text,label\n{lines}")
-    assert [text for text, _, _ in both(tmp_path, "rows.csv")] == texts
+    (tmp_path / "rows.csv").write_text(f"text,label\n{lines}".replace(",", delimiter))
+    assert [text for text, _, _ in both(tmp_path, {"source": "rows.csv", "delimiter": delimiter})] == texts
     assert (told in caplog.text and "quotes: true or false" in caplog.text) if told else "quote" not in caplog.text
     (tmp_path / "rows.csv").rename(tmp_path / "rows.tsv")
     caplog.clear()
-    told_so = {"source": "rows.tsv", "delimiter": ",", "quotes": False}
+    told_so = {"source": "rows.tsv", "delimiter": delimiter, "quotes": False}
     assert [text for text, _, _ in both(tmp_path, told_so)] == texts
     assert caplog.text == ""
+
+
+def test_without_a_label_numbers_show_what_is_a_row(tmp_path):
+    """Rows to be answered: a line of a text has no number where rows have an id; one that may be a row is asked for."""
+    data = DataConfig(train=DataSource(source="x"), text_fields=("text",), labels=tuple(LABELS))
+
+    def read(lines, **told):
+        (tmp_path / "ask.csv").write_text(lines)
+        source = DataSource(source=str(tmp_path / "ask.csv"), **told)
+        return [one.texts[0] for _, one in unlabelled(source, data)]
+
+    sound = 'id,text\n1,"Dear Sir,"\n2,"Hello there\nThanks, John"\n3,fine\n'
+    assert read(sound) == ["Dear Sir,", "Hello there\nThanks, John", "fine"]
+    assert read('text,nr\n"a, b",1\n"Hello, John\nbye",2\n') == ["a, b", "Hello, John\nbye"]
+    lone = 'id,text\n0,"a, b"\n1,"he left\n2,she came\n3,so ran"\n'
+    for swallowed, texts in (
+        (lone, ["a, b", "he left\n2,she came\n3,so ran"]),
+        (sound.replace("1,", "a,").replace("2,", "b,"), ["Dear Sir,", "Hello there\nThanks, John", "fine"]),
+    ):
+        with pytest.raises(InputError, match=r"row 2: a quote opens in 'text' .* set quotes: true \(--quotes\); else"):
+            read(swallowed)
+        assert read(swallowed, quotes=True) == texts
+
+
+def test_what_looks_like_rows_is_read_as_one_text_where_quotes_are_told_and_said(tmp_path, caplog):
+    (tmp_path / "rows.csv").write_text('text,label\n"so it says, yes\nand ends",no\n"a, b",yes\n')
+    assert "set quotes: true (--quotes)" in refusal(tmp_path, "rows.csv")
+    found = both(tmp_path, {"source": "rows.csv", "quotes": True})
+    assert [text for text, _, _ in found] == ["so it says, yes\nand ends", "a, b"]
+    assert "row 1: a quote opens in 'text' and closes 1 line(s) below, which look like rows" in caplog.text
 
 
 def test_quotes_can_be_told(tmp_path):
@@ -169,6 +200,7 @@ def test_a_quote_that_never_closes(tmp_path):
     )
 
 
+@pytest.mark.parametrize("delimiter", [None, ";"])
 @pytest.mark.parametrize(
     ("lines", "texts"),
     [
@@ -179,10 +211,10 @@ def test_a_quote_that_never_closes(tmp_path):
         ('"whole"\nplain\n', ["whole", "plain"]),
     ],
 )
-def test_texts_of_several_lines_in_a_file_of_one_column(tmp_path, caplog, lines, texts):
+def test_texts_of_several_lines_in_a_file_of_one_column(tmp_path, caplog, lines, texts, delimiter):
     """Every line has one field, whatever its quotes mean: what the file is as a whole decides."""
     (tmp_path / "rows.csv").write_text(f"text\n{lines}")
-    source = DataSource(source=str(tmp_path / "rows.csv"))
+    source = DataSource(source=str(tmp_path / "rows.csv"), delimiter=delimiter)
     data = DataConfig.model_validate({"train": source, "text_fields": ["text"]})
     assert [example.texts for _, example in unlabelled(source, data)] == [(text,) for text in texts]
     assert ("texts of several lines in quotes" in caplog.text) == any("\n" in text for text in texts)
