@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,6 +80,7 @@ def on_a_gpu(monkeypatch):
         monkeypatch.setattr(fused, "_on_gpu", lambda tensor: True)
         monkeypatch.setattr(fused, "loaded", lambda: kernels)
         monkeypatch.setattr(fused, "_given_up", set())
+        monkeypatch.setattr(fused, "written", Counter())
         monkeypatch.delenv(fused.SWITCH, raising=False)
         return kernels
 
@@ -171,6 +173,57 @@ def test_kernels_that_do_not_run_here_are_given_up(on_a_gpu, caplog):
     assert kernels.asked == ["gram"]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.endswith("plain torch does: Failed to find C compiler.")
+
+
+def test_what_kernels_wrote_is_counted(on_a_gpu):
+    on_a_gpu(Kernels())
+    given = vectors()
+    with fused.made_by(True):
+        gram_of_rows(*given)
+        gram_of_rows(*given)
+        write_update(ones(), given)
+    assert fused.written == {"Gram": 2, "update": 1}
+    with fused.made_by(False):
+        assert plain(vectors())
+    assert fused.written == {"Gram": 2, "update": 1}
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "rows", "said"),
+    [
+        (1, 2, 3, "they wrote no Gram and no update"),  # both left to plain torch, which gives the same numbers
+        (3, 4, 3, "they wrote no Gram and no update"),
+        (3, 2, 1, "they wrote no update"),
+    ],
+)
+def test_kernels_that_were_not_taken_are_no_check_of_them(on_a_gpu, monkeypatch, most, count, rows, said):
+    kernels = on_a_gpu(Kernels())
+    monkeypatch.setattr(fused, "MOST_VECTORS", most)
+    given = vectors(count)
+
+    def by_kernels():
+        with fused.made_by(True):
+            gram_of_rows(*given)
+            write_update([x_KO[:, :rows] for x_KO in ones(count)], given)
+
+    fused.written.update(("Gram", "update"))  # what was written before counts for nothing
+    with pytest.raises(fused.NoKernels, match=f"were not taken: {said}$"):
+        by_kernels()
+    assert "update" not in kernels.asked
+
+
+def test_kernels_that_do_not_run_are_said_in_one_line(on_a_gpu):
+    on_a_gpu(Kernels(RuntimeError("Failed to find C compiler.\nSecond line")))
+    line = r"^the Triton kernels do not run here: Failed to find C compiler\.$"
+    with pytest.raises(fused.NoKernels, match=line), fused.made_by(True):
+        gram_of_rows(*vectors())
+    assert not fused.written
+
+
+def test_what_fails_under_a_measurement_is_not_the_kernels(on_a_gpu):
+    on_a_gpu(Kernels())
+    with pytest.raises(ZeroDivisionError), fused.made_by(True):
+        raise ZeroDivisionError
 
 
 def test_too_little_memory_is_the_callers(on_a_gpu):

@@ -51,21 +51,27 @@ def bench_combine(setting: CombineSetting) -> dict[str, Any]:
     """Seconds of one combination on the CPU, and on a GPU where there is one, and the floor that memory sets.
 
     CPU seconds on a CPU; each combination right before a pass that only moves memory. On a GPU by plain torch, and by
-    the Triton kernels where they are there.
+    the Triton kernels where they are there; `left_out` says in a line why, where these turn out not to run.
     """
     torch.set_num_threads(setting.threads)
     shape = MODELS[setting.model]
     devices = {**ways("cpu"), **(ways("cuda") if torch.cuda.is_available() else {})}
-    measured = {}
+    measured, left_out = {}, {}
     for name, (device, by_kernels) in devices.items():
-        with fused.made_by(by_kernels):
-            measured[name] = _measure(setting, device)
+        try:
+            with fused.made_by(by_kernels):
+                row = _measure(setting, device)
+        except fused.NoKernels as error:  # known at the end alone; the other rows are as good as they were
+            left_out[name] = str(error)
+        else:
+            measured[name] = row
     return {
         "setting": setting.model_dump(),
         "torch": torch.__version__,
         "elements": shape.adapter_elements(setting.lora_r),
         "rows": shape.adapter_rows(setting.lora_r),
         "devices": measured,
+        "left_out": left_out,
     }
 
 

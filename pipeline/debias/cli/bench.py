@@ -81,6 +81,8 @@ def bench_combine(
 
     result = measure(combine_setting(model=model, lora_r=lora_r, ranks=ranks, rounds=rounds, threads=threads))
     typer.echo(json.dumps(result, indent=2)) if as_json else print_table(table_of(result))
+    for name, why in result["left_out"].items():
+        typer.echo(f"{name} is left out: {why}", err=True)
 
 
 @app.command("cost")

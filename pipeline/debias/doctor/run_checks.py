@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from debias.data.sources import load_with_columns
 from debias.doctor.check import Check, bad, fine, from_error, guarded, warn
 from debias.errors import InputError
 from debias.hub import cache as hub
-from debias.ranks.world import world_size
+from debias.ranks.world import local_ranks, slurm_nodes, world_size
 
 if TYPE_CHECKING:
     from debias.data.files import NumberedRow
@@ -78,10 +77,10 @@ def gpus_and_nodes() -> tuple[int, int]:
     """GPUs (or ranks) of a node and nodes, as the launcher's environment says."""
     import torch
 
-    world, local = world_size(), os.environ.get("LOCAL_WORLD_SIZE")
-    if local:
-        return int(local), max(1, world // int(local))
-    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", world))
+    world, local = world_size(), local_ranks()
+    if local is not None:
+        return local, max(1, world // local)
+    nodes = slurm_nodes() or world
     return max(1, torch.cuda.device_count(), world // nodes), nodes
 
 
@@ -125,8 +124,8 @@ def engine_config(run: RunConfig) -> Check:
         found = zero_config.read(path, gpus * nodes, run.per_device_train_batch_size, run.gradient_accumulation_steps)
     except InputError as error:
         check = from_error(name, error)
-        # How many ranks there will be is known under torchrun alone.
-        unsure = "train_batch_size" in check.found and "LOCAL_WORLD_SIZE" not in os.environ
+        # How many ranks there will be is known under a launcher alone.
+        unsure = "train_batch_size" in check.found and local_ranks() is None
         return warn(name, check.found, check.cure) if unsure else check
     return fine(name, f"{path.name}, stage {found.get('zero_optimization', {}).get('stage', 0)}")
 

@@ -6,6 +6,7 @@ Both give the same numbers, so that nobody has to be told which it was.
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -18,7 +19,16 @@ SWITCH = "DEBIAS_TRITON"  # 0 in the environment: plain torch everywhere
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_VECTORS = 3
 
+# How often a kernel wrote each of them in this process. For who measures or checks kernels: both ways give the same
+# numbers, so nothing else tells that one ran.
+written: Counter[str] = Counter()
+KINDS = ("Gram", "update")
+
 _given_up: set[str] = set()
+
+
+class NoKernels(RuntimeError):
+    """The Triton kernels were to be measured, and did not run or were not taken: one line, why."""
 
 
 def wrote_gram(gram_KOG: Tensor, vectors_KOI: Sequence[Tensor]) -> bool:
@@ -26,7 +36,7 @@ def wrote_gram(gram_KOG: Tensor, vectors_KOI: Sequence[Tensor]) -> bool:
     kernels = _kernels_for(vectors_KOI)
     if kernels is None:
         return False
-    return _done(lambda: kernels.write_gram(gram_KOG, vectors_KOI))
+    return _done("Gram", lambda: kernels.write_gram(gram_KOG, vectors_KOI))
 
 
 def wrote_update(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tensor]) -> bool:
@@ -34,7 +44,7 @@ def wrote_update(coefficients: Sequence[Tensor], vectors_OI: Sequence[Tensor]) -
     kernels = _kernels_for(vectors_OI)
     if kernels is None or any(x_KO.shape != vectors_OI[0].shape[:-1] for x_KO in coefficients):
         return False
-    return _done(lambda: kernels.write_update(coefficients, vectors_OI))
+    return _done("update", lambda: kernels.write_update(coefficients, vectors_OI))
 
 
 def available() -> bool:
@@ -44,11 +54,17 @@ def available() -> bool:
 
 @contextmanager
 def made_by(kernels: bool) -> Iterator[None]:
-    """For who measures both: inside, plain torch alone, or kernels; RuntimeError where these turned out not to run."""
+    """For who measures both: inside, plain torch alone, or kernels.
+
+    NoKernels at the end where kernels did not run, or where they wrote no Gram or no update.
+    """
     if kernels:
+        before = written.copy()
         yield
         if _given_up:
-            raise RuntimeError(f"the Triton kernels do not run here: {next(iter(_given_up))}")
+            raise NoKernels(f"the Triton kernels do not run here: {next(iter(_given_up))}")
+        if unwritten := [f"no {kind}" for kind in KINDS if written[kind] == before[kind]]:
+            raise NoKernels(f"the Triton kernels were not taken: they wrote {' and '.join(unwritten)}")
         return
     _given_up.add("plain torch is measured")
     try:
@@ -88,14 +104,15 @@ def loaded() -> ModuleType | None:
     return triton_kernels
 
 
-def _done(launch: Callable[[], None]) -> bool:
+def _done(kind: str, launch: Callable[[], None]) -> bool:
     try:
         launch()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a kernel is compiled at its first launch, which wants a C compiler and a known GPU
-        _given_up.add(str(error))
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        logger.warning("the Triton kernels of the combination do not run here, plain torch does: %s", lines[0])
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _given_up.add(why)
+        logger.warning("the Triton kernels of the combination do not run here, plain torch does: %s", why)
         return False
+    written[kind] += 1
     return True

@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import timedelta
 
 
@@ -14,10 +14,18 @@ def world_size() -> int:
 
 
 def ranks_here(world: int) -> int:
-    """How many of so many ranks are on this machine: what torchrun or Slurm say, otherwise all."""
-    if local := os.environ.get("LOCAL_WORLD_SIZE"):
-        return int(local)
-    return -(-world // int(os.environ.get("SLURM_STEP_NUM_NODES", "1")))
+    """How many of so many ranks are on this machine: what the launcher or Slurm say, otherwise all."""
+    return local_ranks() or -(-world // (slurm_nodes() or 1))
+
+
+def local_ranks() -> int | None:
+    """How many ranks the launcher says it started on this machine: torchrun, or `deepspeed` in a word of its own."""
+    return _number(os.environ, "LOCAL_WORLD_SIZE") or _number(os.environ, "LOCAL_SIZE")
+
+
+def slurm_nodes() -> int | None:
+    """Of how many nodes Slurm says that this step is."""
+    return _number(os.environ, "SLURM_STEP_NUM_NODES")
 
 
 def rank() -> int:
@@ -52,7 +60,8 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
         return
     first = _first_node(environment)
     # Two steps of one allocation must not meet at one port, nor at one of those that Linux hands out, from 32768 on.
-    port = 20000 + (int(environment.get("SLURM_JOB_ID", "0")) * 7 + int(environment.get("SLURM_STEP_ID", "0"))) % 12000
+    job, step = (_number(environment, name) or 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = 20000 + (job * 7 + step) % 12000
     known = {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": tasks,
@@ -77,6 +86,15 @@ def leave(patience: float = 60.0) -> None:
     with contextlib.suppress(Exception):  # what was to be done is done; a rank that is gone is no failure of this one
         distributed.barrier(async_op=True).wait(timedelta(seconds=patience))
         distributed.destroy_process_group()
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    """A count that the environment says; None for one that is empty, below 1 or no number."""
+    try:
+        number = int(environment.get(name, ""))
+    except ValueError:
+        return None
+    return number if number > 0 else None
 
 
 def _first_node(environment: MutableMapping[str, str]) -> str:

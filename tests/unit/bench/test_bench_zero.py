@@ -3,18 +3,26 @@
 import dataclasses
 import importlib.util
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from typer.testing import CliRunner
 
+from debias.bench import combine as bench_combination
 from debias.bench import zero as bench_zero
 from debias.bench.combine import bench_combine, combine_setting
 from debias.bench.cost import bench_cost
 from debias.bench.cost import table_of as cost_table
+from debias.bench.quarter import combination as quarter_combination
+from debias.bench.quarter.page import page_of
+from debias.bench.quarter.session import Session
 from debias.bench.traffic import WHOLE, Traffic
 from debias.bench.zero import ZeroSetting, zero_setting
+from debias.cli import bench as bench_commands
 from debias.errors import InputError
+from debias.methods import fused
 from debias.plan.payload import MODELS, WAYS, Shape, ring_bytes, sent_bytes, step_payload
 
 SCALARS = 64  # bytes of a step's norms, flags and counts
@@ -129,6 +137,40 @@ def test_combine_is_measured_against_its_floor():
     assert result["elements"] == MODELS["Qwen3-0.6B"].adapter_elements(1)
     assert row["seconds"] == pytest.approx(row["gram_seconds"] + row["write_seconds"])
     assert row["times_floor"] == pytest.approx(row["seconds"] / row["floor_seconds"])
+    assert result["left_out"] == {}
+
+
+@pytest.mark.parametrize(
+    ("most", "why"),
+    [
+        (3, "the Triton kernels do not run here: Failed to find C compiler."),
+        (1, "the Triton kernels were not taken: they wrote no Gram and no update"),
+    ],
+)
+def test_kernels_that_do_not_run_cost_no_other_row(monkeypatch, most, why):
+    """They are asked on a CPU here; what was measured before them is said, and in one line why they are not."""
+
+    def fails(*given):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(fused, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(fused, "_given_up", set())
+    monkeypatch.setattr(fused, "MOST_VECTORS", most)
+    monkeypatch.setattr(fused, "loaded", lambda: SimpleNamespace(write_gram=fails, write_update=fails))
+    monkeypatch.delenv(fused.SWITCH, raising=False)
+    monkeypatch.setattr(bench_combination, "ways", lambda device: {"cpu": (cpu, False), "cuda, Triton": (cpu, True)})
+    words = ["combine", "--model", "Qwen3-0.6B", "--lora-r", "1", "--ranks", "8", "--rounds", "1"]
+    done = CliRunner().invoke(bench_commands.app, words)
+    assert done.exit_code == 0, done.exception
+    assert f"cuda, Triton is left out: {why}" in done.stderr.splitlines()
+    assert [line.split()[1] for line in done.stdout.splitlines() if "│" in line] == ["cpu"]
+    fused._given_up.clear()
+    item = quarter_combination.timed("Qwen3-0.6B", 8, Session(out="", rehearse=True))
+    assert item["left_out"] == f"cuda, Triton: {why}"
+    assert item["cpu"]["seconds"] > 0
+    page = page_of({"combination": {"items": {"time": {**item, "cuda": item["cpu"]}}}})
+    assert f"see below; left out: cuda, Triton: {why} |" in page
 
 
 @pytest.mark.parametrize(

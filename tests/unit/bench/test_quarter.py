@@ -61,9 +61,11 @@ def test_a_wrong_gradient_is_short_of_its_bar(monkeypatch):
     assert verdict(gradients.judged(math.nan, 1.0)) == "short"
 
 
-@pytest.mark.parametrize(("factor", "word"), [(1.0, "ok"), (1 + 1e-5, "short"), (None, "error")])
-def test_kernels_of_a_gpu_are_held_against_the_cpu(monkeypatch, tmp_path, factor, word):
-    """Stand-ins on a CPU: right ones, some that are a little off, and some that do not run there."""
+@pytest.mark.parametrize(
+    ("factor", "most", "word"), [(1.0, 3, "ok"), (1 + 1e-5, 3, "short"), (None, 3, "error"), (1.0, 1, "error")]
+)
+def test_kernels_of_a_gpu_are_held_against_the_cpu(monkeypatch, tmp_path, factor, most, word):
+    """Stand-ins on a CPU: right ones, some a little off, some that do not run there, some that take no two vectors."""
     cpu, here = torch.device("cpu"), Session(out=str(tmp_path), rehearse=True)
 
     def written(coefficients_KO, vectors_KOI):
@@ -79,6 +81,7 @@ def test_kernels_of_a_gpu_are_held_against_the_cpu(monkeypatch, tmp_path, factor
     of_a_gpu = {"cuda": (cpu, False), "cuda, Triton": (cpu, True)}
     monkeypatch.setattr(fused, "_on_gpu", lambda tensor: True)
     monkeypatch.setattr(fused, "_given_up", set())
+    monkeypatch.setattr(fused, "MOST_VECTORS", most)
     monkeypatch.setattr(fused, "loaded", lambda: SimpleNamespace(write_gram=gram, write_update=written))
     asked = itertools.cycle(({"cpu": (cpu, False)}, of_a_gpu))  # each item asks for the CPU first
     monkeypatch.setattr(combination, "ways", lambda device: next(asked))

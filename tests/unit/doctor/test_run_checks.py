@@ -217,12 +217,16 @@ def test_a_batch_that_deepspeed_would_not_take(patient, tmp_path, monkeypatch):
         ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, 8, (8, 2)),
         ({"WORLD_SIZE": "4", "SLURM_STEP_NUM_NODES": "4"}, 8, (8, 4)),
         ({"WORLD_SIZE": "8", "SLURM_STEP_NUM_NODES": "2"}, 0, (4, 2)),
+        ({"WORLD_SIZE": "16", "LOCAL_SIZE": "8"}, 8, (8, 2)),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "two", "SLURM_STEP_NUM_NODES": "2"}, 0, (4, 2)),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "", "SLURM_STEP_NUM_NODES": ""}, 8, (8, 1)),
+        ({"LOCAL_WORLD_SIZE": "0", "SLURM_STEP_NUM_NODES": "0"}, 8, (8, 1)),
     ],
 )
 def test_gpus_and_nodes(environment, here, gpus_and_nodes, monkeypatch):
     import torch
 
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_NODES"):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_NUM_NODES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -21,6 +21,7 @@ STEP = {
     "SLURM_JOB_ID": "20001",
     "SLURM_STEP_ID": "2",
 }
+ODD = ("", " ", "two", "2.5", "0", "-1", "2(x3)")  # what counts as not said
 
 
 @pytest.fixture
@@ -36,10 +37,20 @@ def scontrol(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("known", "here"),
-    [({"LOCAL_WORLD_SIZE": "2"}, 2), ({"SLURM_STEP_NUM_NODES": "4"}, 2), ({"SLURM_STEP_NUM_NODES": "3"}, 3), ({}, 8)],
+    [
+        ({}, 8),
+        ({"LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"SLURM_STEP_NUM_NODES": "4"}, 2),
+        ({"SLURM_STEP_NUM_NODES": "3"}, 3),
+        ({"LOCAL_SIZE": "4"}, 4),
+        ({"LOCAL_WORLD_SIZE": "2", "LOCAL_SIZE": "4", "SLURM_STEP_NUM_NODES": "8"}, 2),
+        *(({"LOCAL_WORLD_SIZE": odd, "LOCAL_SIZE": odd, "SLURM_STEP_NUM_NODES": odd}, 8) for odd in ODD),
+        *(({"LOCAL_WORLD_SIZE": odd, "LOCAL_SIZE": "4"}, 4) for odd in ODD),
+        *(({"LOCAL_WORLD_SIZE": odd, "SLURM_STEP_NUM_NODES": "4"}, 2) for odd in ODD),
+    ],
 )
 def test_how_many_ranks_are_here(known, here, monkeypatch):
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_NODES"):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_NUM_NODES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in known.items():
         monkeypatch.setenv(name, value)
@@ -66,6 +77,13 @@ def test_others_are_left_alone(change):
     after = dict(before)
     adopt_slurm(after)
     assert after == before
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_job_without_a_number(scontrol, odd):
+    environment = STEP | {"SLURM_JOB_ID": odd, "SLURM_STEP_ID": odd}
+    adopt_slurm(environment)
+    assert environment["MASTER_PORT"] == "20000"
 
 
 def test_slurm_that_cannot_be_asked(monkeypatch, tmp_path):

@@ -109,4 +109,7 @@ def timed(model: str, ranks: int, session: Session) -> dict[str, Any]:
     """Seconds on the device and on one CPU core, and the floor that memory sets."""
     rounds, rank = (1, 1) if session.rehearse else (5, 16)
     found = bench_combine(combine_setting(model=model, lora_r=rank, ranks=ranks, rounds=rounds, seed=session.seed))
-    return {"elements": found["elements"], "rows": found["rows"], **found["devices"]}
+    item = {"elements": found["elements"], "rows": found["rows"], **found["devices"]}
+    if found["left_out"]:
+        item["left_out"] = "; ".join(f"{way}: {why}" for way, why in found["left_out"].items())
+    return item

@@ -53,7 +53,8 @@ def _part(part: Mapping[str, Any]) -> Iterator[str]:
         yield "|---|---|---|--:|"
     for title, item in part["items"].items():
         values = {key: value for key, value in item.items() if key not in ("ok", "seconds")}
-        said = "see below" if _rows(item) else "; ".join(f"{key} {value}" for key, value in _flat(values))
+        beside = f"; left out: {item['left_out']}" if "left_out" in item else ""
+        said = f"see below{beside}" if _rows(item) else "; ".join(f"{key} {value}" for key, value in _flat(values))
         said = said.replace("|", "/").replace("\n", " ")
         yield f"| {title} | {verdict(item)} | {said} | {item.get('seconds', 0):.1f} |"
     for title, item in part["items"].items():
