@@ -70,7 +70,10 @@ def test_a_strength_of_zero_is_the_plain_run(bert: Path, tmp_path: Path) -> None
     ("more", "message"),
     [
         ({"adapter": "bitfit"}, r"weight_penalty pego needs linear layers with LoRA \(adapter: lora\)"),
-        ({"adapter": "dora"}, r"weight_penalty pego: .* has LoRA of another form \(DoRA\); take adapter lora"),
+        (
+            {"adapter": "dora"},
+            r"weight_penalty pego: .* has LoRA of another form \(DoraLinearVariant\); take adapter lora",
+        ),
         ({"lora_r": 6}, r"weight_penalty\.adapters is 4, expected a divisor of the rank 6 \(lora_r\)"),
     ],
     ids=["bitfit", "dora", "rank"],

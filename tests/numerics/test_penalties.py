@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from gradient_checks import text_loss, weights_for
+from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
 from tiny_models import bert, bert_lora, gpt2, llama, rows, text_batch, with_lora
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -219,26 +220,78 @@ def test_weights_of_gpt2_lie_the_other_way_round_and_frozen_factors_stay():
             torch.testing.assert_close(grads[0][name] - grads[1][name], p.grad, rtol=1e-3, atol=1e-4)
 
 
-def quantized():
+def kept_in(dtype, *shape):
+    """BERT with LoRA whose first base weight is of that dtype, and of that shape where one is given."""
     model = bert_lora()
     layer = next(one for one in model.modules() if hasattr(one, "lora_A")).get_base_layer()
-    layer.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    layer.weight = nn.Parameter(torch.zeros(shape or layer.weight.shape).to(dtype), requires_grad=False)
     return model
+
+
+def two_active():
+    settings = {"r": 6, "target_modules": ["query"]}
+    model = get_peft_model(bert(), LoraConfig(**settings))
+    model.add_adapter("second", LoraConfig(**settings))
+    model.base_model.set_adapter(["default", "second"])
+    return model
+
+
+def one_on_another(*kinds):
+    """Adapters of two kinds on one layer, the second around the first."""
+    first, second = (kind(r=6, target_modules=["query"]) for kind in kinds)
+    model = get_peft_model(bert(), first, mixed=True)
+    model.add_adapter("second", second)
+    model.set_adapter(["default", "second"])
+    return model
+
+
+def adalora():
+    settings = {"init_r": 6, "target_r": 3, "total_step": 10, "target_modules": ["query"]}
+    return get_peft_model(bert(), AdaLoraConfig(**settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_weights_in_floating_point_of_16_bits_and_more_are_taken(dtype):
+    attach(kept_in(dtype), None, MainOnly(), weight_penalty=STRONG).detach()
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (bert, r"weight_penalty pego needs linear layers with LoRA \(adapter: lora\), and this model has none"),
-        (quantized, r"weight_penalty pego: .*query is quantized, .* load the model without load_in_4bit"),
-        (lambda: bert_lora(use_dora=True), r"weight_penalty pego: .* has LoRA of another form \(DoRA\); take adapter"),
+        (
+            lambda: kept_in(torch.uint8, 8, 1),
+            r"weight_penalty pego: .*query is quantized to uint8, .* load the model in .*, without load_in_4bit",
+        ),
+        (
+            lambda: kept_in(torch.float8_e4m3fn),
+            r"weight_penalty pego: .*query is quantized to float8_e4m3fn, .* load the model in float32",
+        ),
+        (
+            lambda: bert_lora(use_dora=True),
+            r"weight_penalty pego: .* has LoRA of another form \(DoraLinearVariant\); take adapter",
+        ),
+        (
+            lambda: bert_lora(init_lora_weights="mica"),
+            r"weight_penalty pego: .* has LoRA of another form \(MiCALinearVariant\); take adapter",
+        ),
+        (adalora, r"weight_penalty pego: .*query has LoRA of another form \(SVDLinear\); take adapter lora"),
+        (
+            lambda: one_on_another(LoHaConfig, LoraConfig),
+            r"weight_penalty pego: .*query has another adapter around or beneath its LoRA",
+        ),
+        (
+            lambda: one_on_another(LoraConfig, LoHaConfig),
+            r"weight_penalty pego: .*query.base_layer has another adapter around or beneath its LoRA",
+        ),
+        (two_active, r"weight_penalty pego: .*query has 2 active adapters \(default, second\); set one of them"),
         (
             lambda: with_lora(llama(), task_type="CAUSAL_LM", target_modules=["embed_tokens"]),
             r"weight_penalty pego: .*embed_tokens is no linear layer; leave it out of adapter\.targets",
         ),
         (lambda: bert_lora(r=4), r"weight_penalty\.adapters is 3, expected a divisor of the rank 4 \(lora_r\)"),
     ],
-    ids=["no adapter", "4 bits", "dora", "embeddings", "rank"],
+    ids=["no adapter", "4 bits", "8 bits", "dora", "mica", "adalora", "around", "beneath", "two", "embeddings", "rank"],
 )
 def test_what_it_cannot_take_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):

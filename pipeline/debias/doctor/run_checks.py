@@ -268,11 +268,17 @@ def _may_be_on_hub(source: DataSource, patient: Patient) -> bool:
 
 
 def adapter(patient: Patient) -> Check:
-    """What trains, found on the meta device; a target that matches nothing is an error there too."""
+    """What trains, found on the meta device; a target that matches nothing is an error there too.
+
+    So is what a `weight_penalty` cannot take.
+    """
+    from debias.plan.checks import check_adapted
+
     planner = patient.planner
     if planner is None:
         return fine("adapter", "not looked at: the model's configuration is not here")
     counts, kind = planner.counts, patient.run.adapter["type"]
+    check_adapted(planner.run, planner.config)
     trains = counts.elements(trainable=True)
     tensors = sum(size.trainable for size in counts.sizes)
     return fine("adapter", f"{kind}: {trains:,} parameters in {tensors} tensors train, the base has {counts.base:,}")

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
 
 from debias.adapters import make_adapter
 from debias.config.run import RunConfig
@@ -41,21 +44,40 @@ def _too_large(plan: Plan, run: RunConfig, others: Others) -> str:
                 f"per_device_train_batch_size={size} fits; gradient_accumulation_steps={batch // size} keeps the batch"
                 f" of {batch}"
             )
-    return next(sentence for holds, sentence in _cures(plan, run, others) if holds)
+    return next(sentence for holds, sentence, changes in _cures(plan, run, others) if holds and _may_have(run, changes))
 
 
-def _cures(plan: Plan, run: RunConfig, others: Others) -> list[tuple[bool, str]]:
-    """What to try where not even one sample fits, the cheapest first."""
+def _may_have(run: RunConfig, changes: dict[str, Any]) -> bool:
+    """Whether those settings go with all others of the run: what the run refuses is no advice."""
+    try:
+        RunConfig.model_validate({**run.model_dump(), **changes})
+    except ValidationError:
+        return False
+    return True
+
+
+def _cures(plan: Plan, run: RunConfig, others: Others) -> list[tuple[bool, str, dict[str, Any]]]:
+    """What to try where not even one sample fits, the cheapest first, with the settings that it needs."""
     activations = not run.gradient_checkpointing and plan.parts.get("activations", 0) > 0.2 * plan.total
     frozen = make_adapter(run.adapter).frozen_base
-    saved = others.saved_by_four_bit() if frozen and not run.load_in_4bit else 0
+    four_bit = {"load_in_4bit": True}
+    saved = others.saved_by_four_bit() if frozen and not run.load_in_4bit and _may_have(run, four_bit) else 0
+    recomputed = "gradient_checkpointing=true: activations are a large part, computed again instead of kept"
+    quantized = f"load_in_4bit=true (QLoRA): the frozen weights take {saved / GB:.1f} GB less"
+    fewer = "adapter=lora: anything else that trains keeps its gradients and optimizer state"
+    sharded = "deepspeed=zero3 shards the weights over the GPUs; give --gpus and --nodes"
+    offloaded = "more GPUs (--gpus, --nodes), deepspeed=zero3_offload_all, or a shorter --seq-length"
+    smaller = (
+        "a shorter --seq-length, a smaller model or a larger GPU: the run's settings go with nothing else that saves"
+    )
     return [
-        (activations, "gradient_checkpointing=true: activations are a large part, computed again instead of kept"),
+        (activations, recomputed, {"gradient_checkpointing": True}),
         # Of a mixture next to nothing: fused experts stay as they are.
-        (saved > 0.2 * plan.total, f"load_in_4bit=true (QLoRA): the frozen weights take {saved / GB:.1f} GB less"),
-        (not frozen, "adapter=lora: anything else that trains keeps its gradients and optimizer state"),
-        (plan.stage != 3, "deepspeed=zero3 shards the weights over the GPUs; give --gpus and --nodes"),
-        (True, "more GPUs (--gpus, --nodes), deepspeed=zero3_offload_all, or a shorter --seq-length"),
+        (saved > 0.2 * plan.total, quantized, four_bit),
+        (not frozen, fewer, {"adapter": "lora"}),
+        (plan.stage != 3, sharded, {"deepspeed": "zero3"}),
+        (True, offloaded, {"deepspeed": "zero3_offload_all"}),
+        (True, smaller, {}),  # of a run as it is
     ]
 
 
@@ -63,7 +85,7 @@ def _data_parallel(plan: Plan, run: RunConfig, counts: Counts) -> str:
     if plan.stage != 3 or plan.gpu_memory is None or not make_adapter(run.adapter).frozen_base:
         return ""
     frozen = sum(size.bytes for size in counts.sizes if not size.trainable)
-    if frozen > 0.5 * plan.gpu_memory:
+    if frozen > 0.5 * plan.gpu_memory or not _may_have(run, {"deepspeed": None}):
         return ""
     what = "4-bit base" if run.load_in_4bit else "base"
     return (
@@ -83,7 +105,8 @@ def _experts(plan: Plan, counts: Counts) -> str:
 def _float32(plan: Plan, run: RunConfig, counts: Counts) -> str:
     size = counts.bytes(precision="32-bit", trainable=False)
     frozen = make_adapter(run.adapter).frozen_base
-    if frozen and not run.bf16 and not run.load_in_4bit and size > 0.2 * plan.total:
+    large = frozen and not run.bf16 and not run.load_in_4bit and size > 0.2 * plan.total
+    if large and _may_have(run, {"bf16": True}):
         return "bf16=true halves the frozen weights, which are in float32"
     return ""
 

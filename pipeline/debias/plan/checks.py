@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from debias.building.arguments import check_names
 from debias.building.model import check_length
+from debias.config import blocks
 from debias.config.run import RunConfig
 from debias.data.prompt import check_template
+from debias.engines.weight_term import WeightTerm
 from debias.errors import InputError
-from debias.plan.skeleton import base_skeleton, shallow
+from debias.plan.skeleton import base_skeleton, period_of, shallow, skeleton
 
 
 def check_run(run: RunConfig, config: Any) -> None:
@@ -19,6 +23,24 @@ def check_run(run: RunConfig, config: Any) -> None:
         for template in (run.prompt.template, *run.prompt.more_templates):
             check_template(template, run.data.text_fields)
     check_length(run, base_skeleton(run, shallow(config, 1)))
+
+
+def check_adapted(run: RunConfig, config: Any) -> None:
+    """InputError where `weight_penalty` cannot take the adapted model, of which each kind of layer is built."""
+    if run.weight_penalty is not None:
+        period = period_of(base_skeleton(run, config), config)
+        check_penalty(run, skeleton(run, shallow(config, period)))
+
+
+def check_penalty(run: RunConfig, model: nn.Module) -> None:
+    """InputError as `train` has it where `weight_penalty` cannot take that adapted model."""
+    if run.weight_penalty is None:
+        return
+    penalty = blocks.make("weight_penalty", blocks.table_of("weight_penalty"), run.weight_penalty)
+    try:
+        WeightTerm(model, penalty)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 @contextmanager

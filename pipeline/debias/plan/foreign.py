@@ -18,7 +18,7 @@ from debias.engines.parameters import chosen_by, selection
 from debias.errors import InputError
 from debias.gradients.choice import Choice, choose
 from debias.gradients.single_pass import refusal
-from debias.plan.checks import check_run
+from debias.plan.checks import check_penalty, check_run
 from debias.plan.count import Counts, active_share, sizes_of
 from debias.plan.memory import memory_of
 from debias.plan.planner import Planner, parameters_of
@@ -39,6 +39,7 @@ def plan_adapter(run: RunConfig, machine: Machine, adapter: Path, *, length: int
     planner = Planner(run, machine, length)
     check_run(run.model_copy(update={"max_length": planner.length}), planner.config)
     model = _with_adapter(run, planner.config, settings, adapter)
+    check_penalty(run, model)
     share = active_share(planner.config)
     counts = Counts(tuple(sizes_of(model, selection(debias_head=run.debias_head))), share)
     base = Counts(tuple(sizes_of(base_skeleton(run, planner.config), selection(debias_head=False))), share)

@@ -18,7 +18,7 @@ from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
 from debias.methods import Rule, make_rule
 from debias.plan.advice import Others, advice
-from debias.plan.checks import check_run, sizes_that_exist
+from debias.plan.checks import check_adapted, check_run, sizes_that_exist
 from debias.plan.communication import bytes_sent
 from debias.plan.count import KINDS, Counts, count
 from debias.plan.effort import looks_ahead
@@ -41,6 +41,7 @@ def make_plan(run: RunConfig, machine: Machine, *, length: int | None = None) ->
     planner = Planner(run, machine, length)
     check_run(run.model_copy(update={"max_length": planner.length}), planner.config)
     with sizes_that_exist(run, planner.length):
+        check_adapted(run, planner.config)
         found = planner.plan()
     # Those of a bias model are of one size.
     stages = [*([run.stage_before()] if run.first_stage else []), *run.bias_stages()[:1]]

@@ -66,6 +66,23 @@ def test_targets_that_match_nothing(patient):
     assert "q_prj" in check.found
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora_r": 6}, "weight_penalty.adapters is 4, expected a divisor of the rank 6"),
+        ({"adapter": "dora"}, "has LoRA of another form"),
+        ({"adapter": "ia3"}, "weight_penalty pego needs linear layers with LoRA"),
+    ],
+    ids=str,
+)
+def test_a_weight_penalty_that_the_adapter_does_not_go_with(settings, says, patient):
+    check = run_checks.adapter
+    (found,) = run_checks.guarded("adapter", lambda: check(patient(weight_penalty="pego", **settings)))
+    assert found.stops
+    assert says in found.found
+    assert check(patient(weight_penalty="pego", lora_r=8)).ok
+
+
 @pytest.mark.slow
 def test_a_run_that_does_not_fit(patient):
     check = by_name(patient(gpu_memory=10**8))["memory"]

@@ -3,10 +3,12 @@
 import functools
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from command_line import command_line
 from planned_runs import run_of
 from tiny_models import family_config
@@ -15,9 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from debias.cli.plan import parse_bytes
 from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.methods import DiGraP, MainOnly
 from debias.plan import planner as planning
+from debias.plan.checks import check_adapted
 from debias.plan.count import count
 from debias.plan.live import Live
 from debias.plan.memory import Sharding, memory_of, sharding_of
@@ -399,6 +403,53 @@ def test_four_bits_are_advised_where_they_save(folder):
     )  # experts stay in 16 bits
     # 31.2 billion elements in linear layers: 2 bytes of each become 0.516.
     assert said("Qwen3-32B").startswith("load_in_4bit=true (QLoRA): the frozen weights take 46.")
+
+
+# What none of the settings beside it goes with, as the run says, and the first words of the advice that is left.
+@pytest.mark.parametrize(
+    ("settings", "begins"),
+    [
+        ({"weight_penalty": "pego", "bf16": True}, "a shorter --seq-length, a smaller model or a larger GPU"),
+        ({"weight_penalty": "pego"}, "a shorter --seq-length"),
+        ({"sharpness": "sam", "bf16": True, "load_in_4bit": True}, "a shorter --seq-length"),
+        ({"sharpness": "sam", "adapter": "full"}, "adapter=lora"),
+        ({"smoothness": "smart", "load_in_4bit": True}, "a shorter --seq-length"),
+        ({"smoothness": "smart"}, "load_in_4bit=true"),
+        ({"bf16": True, "load_in_4bit": True}, "deepspeed=zero3"),
+    ],
+    ids=str,
+)
+def test_nothing_is_advised_that_the_run_refuses(settings, begins):
+    run = run_of("Qwen3-32B", gradient_checkpointing=True, **settings)
+    advised = said_of(run, 8 * 10**9, lambda size: 10**9 * size).advice
+    assert advised[0].startswith(begins)
+    for key, value in re.findall(r"(\w+)=(\w+)", " ".join(advised)):
+        RunConfig.model_validate({**run.model_dump(), key: yaml.safe_load(value)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora_r": 6}, r"weight_penalty\.adapters is 4, expected a divisor of the rank 6 \(lora_r\)"),
+        ({"adapter": "dora"}, r"weight_penalty pego: .*q_proj has LoRA of another form"),
+        ({"adapter": "full"}, r"weight_penalty pego needs linear layers with LoRA"),
+        ({"adapter": "ia3"}, r"weight_penalty pego needs linear layers with LoRA"),
+    ],
+    ids=str,
+)
+def test_what_a_weight_penalty_cannot_take_is_said_as_train_says_it(settings, says, folder):
+    with pytest.raises(InputError, match=says):
+        make_plan(run_of(folder, weight_penalty="pego", **settings), Machine(gpu_memory=24 * 10**9))
+
+
+def test_a_weight_penalty_is_looked_at_in_layers_of_every_kind(tmp_path):
+    """The first layer of this mixture is dense; LoRA on the experts of the others is what it cannot take."""
+    family_config("qwen3_moe", num_hidden_layers=2, mlp_only_layers=[0]).save_pretrained(tmp_path)
+    config = find_config(str(tmp_path))
+    check_adapted(run_of(str(tmp_path), weight_penalty="pego", adapter={"experts": False}), config)
+    check_adapted(run_of(str(tmp_path), adapter={"experts": True}), config)
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts.* is no linear layer; .*adapter\.experts false"):
+        check_adapted(run_of(str(tmp_path), weight_penalty="pego", adapter={"experts": True}), config)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,16 @@ def test_counts_are_those_of_the_adapter_that_peft_makes(settings, single_pass, 
     assert "activations" not in found["parts"]
 
 
+def test_a_weight_penalty_is_held_to_the_adapter_that_is_planned(planned):
+    """Not to the run's own, which the adapter takes the place of."""
+    told = ("weight_penalty=pego", "lora_r=6", "method=erm")
+    assert planned(KINDS["lora"][0], *told).code == 0
+    assert planned({**KINDS["lora"][0], "r": 6}, *told).error.startswith(
+        "error: weight_penalty.adapters is 4, expected"
+    )
+    assert "has LoRA of another form" in planned(KINDS["dora"][0], *told).error
+
+
 def test_plain_training_combines_nothing(planned):
     plain = json.loads(planned(KINDS["loha"][0], "method=erm", "--json").out)
     assert not [part for part in plain["parts"] if "combin" in part]
