@@ -26,6 +26,7 @@ from debias.bias.base import (
     labels_of,
     least_of,
     weights_of_copies,
+    weights_of_repeats,
 )
 from debias.bias.calibration import out_of_fold
 from debias.bias.features import KINDS, counted, relations, weighted, words_of
@@ -235,8 +236,7 @@ def tested(data: Dataset, test: Dataset) -> Tested:
     known = {example.texts for example in data.examples}
     most = Counter(label_M.tolist()).most_common(1)[0][1] / m
     shared = sum(example.texts in known for example in test.examples)
-    of_fields = (weights_of_copies(test.examples, place) for place in range(len(test.fields)))
-    interval = interval_of(right_M, least_of(weights_of_copies(test.examples), *of_fields))
+    interval = interval_of(right_M, weights_of_repeats(test.examples, range(len(test.fields))))
     return Tested(test.name, m, float(right_M.sum() / m), interval, most, shared)
 
 

@@ -21,7 +21,7 @@ from debias.bias.base import (
     floored,
     folds_by_source,
     labels_of,
-    weights_of_copies,
+    weights_of_repeats,
 )
 from debias.bias.features import KINDS, counted, relations, words_of
 from debias.bias.lexical import check_words, fitted, probabilities
@@ -80,7 +80,8 @@ class Artifacts(BiasModel):
     most beyond it, until none explains `share` of the entropy of the labels, out of fold and surely; at most `most`.
     Looked at are words and sequences of up to `longest` of each field, and those `relations` that are named: `overlap`
     of the fields, their `length`, `negation`; none by default: what texts share is often what the task is about.
-    Copies of a row explain what they explain, and make nothing surer (`weights_of_copies`).
+    Copies of a row, and rows of one text of a field beside others (a hypothesis beside many premises), explain what
+    they explain, and make nothing surer (`weights_of_copies`).
     What they say together is p (logistic regression, cross-fitted in `folds`). `fields`: those it may see (default:
     all). `allowed`: what a label may hang on, which is found and left to the task: words or sequences of them (with
     all that have them in), or a feature by its name. **Where it finds nothing, it says each label's share and no
@@ -170,7 +171,9 @@ class Artifacts(BiasModel):
         entropy = entropy_of(label_N)
         if entropy == 0:
             return []
-        weight_N = weights_of_copies(examples)
+        weight_N = weights_of_repeats(
+            examples, [list(text_fields).index(field) for field in self.fields or text_fields]
+        )
         candidates = self._candidates([*examples, *others], text_fields, label_N, entropy, weight_N)
         found: list[Artifact] = []
         p_NC = self._said(found, label_N, labels, fold_N)

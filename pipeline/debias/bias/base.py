@@ -194,6 +194,11 @@ def weights_of_copies(examples: Sequence[Example], place: int | None = None) -> 
     return weight_N
 
 
+def weights_of_repeats(examples: Sequence[Example], places: Sequence[int]) -> Floats | None:
+    """The least that each row [N] counts as a copy, or as one of a text of any of these fields beside others."""
+    return least_of(weights_of_copies(examples), *(weights_of_copies(examples, place) for place in places))
+
+
 def least_of(*weights: Floats | None) -> Floats | None:
     """The least that each row [N] counts by any of these; None for all alike."""
     given = [weight_N for weight_N in weights if weight_N is not None]
