@@ -215,7 +215,7 @@ def test_a_rank_is_chosen_over_the_pseudo_groups_of_a_run(runs: list[Path], debi
     asking = with_settings(runs[0], tmp_path / "asking", data=data, bias_model={"name": "first_learned", "steps": 2})
     refused = debias("edit", "truncate", asking, *wrong).error
     assert f"{asking}: bias_model first_learned: asks the run's base, and the run kept no answers" in refused
-    assert "about validation rows; train with eval_strategy: epoch" in refused
+    assert "about validation rows by its weights as they are now; train with eval_strategy: epoch" in refused
     assert not (tmp_path / "x").exists()
 
 
