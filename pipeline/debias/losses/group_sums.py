@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from debias.config.blocks import WAS
+from debias.readouts.said import DONE
 
 NONE = 1e-12  # samples of a group so long ago that nothing is left of them
 BEFORE = 0.9  # what is kept of the steps before, once the default
@@ -109,9 +110,18 @@ def memory_setting() -> Any:
     return field(default=None, metadata={WAS: BEFORE})
 
 
-def check(strength: float, memory: float | None) -> None:
+def check(strength: float, memory: float | None, warmup: float = 0.0) -> None:
     """ValueError, naming the setting, where the strength of a penalty is below 0, or everything is kept."""
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup is {warmup}, expected 0 to 1, a share of training")
     if strength < 0:
         raise ValueError(f"strength is {strength}, expected 0 or more")
     if memory is not None and not 0 <= memory < 1:
         raise ValueError(f"memory is {memory}, expected 0 or more and less than 1, or null: of the step itself")
+
+
+def done(facts: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """The share of training that is done, for a `warmup`; ValueError where a batch does not say it."""
+    if DONE not in facts:
+        raise ValueError("loss.warmup: this batch does not say how much of training is done, the fact 'done'")
+    return facts[DONE].to(like.device)

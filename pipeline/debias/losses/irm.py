@@ -12,7 +12,7 @@ from torch import Tensor
 
 from debias.losses import group_sums
 from debias.losses.base import EVERY_LABEL, Loss
-from debias.readouts.said import DONE, Said
+from debias.readouts.said import Said
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class IRM(Loss):
     memory: float | None = group_sums.memory_setting()
 
     def __post_init__(self) -> None:
-        group_sums.check(self.strength, self.memory)
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup is {self.warmup}, expected 0 to 1, a share of training")
+        group_sums.check(self.strength, self.memory, self.warmup)
 
     @property
     def ahead(self) -> bool:
@@ -85,9 +83,7 @@ class IRM(Loss):
         full = like.new_tensor(self.strength)
         if not self.warmup:
             return full
-        if DONE not in facts:
-            raise ValueError("loss.warmup: this batch does not say how much of training is done, the fact 'done'")
-        return torch.where(facts[DONE].to(like.device) >= self.warmup, full, full.clamp(max=1.0))
+        return torch.where(group_sums.done(facts, like) >= self.warmup, full, full.clamp(max=1.0))
 
 
 def _slope(said: Said, facts: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from debias.losses import group_sums
 from debias.losses.base import EVERY_LABEL, Loss
-from debias.readouts.said import DONE, Said
+from debias.readouts.said import Said
 
 LEAST = 1e-12  # of a probability in a logarithm, as its authors' code has it
 # How steep the penalty may be by a mean of steps before. Of a step itself each sample is in its mean, which bounds the
@@ -56,9 +56,7 @@ class PGI(Loss):
     memory: float | None = None
 
     def __post_init__(self) -> None:
-        group_sums.check(self.strength, self.memory)
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup is {self.warmup}, expected 0 to 1, a share of training")
+        group_sums.check(self.strength, self.memory, self.warmup)
 
     @property
     def ahead(self) -> bool:
@@ -115,9 +113,7 @@ class PGI(Loss):
         full = like.new_tensor(self.strength)
         if not self.warmup:
             return full
-        if DONE not in facts:
-            raise ValueError("loss.warmup: this batch does not say how much of training is done, the fact 'done'")
-        return full * (facts[DONE].to(like.device, like.dtype) / self.warmup).clamp(max=1.0)
+        return full * (group_sums.done(facts, like).to(like.dtype) / self.warmup).clamp(max=1.0)
 
 
 def _apart(mean_YGC: Tensor, seen_YG: Tensor, count_YG: Tensor, steepest: float | None = None) -> tuple[Tensor, Tensor]:
