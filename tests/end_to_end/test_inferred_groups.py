@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import adapter_of, largest_difference, save_bert, settings_for
+from tiny_runs import adapter_of, cut_off, largest_difference, save_bert, settings_for
 from train_many import on_ranks
 
 from debias.bias.base import floored
@@ -139,10 +139,7 @@ def test_a_run_gone_on_with_has_the_same_groups(place: Path, monkeypatch: pytest
     infer = Spare.infer
     monkeypatch.setattr(Spare, "infer", lambda *given: made.append(1) or infer(*given))
     for name, gone in (("cut", None), ("bare", FILE)):
-        cut = place / name
-        shutil.copytree(whole, cut)
-        shutil.rmtree(cut / "checkpoint-4")
-        shutil.rmtree(cut / "adapter")
+        cut = cut_off(whole, place / name)
         if gone:
             (cut / "bias" / gone).unlink()
         run(settings(place, name, **asked, resume=True))

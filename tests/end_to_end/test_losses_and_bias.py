@@ -2,14 +2,13 @@
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
+from tiny_runs import PROMPT, adapter_of, cut_off, largest_difference, save_bert, save_llama, settings_for
 from train_many import on_ranks
 
 from debias.config.run import RunConfig
@@ -69,10 +68,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(place: Path, name: str) 
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "max_steps": 4, **needs_of(name)}
     loss = {"name": name, **LEARN.get(name, {})}
     whole = run(settings(place, f"{name}_whole", loss=loss, **saving))
-    cut = place / f"{name}_cut"
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoint-4")
-    shutil.rmtree(cut / "adapter")
+    cut = cut_off(whole, place / f"{name}_cut")
     run(settings(place, cut.name, loss=loss, resume=True, **saving))
     assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0
     if LOSSES[name].learns:
@@ -313,9 +309,6 @@ def test_a_run_with_statistics_of_the_step_goes_on_exactly(place: Path, name: st
     asked |= {"loss": name, "lora_dropout": 0.1, "gradient_accumulation_steps": 3}
     of_dropout = {"model": str(place / "dropout")}
     whole = run(settings(place, f"{name}_ahead", 3, **asked) | of_dropout)
-    cut = place / f"{name}_ahead_cut"
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoint-4")
-    shutil.rmtree(cut / "adapter")
+    cut = cut_off(whole, place / f"{name}_ahead_cut")
     run(settings(place, cut.name, 3, resume=True, **asked) | of_dropout)
     assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0

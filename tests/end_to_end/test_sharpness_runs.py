@@ -1,13 +1,12 @@
 """Whole runs whose gradients are taken elsewhere than at the weights: resumed, cut, over ranks, on a 4-bit base."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tables import EXAMPLES, settings_of
-from tiny_runs import PROMPT, adapter_of, config_for, largest_difference, settings_for
+from tiny_runs import PROMPT, adapter_of, config_for, cut_off, largest_difference, settings_for
 from train_many import on_ranks
 
 from debias.building.idle_settings import without_effect
@@ -39,10 +38,7 @@ def memory(checkpoint: Path) -> torch.Tensor:
 @pytest.mark.parametrize("name", SHARPNESS)
 def test_a_run_that_goes_on_is_the_run_that_was_not_cut(name: str, bert_dropout: Path, tmp_path: Path) -> None:
     whole = train(config_for(bert_dropout, tmp_path / "whole", sharpness=name, **LEARNS))
-    cut = tmp_path / "cut"
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoint-4")
-    shutil.rmtree(cut / "adapter")
+    cut = cut_off(whole, tmp_path / "cut")
     train(config_for(bert_dropout, cut, sharpness=name, resume=True, **LEARNS))
     assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0
     assert torch.equal(memory(cut / "checkpoint-4"), memory(whole / "checkpoint-4"))

@@ -1,6 +1,5 @@
 """Whole runs with a term of smoothness: resumed, of pictures, of a causal model on a 4-bit base; what is refused."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny_digits import settings_for as digits_settings
 from tiny_digits import write_digits
-from tiny_runs import PROMPT, adapter_of, config_for, largest_difference
+from tiny_runs import PROMPT, adapter_of, config_for, cut_off, largest_difference
 
 from debias.building.idle_settings import without_effect
 from debias.config.run import RunConfig
@@ -28,10 +27,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(name: str, bert_dropout:
     """With dropout, accumulation and the weights moved up: all that is drawn."""
     asked = {"smoothness": FELT[name], "sharpness": "sam", "gradient_accumulation_steps": 2, **DRAWS}
     whole = train(config_for(bert_dropout, tmp_path / "whole", **asked))
-    cut = tmp_path / "cut"
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoint-4")
-    shutil.rmtree(cut / "adapter")
+    cut = cut_off(whole, tmp_path / "cut")
     train(config_for(bert_dropout, cut, resume=True, **asked))
     assert largest_difference(adapter_of(cut), adapter_of(whole)) == 0.0
     none = train(config_for(bert_dropout, tmp_path / "none", **{**asked, "smoothness": None}))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import adapter_of, largest_difference, save_bert, settings_for
+from tiny_runs import adapter_of, cut_off, largest_difference, save_bert, settings_for
 from train_many import on_ranks
 
 from debias.config.run import RunConfig
@@ -62,10 +62,7 @@ def test_jtt_sees_the_first_stages_errors_more_often(place: Path, caplog: pytest
 def test_a_stage_is_trained_once_and_a_run_goes_on(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "max_steps": 4, **JTT}
     whole = run(settings(place, "whole", **saving))
-    cut = place / "cut"
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoint-4")
-    shutil.rmtree(cut / "adapter")
+    cut = cut_off(whole, place / "cut")
     shutil.rmtree(cut / "stages" / "1")  # what it said is kept beside it
     run(settings(place, "cut", resume=True, **saving))
     assert not (cut / "stages" / "1").exists()

@@ -1,12 +1,11 @@
 """Whole runs with a term of the weights: resumed, cut otherwise, over ranks, without effect, refused."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import adapter_of, config_for, largest_difference, settings_for
+from tiny_runs import adapter_of, config_for, cut_off, largest_difference, settings_for
 from train_many import on_ranks
 
 from debias.building.idle_settings import without_effect
@@ -29,10 +28,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(name: str, bert: Path, t
     saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "lora_dropout": 0.1}
     saving["weight_penalty"] = {"name": name, **STRONG}
     whole = train(config_for(bert, tmp_path / "whole", **saving))
-    cut = tmp_path / "cut"
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoint-4")
-    shutil.rmtree(cut / "adapter")
+    cut = cut_off(whole, tmp_path / "cut")
     train(config_for(bert, cut, resume=True, **saving))
     assert difference(cut, whole) == 0.0
     plain = train(config_for(bert, tmp_path / "plain", lora_dropout=0.1))

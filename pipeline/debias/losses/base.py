@@ -73,3 +73,17 @@ class Loss:
     def learn(self, sums: Tensor, memory_S: Tensor) -> Tensor:
         """`memory_S` after a step that was applied."""
         return memory_S
+
+
+class StepPenalty(Loss):
+    """A loss with a penalty of many samples at once: by those of the step itself, or by those of the steps before.
+
+    `memory`, a setting of each: how much is kept of the steps before; None: nothing, statistics are of the step itself.
+    """
+
+    memory: float | None
+
+    @property
+    def ahead(self) -> bool:
+        """Whether statistics are of the step itself."""
+        return self.memory is None

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from debias.losses import group_sums
-from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.base import EVERY_LABEL, StepPenalty
 from debias.readouts.said import Said
 
 NONE = 1e-12  # samples of a label so long ago that nothing is left of them
 
 
 @dataclass(frozen=True)
-class BiasCovariance(Loss):
+class BiasCovariance(StepPenalty):
     """Cross-entropy and `strength` times `sum_y pi(y) |Cov(f, log p_b | y)|^2`: f may not follow the bias model.
 
     f are the logits (less their mean over the labels), and Cov is that among the samples of label y, whose share is pi.
@@ -53,11 +53,6 @@ class BiasCovariance(Loss):
         group_sums.check(self.strength, self.memory)
         if self.tau < 0:
             raise ValueError(f"tau is {self.tau}, expected 0 or more")
-
-    @property
-    def ahead(self) -> bool:
-        """Whether statistics are of the step itself."""
-        return self.memory is None
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         assert said.log_p_BC is not None

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from debias.losses import group_sums
-from debias.losses.base import HIDDEN, Loss
+from debias.losses.base import HIDDEN, StepPenalty
 from debias.readouts.said import Said
 
 MOST = 2**27  # numbers of a memory, 1 GiB
 
 
 @dataclass(frozen=True)
-class Coral(Loss):
+class Coral(StepPenalty):
     """Cross-entropy and `strength` times how far groups lie apart: squared differences of means and of covariances.
 
     The mean over pairs of groups of `mean (m_i - m_j)^2 + mean (C_i - C_j)^2`, with m_g the mean and C_g the covariance
@@ -49,11 +49,6 @@ class Coral(Loss):
 
     def __post_init__(self) -> None:
         group_sums.check(self.strength, self.memory)
-
-    @property
-    def ahead(self) -> bool:
-        """Whether statistics are of the step itself."""
-        return self.memory is None
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         hidden_BH, group_B = _heard(said), facts["group"]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from debias.losses import group_sums
-from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.base import EVERY_LABEL, StepPenalty
 from debias.readouts.said import Said
 
 
 @dataclass(frozen=True)
-class IRM(Loss):
+class IRM(StepPenalty):
     """The groups' mean of `L_g + strength D_g^2`, with `D_g` the slope of L_g by a factor on all logits, at 1: IRMv1.
 
     Where the slope is 0 in every group, no group would rather have the same logits larger or smaller: one classifier
@@ -47,11 +47,6 @@ class IRM(Loss):
 
     def __post_init__(self) -> None:
         group_sums.check(self.strength, self.memory, self.warmup)
-
-    @property
-    def ahead(self) -> bool:
-        """Whether statistics are of the step itself."""
-        return self.memory is None
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         slope_B, group_B, dtype = _slope(said, facts), facts["group"], said.log_p_B.dtype

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from debias.config.blocks import WAS
 from debias.losses import group_sums, mmd_step
-from debias.losses.base import HIDDEN, Loss
+from debias.losses.base import HIDDEN, StepPenalty
 from debias.losses.mmd_step import GAMMAS
 from debias.readouts.said import Said
 
@@ -22,7 +22,7 @@ FEATURES = 128  # of each kernel, where nobody says
 
 
 @dataclass(frozen=True)
-class MMD(Loss):
+class MMD(StepPenalty):
     """Cross-entropy and `strength` times how far groups lie apart: the squared distance of their mean features.
 
     The maximum mean discrepancy, over pairs of groups, of the last hidden states h (a sample's mean over its tokens, of
@@ -66,11 +66,6 @@ class MMD(Loss):
             object.__setattr__(self, "features", FEATURES)
         if self.features is not None and self.features < 1:
             raise ValueError(f"features is {self.features}, expected 1 or more")
-
-    @property
-    def ahead(self) -> bool:
-        """Whether statistics are of the step itself."""
-        return self.memory is None
 
     @property
     def in_rows(self) -> bool:

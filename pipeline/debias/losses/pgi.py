@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from debias.losses import group_sums
-from debias.losses.base import EVERY_LABEL, Loss
+from debias.losses.base import EVERY_LABEL, StepPenalty
 from debias.readouts.said import Said
 
 LEAST = 1e-12  # of a probability in a logarithm, as its authors' code has it
@@ -22,7 +22,7 @@ STEEPEST = 10.0
 
 
 @dataclass(frozen=True)
-class PGI(Loss):
+class PGI(StepPenalty):
     """The groups' mean of cross-entropy, and `strength` times how unlike their mean predictions are within a label.
 
     The mean over labels of `KL(p_yg || p_y0)`, with p_yg the mean of the predicted probabilities of label y's samples
@@ -57,11 +57,6 @@ class PGI(Loss):
 
     def __post_init__(self) -> None:
         group_sums.check(self.strength, self.memory, self.warmup)
-
-    @property
-    def ahead(self) -> bool:
-        """Whether statistics are of the step itself."""
-        return self.memory is None
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         share_YG, group_B = memory_S[..., 1], facts["group"]
