@@ -10,6 +10,7 @@ from debias.config.prompt_file import is_short
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
+from debias.runs.data_files import say_changed_base
 from debias.runs.names import ADAPTER, ASKED, CONFIG, MODEL, SUMMARY
 
 
@@ -48,6 +49,8 @@ def _of_a_run(prompt: Path | None) -> Asked:
         )
     config = read_prompt(prompt)
     adapter, whole = prompt / ADAPTER, prompt / MODEL
+    if adapter.is_dir():
+        say_changed_base(prompt, config)
     return Asked(
         config,
         str(adapter) if adapter.is_dir() else None,

@@ -25,6 +25,7 @@ from debias.models.load import load_tokenizer, longest_input
 from debias.models.load_errors import readable_errors
 from debias.models.source import ModelSource, resolve_model
 from debias.ranks.world import world_size
+from debias.runs.data_files import say_changed_base
 from debias.runs.digests import weights_digest
 from debias.runs.folder import check_labels
 from debias.runs.names import ADAPTER, CONFIG, MODEL, trained
@@ -53,6 +54,8 @@ def load_run(
         check_order(source, config.data.labels, config.head)
     elif config.head != "causal_lm":
         check_labels(saved, config.data.labels, run / CONFIG)
+    if not whole:
+        say_changed_base(run, config)
     weights = weights_digest(saved)
     predictor = load(config, source, None if whole else str(saved), scoring or Scoring(), deepspeed)
     predictor.weights = weights

@@ -20,6 +20,7 @@ from debias.merging.folders import check_out, find_adapter
 from debias.merging.scale import check_factor, scale_layers
 from debias.models.load import load_model, load_tokenizer
 from debias.models.source import ModelSource, resolve_model
+from debias.runs.data_files import say_changed_base
 from debias.runs.folder import check_labels
 from debias.runs.names import CONFIG, MERGED, MODEL
 from debias.runs.whole import save_whole
@@ -88,6 +89,7 @@ def merge_run(
     check_base(str(source), config.model)
     if config.head != "causal_lm":
         check_labels(source, config.data.labels, run / CONFIG)
+    say_changed_base(run, config)
     name = _dtype_name(config, dtype)
     check_factor("scale", scale)
     if config.load_in_4bit:

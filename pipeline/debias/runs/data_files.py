@@ -1,6 +1,9 @@
-"""Which files a run read its rows from: by their digests other data than a finished run had is known."""
+"""Which files a run read its rows from, and on which weights it was trained: by their digests other data and another
+base than a finished run had are known.
+"""
 
 import glob
+import logging
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -8,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from debias.config.run import RunConfig
+from debias.errors import InputError
 from debias.runs.digests import local_weights, sha256_of
+from debias.runs.summary import read_summary
+
+logger = logging.getLogger(__name__)
 
 BASE = "base_sha256"  # of run.json: of the weights of a base that is a folder
 DATA_FILES = "data_files"  # of run.json: by role (train, validation) each file's name and SHA-256
@@ -49,6 +56,19 @@ def changed_base(told: Any, settings: Mapping[str, Any]) -> str | None:
     model = settings.get("model")
     now = local_weights(model).get(model) if isinstance(model, str) else None
     return f"model: the weights of {model} have changed since" if told and now and told != now else None
+
+
+def say_changed_base(run: Path, config: RunConfig) -> None:
+    """A warning where the adapter of a finished run would be laid on other weights than it was trained on.
+
+    It is no error: weights that were only saved anew, in other files, have another digest as well.
+    """
+    try:
+        told = read_summary(run).get(BASE)
+    except InputError:  # a damaged run.json hinders nobody who only asks the model
+        return
+    if (changed := changed_base(told, {"model": config.model})) is not None:
+        logger.warning("%s: %s it was trained; its adapter was fitted to others", run, changed)
 
 
 def _sources(data: Mapping[str, Any]) -> list[tuple[str, str]]:
