@@ -128,16 +128,27 @@ def test_a_tiny_model_gets_our_numbers(
     assert result["judge"]["changed_prompts"] == 0
 
 
-@pytest.mark.weights
-def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path) -> None:
-    """18 examples of three suites, two of them of fewer labels or with groups: the same answers, scores to 1e-3."""
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SmolLM2's tokenizer and the first six of its thirty layers: numbers of real weights in a quarter of the time."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from debias.hub.packages import model_path
 
+    path, folder = model_path("package:smollm2"), str(tmp_path_factory.mktemp("smollm2"))
+    AutoModelForCausalLM.from_pretrained(path, num_hidden_layers=6).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.weights
+def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path, smollm2: str) -> None:
+    """18 examples of three suites, two of them of fewer labels or with groups: the same answers, scores to 1e-3."""
     words = {"entailment": " True", "neutral": " Neither", "contradiction": " False, it cannot be"}
     template = "{premise}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:"
     config = RunConfig.model_validate(
         {
-            "model": "package:smollm2",
+            "model": smollm2,
             "head": "causal_lm",
             "data": {"train": "generated"},
             "output_dir": "none",
@@ -148,7 +159,7 @@ def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(dump_config(config))
     done = export(NLI, config, tmp_path / "tasks", limit=EACH)
-    logged = lm_eval(tmp_path / "tasks", list(done.tasks), model_path("package:smollm2"))
+    logged = lm_eval(tmp_path / "tasks", list(done.tasks), smollm2)
     same = []
     for suite in NLI:
         found, expected = theirs(logged, config, suite, limit=EACH), ours(config, suite, limit=EACH)
@@ -165,17 +176,15 @@ def test_smollm2_gets_our_numbers(tmp_path: Path, data_folder: Path) -> None:
 
 
 @pytest.mark.weights
-def test_smollm2_in_a_chat(tmp_path: Path, data_folder: Path) -> None:
+def test_smollm2_in_a_chat(tmp_path: Path, data_folder: Path, smollm2: str) -> None:
     """The harness counts the newline that ends the chat's frame as the answer's: one number more for all labels."""
-    from debias.hub.packages import model_path
-
     words = {"entailment": "True", "neutral": "Neither", "contradiction": "False"}
     template = "{premise}\nQuestion: {hypothesis} True, False or Neither?"
     prompt = {"template": template, "verbalizers": words, "chat": True}
-    values = {"model": "package:smollm2", "head": "causal_lm", "data": {"train": "generated"}, "output_dir": "none"}
+    values = {"model": smollm2, "head": "causal_lm", "data": {"train": "generated"}, "output_dir": "none"}
     config = RunConfig.model_validate(values | {"prompt": prompt, "max_length": 512})
     done = export(["snli"], config, tmp_path / "tasks", limit=4)
-    chat = lm_eval(tmp_path / "tasks", list(done.tasks), model_path("package:smollm2"), chat=True)
+    chat = lm_eval(tmp_path / "tasks", list(done.tasks), smollm2, chat=True)
     difference_NC = theirs(chat, config, "snli", limit=4) - ours(config, "snli", limit=4)
     assert np.abs(difference_NC - difference_NC.mean(1, keepdims=True)).max() < 1e-3
 
