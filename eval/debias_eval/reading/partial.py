@@ -1,15 +1,21 @@
-"""Easy and hard by a classifier that sees only a part of the input: ours, fitted the same way every time.
+"""Easy and hard by a classifier that sees only a part of the input: ours, fitted the same way every time, and once for
+the same data: what it says is kept.
 
 Not the published SNLI-hard (Gururangan et al., NAACL 2018), whose classifier and pairs are others.
 """
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from debias.config.data import DataSource
-from debias.data import Example, load_examples
+from debias.data import Example
 from debias.data.files import kind_of
+from debias.data.sources import kept_examples
+from debias.data.store import ROWS, Notes, kept, key_of, version_of
+from debias.data.tables import Examples
 from debias.errors import InputError
 from debias_eval.reading.places import hub_config, local_config, local_file, not_found
 from debias_eval.reading.suite import PartialInputGroups, Suite
@@ -26,11 +32,49 @@ def easy_or_hard(suite: Suite, examples: Sequence[Example]) -> list[str]:
     """
     rule = suite.group_rule.partial_input
     assert rule is not None
+    classifier()  # without which what was kept must not be read either: somebody else could not make it again
     train = _training_examples(suite, rule)
-    texts = [_seen(suite, rule, example) for example in train]
-    model = classifier().fit(texts, [example.label for example in train])
-    predicted = model.predict([_seen(suite, rule, example) for example in examples])
+    seen = [_seen(suite, rule, example) for example in examples]
+    predicted = _predicted(suite, rule, train, seen)
     return [EASY if label == example.label else HARD for label, example in zip(predicted, examples, strict=True)]
+
+
+def _predicted(suite: Suite, rule: PartialInputGroups, train: Sequence[Examples], seen: Sequence[str]) -> list[int]:
+    """The labels that the classifier gives these texts; read where they were found before."""
+    import pyarrow as pa
+
+    def make(_: Notes) -> Iterator[Any]:
+        fitted_to = [example for part in train for example in part]
+        texts = [_seen(suite, rule, example) for example in fitted_to]
+        model = classifier().fit(texts, [example.label for example in fitted_to])
+        label_N = pa.array(model.predict(seen), pa.int32())
+        for start in range(0, len(label_N), ROWS):
+            yield pa.record_batch({"label": label_N[start : start + ROWS]})
+
+    fields = [suite.text_fields.index(field) for field in rule.fields]
+    told = fields, [part.key for part in train], _digest(seen)
+    batches = kept(key_of("partial input", _code(), *told), make).batches
+    return [label for batch in batches for label in batch.column("label").to_pylist()]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        content = text.encode("utf-8", "surrogateescape")
+        digest.update(f"{len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def _code() -> tuple[str, ...]:
+    """What fits the classifier: another version of it may say otherwise."""
+    import numpy as np
+    import scipy
+    import sklearn
+
+    import debias.bias
+
+    room = Path(debias.bias.__file__).parent
+    return version_of(Path(__file__).parent), version_of(room), sklearn.__version__, scipy.__version__, np.__version__
 
 
 def classifier() -> Any:
@@ -43,7 +87,7 @@ def classifier() -> Any:
         raise InputError(f"groups by partial input: {error}") from None
 
 
-def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Example]:
+def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Examples]:
     files = {name: local_file(suite, name) for name in rule.train}
     absent = [name for name, path in files.items() if path is None]
     if not absent:
@@ -55,10 +99,7 @@ def _training_examples(suite: Suite, rule: PartialInputGroups) -> list[Example]:
     else:
         wanted = f"its classifier of {' and '.join(rule.fields)} is fitted on it"
         raise InputError(f"{not_found(suite, absent[0])}; {wanted}")
-    examples: list[Example] = []
-    for config in configs:
-        examples += load_examples(config.train, config.model_copy(update={"group_field": None}))
-    return examples
+    return [kept_examples(config.train, config.model_copy(update={"group_field": None})) for config in configs]
 
 
 def _source(suite: Suite, path: str) -> DataSource:

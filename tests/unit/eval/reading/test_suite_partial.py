@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from debias.errors import InputError
+from debias_eval.reading import partial
 from debias_eval.reading.examples import all_examples
 from debias_eval.reading.partial import EASY, HARD
 from debias_eval.reading.suite import load_suite
@@ -100,6 +101,49 @@ def test_without_scikit_learn_the_extra_is_named(make, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", blocked)
     with pytest.raises(InputError, match=r"needs scikit-learn: pip install scikit-learn"):
         all_examples(suite)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """How often a classifier was fitted."""
+    counted, real = [], partial.classifier
+
+    def classifier() -> Any:
+        model = real()
+        fit = model.fit
+        model.fit = lambda *given: counted.append(1) or fit(*given)
+        return model
+
+    monkeypatch.setattr(partial, "classifier", classifier)
+    return counted
+
+
+def test_what_it_says_is_kept_for_the_same_data_alone(make, tmp_path, monkeypatch, fits):
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
+    assert [one.group for one in all_examples(make())] == EXPECTED
+    assert len(fits) == 1
+    assert [one.group for one in all_examples(make())] == EXPECTED
+    assert len(fits) == 1
+    fewer = TEST[1:]
+    assert [one.group for one in all_examples(make(fewer))] == EXPECTED[1:]
+    assert len(fits) == 2, "other texts to judge"
+    suite = make()
+    write(tmp_path / "train.jsonl", [(p, h, {"contradiction": "neutral"}.get(y, y)) for p, h, y in TRAIN * 20])
+    assert [one.group for one in all_examples(suite)] == [HARD, EASY, HARD, HARD]
+    assert len(fits) == 3, "other rows to fit"
+    other = {"partial_input": {"fields": ["premise"], "train": "train.jsonl"}}
+    assert len({one.group for one in all_examples(make(group_rule=other))}) > 0
+    assert len(fits) == 4, "another part of the input"
+
+
+def test_what_was_kept_and_is_damaged_is_made_again(make, tmp_path, monkeypatch, fits):
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
+    suite = make()
+    all_examples(suite)
+    for table in (tmp_path / "cache").rglob("table.arrow"):
+        table.write_bytes(b"")
+    assert [one.group for one in all_examples(suite)] == EXPECTED
+    assert len(fits) == 2
 
 
 @pytest.mark.slow
