@@ -71,22 +71,17 @@ class DFRLastLayer(Edit):
     def retrained(self, last: LastLayer) -> LastLayer:
         """The mean of the fits; InputError where a label has no row, or the rarest cell none to choose `c` by."""
         self._check(last)
-        free = last.bias_C is not None
-        deviation_D = last.inputs_ND.std(dim=0, correction=0)
-        varies_D = deviation_D > 1e-12 * last.inputs_ND.abs().amax(dim=0)  # what rounding makes of equals is none
-        deviation_D = torch.where(varies_D, deviation_D, 1.0)
-        mean_D = last.inputs_ND.mean(dim=0) if free else torch.zeros_like(deviation_D)
-        scaled = dataclasses.replace(last, inputs_ND=(last.inputs_ND - mean_D) / deviation_D)
+        columns = Columns.of(last)
+        scaled = columns.scaled(last)
         generator = torch.Generator().manual_seed(self.seed)
         c = self.c[0] if len(self.c) == 1 else self._chosen(scaled, generator)
         every_N = torch.arange(len(last.label_N))
         fits = [self._fit(scaled, balanced(every_N, last.cell_N, generator), c) for _ in range(self.retrainings)]
         if not all(settled for *_, settled in fits):
             logger.warning("WARNING: %s: a fit has not settled after %d steps; take more", self.name, self.steps)
-        weight_CD = torch.stack([weight for weight, *_ in fits]).mean(dim=0) / deviation_D
-        bias_C = torch.stack([bias for _, bias, _ in fits]).mean(dim=0) - weight_CD @ mean_D if free else None
+        made = columns.mean_of(last, [(weight, bias) for weight, bias, _ in fits])
         told = {"c": c, "cells": len(last.cell_sizes_K), "of_each_cell": int(last.cell_sizes_K.min())}
-        return dataclasses.replace(last, weight_CD=weight_CD, bias_C=bias_C, told=told)
+        return dataclasses.replace(made, told=told)
 
     def _check(self, last: LastLayer) -> None:
         last.check_labels(self.name)
@@ -118,6 +113,34 @@ class DFRLastLayer(Edit):
         inputs_MD, label_M = scaled.inputs_ND[rows_M], scaled.label_N[rows_M]
         made, settled = lasso(inputs_MD, label_M, len(scaled.weight_CD), c, self.steps, free=free)
         return made[:, :-1], made[:, -1], settled
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How the columns of what a layer is given are brought to mean 0 and deviation 1; without an intercept, to that
+    deviation alone."""
+
+    mean_D: Tensor
+    deviation_D: Tensor
+
+    @classmethod
+    def of(cls, last: LastLayer) -> "Columns":
+        """Those of a layer's rows."""
+        deviation_D = last.inputs_ND.std(dim=0, correction=0)
+        varies_D = deviation_D > 1e-12 * last.inputs_ND.abs().amax(dim=0)  # what rounding makes of equals is none
+        deviation_D = torch.where(varies_D, deviation_D, 1.0)
+        mean_D = last.inputs_ND.mean(dim=0) if last.bias_C is not None else torch.zeros_like(deviation_D)
+        return cls(mean_D, deviation_D)
+
+    def scaled(self, last: LastLayer) -> LastLayer:
+        """The layer with its rows brought there."""
+        return dataclasses.replace(last, inputs_ND=(last.inputs_ND - self.mean_D) / self.deviation_D)
+
+    def mean_of(self, last: LastLayer, fits: Sequence[tuple[Tensor, Tensor]]) -> LastLayer:
+        """The layer with the mean of fits (W [C, D] and b [C], of scaled rows), for the columns as they were."""
+        weight_CD = torch.stack([weight for weight, _ in fits]).mean(dim=0) / self.deviation_D
+        bias_C = torch.stack([bias for _, bias in fits]).mean(dim=0) - weight_CD @ self.mean_D
+        return dataclasses.replace(last, weight_CD=weight_CD, bias_C=None if last.bias_C is None else bias_C)
 
 
 def balanced(rows_M: Tensor, cell_N: Tensor, generator: torch.Generator) -> Tensor:
