@@ -21,7 +21,7 @@ def edit(
         typer.Argument(
             metavar="EDIT",
             help="soup, greedy_soup, model_stock, truncate, scale (wise_ft), "
-            "afr_last_layer, crt_last_layer, dfr_last_layer or gsr_last_layer.",
+            "afr_last_layer, crt_last_layer, dfr_last_layer, dispel_last_layer or gsr_last_layer.",
         ),
     ],
     adapters: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Folders of runs or adapters.")],

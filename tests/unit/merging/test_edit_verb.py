@@ -169,6 +169,16 @@ def test_a_last_layer_is_fitted_to_the_groups_of_validation_rows(
     for folder, key in ((one / "adapter", "worst_before"), (tmp_path / "out", "worst_after")):
         guess_N = load_given(Given(adapter=str(folder))).label_scores(rows).argmax(axis=1)
         assert found[key] == pytest.approx(min(float((guess_N == label_N)[cell].mean()) for cell in cells))
+    told = ("--set", "s=[1.0,0.8]", "--set", "c=[0.1,0.03]", "--set", "retrainings=3", "--json")
+    mixed = debias("edit", "dispel_last_layer", one, "-o", tmp_path / "dispel", *told)
+    assert mixed.code == 0, mixed.err
+    made = json.loads(mixed.out)["rows"]
+    assert [made[key] for key in ("cells", "of_each_cell", "worst_before")] == [
+        found[key] for key in ("cells", "of_each_cell", "worst_before")
+    ]
+    assert (made["alpha"], made["s"] in (1.0, 0.8), made["c"] in (0.1, 0.03)) == (1.0, True, True)
+    guess_N = load_given(Given(adapter=str(tmp_path / "dispel"))).label_scores(rows).argmax(axis=1)
+    assert made["worst_after"] == pytest.approx(min(float((guess_N == label_N)[cell].mean()) for cell in cells))
     by_influence = debias("edit", "gsr_last_layer", one, "-o", tmp_path / "gsr", "--set", "steps=2", "--json")
     assert by_influence.code == 0, by_influence.err
     made = json.loads(by_influence.out)["rows"]
@@ -177,7 +187,12 @@ def test_a_last_layer_is_fitted_to_the_groups_of_validation_rows(
         found["worst_before"],
     )
     other = with_settings(runs[0], tmp_path / "other", data=data.model_copy(update={"group_field": None}))
-    assert "dfr_last_layer reads groups" in debias("edit", "dfr_last_layer", other, "-o", tmp_path / "x").error
+    for name in ("dfr_last_layer", "dispel_last_layer"):
+        assert f"{name} reads groups" in debias("edit", name, other, "-o", tmp_path / "x").error
+    causal = with_settings(runs[2], tmp_path / "causal", data=data)
+    refused = debias("edit", "dispel_last_layer", causal, "-o", tmp_path / "x").error
+    assert "trained no last layer whole" in refused
+    assert "there is nothing that dispel_last_layer could retrain" in refused
 
 
 def test_a_rank_is_chosen_over_the_pseudo_groups_of_a_run(runs: list[Path], debias: Command, tmp_path: Path) -> None:

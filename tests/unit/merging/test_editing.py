@@ -150,7 +150,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int, Oracle, Oracle]] = {
 
 
 def test_every_edit_has_a_case() -> None:
-    elsewhere = {f"{one}_last_layer" for one in ("afr", "crt", "dfr", "gsr")}  # no dense change is their oracle: below
+    # No dense change is the oracle of these: below.
+    elsewhere = {f"{one}_last_layer" for one in ("afr", "crt", "dfr", "dispel", "gsr")}
     assert {edit for edit, *_ in CASES.values()} | elsewhere == set(EDITS)
 
 
@@ -527,17 +528,22 @@ def test_a_last_layer_is_retrained_and_all_else_stays(adapters: dict[str, list[P
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(("name", "own"), [("dfr_last_layer", {}), ("dispel_last_layer", {"s": [0.8]})])
 def test_a_last_layer_fitted_to_balanced_groups(
-    adapters: dict[str, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    adapters: dict[str, list[Path]],
+    name: str,
+    own: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its figures are those of the layer that was written; without groups it is refused."""
     caplog.set_level(logging.INFO, "debias")
     given, generator = adapters["head"][0], np.random.default_rng(1)
     labels, groups = np.arange(60) % 3, (np.arange(60) % 10 == 0).astype(np.int64)
     inputs = generator.normal(size=(60, 16)) + 6 * np.eye(3, 16)[labels]
-    settings = {"c": [1.0], "retrainings": 3}
+    settings = {"c": [1.0], "retrainings": 3, **own}
     asked = {"layer_inputs": lambda folder, layer: (inputs, labels, groups)}
-    made = edit_adapters("dfr_last_layer", [given], tmp_path / "out", settings, **asked)
+    made = edit_adapters(name, [given], tmp_path / "out", settings, **asked)
     worst = []
     for folder in (given, tmp_path / "out"):
         whole = read_adapter(folder).whole
@@ -553,10 +559,8 @@ def test_a_last_layer_fitted_to_balanced_groups(
     for path in one:
         if not path.startswith(HEADS):
             np.testing.assert_allclose(two[path], one[path], atol=1e-6, err_msg=path)
-    with pytest.raises(InputError, match=r"dfr_last_layer reads groups, and a row held out has none; data.group_"):
-        edit_adapters(
-            "dfr_last_layer", [given], tmp_path / "x", layer_inputs=lambda folder, layer: (inputs, labels, None)
-        )
+    with pytest.raises(InputError, match=rf"{name} reads groups, and a row held out has none; data.group_"):
+        edit_adapters(name, [given], tmp_path / "x", layer_inputs=lambda folder, layer: (inputs, labels, None))
     assert not (tmp_path / "x").exists()
 
 
