@@ -198,7 +198,11 @@ def test_it_leaves_the_cue_where_groups_are_alike() -> None:
     assert (made.told["cells"], made.told["of_each_cell"]) == (4, 20)
     # As few are mixed, the cue is back; so it is where little of a balanced row is in the mixture.
     for alpha, s in ((0.05, 1.0), (1.0, 0.05)):
-        assert DISPELLastLayer((alpha,), (s,), (0.3,), retrainings=5).retrained(last).worst < 0.5
+        cue = DISPELLastLayer((alpha,), (s,), (0.3,), retrainings=5).retrained(last)
+        assert cue.worst < 0.5
+        assert cue.right > made.right  # and yet it is not chosen
+    both = DISPELLastLayer((0.05, 1.0), (0.05, 1.0), (0.3,), retrainings=1).retrained(last)
+    assert (both.told["alpha"], both.told["s"]) == (1.0, 1.0)
 
 
 def test_what_cannot_be_fitted_is_refused(caplog: pytest.LogCaptureFixture) -> None:
