@@ -131,8 +131,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`values` with each `a.b=VALUE` set; a block given as a short string (`method: edge`) becomes a mapping first."""
+    """`values` with each `a.b=VALUE` set; a block given as a short string (`method: edge`) becomes a mapping first.
+
+    InputError for a block that is given after a setting in it: that would be gone without a word.
+    """
     result = copy.deepcopy(values)
+    given: list[str] = []
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
@@ -141,7 +145,11 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             value = yaml_value(text)
         except yaml.YAMLError:
             raise InputError(f"{item[:200]!r}: the value is not valid YAML; quote it") from None
-        *blocks, last = key.strip().split(".")
+        key = key.strip()
+        if (lost := next((one for one in given if one.startswith(f"{key}.")), None)) is not None:
+            raise InputError(f"{item[:200]!r}: takes the place of the block in which {lost} was set; give {key} first")
+        given.append(key)
+        *blocks, last = key.split(".")
         node = result
         for block in blocks:
             node = _enter(node, block, item)

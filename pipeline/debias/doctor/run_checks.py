@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from debias.config import deepspeed_file as zero_config
 from debias.config.data import DataSource
 from debias.config.places import find_recipe, resolve_paths, runs_of
 from debias.config.reading import load_config
-from debias.config.run import RunConfig
+from debias.config.run import STAGES, RunConfig
 from debias.data.rows import is_null
 from debias.data.sources import load_with_columns
 from debias.doctor.check import Check, bad, fine, from_error, guarded, warn
@@ -63,6 +64,16 @@ class Patient:
         gpus, nodes = gpus_and_nodes()
         machine = Machine(gpu_memory=self.gpu_memory, gpus=gpus, nodes=nodes)
         return Planner(self.run.model_copy(update={"model": name}), machine)
+
+    def before(self) -> "list[tuple[str, Patient]]":
+        """The runs that are trained before it, by the names of their folders; one for a bias model's."""
+        stages = {Path(one.output_dir).name: one for one in runs_of(self.run)[1:]}
+        alike = re.compile(r"bias_(?!1$)")
+        return [
+            (f"{STAGES}/{name}", dataclasses.replace(self, run=one))
+            for name, one in stages.items()
+            if not alike.match(name)
+        ]
 
     def bytes_written(self) -> int | None:
         """About what the run writes: what was trained, and checkpoints of it; None where the model is not known."""
@@ -279,22 +290,41 @@ def adapter(patient: Patient) -> Check:
         return fine("adapter", "not looked at: the model's configuration is not here")
     counts, kind = planner.counts, patient.run.adapter["type"]
     check_adapted(planner.run, planner.config)
+    for name, before in patient.before():
+        if before.planner is not None:
+            try:
+                check_adapted(before.planner.run, before.planner.config)
+                before.planner.counts  # noqa: B018 (asked for: targets that match nothing are found by it)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
     trains = counts.elements(trainable=True)
     tensors = sum(size.trainable for size in counts.sizes)
     return fine("adapter", f"{kind}: {trains:,} parameters in {tensors} tensors train, the base has {counts.base:,}")
 
 
 def memory(patient: Patient) -> Check:
-    """The plan beside the GPU's memory, where either the GPU or a figure for it is there."""
+    """The plan beside the GPU's memory, where either the GPU or a figure for it is there; the largest of the run's and
+    those of the runs before it.
+    """
     limit = patient.gpu_memory
     if limit is None:
         return fine("memory", "no GPU here to compare the plan with; --gpu-memory 24GB names one")
-    planner = patient.planner
-    if planner is None:
+    planners = {name: one.planner for name, one in [("", patient), *patient.before()]}
+    needed = {
+        name: planner.memory(planner.run.per_device_train_batch_size).total
+        for name, planner in planners.items()
+        if planner is not None
+    }
+    if not needed:
         return fine("memory", "not looked at: the model's configuration is not here")
-    needed = planner.memory(patient.run.per_device_train_batch_size).total
-    found = f"the plan is {needed / GB:,.1f} of {limit / GB:,.1f} GB a GPU"
-    if needed <= limit:
-        return fine("memory", found)
-    advice = planner.plan().advice
+    largest = max(needed, key=lambda name: needed[name])
+    of = f" of {largest}" if largest else ""
+    found = f"the plan{of} is {needed[largest] / GB:,.1f} of {limit / GB:,.1f} GB a GPU"
+    if needed[largest] <= limit:
+        unseen = [name or "the run" for name in planners if name not in needed]
+        return fine(
+            "memory", found + (f"; of {', '.join(unseen)} the model's configuration is not here" if unseen else "")
+        )
+    planner = planners[largest]
+    advice = planner.plan().advice if planner is not None else ()
     return bad("memory", found, advice[0] if advice else "see debias plan CONFIG")

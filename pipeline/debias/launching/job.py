@@ -28,6 +28,8 @@ GRACE, LEAST_GRACE = 300, 30  # seconds from SIGTERM to the end: the default, an
 
 logger = logging.getLogger(__name__)
 
+SET_BY_JOB = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "--grace sets it"}  # variables of the ranks that have an option
+
 
 @dataclass(frozen=True)
 class Job:

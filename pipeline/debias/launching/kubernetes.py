@@ -21,7 +21,7 @@ from debias.config.run import RunConfig
 from debias.data.files import kind_of
 from debias.data.shards import is_pattern
 from debias.errors import InputError
-from debias.launching.job import VARIABLE, Job, names_of
+from debias.launching.job import SET_BY_JOB, VARIABLE, Job, names_of
 
 PODS = "nodes"
 PORT = 29500
@@ -36,10 +36,7 @@ SELECTOR = re.compile(r"(?P<key>[A-Za-z0-9][A-Za-z0-9_./-]*)=(?P<value>([A-Za-z0
 TOLERATION = re.compile(
     r"(?P<key>[A-Za-z0-9][A-Za-z0-9_./-]*)(=(?P<value>[A-Za-z0-9_.-]*))?(:(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
 )
-SET_BY_JOB = {
-    "NODE_RANK": "each pod has its own",
-    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "--grace sets it",
-}
+SET_BY_PODS = {"NODE_RANK": "each pod has its own", **SET_BY_JOB}
 ON_VOLUMES = ("DEBIAS_DATA", "HF_HOME")  # folders that every pod must find
 
 
@@ -250,8 +247,8 @@ def _check_env(env: Mapping[str, str]) -> None:
     for name in env:
         if not VARIABLE.fullmatch(name):
             raise InputError(f"--env is {name!r}, expected the name of a variable: letters, digits and '_'")
-        if name in SET_BY_JOB:
-            raise InputError(f"--env {name}: {SET_BY_JOB[name]}; remove it")
+        if name in SET_BY_PODS:
+            raise InputError(f"--env {name}: {SET_BY_PODS[name]}; remove it")
 
 
 def _check_files(config: RunConfig, volumes: Volumes, env: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ from debias.config.shipped import shipped_folders
 from debias.errors import InputError
 from debias.launching.containers import READ_BELOW, container_flags
 from debias.launching.directives import directives, log_file
-from debias.launching.job import INTERFACE, VARIABLE, Job, write_job
+from debias.launching.job import INTERFACE, SET_BY_JOB, VARIABLE, Job, write_job
 
 SCRIPT = "job.sbatch"
 # What a submission in another shell, or on another day, would not have.
@@ -87,11 +87,13 @@ def sent_along(given: Mapping[str, str], *, contained: bool = False) -> dict[str
 
     A container (`contained`) has a home of its own, so it is told where the hub's cache is.
 
-    InputError for what no shell takes as a name.
+    InputError for what no shell takes as a name, and for what the job sets by an option.
     """
     wrong = next((name for name in given if not VARIABLE.fullmatch(name)), None)
     if wrong is not None:
         raise InputError(f"--env is {wrong!r}, expected the name of a variable: letters, digits and '_'")
+    if (own := next((name for name in given if name in SET_BY_JOB), None)) is not None:
+        raise InputError(f"--env {own}: {SET_BY_JOB[own]}; remove it")
     here = {name: os.environ[name] for name in SENT if os.environ.get(name)}
     found = {**({"HF_HOME": "~/.cache/huggingface"} if contained else {}), **here, **given}
     folders = {name: os.path.abspath(os.path.expanduser(found[name])) for name in READ_BELOW if name in found}

@@ -78,7 +78,16 @@ def parse_grid(items: Sequence[str]) -> list[tuple[str, ...]]:
         if key in axes:
             raise InputError(f"--set {key} is given twice; put the values together: {key}=a,b")
         axes[key] = _values(text, item)
-    return list(itertools.product(*([f"{key}={value}" for value in values] for key, values in axes.items())))
+    return list(itertools.product(*([f"{key}={value}" for value in axes[key]] for key in _blocks_first([*axes]))))
+
+
+def _blocks_first(keys: list[str]) -> list[str]:
+    """The keys in their order, but each block before the settings in it: `method`, then `method.alpha`."""
+    ordered: list[str] = []
+    for key in keys:
+        below = [place for place, one in enumerate(ordered) if one.startswith(f"{key}.")]
+        ordered.insert(below[0] if below else len(ordered), key)
+    return ordered
 
 
 def _values(text: str, item: str) -> list[str]:

@@ -101,15 +101,16 @@ def plan_study(study: Study, path: Path, out: Path, arms: Sequence[str] = ()) ->
     planned: list[PlannedRun] = []
     for seed in study.seeds:  # type: ignore[union-attr]
         for arm in arms or study.arms:
-            changes = _overrides({**study.settings, **study.arms[arm]})
+            changes = _overrides(study.settings, study.arms[arm])
             (run,) = plan_sweep([recipe], [seed], [changes], out, new_data=study.new_data)
             planned.append(_renamed(run, len(planned), arm, out))
     return planned
 
 
-def _overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """As on the command line."""
-    return tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+def _overrides(shared: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
+    """As on the command line. An arm's own settings come last, and a block of its own is all that is in that block."""
+    kept = {key: value for key, value in shared.items() if not any(f"{key}.".startswith(f"{one}.") for one in own)}
+    return tuple(f"{key}={json.dumps(value)}" for key, value in [*kept.items(), *own.items()])
 
 
 def _renamed(run: PlannedRun, index: int, arm: str, out: Path) -> PlannedRun:

@@ -44,6 +44,14 @@ def accepted(settings: dict[str, Any], *overrides: str) -> RunConfig:
     return parse(RunConfig, apply_overrides(settings, overrides), where="run.yaml")
 
 
+def test_a_block_that_is_given_after_a_setting_in_it_is_refused():
+    for overrides in (["loss.tau=0.5", "loss=focal"], ["a.b.c=1", "x=2", "a.b=3"], ["a.b.c=1", "a=3"]):
+        with pytest.raises(InputError, match=r"takes the place of the block in which \S+ was set; give \S+ first$"):
+            apply_overrides({}, overrides)
+    found = apply_overrides({}, ["loss=focal", "loss.gamma=0.5", "loss.gamma=1", "losses=2"])
+    assert found == {"loss": {"name": "focal", "gamma": 1}, "losses": 2}
+
+
 # Unknown keys.
 
 

@@ -91,6 +91,23 @@ def test_a_run_that_does_not_fit(patient):
     assert check.cure
 
 
+@pytest.mark.slow
+def test_a_run_whose_first_stage_does_not_fit_or_has_no_targets(patient):
+    """The run's own memory and adapter are fine."""
+    stage = {"keep": "errors", "settings": {"per_device_train_batch_size": 2000, "max_steps": 2}}
+    limit = {"gpu_memory": 75 * 10**7}
+    assert by_name(patient(**limit))["memory"].found.startswith("the plan is 0.")
+    check = by_name(patient(**limit, first_stage=stage, order="upsampled"))["memory"]
+    assert check.stops
+    assert check.found.startswith("the plan of stages/1 is ")
+    assert by_name(patient(gpu_memory=10**10, first_stage=stage, order="upsampled"))["memory"].ok
+    stage["settings"] = {"adapter": {"targets": ["q_prj"]}, "max_steps": 2}
+    check = by_name(patient(first_stage=stage, order="upsampled"))["adapter"]
+    assert check.stops
+    assert "stages/1: " in check.found
+    assert "q_prj" in check.found
+
+
 def test_without_a_gpu_there_is_nothing_to_compare(patient):
     check = by_name(patient())["memory"]
     assert check.ok

@@ -138,6 +138,17 @@ def test_only_an_interrupted_run_goes_back_to_the_queue(environment, requeued, t
     assert requeued or done.returncode == int((interrupted | environment)["ENDS"])
 
 
+def test_a_task_of_an_array_goes_back_alone(tmp_path, run_script):
+    """The last one's own id is that of the array: all tasks would go back, those that run and those that are done."""
+    task = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    _, called = run_script(
+        job_for(tmp_path, seeds=(1, 3)), ENDS="75", LEAVES=json.dumps({"status": "interrupted"}), **task
+    )
+    assert called["scontrol"] == ["requeue 12_3"]
+    done, _ = run_script(job_for(tmp_path, seeds=(1, 3)), ENDS="1", **task)
+    assert "&& sbatch --array=3 job.sbatch (" in done.stderr
+
+
 def test_what_an_earlier_attempt_left_says_nothing_about_this_one(tmp_path, run_script):
     """It failed before it wrote anything: without a model it would be put back a hundred times."""
     job = job_for(tmp_path)
@@ -336,9 +347,10 @@ def test_a_folder_that_pyxis_cannot_name(tmp_path):
 def test_lines_and_variables_come_before_the_ranks(tmp_path):
     """Modules are loaded before `set -u`, which their functions do not bear; values are quoted."""
     (tmp_path / "modules.sh").write_text('#!/bin/bash\nexport FROM_MODULE="$NOT_SET"yes\n')
-    env = slurm.sent_along({"DEBIAS_DATA": "sets", "ODD": "a b'$(touch gone)"})
+    usual = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "20000", "PYTHONUNBUFFERED": "0", "OMP_NUM_THREADS": "3"}
+    env = slurm.sent_along({"DEBIAS_DATA": "sets", "ODD": "a b'$(touch gone)", **usual})
     extras = slurm.Extras(prologue=slurm.read_prologue(tmp_path / "modules.sh"), env=env, interface="ib0,ib1")
-    text = slurm.script(job_for(tmp_path), {}, extras=extras)
+    text = slurm.script(job_for(tmp_path, gpus_per_node=2), {}, extras=extras)
     shown = text[: text.index("# All ranks meet")] + "\nenv -0\n"
     given = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "6", "PATH": os.environ["PATH"]}
     done = subprocess.run(["bash"], input=shown, capture_output=True, text=True, check=True, env=given)
@@ -346,6 +358,8 @@ def test_lines_and_variables_come_before_the_ranks(tmp_path):
     assert (found["FROM_MODULE"], found["ODD"]) == ("yes", "a b'$(touch gone)")
     assert found["DEBIAS_DATA"] == os.path.abspath("sets")
     assert (found["GLOO_SOCKET_IFNAME"], found["SRUN_CPUS_PER_TASK"]) == ("ib0,ib1", "6")
+    assert {name: found[name] for name in usual} == usual, "what is asked for is not what is usual"
+    assert found["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
 
 
 def test_this_shells_data_goes_along(monkeypatch):
@@ -360,6 +374,8 @@ def test_this_shells_data_goes_along(monkeypatch):
     assert slurm.sent_along({"HF_HOME": "/c"}, contained=True)["HF_HOME"] == "/c"
     with pytest.raises(InputError, match="--env is 'a b'"):
         slurm.sent_along({"a b": "1"})
+    with pytest.raises(InputError, match="--env TORCH_ELASTIC_SHUTDOWN_TIMEOUT: --grace sets it; remove it"):
+        slurm.sent_along({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "9"})
 
 
 @pytest.mark.parametrize(("text", "message"), [(b"#SBATCH --mem=1\n", "line 1.*comes too late"), (b"\xff", "be read")])

@@ -60,6 +60,26 @@ def test_an_arm_is_what_a_sweep_of_its_settings_would_be(file, tmp_path):
     assert alone.digest == runs_of(file, tmp_path, "fast")[0].digest
 
 
+def test_an_arms_own_settings_are_not_those_of_all(file, tmp_path):
+    """A whole block of its own is all that is in that block; a setting in a shared block changes that one alone."""
+    shared = {"loss": {"name": "focal", "gamma": 3.0}, "learning_rate": 0.5, "lora_r": 4}
+    arms = {
+        "half": {"loss.gamma": 0.5},
+        "whole": {"loss": {"name": "focal", "gamma": 1.0}},
+        "dotted": {"learning_rate": 0.25},
+    }
+    file = study_file(tmp_path, settings=shared, arms=arms, seeds=1)
+    found = {run.name.partition("/")[0]: run.settings for run in runs_of(file, tmp_path / "out")}
+    assert [found[arm]["loss"].get("gamma") for arm in arms] == [0.5, 1.0, 3.0]
+    assert [found[arm]["learning_rate"] for arm in arms] == [0.5, 0.5, 0.25]
+    file = study_file(tmp_path, settings={"loss": "focal", "loss.gamma": 3.0, "lora_r": 4}, arms=arms, seeds=1)
+    found = {run.name.partition("/")[0]: run.settings for run in runs_of(file, tmp_path / "other")}
+    assert [found[arm]["loss"].get("gamma") for arm in arms] == [0.5, 1.0, 3.0]
+    file = study_file(tmp_path, settings={"loss.gamma": 3.0, "loss": "focal"}, arms=arms, seeds=1)
+    with pytest.raises(InputError, match=r"takes the place of the block in which loss\.gamma was set; give loss first"):
+        runs_of(file, tmp_path / "lost")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

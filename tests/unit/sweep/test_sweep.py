@@ -95,6 +95,14 @@ def test_a_grid_is_all_combinations():
     assert parse_grid([]) == [()]
 
 
+def test_a_block_is_set_before_what_is_in_it():
+    """In whatever order they are given: else the block would take the setting away, and the folder be named by it."""
+    expected = [("method=edge", "method.alpha=0.5"), ("method=subtract", "method.alpha=0.5")]
+    assert parse_grid(["method.alpha=0.5", "method=edge,subtract"]) == expected
+    assert parse_grid(["method=edge,subtract", "method.alpha=0.5"]) == expected
+    assert parse_grid(["a.b.c=1", "d=2", "a.b=3", "a=4"]) == [("a=4", "a.b=3", "a.b.c=1", "d=2")]
+
+
 def test_values_are_yaml():
     (axis,) = [[one[0] for one in parse_grid(['adapter.targets=[query, "a,b"],auto'])]]
     assert axis == ['adapter.targets=["query", "a,b"]', "adapter.targets=auto"]
