@@ -6,7 +6,7 @@ from pathlib import Path
 
 from debias.config import deepspeed_file as zero_config
 from debias.errors import InputError
-from debias.launching.job import Job, names_of
+from debias.launching.job import Job, names_of, own_engines
 
 READ_BELOW = ("DEBIAS_DATA", "DEBIAS_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
 
@@ -42,8 +42,7 @@ def _needed(job: Job, env: Mapping[str, str]) -> list[str]:
     for path in names_of(job.config).values():
         if os.path.isabs(path):
             folders.append(path if os.path.isdir(path) else os.path.dirname(path))
-    if job.config.deepspeed is not None and job.config.deepspeed not in zero_config.shipped():
-        folders.append(str(zero_config.find(job.config.deepspeed).resolve().parent))
+    folders += [str(zero_config.find(name).resolve().parent) for name in own_engines(job.config).values()]
     whole = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
     return [one for one in whole if not any(Path(one) != Path(up) and Path(one).is_relative_to(up) for up in whole)]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from debias.config import deepspeed_file as zero_config
-from debias.config.places import files_of
+from debias.config.places import files_of, runs_of
 from debias.config.reading import dump_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -114,9 +114,10 @@ def make_job(
     _check_restarts(config)
     if global_batch is not None:
         config = _with_global_batch(config, global_batch, nodes * ranks)
-    if config.deepspeed is not None:
-        path = zero_config.find(config.deepspeed)
-        zero_config.read(path, nodes * ranks, config.per_device_train_batch_size, config.gradient_accumulation_steps)
+    for run in runs_of(config):
+        if run.deepspeed is not None:
+            path = zero_config.find(run.deepspeed)
+            zero_config.read(path, nodes * ranks, run.per_device_train_batch_size, run.gradient_accumulation_steps)
     job = Job(
         name=name,
         folder=Path(folder).absolute(),
@@ -160,6 +161,13 @@ def names_of(config: RunConfig) -> dict[str, str]:
     for number, name in enumerate(files_of(config.bias_model), start=1):
         named["bias_model.file" if number == 1 else f"bias_model.file {number}"] = name
     return {key: os.path.expanduser(name) for key, name in named.items()}
+
+
+def own_engines(config: RunConfig) -> dict[str, str]:
+    """DeepSpeed files of the user's own, by the setting that names them: the run's, and its first stage's."""
+    stage = config.first_stage.settings if config.first_stage is not None else {}
+    named = {"deepspeed": config.deepspeed, "first_stage.settings.deepspeed": stage.get("deepspeed")}
+    return {key: name for key, name in named.items() if name is not None and name not in zero_config.shipped()}
 
 
 def _check_restarts(config: RunConfig) -> None:

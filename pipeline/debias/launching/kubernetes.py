@@ -21,7 +21,7 @@ from debias.config.run import RunConfig
 from debias.data.files import kind_of
 from debias.data.shards import is_pattern
 from debias.errors import InputError
-from debias.launching.job import SET_BY_JOB, VARIABLE, Job, names_of
+from debias.launching.job import SET_BY_JOB, VARIABLE, Job, names_of, own_engines
 
 PODS = "nodes"
 PORT = 29500
@@ -123,10 +123,23 @@ def manifest(
 def _files(job: Job) -> dict[str, str]:
     """What the pods find at CONFIG_AT."""
     ((file, config),) = job.configs().items()
-    if config.deepspeed is None or config.deepspeed in zero_config.shipped():
-        return {file: dump_config(config)}
-    text = zero_config.find(config.deepspeed).read_text(encoding="utf-8")
-    return {file: dump_config(config.model_copy(update={"deepspeed": f"{CONFIG_AT}/{ENGINE}"})), ENGINE: text}
+    texts, changes = {}, {}
+    for setting, name in own_engines(config).items():
+        file_there = ENGINE if setting == "deepspeed" else f"first_stage_{ENGINE}"
+        texts[file_there] = zero_config.find(name).read_text(encoding="utf-8")
+        changes[setting] = f"{CONFIG_AT}/{file_there}"
+    return {file: dump_config(_with_engines(config, changes)), **texts}
+
+
+def _with_engines(config: RunConfig, changes: Mapping[str, str]) -> RunConfig:
+    """The config with these places of its DeepSpeed files."""
+    update: dict[str, Any] = {}
+    if "deepspeed" in changes:
+        update["deepspeed"] = changes["deepspeed"]
+    if (place := changes.get("first_stage.settings.deepspeed")) is not None and config.first_stage is not None:
+        settings = {**config.first_stage.settings, "deepspeed": place}
+        update["first_stage"] = config.first_stage.model_copy(update={"settings": settings})
+    return config.model_copy(update=update)
 
 
 def _pods(

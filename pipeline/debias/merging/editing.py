@@ -21,16 +21,16 @@ from debias.merging.changes import Adapter, read_adapter, write_adapter
 from debias.merging.edits import LowRank
 from debias.merging.folders import check_place, find_adapter, run_around
 from debias.merging.retraining import LayerInputs, retrained
+from debias.runs.data_files import BASE
 from debias.runs.folder import labels_beside, settings_beside
+from debias.runs.names import ADDITIONAL_TEMPLATES, LABELS, ORIGIN, SUMMARY, VOCABULARIES
 from debias.runs.names import EDITS as EDITS_FILE
-from debias.runs.names import LABELS, ORIGIN
 from debias.runs.whole import save_whole
 
 logger = logging.getLogger(__name__)
 # What a tokenizer or an image processor is written as, and the names of labels; a checkpoint's folder holds an
 # optimizer's state too.
-WORDS = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "*processor_config.json", LABELS)
-ADDITIONAL_TEMPLATES = "additional_chat_templates"
+WORDS = ("*token*.json", *VOCABULARIES, "*processor_config.json", LABELS)
 # How well an adapter in a folder does on rows held out; larger is better.
 Score = Callable[[Path], float]
 
@@ -227,10 +227,26 @@ def _check_same_settings(first: Adapter, other: Adapter) -> None:
     bases = [one.config.base_model_name_or_path for one in (first, other)]
     if bases[0] != bases[1] and not (all(bases) and same_model(*bases)):
         raise InputError(f"adapter: {other.folder} was trained on {bases[1]}, {first.folder} on {bases[0]}")
+    weights = [_base_weights(one.folder) for one in (first, other)]
+    if None not in weights and weights[0] != weights[1]:
+        raise InputError(
+            f"adapter: {other.folder} and {first.folder} were trained on a base of one name, {bases[0]}, and of two"
+            " kinds of weights, as their run.json say"
+        )
     for name in ("revision", "task_type", "target_parameters"):
         one, two = (getattr(adapter.config, name) for adapter in (first, other))
         if (sorted(one or ()) != sorted(two or ())) if name == "target_parameters" else (one != two):
             raise InputError(f"adapter: {name} is {two!r} in {other.folder}, {one!r} in {first.folder}")
+
+
+def _base_weights(folder: Path) -> str | None:
+    """The digest of the base that the run around an adapter kept, if it did: of one in a folder."""
+    run = run_around(folder)
+    try:
+        told = json.loads((run / SUMMARY).read_text(encoding="utf-8")).get(BASE) if run is not None else None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return told if isinstance(told, str) else None
 
 
 def _check_same_modules(first: Adapter, other: Adapter) -> None:

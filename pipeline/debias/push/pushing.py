@@ -1,6 +1,7 @@
 """Upload what a run trained: adapter or model, tokenizer, labels and card, and nothing else of the run's folder."""
 
 import fnmatch
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ from typing import Any
 from debias.errors import InputError
 from debias.hub.cache import host, is_offline
 from debias.push.private import LOCAL, paths_in_settings, settings_without_paths, shown_base, without_paths
-from debias.runs.names import LABELS, trained
+from debias.runs.names import ADDITIONAL_TEMPLATES, EDITS, LABELS, MERGED, ORIGIN, VOCABULARIES, trained
 
+logger = logging.getLogger(__name__)
 CARD = "README.md"
 WEIGHTS = ("*.safetensors",)
 SETTINGS = ("*config.json", "*.safetensors.index.json", "special_tokens_map.json", LABELS)
 # A tokenizer's own files: their words may look like paths, and hold none.
-WORDS = ("tokenizer.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*")
+WORDS = ("tokenizer.json", "added_tokens.json", *VOCABULARIES)
+OURS = (ORIGIN, EDITS, MERGED, "training_args.bin")  # of the run, and nobody else's
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MB = 1e6
 
@@ -65,8 +68,17 @@ def uploads(run: Path, model: str, card: str, *, by_hand: bool) -> list[Upload]:
     folder = trained(run)
     if folder is None:
         raise InputError(f"{run}: has no adapter/ or model/ folder, the run has not finished")
-    found = [_upload(path, base) for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD]
-    kept = [one for one in found if one is not None]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD]
+    found = {path.name: _upload(path, base) for path in files}
+    kept = [one for one in found.values() if one is not None]
+    kept += [
+        Upload(f"{ADDITIONAL_TEMPLATES}/{path.name}", path)
+        for path in sorted((folder / ADDITIONAL_TEMPLATES).glob("*.jinja"))
+    ]
+    if left := [name for name, one in found.items() if one is None and name not in OURS]:
+        logger.warning(
+            "%s: not uploaded, as no file of an adapter, a model or a tokenizer: %s", folder, ", ".join(left)
+        )
     if not any(fnmatch.fnmatch(one.name, WEIGHTS[0]) for one in kept):
         raise InputError(f"{folder}: has no weights (*.safetensors)")
     if by_hand and (local := LOCAL.search(card)):

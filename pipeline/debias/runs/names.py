@@ -16,6 +16,12 @@ EVAL = "eval"  # what a run was judged to be: a file for each suite
 # In the run.json of a folder that `debias eval --model -o` wrote: whose results it holds, and the options given.
 JUDGED, ASKED = "judged", "asked"
 CHECKPOINT = "checkpoint-"  # and the step
+# Files of a tokenizer of any kind beside its `*token*.json`, and the folder of its templates.
+VOCABULARIES = (
+    *("vocab.*", "merges.txt", "bpe.codes", "tekken.json", "*.model", "*.spm", "*.tiktoken", "normalizer.json"),
+    "chat_template*",
+)
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
 TRAINER_STATE = "trainer_state.json"  # of a checkpoint, as the Trainer names it
 
 

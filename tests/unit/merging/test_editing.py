@@ -730,3 +730,22 @@ def test_ranks_may_differ_in_a_soup(adapters: dict[str, list[Path]], tmp_path: P
     one, two, found = (dense_changes("plain", folder) for folder in (adapters["plain"][0], other, tmp_path / "out"))
     for path in found:
         np.testing.assert_allclose(found[path], (one[path] + two[path]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("told", "alike"), [("a", True), ("b", False), (None, True)])
+def test_soups_of_runs_on_two_bases_of_one_name(
+    adapters: dict[str, list[Path]], tmp_path: Path, told: str | None, alike: bool
+) -> None:
+    """A base in a folder that was replaced between two runs; nobody can say where a run kept no digest."""
+    runs = []
+    for number, digest in enumerate(("a", told)):
+        run = tmp_path / f"run{number}"
+        _copy(adapters["plain"][0], run / "adapter")
+        (run / "run.json").write_text(json.dumps({"base_sha256": digest} if digest else {}))
+        (run / "config.yaml").write_text("{")
+        runs.append(run / "adapter")
+    if alike:
+        edit_adapters("soup", runs, tmp_path / "out")
+    else:
+        with pytest.raises(InputError, match=r"were trained on a base of one name, .*, and of two kinds of weights"):
+            edit_adapters("soup", runs, tmp_path / "out")

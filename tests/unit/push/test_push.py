@@ -81,6 +81,19 @@ def test_a_dry_run_lists_files_and_sizes_and_asks_nobody(hub, tmp_path, monkeypa
     assert hub.asked == []
 
 
+def test_the_files_of_every_tokenizer_go_along_and_what_does_not_is_said(tmp_path, said, caplog):
+    run = run_in(tmp_path / "edge")
+    (run / "adapter" / "additional_chat_templates").mkdir()
+    names = ["additional_chat_templates/tools.jinja", "bpe.codes", "chat_template.jinja", "qwen.tiktoken"]
+    names += ["source.spm", "tekken.json", "tokenizer.model", "vocab.json"]
+    for name in names:
+        (run / "adapter" / name).write_text("{}")
+    lines = said("push", str(run), "--repo", "me/edge", "--dry-run").splitlines()
+    assert {line.split()[-1] for line in lines[:-1]} == {*TRAINED, *names}
+    (warning,) = [line for line in caplog.messages if "not uploaded" in line]
+    assert warning.endswith(": notes.txt, optimizer.pt")
+
+
 @pytest.mark.parametrize("private", [True, False])
 def test_what_is_uploaded(hub, tmp_path, private, said):
     run = run_in(tmp_path / "edge")
