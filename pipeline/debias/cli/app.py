@@ -172,8 +172,9 @@ def main() -> None:
     """Entry point: InputError becomes one line on stderr and exit code 2."""
     sys.argv[1:] = world.without_local_rank(sys.argv[1:], os.environ)
     world.adopt_slurm(os.environ)
-    _quiet()
     try:
+        world.check(os.environ)
+        _quiet()
         sys.argv[1:] = expanded_words(sys.argv[1:])
         _run()
     except SystemExit as end:

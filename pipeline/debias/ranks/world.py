@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import timedelta
 
+from debias.errors import InputError
+
 
 def world_size() -> int:
     """How many ranks the launcher has started, one without a launcher."""
@@ -71,6 +73,19 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     }
     for name, value in known.items():
         environment.setdefault(name, value)
+
+
+def check(environment: Mapping[str, str]) -> None:
+    """InputError where a launcher's words are no numbers, or contradict each other: every rank would stop, or wait."""
+    for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
+        told = environment.get(name)
+        if told is not None and not (told.isdecimal() and int(told) >= least):
+            raise InputError(
+                f"{name} is {told!r} in the environment, expected a whole number from {least} on; unset it"
+            )
+    first, size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+    if first >= size:
+        raise InputError(f"RANK is {first} in the environment where WORLD_SIZE is {size}; unset both, or make them fit")
 
 
 def leave(patience: float = 60.0) -> None:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from command_line import command_line
 
 from debias.errors import InputError, Interrupted
 from debias.launching import local
 from debias.ranks import failures as ranks
-from debias.ranks.world import adopt_slurm, leave, ranks_here, without_local_rank
+from debias.ranks.world import adopt_slurm, check, leave, ranks_here, without_local_rank
 
 STEP = {
     "SLURM_PROCID": "3",
@@ -91,6 +92,28 @@ def test_slurm_that_cannot_be_asked(monkeypatch, tmp_path):
     environment = STEP | {"SLURM_STEP_NODELIST": "node7"}
     adopt_slurm(environment)
     assert environment["MASTER_ADDR"] == "node7"
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment, expected a whole number from 1 on"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1' in the environment, expected a whole number from 0 on"),
+        ({"LOCAL_RANK": "a"}, "LOCAL_RANK is 'a'"),
+        ({"RANK": "1"}, "RANK is 1 in the environment where WORLD_SIZE is 1"),  # it would write and say nothing
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2 in the environment where WORLD_SIZE is 2"),
+    ],
+)
+def test_words_of_a_launcher_that_are_none(environment, says, monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert says in command_line(monkeypatch, capsys)("methods").error
+    check({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"})
+    check({})
 
 
 @pytest.mark.parametrize("flag", ["--local_rank=5", "--local-rank=5"])
