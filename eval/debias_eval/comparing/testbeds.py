@@ -184,8 +184,12 @@ def _other_data(first: Method | None, second: Method) -> bool:
 def told_groups(config: Mapping[str, Any]) -> bool:
     """Whether a run with these settings reads the groups of its training examples that came with the data.
 
-    What its loss and its order read is told by nobody where `groups` says how they are inferred.
+    What its loss and its order read is told by nobody where `groups` says how they are inferred. A first stage that
+    reads them tells what they say.
     """
+    stage = config.get("first_stage")
+    if isinstance(stage, Mapping) and told_groups(stage.get("settings") or {}):
+        return True
     order = config.get("order")
     by_group = isinstance(order, Mapping) and order.get("name") == "resampled" and order.get("by", "group") == "group"
     inferred = bool(config.get("groups"))

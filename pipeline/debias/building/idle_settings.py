@@ -38,12 +38,20 @@ def without_effect(config: RunConfig) -> list[str]:
     defaults = RunConfig.model_fields
     given = {key: getattr(config, key) for key in reasons}
     found = [f"{key}={given[key]}: {why}" for key, why in reasons.items() if given[key] != defaults[key].default]
-    return found + _of_files(config.data) + _of_draws(config.data) + _of_swap(config.data)
+    return [*found, *_of_groups(config.data), *_of_files(config.data), *_of_draws(config.data), *_of_swap(config.data)]
 
 
 def _of_adapter(config: RunConfig) -> dict[str, str]:
     reads = make_adapter(config.adapter).reads
     return {key: f"adapter is {config.adapter['type']}" for key in LORA if key not in reads}
+
+
+def _of_groups(data: DataConfig) -> list[str]:
+    """A planted cue says of each example whether it is aligned with it; what a column said is then gone."""
+    cue = next((name for name in ("planted_bias", "planted_color") if getattr(data, name) is not None), None)
+    if cue is None or data.group_field is None:
+        return []
+    return [f"data.group_field={data.group_field}: data.{cue} makes the groups"]
 
 
 def _of_files(data: DataConfig) -> list[str]:

@@ -1,5 +1,6 @@
 """From log-likelihoods of answers to scores: normalised and calibrated. C labels, K prompts that say nothing."""
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -42,10 +43,12 @@ class Scoring:
         """The filled templates whose scores make the prior; InputError where the template leaves nothing to ask."""
         if self.calibrate != "pmi":
             return [template.format(**dict.fromkeys(text_fields, word)) for word in CONTENT_FREE]
-        tail = template.rpartition("}")[2]
+        parts = [*string.Formatter().parse(template)]  # {{ and }} are letters there
+        last = max((place for place, (_, field, *_) in enumerate(parts) if field is not None), default=-1)
+        tail = "".join(text for text, *_ in parts[last + 1 :])
         if not tail.strip():
             raise InputError("calibrate: pmi needs words after the last field of prompt.template; there are none")
-        return [tail.replace("}}", "}").replace("{{", "{")]
+        return [tail]
 
     def prior(self, scores_KC: np.ndarray) -> np.ndarray:
         """What is subtracted from each label's score, [C], of the scores after `prior_texts`."""

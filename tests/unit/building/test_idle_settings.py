@@ -71,6 +71,11 @@ CAUSAL = [
             ["data.swap.spread=3.0: tokens are given, and none is looked for"],
         ),
         (["data.swap={spread: 3.0}"], []),
+        (["data.group_field=domain"], []),
+        (
+            ["data.group_field=domain", "data.planted_bias={cue: '!!'}"],
+            ["data.group_field=domain: data.planted_bias makes the groups"],
+        ),
         (
             ["data.train={source: a.csv, split: test}", "data.validation={source: some/hub, split: test}"],
             ["data.train.split=test: a.csv is a file, which has no splits"],

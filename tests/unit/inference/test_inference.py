@@ -447,3 +447,22 @@ def test_bf16_on_a_cpu_without_it_is_float32(llama: Path, monkeypatch: pytest.Mo
     assert four.description["dtype"] == "float32"
     assert np.isfinite(four.label_scores(pairs(4))).all()
     assert json.dumps(four.description)
+
+
+@pytest.mark.parametrize(
+    ("template", "tail"),
+    [
+        ("{premise} so {hypothesis}? Answer:", "? Answer:"),
+        ("{premise}\nReply as {{label}}: ", "\nReply as {label}: "),  # no field: braces that are letters
+        ('{premise} / {hypothesis}\nAnswer in JSON {{"label":', '\nAnswer in JSON {"label":'),
+        ("{{a}} {premise}{{b}}", "{b}"),
+    ],
+)
+def test_the_prior_of_pmi_is_asked_all_that_follows_the_last_field(template, tail):
+    assert Scoring(calibrate="pmi").prior_texts(template, ("premise", "hypothesis")) == [tail]
+
+
+def test_a_template_that_ends_with_a_field_has_no_such_prior():
+    for template in ("{{x}} {premise}", "{premise} "):
+        with pytest.raises(InputError, match="pmi needs words after the last field"):
+            Scoring(calibrate="pmi").prior_texts(template, ("premise",))

@@ -201,6 +201,10 @@ def test_one_name_with_two_settings_is_told(block: dict[str, Any], told: str, be
         ({"order": {"name": "resampled", "by": "group"}, "groups": {"name": "eiil"}}, False),
         ({"loss": "group_dro", "groups": {"name": "eiil"}, "bias_model": {"name": "groups"}}, True),
         ({"bias_model": {"name": "product", "of": [{"name": "lexical"}, {"name": "groups"}]}}, True),
+        ({"first_stage": {"keep": "log_p", "settings": {"loss": "group_dro"}}, "loss": "logit_correction"}, True),
+        ({"first_stage": {"keep": "log_p", "settings": {"loss": {"name": "gce"}}}, "groups": {"name": "eiil"}}, False),
+        ({"first_stage": {"settings": {"first_stage": {"settings": {"order": {"name": "expanding"}}}}}}, True),
+        ({"first_stage": None}, False),
     ],
 )
 def test_who_was_told_the_groups(config: dict[str, object], told: bool) -> None:
