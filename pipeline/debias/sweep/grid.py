@@ -14,7 +14,7 @@ import yaml
 from debias.config import blocks
 from debias.config.places import find_recipe, resolve_paths
 from debias.config.reading import load_config, yaml_value
-from debias.config.run import RunConfig
+from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
 from debias.runs.data_files import BASE, DATA_FILES, changed_base, changed_data
 from debias.runs.names import CONFIG, SUMMARY, trained
@@ -217,7 +217,21 @@ def changed_settings(run: PlannedRun) -> str | None:
 
 def changed_since(run: PlannedRun) -> str | None:
     """`changed_inputs` of a finished run; one that is not finds it out itself when it goes on."""
-    return changed_inputs(_told(run.folder), run) if _is_finished(run.folder) else None
+    if not _is_finished(run.folder):
+        return None
+    return changed_inputs(_told(run.folder), run) or _changed_before(run.folder)
+
+
+def _changed_before(folder: Path) -> str | None:
+    """The first of the runs before a run whose base has other weights now, by its own `run.json`."""
+    for stage in sorted((folder / STAGES).glob("*")):
+        try:
+            settings = {"model": load_config(stage / CONFIG).model}
+        except InputError:  # cleared away, or damaged: nobody can say
+            continue
+        if (changed := changed_base(_told(stage).get(BASE), settings)) is not None:
+            return f"{STAGES}/{stage.name}: {changed}"
+    return None
 
 
 def changed_inputs(told: Mapping[str, Any], run: PlannedRun) -> str | None:

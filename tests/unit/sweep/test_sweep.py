@@ -389,6 +389,25 @@ def test_a_base_whose_weights_have_changed_since_is_another_run(recipe, tmp_path
     check_same(config, run.folder)
 
 
+def test_a_run_before_it_whose_base_has_changed_since(recipe, tmp_path):
+    """Its answers were another model's, and they are in the run."""
+    small, out = tmp_path / "small", tmp_path / "out"
+    small.mkdir()
+    (small / "model.safetensors").write_bytes(b"first")
+    (run,) = plan_sweep([recipe], [0], [()], out)
+    sweep_of([run], out).run()
+    stage = run.folder / "stages" / "1"
+    stage.mkdir(parents=True)
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    (stage / "config.yaml").write_text(yaml.safe_dump({**settings, "model": str(small)}))
+    (stage / "run.json").write_text(json.dumps({"status": "finished", BASE: weights_digest(small)}))
+    assert changed_settings(run) is None
+    (small / "model.safetensors").write_bytes(b"second")
+    assert changed_settings(run) == f"stages/1: model: the weights of {small} have changed since"
+    (stage / "config.yaml").write_text("{")
+    assert changed_settings(run) is None, "nobody can say"
+
+
 def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path):
     for name in ("de", "en"):
         (tmp_path / "shards" / name).mkdir(parents=True)
