@@ -113,6 +113,7 @@ class DebiasTrainer(CheckpointingTrainer):
         self._router: RouterLoss | None = None
         self._since_log = (time.perf_counter(), 0.0)
         self._losses = torch.zeros((), device=self.args.device)  # the sum of this step's, on this rank
+        self._evaluated: list[Tensor] | None = None  # the loss of each sample, while an evaluation runs
         # The loss is already a mean over its micro-batch: the Trainer must not divide it by an item count.
         self.model_accepts_loss_kwargs = False
 
@@ -278,8 +279,25 @@ class DebiasTrainer(CheckpointingTrainer):
         labels_B = inputs_and_facts(batch)[1].get("labels")
         if labels_B is None:
             return (None, None, None) if prediction_loss_only else (None, scores_BC, None)
-        loss = -of_right_label(scores_BC, labels_B).mean()
+        loss_B = -of_right_label(scores_BC, labels_B)
+        if self._evaluated is not None:
+            self._evaluated.append(self.gather_function(loss_B).float().cpu())
+        loss = loss_B.mean()
         return (loss, None, None) if prediction_loss_only else (loss, scores_BC, labels_B)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As the Trainer's, with the mean loss of all samples: over ranks its own counts some that fill up the last batch."""
+        self._evaluated = []
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            losses = torch.cat([torch.empty(0), *self._evaluated]).double()
+        finally:
+            self._evaluated = None
+        finite = losses.isfinite()
+        if len(losses):
+            kept = losses[finite] if self.args.logging_nan_inf_filter and finite.any() else losses
+            output.metrics[f"{metric_key_prefix}_loss"] = kept.mean().item()
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log with what the last step did to the two gradients."""
