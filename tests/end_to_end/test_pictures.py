@@ -89,6 +89,8 @@ def test_the_result_is_what_the_model_says(digits: Path, tmp_path: Path) -> None
 
     run = train(config(digits, tmp_path / "run", max_steps=30))
     result = evaluate_run(run, str(suite(digits, tmp_path / "suite")))
+    with pytest.raises(InputError, match="--overlap exclude compares texts, and the suite shows pictures"):
+        evaluate_run(run, str(suite(digits, tmp_path / "suite")), overlap="exclude")
     model = AutoModelForImageClassification.from_pretrained(run / "model").eval()
     data = config(digits, tmp_path, data={"train": str(digits / "test-images-idx3-ubyte.gz"), "labels": DIGITS}).data
     from debias.config.data import PlantedColor

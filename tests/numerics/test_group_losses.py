@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from debias.losses import LearningLoss, make_loss
+from debias.losses import LearningLoss, make_loss, mmd_step
 from debias.losses.mmd import GAMMAS, directions, phases
 from debias.readouts import DONE, Said
 
@@ -301,6 +301,19 @@ def test_what_an_order_does_for_groups_is_not_done_twice(name: str, rare: int) -
     assert found == pytest.approx(want)
 
 
+@pytest.mark.parametrize("name", ["group_dro", "irm", "gerne", "pgi"])
+def test_it_is_the_same_however_small_a_part_of_the_data_an_epoch_sees(name: str) -> None:
+    """A label that is drawn less than once an epoch, on average, is a label like any other."""
+    logits, hidden, labels, groups = drawn(15)
+    known, values = facts(labels, groups), []
+    settings = {"strength": 0.5, "memory": 0.9} if name in ("irm", "pgi") else {}
+    for part in (1.0, 0.01):
+        seen = torch.tensor([part * (4, 2, 1)[group] for group in groups]).double()
+        loss = LearningLoss(make_loss({"name": name, **settings}), lambda seen=seen: {**known, "seen": seen})
+        values.append(loss(said(logits, hidden, labels), known))
+    assert torch.allclose(values[0], values[1], rtol=1e-12)
+
+
 def test_of_a_checkpoint_of_other_groups_it_does_not_go_on() -> None:
     """And of its own it does, although its memory was longer than it is at the beginning."""
     logits, hidden, labels, groups = drawn(10)
@@ -414,3 +427,22 @@ def test_one_sample_that_is_wrong_among_sure_ones_does_not_outweigh_the_step(mem
     assert 0 < float(value.detach()) < 10
     assert wrong.grad is not None
     assert float(wrong.grad.norm()) < 5
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e3, 1e4])
+def test_discrepancies_far_from_the_origin_are_those_near_it(offset: float) -> None:
+    """In float32, where the squares of distant numbers have no digits left for their differences."""
+    torch.manual_seed(0)
+    near_BH, group_B = torch.randn(24, 8, dtype=torch.float64), torch.arange(24) % 3
+    near_BH[group_B == 1] += 0.7
+
+    def slope(hidden_BH: torch.Tensor) -> torch.Tensor:
+        hidden_BH = hidden_BH.requires_grad_()
+        step = mmd_step.packed(mmd_step.rows_of(hidden_BH, group_B), torch.tensor(0.0, dtype=torch.float64))
+        mmd_step.tangent(hidden_BH, group_B, step).mean().backward()
+        assert hidden_BH.grad is not None
+        return hidden_BH.grad.double()
+
+    far_BH = (near_BH + offset).float()
+    want, found = slope(far_BH.double() - offset), slope(far_BH)  # of what float32 has of the distant numbers
+    assert (found - want).norm() < 1e-4 * want.norm()

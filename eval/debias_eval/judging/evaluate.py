@@ -168,7 +168,12 @@ def _without_training_rows(
     run: Path, suite: Suite, examples: Sequence[Example], rule: OverlapRule, trained_on: TrainingRows | None
 ) -> tuple[Sequence[Example], dict[str, Any] | None]:
     """The rows to judge, and how many of all rows are in the training data (None where that is not known)."""
-    if rule == "ignore" or any(example.image is not None for example in examples):
+    pictures = any(example.image is not None for example in examples)
+    if pictures and rule == "exclude":
+        raise InputError(
+            f"suite {suite.name}: --overlap exclude compares texts, and the suite shows pictures; leave it out"
+        )
+    if rule == "ignore" or pictures:
         return examples, None
     rows = trained_on or TrainingRows.of(run)
     shared_N = rows.contain(examples, suite) if rows else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from debias.data import Example
-from debias_eval.reading.partial import classifier
+from debias_eval.reading.partial import classifier, drawn_together
 from debias_eval.reading.subset import subset
 from debias_eval.reading.suite import Suite
 from debias_eval.scores.intervals import Ints, cluster_index
@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 def partial_input(suite: Suite, examples: Sequence[Example], seed: int = 0) -> dict[str, Any] | None:
     """Accuracy, interval, `fields` and `how` of TF-IDF and logistic regression on the suite's `input_ablation`.
 
-    Five folds, whole clusters in one fold; of more than 10,000 rows a random subset drawn with `seed`. None, with a
-    notice in the log where it is not by the suite's own choice, if the suite names no fields, without scikit-learn, and
-    for too few examples to fit anything.
+    Five folds; all rows of a cluster, or without clusters all that show the classifier the same, are in one, and are
+    one draw for the interval. Of more than 10,000 rows a random subset drawn with `seed`. None, with a notice in the
+    log where it is not by the suite's own choice, if the suite names no fields, without scikit-learn, and for too few
+    examples to fit anything.
     """
     if not suite.input_ablation or any(example.image is not None for example in examples):
         return None
@@ -36,27 +37,28 @@ def partial_input(suite: Suite, examples: Sequence[Example], seed: int = 0) -> d
         logger.info("suite %s: no partial-input floor, it needs scikit-learn: pip install scikit-learn", suite.name)
         return None
     rows = subset(examples, MOST_ROWS, seed)
+    columns = [suite.text_fields.index(field) for field in suite.input_ablation]
+    texts = [" \n ".join(example.texts[column] for column in columns) for example in rows]
+    apart = drawn_together(rows, columns)
     try:
-        predicted_N = _cross_validated(suite, rows, seed)
+        predicted_N = _cross_validated(texts, rows, apart, seed)
     except ValueError as error:
         logger.info("suite %s: no partial-input floor, its %d rows are too few: %s", suite.name, len(rows), error)
         return None
     gold_N = np.array([example.label for example in rows], dtype=np.int64)
-    cluster_N = real_clusters([example.cluster for example in rows])
+    cluster_N = real_clusters(apart)
     part = f", of {len(rows):,} of {len(examples):,} rows drawn with seed {seed}" if len(rows) < len(examples) else ""
     how = f"TF-IDF and logistic regression, {FOLDS}-fold cross-validation within the suite{part}"
     return {**accuracy(predicted_N, gold_N, cluster_N).as_dict(), "fields": list(suite.input_ablation), "how": how}
 
 
-def _cross_validated(suite: Suite, examples: Sequence[Example], seed: int) -> Ints:
+def _cross_validated(texts: Sequence[str], examples: Sequence[Example], apart: Sequence[str | None], seed: int) -> Ints:
     """The label each example gets from the folds it is not in, `[N]`; ValueError where a fold cannot be fitted.
 
     Words are weighted over all texts at once, which needs no label and saves most of the time.
     """
-    columns = [suite.text_fields.index(field) for field in suite.input_ablation]
-    texts = [" \n ".join(example.texts[column] for column in columns) for example in examples]
     gold_N = np.array([example.label for example in examples], dtype=np.int64)
-    fold_N = _folds([example.cluster for example in examples], seed)
+    fold_N = _folds(apart, seed)
     words, model = classifier().named_steps.values()
     features = words.fit_transform(texts).tocsr()
     predicted_N = np.full(len(gold_N), -1, dtype=np.int64)

@@ -112,3 +112,19 @@ def _source(suite: Suite, path: str) -> DataSource:
 
 def _seen(suite: Suite, rule: PartialInputGroups, example: Example) -> str:
     return " \n ".join(example.texts[suite.text_fields.index(field)] for field in rule.fields)
+
+
+def drawn_together(examples: Sequence[Example], columns: Sequence[int]) -> list[str | None]:
+    """What of the examples is one draw to who sees these of their texts: those of a cluster, and without clusters those
+    that have the same texts there, share a name; None for one that shares nothing.
+
+    Texts of which there are few (an instruction, a topic) are no draws: it is what they say that is asked.
+    """
+    from debias.bias.base import has_few_texts
+
+    clusters = [example.cluster for example in examples]
+    if any(cluster is not None for cluster in clusters) or all(has_few_texts(examples, column) for column in columns):
+        return clusters
+    seen: dict[tuple[str, ...], int] = {}
+    texts = (tuple(example.texts[column] for column in columns) for example in examples)
+    return [str(seen.setdefault(one, len(seen))) for one in texts]

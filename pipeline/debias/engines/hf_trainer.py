@@ -286,7 +286,7 @@ class DebiasTrainer(CheckpointingTrainer):
         return (loss, None, None) if prediction_loss_only else (loss, scores_BC, labels_B)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the Trainer's, with the mean loss of all samples: over ranks its own counts some that fill up the last batch."""
+        """As the Trainer's, with the mean loss of all samples: over ranks its own has some of the last batch twice."""
         self._evaluated = []
         try:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)

@@ -55,6 +55,7 @@ class GERNE(Loss):
         labels, groups = (int(known.max()) + 1 for known in (labels_N, group_N))
         count_CG = group_sums.counted(labels_N * groups + group_N, facts, labels * groups).view(labels, groups)
         occurs_CG = count_CG > 0
-        share_CG = count_CG / count_CG.sum(dim=1, keepdim=True).clamp(min=1)
+        seen_C1 = count_CG.sum(dim=1, keepdim=True)  # less than once an epoch, where an order draws a label rarely
+        share_CG = count_CG / seen_C1.masked_fill(seen_C1 == 0, 1.0)
         even_CG = 1 / (occurs_CG.sum(dim=1, keepdim=True) * share_CG.masked_fill(~occurs_CG, 1.0))
         return (1 + self.c * (1 + self.beta) * (even_CG - 1)) * occurs_CG

@@ -68,6 +68,9 @@ class Groups(NamedTuple):
 def _terms(hidden_BH: Tensor, group_B: Tensor, rows_NF: Tensor, distance: Tensor) -> Tensor:
     """What the pairs of each sample with those of the step, itself among them, add to the penalty, [B]."""
     group_N, hidden_NH = rows_NF[:, 0], rows_NF[:, 1:]
+    # Distances are those from a common point, too; far from it their digits would be lost in the squares.
+    middle_H = hidden_NH.mean(dim=0)
+    hidden_BH, hidden_NH = hidden_BH - middle_H, hidden_NH - middle_H
     squares_BN = hidden_BH.square().sum(dim=1, keepdim=True) + hidden_NH.square().sum(dim=1)
     scaled_BN = (squares_BN - 2 * hidden_BH @ hidden_NH.T).clamp(min=0) / distance.clamp(min=NONE)
     kernel_BN = torch.stack([torch.exp(-gamma * scaled_BN) for gamma in GAMMAS]).sum(dim=0)
