@@ -12,7 +12,17 @@ from debias_eval.reporting.figures import MEASURES, p_text, signed, stars
 from debias_eval.reporting.latex_text import latex_text
 from debias_eval.results.grouped import group_runs
 from debias_eval.results.runs import Method, read_runs
-from debias_eval.results.summary import Estimate, Row, floor_notes, floors, measured, points, suite_notes, table
+from debias_eval.results.summary import (
+    Estimate,
+    Row,
+    floor_notes,
+    floors,
+    measured,
+    points,
+    suite_notes,
+    table,
+    unlike_notes,
+)
 
 Marks = Mapping[tuple[str, str, str], str]
 FLAT = "–"
@@ -161,7 +171,7 @@ def comparison_grid(pair: Comparison) -> Grid:
 def terminal_table(runs: Sequence[Path]) -> Table:
     """The rows of the report as a rich table: suites by runs, each number with its interval, the floors under them."""
     rows = table(group_runs(read_runs(runs)))
-    caption = " ".join([interval_note(rows), *alike_note(rows)])
+    caption = " ".join([interval_note(rows), *alike_note(rows), *_unlike_notes(rows)])
     result = Table(caption=Text(caption), caption_justify="left")
     for name in ("suite", "method"):
         result.add_column(name, overflow="fold")
@@ -177,6 +187,11 @@ def terminal_table(runs: Sequence[Path]) -> Table:
             result.add_row(_safe(suite), Text(printable(floor.name), style="dim"), "", floor.text())
         result.add_section()
     return result
+
+
+def _unlike_notes(rows: Sequence[Row]) -> list[str]:
+    suites = dict.fromkeys(row.suite for row in rows)
+    return [f"{suite} {note}" for suite in suites for note in unlike_notes([row for row in rows if row.suite == suite])]
 
 
 def _terminal_cells(row: Row, alike: Sequence[str]) -> list[str]:
