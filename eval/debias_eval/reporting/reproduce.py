@@ -66,16 +66,35 @@ def _facts(methods: Sequence[Method]) -> dict[str, Any]:
 def commands(run: Run) -> list[str]:
     """The command lines that train a run again, beside it, and judge it, in a shell's quotes.
 
-    They are given in the folder that the run lies in. None judges where nothing says which model it was.
+    They are given in the folder that the run lies in. None judges where nothing says which model it was. What a command
+    cannot say is a shell's comment.
     """
-    again = f"output_dir={json.dumps(f'{run.name}-again', ensure_ascii=False)}"  # read as YAML
-    lines = [f"debias train {shlex.join([f'{run.name}/{CONFIG}', again])}"] if run.config else []
+    lines = _training(run) if run.config else []
     model = _judged(run)
     by_options: dict[str, list[str]] = {}
     for name, result in run.results.items() if model else ():
         by_options.setdefault(_options(result), []).append(f"--suite {shlex.quote(result.suite_file or name)}")
     lines += [f"debias eval {model} {' '.join(suites)}{options}" for options, suites in by_options.items()]
     return lines
+
+
+def _training(run: Run) -> list[str]:
+    """With as many ranks as the run had: a step's samples are those of all of them."""
+    again = f"output_dir={json.dumps(f'{run.name}-again', ensure_ascii=False)}"  # read as YAML
+    told, machine = shlex.join([f"{run.name}/{CONFIG}", again]), _mapping(run.info.get("machine"))
+    ranks, here = (_count(machine.get(key)) for key in ("world_size", "local_world_size"))
+    if ranks is None or ranks == 1:
+        return [f"debias train {told}"]
+    line = f"debias launch local --nproc {ranks} {told}"
+    if here == ranks:
+        return [line]
+    where = f", {here} on a machine" if here else ""
+    others = "`debias launch slurm` and `kubernetes` start as many on several machines"
+    return [f"# trained by {ranks} ranks{where}; the line below starts them all on one; {others}", line]
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _judged(run: Run) -> str | None:

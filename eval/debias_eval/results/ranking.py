@@ -135,10 +135,9 @@ def _apart(runs: Sequence[Run], suite: str) -> list[str]:
     results = [run.results[suite] for run in runs]
     first, *rest = alike(results)
     most = [results[i] for i in first]
-    return [
-        f"{', '.join(runs[i].name for i in one)}: {why_none_of(results[one[0]], most) or 'judged otherwise'}, and ranked all the same"
-        for one in rest
-    ]
+    whys = [why_none_of(results[one[0]], most) or "judged otherwise" for one in rest]
+    names = [", ".join(runs[i].name for i in one) for one in rest]
+    return [f"{name}: {why}, and ranked all the same" for name, why in zip(names, whys, strict=True)]
 
 
 def ranking_table(found: Rankings) -> Table:
