@@ -10,6 +10,7 @@ import yaml
 
 from debias.runs.names import ASKED, CONFIG
 from debias.runs.time_left import in_words
+from debias_eval.results.alike import SCORING, scoring
 from debias_eval.results.files import Result
 from debias_eval.results.grouped import differing_settings
 from debias_eval.results.runs import Method, Run, flatten
@@ -71,11 +72,32 @@ def commands(run: Run) -> list[str]:
     """
     lines = _training(run) if run.config else []
     model = _judged(run)
-    by_options: dict[str, list[str]] = {}
-    for name, result in run.results.items() if model else ():
-        by_options.setdefault(_options(result), []).append(f"--suite {shlex.quote(result.suite_file or name)}")
-    lines += [f"debias eval {model} {' '.join(suites)}{options}" for options, suites in by_options.items()]
+    by_options: dict[tuple[bool, str], list[Result]] = {}
+    for result in run.results.values() if model else ():
+        by_options.setdefault((_by_harness(result), _options(result)), []).append(result)
+    for i, ((logged, options), results) in enumerate(by_options.items()):
+        if logged:
+            lines += _through_harness(run.name, results, options, f"{run.name}-tasks{i or ''}")
+        else:
+            suites = " ".join(f"--suite {shlex.quote(one.suite_file or one.suite)}" for one in results)
+            lines.append(f"debias eval {model} {suites}{options}")
     return lines
+
+
+def _by_harness(result: Result) -> bool:
+    """Whether another program scored the answers, and we counted what it logged."""
+    return scoring(result.judge)["by"] != SCORING["by"]
+
+
+def _through_harness(run: str, results: Sequence[Result], options: str, tasks: str) -> list[str]:
+    """How they were made: exported, asked by the harness, brought back."""
+    suites = [one.suite_file or one.suite for one in results]
+    own = [word for one in results if one.suite_file for word in ("--suite", one.suite_file)]
+    return [
+        f"debias export-harness {shlex.join([*suites, '-o', tasks, '--prompt', run])}{options}",
+        "# the lm_eval command that the line above prints, and then:",
+        f"debias import-harness {shlex.join([f'{tasks}/logged', '-o', run, *own])}",
+    ]
 
 
 def _training(run: Run) -> list[str]:
