@@ -75,10 +75,23 @@ def interval_note(rows: Sequence[Row]) -> str:
     several = max(row.accuracy.seeds for row in trained) > 1
     over = "of the mean over training seeds (Student's t), with the test examples' own added in"
     note = f"Brackets: 95 % interval {over if several else 'of the test examples (one training seed)'}."
+    if several and (alone := _of_one_seed(trained)):
+        note += f" Of one training seed, whose interval is of the test examples alone: {alone}."
     if not judged:
         return note
     theirs = " (interval of the test examples)" if several else ""
     return f"{note} Only judged, not trained: {', '.join(judged)}{theirs}."
+
+
+def _of_one_seed(rows: Sequence[Row]) -> str:
+    """Methods of one seed, with the suites where others of their rows have several."""
+    found = []
+    for name in dict.fromkeys(row.method.name for row in rows):
+        own = [row for row in rows if row.method.name == name]
+        alone = [row.suite for row in own if row.accuracy.seeds == 1]
+        if alone:
+            found.append(name if len(alone) == len(own) else f"{name} on {' and '.join(alone)}")
+    return ", ".join(found)
 
 
 def alike_note(rows: Sequence[Row]) -> list[str]:
