@@ -21,7 +21,7 @@ from debias.runs.data_files import DATA_FILES
 from debias.runs.names import CELLS, CONFIG, SUMMARY
 from debias.runs.records import append_record
 from debias_eval.results.alike import why_apart
-from debias_eval.results.chosen import RECORDS
+from debias_eval.results.chosen import RECORDS, sweep_of
 from debias_eval.results.files import Result
 from debias_eval.results.grouped import group_runs
 from debias_eval.results.runs import Run, flatten, read_runs, unpacked
@@ -320,12 +320,17 @@ def _configurations(runs: Sequence[Run], folder: Path) -> list[Configuration]:
     return named
 
 
-def remember(folder: Path, choices: Sequence[Choice]) -> None:
-    """Add the choices to a sweep's records, where every table finds an oracle; another folder of runs has none."""
-    if (Path(folder) / RECORDS).is_file():
-        for choice in choices:
-            below = [str(run.path.resolve().relative_to(Path(folder).resolve())) for run in choice.runs]
-            append_record(Path(folder) / RECORDS, {"event": "selected", **choice.as_dict(), "runs": below})
+def remember(choices: Sequence[Choice]) -> None:
+    """Add the choices to the records of the sweep that the runs lie in, wherever above or below the folder that was
+    asked for that is: there every table finds an oracle. Runs of no sweep have no records.
+    """
+    for choice in choices:
+        of_sweep: dict[Path, list[str]] = {}
+        for path in (run.path.resolve() for run in choice.runs):
+            if (sweep := sweep_of(path)) is not None:
+                of_sweep.setdefault(sweep, []).append(str(path.relative_to(sweep)))
+        for sweep, below in of_sweep.items():
+            append_record(sweep / RECORDS, {"event": "selected", **choice.as_dict(), "runs": below})
 
 
 def choice_table(choices: Sequence[Choice]) -> Table:
