@@ -11,6 +11,7 @@ from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.runs.data_files import say_changed_base
+from debias.runs.digests import weights_digest
 from debias.runs.names import ADAPTER, ASKED, CONFIG, MODEL, SUMMARY
 
 
@@ -27,6 +28,12 @@ class Asked:
     whole: Path | None = None
     tokenizer: str | None = None
     run: Path | None = None
+
+    @property
+    def weights(self) -> str | None:
+        """The digest of what was trained; None where that lies in no folder here."""
+        trained = self.adapter or self.whole
+        return weights_digest(Path(trained)) if trained and Path(trained).is_dir() else None
 
 
 def asked_of(prompt: Path | None, model: str | None = None, adapter: str | None = None) -> Asked:

@@ -9,7 +9,7 @@ import json
 import logging
 import shlex
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class Origin:
     """What each exported row says of where it is from; `label` is the suite's, `labels` and `answers` the model's.
 
     `rows` examples were exported, drawn with `limit` and `seed`. `chat`: the harness must apply a chat template;
-    `prompt_sha256` is of the prompt before it.
+    `prompt_sha256` is of the prompt before it, `chat_sha256` of the prompt in it (empty: no tokenizer was at hand).
+    `weights`: the digest of what was trained, where that lay in a folder here.
     """
 
     suite: str
@@ -56,11 +57,13 @@ class Origin:
     group: str | None = None
     cluster: str | None = None
     prompt_sha256: str = ""
+    chat_sha256: str = ""
+    weights: str | None = None
 
     @property
     def export(self) -> "Origin":
         """What all rows of one task have in common."""
-        return replace(self, id="", label="", group=None, cluster=None, prompt_sha256="")
+        return replace(self, id="", label="", group=None, cluster=None, prompt_sha256="", chat_sha256="")
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,15 @@ def export(
     compare_tokens: bool = True,
     adapter: str | None = None,
     tokenizer: str | None = None,
+    weights: str | None = None,
 ) -> Exported:
     """Write `debias_NAME.yaml` and `.jsonl` into `out` for suites and collections, and the loader that tasks share.
 
     `limit` exports a random subset drawn with `seed`, the one that `debias eval --limit` judges. InputError in one line
     for a suite that cannot become a task: labels or fields that the model lacks, a prompt that the harness misreads;
     a collection leaves such a suite out. `compare_tokens` loads the tokenizer (`tokenizer`, else the adapter's own,
-    else the model's) and sees to it that the harness scores the tokens that debias scores.
+    else the model's) and sees to it that the harness scores the tokens that debias scores. `weights`: the digest of
+    what is to be judged, by which samples of other weights are known.
     """
     tasks: dict[str, Task] = {}
     left_out: dict[str, str] = {}
@@ -119,12 +124,24 @@ def export(
             left_out[one.suite.name] = str(error)
     if not tasks:
         raise InputError(f"no suite can be exported; {next(iter(left_out.values()))}")
+    sent = None
     if compare_tokens:
-        check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts], adapter, tokenizer)
-    write(list(tasks.values()), out)
+        sent = check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts], adapter, tokenizer)
+    in_chat = sent if _prompt_of(config).chat else None
+    write([_stamped(task, weights, in_chat) for task in tasks.values()], out)
     suites = [task.suite for task in tasks.values()]
     files = tuple(str(suite.file) for suite in suites if suite.file is not None)
     return Exported(out, tuple(map(task_name, suites)), left_out, files)
+
+
+def _stamped(task: Task, weights: str | None, in_chat: Callable[[str], str] | None) -> Task:
+    """The task whose rows say what is to be judged, and what the harness is to send."""
+    stamps = ({"chat_sha256": sha256(in_chat(prompt)) if in_chat else ""} for prompt in task.prompts)
+    rows = [
+        {**row, ORIGIN: {**row[ORIGIN], **stamp, "weights": weights}}
+        for row, stamp in zip(task.rows, stamps, strict=True)
+    ]
+    return replace(task, rows=rows)
 
 
 def write(tasks: Sequence[Task], out: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from debias.config.regular import check_regular
 from debias.data import Example
 from debias.errors import InputError
+from debias.runs.digests import weights_of_run
 from debias_eval.harness.export import ORIGIN, Origin, column_names, sha256
 from debias_eval.judging.evaluate import evaluate_run
 from debias_eval.reading.collection import choose
@@ -36,8 +37,9 @@ class Logged:
     path: Path
     origin: Origin  # what all rows have in common
     scores: dict[tuple[str, ...], tuple[float, ...]]  # by id and texts
-    changed_prompts: int = 0
+    changed_prompts: int | None = 0  # None: nothing says what a chat's prompts were to be
     description: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None  # the digest of those that were asked
 
     @property
     def text_fields(self) -> tuple[str, ...]:
@@ -66,7 +68,8 @@ def import_samples(samples: Sequence[Path], run: Path, suites: Sequence[str] = (
 
     `samples` are files or folders of `samples_*.jsonl`; `suites` names the YAML files of suites that are not built in.
     All files are read and checked before anything is written. InputError in one line for a file that is damaged, of
-    another suite version, or of fewer rows than were exported.
+    another suite version, of other weights than the run has now, or of fewer rows than were exported. Samples of an
+    export that does not say its weights are taken to be of those.
     """
     own = {one.suite.name: one.name for one in choose(suites)}
     logged = [read_samples(path) for path in _files(samples)]
@@ -74,6 +77,11 @@ def import_samples(samples: Sequence[Path], run: Path, suites: Sequence[str] = (
     named = [(one, own.get(one.origin.suite, one.origin.suite)) for one in logged]
     for one, name in named:
         _check_version(one, name)
+    now = weights_of_run(run)
+    for one in logged:
+        if None not in (now, one.weights) and now != one.weights:
+            raise InputError(f"{one.path}: is of other weights than lie in {run} now; {AGAIN}")
+    named = [(replace(one, weights=one.weights or now), name) for one, name in named]
     run.mkdir(parents=True, exist_ok=True)
     return [evaluate_run(run, name, limit=one.origin.limit, seed=one.origin.seed, predictor=one) for one, name in named]
 
@@ -102,8 +110,13 @@ def read_samples(path: Path) -> Logged:
         )
     if changed:
         log.warning("%s: %d prompts are not as exported: options of lm_eval added to them", path, changed)
+    counted = None if first.chat and not first.chat_sha256 else changed
+    if counted is None:
+        log.warning("%s: nothing says whether its chats hold the prompts alone: export with the tokenizer", path)
     judge = {"by": "lm-evaluation-harness", "samples": path.name, "scoring": "log-likelihood of the answer, summed"}
-    return Logged(path, first.export, scores, changed, {**judge, "changed_prompts": changed})
+    return Logged(
+        path, first.export, scores, counted, {**judge, "changed_prompts": counted}, weights=first.export.weights
+    )
 
 
 def _files(samples: Sequence[Path]) -> list[Path]:
@@ -187,7 +200,9 @@ def _prompt_changed(sample: dict[str, Any], origin: Origin, where: str) -> bool:
         raise InputError(
             f"{where}: the prompt asks for a chat template (chat: true); give lm_eval --apply_chat_template"
         )
-    return not as_exported and not origin.chat
+    if origin.chat:
+        return origin.chat_sha256 != "" and any(sha256(prompt) != origin.chat_sha256 for prompt in prompts)
+    return not as_exported
 
 
 def _check_once(logged: Sequence[Logged]) -> None:

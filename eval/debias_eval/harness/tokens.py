@@ -1,7 +1,8 @@
 """Whether lm-evaluation-harness would score the token ids that debias scores; it tokenizes prompt and answer as one."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from debias.config.run import RunConfig
@@ -13,11 +14,12 @@ CHECKED = 200  # prompts of a suite; all end in the same words, so a few would d
 
 def check_tokens(
     config: RunConfig, prompts: Iterable[str], adapter: str | None = None, given: str | None = None
-) -> None:
-    """InputError where the harness would score other tokens than debias, with what to change in the prompt.
+) -> Callable[[str], str]:
+    """What the harness is to send for a prompt: the prompt itself, or a chat with it and nothing else.
 
-    `prompts` are filled templates; the tokenizer is `given`, else the adapter's where it has one. A warning counts
-    those that debias would cut at `max_length`, which the harness reads whole.
+    InputError where the harness would score other tokens than debias, with what to change in the prompt. `prompts` are
+    filled templates; the tokenizer is `given`, else the adapter's where it has one. A warning counts those that debias
+    would cut at `max_length`, which the harness reads whole.
     """
     from debias.adapters.words import tokenizer_source
     from debias.data.prompt import Prompt
@@ -44,6 +46,7 @@ def check_tokens(
             "these differ: raise max_length to compare the two",
             *(len(longest), cut, config.max_length),
         )
+    return partial(_context, tokenizer, chat=settings.chat)
 
 
 def _context(tokenizer: Any, text: str, chat: bool) -> str:

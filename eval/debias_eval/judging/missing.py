@@ -8,14 +8,20 @@ from debias.errors import InputError
 from debias_eval.reading.collection import choose
 from debias_eval.reading.examples import suite_examples
 from debias_eval.reading.suite import Suite, available_suites
+from debias_eval.results.alike import SCORING, scoring
 from debias_eval.results.files import examples_sha256, gold_sha256, read_result, result_path
+
+SEED = 0  # of a random subset, as `debias eval` draws it where nobody says another
+READ = {"suite_file", "overlap", "examples_sha256", "gold_sha256", "limit_seed", "judge"}
 
 
 class Missing:
     """The suites that were asked for; a result of another version, limit or a damaged file counts as none.
 
-    So does one of other rows than a suite of somebody's own has now, for nobody changes its version with its file, and
-    one of a suite of somebody's own that has a built-in suite's name, where that one was asked for, or the reverse.
+    So does one of another random subset (`--seed`) or scored in another way (`--normalize`, `--calibrate`, by a
+    harness) than `debias eval` does where nobody says so; one of other rows than a suite of somebody's own has now, for
+    nobody changes its version with its file; and one of a suite of somebody's own that has a built-in suite's name,
+    where that one was asked for, or the reverse.
     """
 
     def __init__(self, names: Sequence[str], limit: int | None) -> None:
@@ -39,19 +45,20 @@ class Missing:
             return False
         if (result.version, result.limit) != (suite.version, self.limit):
             return False
-        return self._of_its_rows(
-            name, result.model_dump(include={"suite_file", "overlap", "examples_sha256", "gold_sha256"})
-        )
+        return self._of_its_rows(name, result.model_dump(include=READ))
 
     def of_its_rows(self, suite: str, result: Mapping[str, Any]) -> bool:
-        """Whether a result, as its file has it, is of the rows that the suite of that name has now; also where that
-        cannot be said: of a built-in suite, of rows that are not here, of results that leave out a run's own.
+        """Whether a result, as its file has it, is of the rows that the suite of that name has now, and scored as these
+        runs are; also where the rows cannot be told: of a built-in suite, of rows that are not here, of results that
+        leave out a run's own.
         """
         return all(self._of_its_rows(name, result) for name, one in self.suites.items() if one.name == suite)
 
     def _of_its_rows(self, name: str, result: Mapping[str, Any]) -> bool:
         suite, overlap = self.suites[name], result.get("overlap")
-        if not _is_of(suite, result):
+        if not _is_of(suite, result) or result.get("limit_seed") not in (None, SEED):
+            return False
+        if scoring(result.get("judge")) != SCORING:
             return False
         excluded = isinstance(overlap, Mapping) and overlap.get("excluded")
         if suite.file is None or excluded:

@@ -134,12 +134,10 @@ def _training(run: Run) -> str:
     data = data if isinstance(data, Mapping) else {}
     train = data.get("train")
     source = train.get("source") if isinstance(train, Mapping) else train
-    cue = data.get("planted_bias")
     facts = {
         "Training data": f"{plain(source or 'unknown')} ({count(run.info.get('train_examples'))} examples)",
-        "Planted shortcut": ", ".join(f"{key} {plain(value)}" for key, value in cue.items())
-        if isinstance(cue, Mapping)
-        else "none",
+        "Planted shortcut": _planted(data),
+        **_changed_rows(data),
         "Labels": plain(data.get("labels", "unknown")),
         "Steps": count(run.info.get("steps")),
         "Seed": plain(run.seed),
@@ -148,6 +146,24 @@ def _training(run: Run) -> str:
     }
     lines = "\n".join(f"- {name}: {markdown_text(value)}" for name, value in facts.items())
     return f"## Training\n\n{lines}\n"
+
+
+def _planted(data: Mapping[str, Any]) -> str:
+    """The cue in texts or the colours of pictures; none where nothing was planted."""
+    found = [_settings(data["planted_bias"])] if isinstance(data.get("planted_bias"), Mapping) else []
+    colors = data.get("planted_color")
+    found += [f"a colour for each label ({_settings(colors)})"] if isinstance(colors, Mapping) else []
+    return "; ".join(found) or "none"
+
+
+def _changed_rows(data: Mapping[str, Any]) -> dict[str, str]:
+    """What else was done to the rows that the run was trained on, as far as anything was."""
+    names = {"swap": "Tokens swapped", "leave_out": "Rows left out"}
+    return {name: _settings(block) for key, name in names.items() if isinstance(block := data.get(key), Mapping)}
+
+
+def _settings(block: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {plain(value)}" for key, value in block.items()) or "as by default"
 
 
 def _results(rows: Sequence[Row], method: Method) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from debias.runs.names import ASKED, CONFIG
 from debias.runs.time_left import in_words
+from debias_eval.results.alike import SCORING, scoring
 from debias_eval.results.files import Result
 from debias_eval.results.grouped import differing_settings
 from debias_eval.results.runs import Method, Run, flatten
@@ -66,16 +67,56 @@ def _facts(methods: Sequence[Method]) -> dict[str, Any]:
 def commands(run: Run) -> list[str]:
     """The command lines that train a run again, beside it, and judge it, in a shell's quotes.
 
-    They are given in the folder that the run lies in. None judges where nothing says which model it was.
+    They are given in the folder that the run lies in. None judges where nothing says which model it was. What a command
+    cannot say is a shell's comment.
     """
-    again = f"output_dir={json.dumps(f'{run.name}-again', ensure_ascii=False)}"  # read as YAML
-    lines = [f"debias train {shlex.join([f'{run.name}/{CONFIG}', again])}"] if run.config else []
+    lines = _training(run) if run.config else []
     model = _judged(run)
-    by_options: dict[str, list[str]] = {}
-    for name, result in run.results.items() if model else ():
-        by_options.setdefault(_options(result), []).append(f"--suite {shlex.quote(result.suite_file or name)}")
-    lines += [f"debias eval {model} {' '.join(suites)}{options}" for options, suites in by_options.items()]
+    by_options: dict[tuple[bool, str], list[Result]] = {}
+    for result in run.results.values() if model else ():
+        by_options.setdefault((_by_harness(result), _options(result)), []).append(result)
+    for i, ((logged, options), results) in enumerate(by_options.items()):
+        if logged:
+            lines += _through_harness(run.name, results, options, f"{run.name}-tasks{i or ''}")
+        else:
+            suites = " ".join(f"--suite {shlex.quote(one.suite_file or one.suite)}" for one in results)
+            lines.append(f"debias eval {model} {suites}{options}")
     return lines
+
+
+def _by_harness(result: Result) -> bool:
+    """Whether another program scored the answers, and we counted what it logged."""
+    return scoring(result.judge)["by"] != SCORING["by"]
+
+
+def _through_harness(run: str, results: Sequence[Result], options: str, tasks: str) -> list[str]:
+    """How they were made: exported, asked by the harness, brought back."""
+    suites = [one.suite_file or one.suite for one in results]
+    own = [word for one in results if one.suite_file for word in ("--suite", one.suite_file)]
+    return [
+        f"debias export-harness {shlex.join([*suites, '-o', tasks, '--prompt', run])}{options}",
+        "# the lm_eval command that the line above prints, and then:",
+        f"debias import-harness {shlex.join([f'{tasks}/logged', '-o', run, *own])}",
+    ]
+
+
+def _training(run: Run) -> list[str]:
+    """With as many ranks as the run had: a step's samples are those of all of them."""
+    again = f"output_dir={json.dumps(f'{run.name}-again', ensure_ascii=False)}"  # read as YAML
+    told, machine = shlex.join([f"{run.name}/{CONFIG}", again]), _mapping(run.info.get("machine"))
+    ranks, here = (_count(machine.get(key)) for key in ("world_size", "local_world_size"))
+    if ranks is None or ranks == 1:
+        return [f"debias train {told}"]
+    line = f"debias launch local --nproc {ranks} {told}"
+    if here == ranks:
+        return [line]
+    where = f", {here} on a machine" if here else ""
+    others = "`debias launch slurm` and `kubernetes` start as many on several machines"
+    return [f"# trained by {ranks} ranks{where}; the line below starts them all on one; {others}", line]
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _judged(run: Run) -> str | None:

@@ -12,7 +12,17 @@ from debias_eval.reporting.figures import MEASURES, p_text, signed, stars
 from debias_eval.reporting.latex_text import latex_text
 from debias_eval.results.grouped import group_runs
 from debias_eval.results.runs import Method, read_runs
-from debias_eval.results.summary import Estimate, Row, floor_notes, floors, measured, points, suite_notes, table
+from debias_eval.results.summary import (
+    Estimate,
+    Row,
+    floor_notes,
+    floors,
+    measured,
+    points,
+    suite_notes,
+    table,
+    unlike_notes,
+)
 
 Marks = Mapping[tuple[str, str, str], str]
 FLAT = "–"
@@ -65,10 +75,23 @@ def interval_note(rows: Sequence[Row]) -> str:
     several = max(row.accuracy.seeds for row in trained) > 1
     over = "of the mean over training seeds (Student's t), with the test examples' own added in"
     note = f"Brackets: 95 % interval {over if several else 'of the test examples (one training seed)'}."
+    if several and (alone := _of_one_seed(trained)):
+        note += f" Of one training seed, whose interval is of the test examples alone: {alone}."
     if not judged:
         return note
     theirs = " (interval of the test examples)" if several else ""
     return f"{note} Only judged, not trained: {', '.join(judged)}{theirs}."
+
+
+def _of_one_seed(rows: Sequence[Row]) -> str:
+    """Methods of one seed, with the suites where others of their rows have several."""
+    found = []
+    for name in dict.fromkeys(row.method.name for row in rows):
+        own = [row for row in rows if row.method.name == name]
+        alone = [row.suite for row in own if row.accuracy.seeds == 1]
+        if alone:
+            found.append(name if len(alone) == len(own) else f"{name} on {' and '.join(alone)}")
+    return ", ".join(found)
 
 
 def alike_note(rows: Sequence[Row]) -> list[str]:
@@ -161,7 +184,7 @@ def comparison_grid(pair: Comparison) -> Grid:
 def terminal_table(runs: Sequence[Path]) -> Table:
     """The rows of the report as a rich table: suites by runs, each number with its interval, the floors under them."""
     rows = table(group_runs(read_runs(runs)))
-    caption = " ".join([interval_note(rows), *alike_note(rows)])
+    caption = " ".join([interval_note(rows), *alike_note(rows), *_unlike_notes(rows)])
     result = Table(caption=Text(caption), caption_justify="left")
     for name in ("suite", "method"):
         result.add_column(name, overflow="fold")
@@ -177,6 +200,11 @@ def terminal_table(runs: Sequence[Path]) -> Table:
             result.add_row(_safe(suite), Text(printable(floor.name), style="dim"), "", floor.text())
         result.add_section()
     return result
+
+
+def _unlike_notes(rows: Sequence[Row]) -> list[str]:
+    suites = dict.fromkeys(row.suite for row in rows)
+    return [f"{suite} {note}" for suite in suites for note in unlike_notes([row for row in rows if row.suite == suite])]
 
 
 def _terminal_cells(row: Row, alike: Sequence[str]) -> list[str]:

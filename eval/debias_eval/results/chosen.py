@@ -21,5 +21,10 @@ def oracle_choice(run: Path) -> str | None:
     return None
 
 
+def sweep_of(run: Path) -> Path | None:
+    """The nearest folder above a run that keeps a sweep's records; None for a run of no sweep."""
+    return next((above for above in list(run.parents)[:DEPTH] if (above / RECORDS).is_file()), None)
+
+
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from debias.errors import InputError
+from debias_eval.results.alike import alike, why_none_of
 from debias_eval.results.files import part_of
 from debias_eval.results.runs import Run
 from debias_eval.results.selection import RULES, SelectionRule, finished_runs
@@ -97,7 +98,7 @@ def rankings_in(folder: Path, rule: str, suite: str, group: str | None = None, a
         math.fsum(truth) / len(truth),
         tuple(_ranking(one, ranked, truth) for one in rules),
         tuple(run.name for run in runs if run not in ranked),
-        tuple(_notes(ranked, chosen)),
+        tuple([*_notes(ranked, chosen), *_apart(ranked, suite)]),
     )
 
 
@@ -127,6 +128,16 @@ def _notes(runs: Sequence[Run], rule: SelectionRule) -> list[str]:
     if rule.name == "pseudo_groups" and len(guessers) > 1:
         found.append(f"the runs have {len(guessers)} different bias models, whose pseudo groups are not the same")
     return found
+
+
+def _apart(runs: Sequence[Run], suite: str) -> list[str]:
+    """Which runs were judged on other rows, or scored otherwise, than most: their ranks are of another scale."""
+    results = [run.results[suite] for run in runs]
+    first, *rest = alike(results)
+    most = [results[i] for i in first]
+    whys = [why_none_of(results[one[0]], most) or "judged otherwise" for one in rest]
+    names = [", ".join(runs[i].name for i in one) for one in rest]
+    return [f"{name}: {why}, and ranked all the same" for name, why in zip(names, whys, strict=True)]
 
 
 def ranking_table(found: Rankings) -> Table:

@@ -214,8 +214,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     folders = list(dict.fromkeys(folder for place in places for folder in run_folders(place)))
     if not folders:
         raise InputError("no run folder given")
-    depth = 1
-    while depth < 6 and len({folder.parts[-depth:] for folder in folders}) < len(folders):
+    depth, longest = 1, max(len(folder.parts) for folder in folders)
+    while depth < longest and len({folder.parts[-depth:] for folder in folders}) < len(folders):
         depth += 1
     runs = [read_run(folder, "/".join(folder.parts[-depth:])) for folder in folders]
     configs = completed([run.config for run in runs])
@@ -239,17 +239,26 @@ def _unpacked_as(path: Path, _time: int, _size: int) -> Path:
     return Path(folder.name).resolve() / path.stem
 
 
-def run_folders(path: Path, depth: int = SWEEP_DEPTH) -> list[Path]:
-    """The folder itself, or the runs below it if it is none itself: a sweep's are three folders down."""
-    return _runs_below(path, depth) or [path]
+def run_folders(path: Path) -> list[Path]:
+    """The folder itself, or all runs below it if it is none itself, however far down: a sweep's are three folders down.
+
+    What lies inside a run is a part of it. InputError for a folder that cannot be read.
+    """
+    return _runs_below(path, set()) or [path]
 
 
-def _runs_below(path: Path, depth: int) -> list[Path]:
+def _runs_below(path: Path, seen: set[Path]) -> list[Path]:
     if not path.is_dir() or _is_run(path):
         return [path] if path.is_dir() else []
-    # A run's own folders hold no further run, so the search ends at it.
-    folders = [below for below in sorted(path.iterdir()) if below.is_dir() and not below.name.startswith(".")]
-    return [run for below in folders for run in _runs_below(below, depth - 1)] if depth else []
+    if (place := path.resolve()) in seen:  # a link to a folder above it, or to one that was looked into already
+        return []
+    seen.add(place)
+    try:
+        inside = sorted(path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; give the folders of runs in it") from None
+    folders = [one for one in inside if one.is_dir() and not one.name.startswith(".") and one.name != STAGES]
+    return [run for below in folders for run in _runs_below(below, seen)]
 
 
 def _is_run(path: Path) -> bool:

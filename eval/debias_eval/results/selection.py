@@ -20,7 +20,9 @@ from debias.errors import InputError
 from debias.runs.data_files import DATA_FILES
 from debias.runs.names import CELLS, CONFIG, SUMMARY
 from debias.runs.records import append_record
-from debias_eval.results.chosen import RECORDS
+from debias_eval.results.alike import why_apart
+from debias_eval.results.chosen import RECORDS, sweep_of
+from debias_eval.results.files import Result
 from debias_eval.results.grouped import group_runs
 from debias_eval.results.runs import Run, flatten, read_runs, unpacked
 
@@ -102,7 +104,9 @@ def select(candidates: Sequence[AnyCandidate], rule: str, suite: str | None = No
             f"rule last cannot choose among {len(whole)} configurations ({whole[0].name}, {whole[1].name}, ...); use"
             " validation, worst_class or pseudo_groups"
         )
-    if not chosen.sees_test:
+    if chosen.sees_test:
+        _check_judged_alike([run for one in whole for run in one.runs], suite)
+    else:
         _check_same_validation(whole, chosen)
     scores = [mean_score(one, chosen, suite) for one in whole]
     return whole[max(range(len(whole)), key=scores.__getitem__)]
@@ -147,13 +151,27 @@ def _is_number(value: Any) -> bool:
 
 
 def _of_suite(run: Run, suite: str | None) -> float | None:
-    if suite is None and len(run.results) > 1:
-        raise InputError(f"{run.name} was judged on {', '.join(run.results)}: say on which the oracle looks (--suite)")
-    name = suite if suite is not None else next(iter(run.results), None)
-    result = run.results.get(name) if name is not None else None
+    result = _result_on(run, suite)
     if result is None:
         return None
     return result.worst_group.accuracy if result.worst_group is not None else result.accuracy
+
+
+def _result_on(run: Run, suite: str | None) -> Result | None:
+    if suite is None and len(run.results) > 1:
+        raise InputError(f"{run.name} was judged on {', '.join(run.results)}: say on which the oracle looks (--suite)")
+    name = suite if suite is not None else next(iter(run.results), None)
+    return run.results.get(name) if name is not None else None
+
+
+def _check_judged_alike(runs: Sequence[Run], suite: str | None) -> None:
+    judged = [(run.name, result) for run in runs if (result := _result_on(run, suite)) is not None]
+    for name, result in judged[1:]:
+        if why := why_apart(result, judged[0][1]):
+            raise InputError(
+                f"{name} was {why}, unlike {judged[0][0]}: on {result.suite} an oracle cannot rank them; judge them "
+                "alike (`debias eval`)"
+            )
 
 
 def _check_same_validation(candidates: Sequence[Candidate], rule: SelectionRule) -> None:
@@ -302,12 +320,17 @@ def _configurations(runs: Sequence[Run], folder: Path) -> list[Configuration]:
     return named
 
 
-def remember(folder: Path, choices: Sequence[Choice]) -> None:
-    """Add the choices to a sweep's records, where every table finds an oracle; another folder of runs has none."""
-    if (Path(folder) / RECORDS).is_file():
-        for choice in choices:
-            below = [str(run.path.resolve().relative_to(Path(folder).resolve())) for run in choice.runs]
-            append_record(Path(folder) / RECORDS, {"event": "selected", **choice.as_dict(), "runs": below})
+def remember(choices: Sequence[Choice]) -> None:
+    """Add the choices to the records of the sweep that the runs lie in, wherever above or below the folder that was
+    asked for that is: there every table finds an oracle. Runs of no sweep have no records.
+    """
+    for choice in choices:
+        of_sweep: dict[Path, list[str]] = {}
+        for path in (run.path.resolve() for run in choice.runs):
+            if (sweep := sweep_of(path)) is not None:
+                of_sweep.setdefault(sweep, []).append(str(path.relative_to(sweep)))
+        for sweep, below in of_sweep.items():
+            append_record(sweep / RECORDS, {"event": "selected", **choice.as_dict(), "runs": below})
 
 
 def choice_table(choices: Sequence[Choice]) -> Table:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from debias_eval.results.files import Part, PartialInput, Result, unlike
+from debias_eval.results.alike import alike, why_none_of
+from debias_eval.results.files import Part, PartialInput, Result
 from debias_eval.results.runs import Method
 from debias_eval.scores.intervals import over_seeds
 
@@ -63,6 +64,7 @@ class Row:
     guess: float | None
     examples: str
     drawn: bool  # a random subset, of one of its runs at least
+    apart: dict[str, str]  # runs of the method that are not in these numbers, and why not
 
     def measure(self, name: str) -> Estimate | None:
         """The estimate behind a comparison's measure: accuracy, balanced, adjusted, conflicting, worst_group, gap,
@@ -118,8 +120,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def row(method: Method, suite: str) -> Row | None:
-    """The method's row for a suite, None if none of its runs was judged on it."""
-    results = method.results(suite)
+    """The method's row for a suite, None if none of its runs was judged on it.
+
+    Results of other rows, or scored in another way, than most of its runs' (of equal many: than the first one's) are no
+    further seeds: `apart` names them.
+    """
+    results, apart = _pooled(method, suite)
     overall = of_parts(list(results))
     if overall is None:
         return None
@@ -146,7 +152,18 @@ def row(method: Method, suite: str) -> Row | None:
         guess=1 / len(results[0].labels) if results[0].labels else None,
         examples=examples_text(results),
         drawn=any(map(_drawn, results)),
+        apart=apart,
     )
+
+
+def _pooled(method: Method, suite: str) -> tuple[list[Result], dict[str, str]]:
+    """The results that are averaged, and why others are not, by the name of their run."""
+    runs = [run for run in method.runs if suite in run.results]
+    results = [run.results[suite] for run in runs]
+    kept = next(iter(alike(results)), [])
+    pooled = [results[i] for i in kept]
+    others = (i for i in range(len(runs)) if i not in kept)
+    return pooled, {runs[i].name: why_none_of(results[i], pooled) or "judged otherwise" for i in others}
 
 
 def _drawn(result: Result) -> bool:
@@ -197,11 +214,6 @@ def _says_more(row: Row, name: str) -> bool:
     return points(found.value) != points(row.accuracy.value)
 
 
-def comparable(rows: Sequence[Row]) -> bool:
-    """True if every row was judged on the same, known examples."""
-    return unlike([result for one in rows for result in one.results]) is None
-
-
 @dataclass(frozen=True)
 class Floor:
     """What a number has to beat to mean anything: its name, its value and how it came about."""
@@ -246,7 +258,30 @@ def floor_notes(rows: Sequence[Row]) -> list[str]:
 
 def suite_notes(rows: Sequence[Row], methods: Sequence[Method]) -> list[str]:
     """What a reader of a suite's numbers must know: subsets, training text in the suite, how labels were scored."""
-    return [*_subset_note(rows), *_absent_note(rows, methods), *_overlap_notes(rows), *_adapter_notes(rows)]
+    return [
+        *_subset_note(rows),
+        *unlike_notes(rows),
+        *_absent_note(rows, methods),
+        *_overlap_notes(rows),
+        *_adapter_notes(rows),
+    ]
+
+
+def unlike_notes(rows: Sequence[Row]) -> list[str]:
+    """Which runs of a method are not in a suite's numbers, and which methods' numbers are of other rows or scoring."""
+    found = []
+    for one in rows:
+        for why in dict.fromkeys(one.apart.values()):
+            names = ", ".join(name for name, own in one.apart.items() if own == why)
+            found.append(f"shows {one.method.name} without {names}, {why}: not pooled.")
+    sets = alike([one.results[0] for one in rows])
+    first = sets[0] if sets else []
+    for others in sets[1:]:
+        names, beside = (", ".join(rows[i].method.name for i in one) for one in (others, first))
+        most = [rows[i].results[0] for i in first]
+        reason = next(filter(None, (why_none_of(rows[i].results[0], most) for i in others)), "judged otherwise")
+        found.append(f"has numbers of {names}, {reason}: compare them with none of {beside}.")
+    return found
 
 
 def _subset_note(rows: Sequence[Row]) -> list[str]:

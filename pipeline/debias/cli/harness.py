@@ -43,7 +43,7 @@ def export_harness(
 
     check_output(out)
     asked = asked_of(prompt, model, adapter)
-    words = {"adapter": asked.adapter, "tokenizer": asked.tokenizer}
+    words = {"adapter": asked.adapter, "tokenizer": asked.tokenizer, "weights": asked.weights}
     done = export(suites, asked.config, out, limit=limit, seed=seed, compare_tokens=compare_tokens, **words)
     for name, reason in done.left_out.items():
         logger.warning("left out %s: %s", name, reason)

@@ -102,7 +102,7 @@ def select(
         raise InputError("--group goes with --against-suite, whose group it is; give both, or leave it out")
     choices = choices_in(folder, rule, suite, arm or ())
     found = rankings_in(folder, rule, against_suite, group, arm or ()) if against_suite is not None else None
-    remember(folder, choices)
+    remember(choices)
     if as_json:
         told: Any = [choice.as_dict() for choice in choices]
         told = told if found is None else {"choices": told, "ranking": found.as_dict()}

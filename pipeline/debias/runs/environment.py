@@ -11,7 +11,7 @@ from typing import Any
 
 from debias.config.shipped import PACKAGE
 from debias.hub.remote_code import VARIABLE
-from debias.ranks.world import world_size
+from debias.ranks.world import ranks_here, world_size
 
 PACKAGES = ("debias", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed", "numpy")
 
@@ -26,6 +26,7 @@ def environment() -> dict[str, Any]:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "threads": torch.get_num_threads(),
             "world_size": world_size(),
+            "local_world_size": ranks_here(world_size()),
         },
         "commit": _commit(),
         **({VARIABLE: named} if (named := os.environ.get(VARIABLE)) else {}),

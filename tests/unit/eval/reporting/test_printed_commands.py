@@ -21,6 +21,8 @@ from debias_eval.judging.models import judge_given
 from debias_eval.reading.suite import load_suite
 from debias_eval.reporting.card import write_cards
 from debias_eval.reporting.report import write_report
+from debias_eval.reporting.reproduce import commands
+from debias_eval.results.runs import read_runs
 
 ROWS = [(str(i), f"premise {i}", f"ends in {label}", label, None) for i, label in enumerate(["yes", "no"] * 6)]
 ANSWERS = {"yes": " yes", "no": " no"}
@@ -123,6 +125,30 @@ def test_a_model_that_no_run_of_ours_made(
 def test_results_of_nobody_knows_what_print_no_command(put: Callable[..., Path], tmp_path: Path) -> None:
     put(tmp_path / "bare", "s", {"x": 70})
     assert printed(write_report([tmp_path / "bare"], tmp_path / "page.html")) == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "line", "said"),
+    [
+        ({"world_size": 16, "local_world_size": 16}, ["debias", "launch", "local", "--nproc", "16"], None),
+        ({"world_size": 16, "local_world_size": 8}, ["debias", "launch", "local", "--nproc", "16"], "16 ranks, 8 on a"),
+        ({"world_size": 4}, ["debias", "launch", "local", "--nproc", "4"], "# trained by 4 ranks; the line below"),
+        ({"world_size": 1, "local_world_size": 1}, ["debias", "train"], None),
+        ({"world_size": True}, ["debias", "train"], None),
+        ("unknown", ["debias", "train"], None),
+    ],
+)
+def test_a_run_on_ranks_is_trained_again_on_as_many(
+    make_run: Callable[..., Path], machine: Any, line: list[str], said: str | None
+) -> None:
+    """One process would take a sixteenth of the batch of sixteen."""
+    run = make_run("x")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"machine": machine}))
+    *words, train = commands(read_runs([run])[0])
+    assert shlex.split(train) == [*line, "x/config.yaml", 'output_dir="x-again"']
+    assert len(words) == (said is not None)
+    assert all(word.startswith("# ") and str(said) in word for word in words)
 
 
 @pytest.mark.parametrize("folder", ["run", "a, b=c"])

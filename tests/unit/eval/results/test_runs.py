@@ -1,14 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from debias.config.run import RunConfig
+from debias.errors import InputError
 from debias_eval.reporting.charts import MAX_POINTS, bucket_means, curve_chart, ticks
 from debias_eval.results.files import Part
 from debias_eval.results.grouped import group_runs
-from debias_eval.results.runs import Method, Run, read_runs
+from debias_eval.results.runs import Method, Run, read_runs, run_folders
 from debias_eval.results.summary import Estimate, of_parts, points, row, suites_of, table
 
 
@@ -208,3 +210,39 @@ def test_any_curve_stays_inside_the_plot(values):
     assert len(places) <= MAX_POINTS
     assert all(-0.01 <= x <= 100.01 and -0.01 <= y <= 100.01 for x, y in places)
     json.dumps([tick.text for tick in chart.y_ticks])
+
+
+def test_every_run_below_a_folder_is_found_however_far_down(make_run, tmp_path):
+    """What lies inside a run, or is a stage of one that has not begun, is no run of its own."""
+    names = ["a", "sweeps/s1/recipe/default/seed0", "sweeps/s1/recipe/default/seed1", "x/y/sweeps/s2/r/default/seed0"]
+    runs = [make_run(f"all/{name}") for name in names]
+    make_run("all/a/checkpoint-10/inside")
+    make_run("all/begun/stages/first_stage")
+    make_run("all/.hidden/run")
+    (tmp_path / "all" / "sweeps" / "round").symlink_to(tmp_path / "all")
+    (tmp_path / "all" / "x" / "again").symlink_to(tmp_path / "all" / "sweeps")
+    assert run_folders(tmp_path / "all") == runs
+    found = read_runs([tmp_path / "all"])
+    assert [run.path for run in found] == runs
+    assert len({run.name for run in found}) == len(runs)
+
+
+def test_runs_of_one_name_are_told_apart_far_up(make_run, tmp_path):
+    for above in ("one", "two"):
+        make_run(f"all/{above}/a/b/c/d/e/f/g")
+    assert [run.name for run in read_runs([tmp_path / "all"])] == ["one/a/b/c/d/e/f/g", "two/a/b/c/d/e/f/g"]
+
+
+def test_a_folder_that_cannot_be_read_is_said(make_run, tmp_path, monkeypatch):
+    make_run("all/a")
+    closed, iterdir = tmp_path / "all" / "closed", Path.iterdir
+    closed.mkdir()
+
+    def refused(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied")
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(InputError, match=r"all/closed: cannot be read: Permission denied; give the folders of runs"):
+        read_runs([tmp_path / "all"])

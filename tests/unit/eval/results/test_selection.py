@@ -226,7 +226,7 @@ def test_an_oracle_is_flagged_in_every_table_from_then_on(sweep):
     assert "no fair result" in text
     chosen, other = (sweep / "edge" / f"learning_rate={rate}" / "seed0" for rate in (0.1, 0.2))
     assert oracle_choice(chosen) is None
-    remember(sweep, choices)
+    remember(choices)
     assert oracle_choice(chosen) == "oracle (hans)"
     assert oracle_choice(other) is None
     runs = read_runs([chosen, other])
@@ -234,9 +234,20 @@ def test_an_oracle_is_flagged_in_every_table_from_then_on(sweep):
     assert "oracle selection" in group_runs(runs)[0].name + group_runs(runs)[1].name
     moved = sweep.rename(sweep.with_name("moved"))
     assert oracle_choice(moved / "edge" / "learning_rate=0.1" / "seed0") == "oracle (hans)"
-    remember(moved, choices_in(moved, "validation"))
+    remember(choices_in(moved, "validation"))
     assert oracle_choice(moved / "edge" / "learning_rate=0.1" / "seed0") == "oracle (hans)", "it was not chosen again"
     assert len(read_records(moved / "records.jsonl")[0]) == 5
+
+
+@pytest.mark.parametrize("asked", ["edge", "edge/learning_rate=0.1", "edge/learning_rate=0.1/seed0", ".."])
+def test_an_oracle_in_a_part_of_a_sweep_is_flagged_too(sweep, asked):
+    """A recipe, a setting or one run of it, or a folder that the sweep lies in."""
+    chosen, other = (sweep / "edge" / f"learning_rate={rate}" / "seed0" for rate in (0.1, 0.2))
+    remember(choices_in(sweep / asked, "oracle"))
+    assert [run.selection for run in read_runs([chosen, other])] == ["oracle (hans)", "last"]
+    assert not list((sweep / "edge").rglob("records.jsonl"))
+    remember(choices_in(sweep / "edge", "validation") if asked == "edge" else [])
+    assert oracle_choice(chosen) == "oracle (hans)"
 
 
 def test_runs_that_have_not_finished_are_passed_over(sweep):
@@ -258,7 +269,7 @@ def test_a_folder_that_is_no_sweep_goes_by_the_method(sweep):
     (sweep / "records.jsonl").unlink()
     choices = choices_in(sweep, "validation")
     assert [one.method for one in choices] == ["edge", "erm"]
-    remember(sweep, choices)
+    remember(choices)
     assert not (sweep / "records.jsonl").exists()
 
 
