@@ -41,6 +41,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Jobs of a real Slurm wait for one another most of their time: first, for at the end all else would be done."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_to_collect() -> None:
     """A Trainer collects garbage when it begins: a third of a tiny run, where all libraries are loaded."""
