@@ -191,7 +191,8 @@ def told_groups(config: Mapping[str, Any]) -> bool:
     if isinstance(stage, Mapping) and told_groups(stage.get("settings") or {}):
         return True
     order = config.get("order")
-    by_group = isinstance(order, Mapping) and order.get("name") == "resampled" and order.get("by", "group") == "group"
+    order = {"name": order} if isinstance(order, str) else order or {}
+    by_group = order.get("name") == "resampled" and order.get("by", "group") == "group"
     inferred = bool(config.get("groups"))
     blocks = {name: rows for name, rows in TOLD_GROUPS.items() if not (inferred and name in ("loss", "order"))}
     return (by_group and not inferred) or any(_names(config.get(name)) & set(rows) for name, rows in blocks.items())

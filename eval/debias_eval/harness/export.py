@@ -7,6 +7,7 @@ the harness's logged samples back.
 import hashlib
 import json
 import logging
+import re
 import shlex
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from debias_eval.reading.suite import Suite
 log = logging.getLogger(__name__)
 LOADER = Path(__file__).parent / "templates" / "debias_tasks.py"
 TAG = "debias"
+DATE = re.compile(r"\d{1,2} [A-Z][a-z]{2,8} \d{4}|[A-Z][a-z]{2,8} \d{1,2}, \d{4}|\d{4}-\d\d-\d\d")
 ORIGIN, TARGET = "debias", "debias_target"  # columns beside the texts
 
 
@@ -136,7 +138,7 @@ def export(
 
 def _stamped(task: Task, weights: str | None, in_chat: Callable[[str], str] | None) -> Task:
     """The task whose rows say what is to be judged, and what the harness is to send."""
-    stamps = ({"chat_sha256": sha256(in_chat(prompt)) if in_chat else ""} for prompt in task.prompts)
+    stamps = ({"chat_sha256": chat_sha256(in_chat(prompt)) if in_chat else ""} for prompt in task.prompts)
     rows = [
         {**row, ORIGIN: {**row[ORIGIN], **stamp, "weights": weights}}
         for row, stamp in zip(task.rows, stamps, strict=True)
@@ -251,6 +253,11 @@ def _settings(suite: Suite, template: str, origin: Origin) -> dict[str, Any]:
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": suite.version, "description": suite.description, "licence": suite.licence},
     }
+
+
+def chat_sha256(text: str) -> str:
+    """Of a prompt in its chat, on whatever day: some templates say which day it is."""
+    return sha256(DATE.sub("DATE", text))
 
 
 def sha256(text: str) -> str:

@@ -19,7 +19,7 @@ from debias.config.regular import check_regular
 from debias.data import Example
 from debias.errors import InputError
 from debias.runs.digests import weights_of_run
-from debias_eval.harness.export import ORIGIN, Origin, column_names, sha256
+from debias_eval.harness.export import ORIGIN, Origin, chat_sha256, column_names, sha256
 from debias_eval.judging.evaluate import evaluate_run
 from debias_eval.reading.collection import choose
 from debias_eval.reading.suite import load_suite
@@ -201,7 +201,7 @@ def _prompt_changed(sample: dict[str, Any], origin: Origin, where: str) -> bool:
             f"{where}: the prompt asks for a chat template (chat: true); give lm_eval --apply_chat_template"
         )
     if origin.chat:
-        return origin.chat_sha256 != "" and any(sha256(prompt) != origin.chat_sha256 for prompt in prompts)
+        return origin.chat_sha256 != "" and any(chat_sha256(prompt) != origin.chat_sha256 for prompt in prompts)
     return not as_exported
 
 

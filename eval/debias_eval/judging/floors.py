@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 def partial_input(suite: Suite, examples: Sequence[Example], seed: int = 0) -> dict[str, Any] | None:
     """Accuracy, interval, `fields` and `how` of TF-IDF and logistic regression on the suite's `input_ablation`.
 
-    Five folds; all rows of a cluster, or without clusters all that show the classifier the same, are in one, and are
-    one draw for the interval. Of more than 10,000 rows a random subset drawn with `seed`. None, with a notice in the
-    log where it is not by the suite's own choice, if the suite names no fields, without scikit-learn, and for too few
-    examples to fit anything.
+    Five folds; all rows of a cluster, and all that show the classifier the same, are in one, and are one draw for the
+    interval. Of more than 10,000 rows a random subset drawn with `seed`. None, with a notice in the log where it is not
+    by the suite's own choice, if the suite names no fields, without scikit-learn, and for too few examples to fit
+    anything.
     """
     if not suite.input_ablation or any(example.image is not None for example in examples):
         return None
@@ -39,7 +39,7 @@ def partial_input(suite: Suite, examples: Sequence[Example], seed: int = 0) -> d
     rows = subset(examples, MOST_ROWS, seed)
     columns = [suite.text_fields.index(field) for field in suite.input_ablation]
     texts = [" \n ".join(example.texts[column] for column in columns) for example in rows]
-    apart = drawn_together(rows, columns)
+    apart = drawn_together(rows, columns, most=len(rows) // FOLDS)
     try:
         predicted_N = _cross_validated(texts, rows, apart, seed)
     except ValueError as error:

@@ -6,6 +6,7 @@ Not the published SNLI-hard (Gururangan et al., NAACL 2018), whose classifier an
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,17 +115,31 @@ def _seen(suite: Suite, rule: PartialInputGroups, example: Example) -> str:
     return " \n ".join(example.texts[suite.text_fields.index(field)] for field in rule.fields)
 
 
-def drawn_together(examples: Sequence[Example], columns: Sequence[int]) -> list[str | None]:
-    """What of the examples is one draw to who sees these of their texts: those of a cluster, and without clusters those
-    that have the same texts there, share a name; None for one that shares nothing.
+def drawn_together(examples: Sequence[Example], columns: Sequence[int], most: int) -> list[str | None]:
+    """What of the examples is one draw to who sees these of their texts: those of a cluster, those with the same texts
+    there, and those that are so through others share a name; None for one that shares nothing.
 
-    Texts of which there are few (an instruction, a topic) are no draws: it is what they say that is asked.
+    Texts of which there are few (an instruction, a topic) are no draws: it is what they say that is asked. Where
+    clusters and texts together would make one draw of more than `most` examples, clusters alone make them.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     from debias.bias.base import has_few_texts
 
     clusters = [example.cluster for example in examples]
-    if any(cluster is not None for cluster in clusters) or all(has_few_texts(examples, column) for column in columns):
+    if all(has_few_texts(examples, column) for column in columns):
         return clusters
-    seen: dict[tuple[str, ...], int] = {}
-    texts = (tuple(example.texts[column] for column in columns) for example in examples)
-    return [str(seen.setdefault(one, len(seen))) for one in texts]
+    first: dict[tuple[str, ...], int] = {}
+    links = []
+    for place, example in enumerate(examples):
+        links.append((place, first.setdefault(("text", *(example.texts[column] for column in columns)), place)))
+        if example.cluster is not None:
+            links.append((place, first.setdefault(("cluster", example.cluster), place)))
+    here_L, there_L = zip(*links, strict=True)
+    graph = coo_array(([1] * len(links), (here_L, there_L)), shape=(len(examples), len(examples)))
+    found = connected_components(graph, directed=False)[1].tolist()
+    sizes = Counter(found)
+    if max(sizes.values()) > most and any(cluster is not None for cluster in clusters):
+        return clusters
+    return [str(one) if sizes[one] > 1 else None for one in found]

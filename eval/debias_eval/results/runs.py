@@ -1,6 +1,7 @@
 """What the report reads: run folders, each piece optional, and runs that differ only in their seed as one method."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ ROWS = tuple(
 )
 FILES = "data.train.files"  # of what a run is trained on: the digests of its files, which no setting says
 PIECES = (CONFIG, SUMMARY, METRICS)
+STAGE = re.compile(r"\d+|bias_\d+")  # what the runs before a run are called
 _HELD: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 SWEEP_DEPTH = 3  # RECIPE/SETTINGS/seedN
 OLD_NAMES = ("main_only", "main-only", "mainonly", "main only")  # of erm, in runs of older versions
@@ -257,8 +259,13 @@ def _runs_below(path: Path, seen: set[Path]) -> list[Path]:
         inside = sorted(path.iterdir())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; give the folders of runs in it") from None
-    folders = [one for one in inside if one.is_dir() and not one.name.startswith(".") and one.name != STAGES]
+    folders = [one for one in inside if one.is_dir() and not one.name.startswith(".") and not _is_of_stages(one)]
     return [run for below in folders for run in _runs_below(below, seen)]
+
+
+def _is_of_stages(path: Path) -> bool:
+    """Whether a folder is that of the runs before a run which has not begun itself."""
+    return path.name == STAGES and all(STAGE.fullmatch(one.name) for one in path.iterdir() if one.is_dir())
 
 
 def _is_run(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -77,12 +78,10 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
 
 def check(environment: Mapping[str, str]) -> None:
     """InputError where a launcher's words are no numbers, or contradict each other: every rank would stop, or wait."""
-    for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
+    for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", -1)):  # -1: no launcher, by an old convention
         told = environment.get(name)
-        if told is not None and not (told.isdecimal() and int(told) >= least):
-            raise InputError(
-                f"{name} is {told!r} in the environment, expected a whole number from {least} on; unset it"
-            )
+        if told is not None and not (re.fullmatch(r"-?\d+", told) and int(told) >= least):
+            raise InputError(f"{name} is {told!r} in the environment, expected a whole number from {least} on")
     first, size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
     if first >= size:
         raise InputError(f"RANK is {first} in the environment where WORLD_SIZE is {size}; unset both, or make them fit")

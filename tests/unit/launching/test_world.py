@@ -113,6 +113,7 @@ def test_words_of_a_launcher_that_are_none(environment, says, monkeypatch, capsy
         monkeypatch.setenv(name, value)
     assert says in command_line(monkeypatch, capsys)("methods").error
     check({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"})
+    check({"LOCAL_RANK": "-1"})
     check({})
 
 

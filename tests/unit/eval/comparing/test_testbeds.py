@@ -204,6 +204,8 @@ def test_one_name_with_two_settings_is_told(block: dict[str, Any], told: str, be
         ({"first_stage": {"keep": "log_p", "settings": {"loss": "group_dro"}}, "loss": "logit_correction"}, True),
         ({"first_stage": {"keep": "log_p", "settings": {"loss": {"name": "gce"}}}, "groups": {"name": "eiil"}}, False),
         ({"first_stage": {"settings": {"first_stage": {"settings": {"order": {"name": "expanding"}}}}}}, True),
+        ({"first_stage": {"settings": {"order": "resampled"}}}, True),
+        ({"first_stage": {"settings": {"order": "shuffled"}}}, False),
         ({"first_stage": None}, False),
     ],
 )

@@ -13,7 +13,7 @@ from debias.config.run import RunConfig
 from debias.errors import InputError
 from debias.runs.digests import weights_digest
 from debias_eval.harness.asked import asked_of
-from debias_eval.harness.export import export
+from debias_eval.harness.export import chat_sha256, export
 from debias_eval.harness.samples import import_samples, read_samples
 from debias_eval.reporting.reproduce import commands
 from debias_eval.results.files import read_result
@@ -138,3 +138,17 @@ def test_the_command_of_what_a_harness_judged_goes_through_it(run: Path, suite: 
         "# the lm_eval command that the line above prints, and then:",
         f"debias import-harness run-tasks/logged -o run --suite {suite}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Today Date: 26 Jul 2024\n\n{prompt}", "Today Date: 1 December 2026\n\n{prompt}", True),
+        ("[2026-12-01] {prompt}", "[2026-12-02] {prompt}", True),
+        ("Today is December 1, 2026. {prompt}", "Today is May 31, 2027. {prompt}", True),
+        ("Today Date: 26 Jul 2024\n\n{prompt}", "Today Date: 26 Jul 2024\n\nbe brief {prompt}", False),
+        ("in 2024 {prompt}", "in 2025 {prompt}", False),
+    ],
+)
+def test_a_chat_that_says_which_day_it_is_is_the_same_on_another(one: str, other: str, same: bool) -> None:
+    assert (chat_sha256(one) == chat_sha256(other)) is same

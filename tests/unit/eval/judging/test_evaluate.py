@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,12 @@ def test_the_floor_keeps_clusters_in_one_fold(write_suite):
     # Without clusters it is the text that says so: one hypothesis beside three premises.
     beside = [Example(one.id, (f"p{place}", one.texts[1]), one.label) for place, one in enumerate(examples)]
     assert partial_input(suite, beside) == aware
+    # And both together: premises are clusters, each beside one of two hypotheses.
+    pairs = [replace(one, cluster=f"{place // 6} {place % 3}") for place, one in enumerate(beside)]
+    assert 0.35 < partial_input(suite, pairs)["accuracy"] < 0.65
+    # A chain of clusters through all texts would leave no two folds; then clusters alone are held together.
+    chain = [replace(one, cluster=f"{(place + 1) // 3}") for place, one in enumerate(beside)]
+    assert partial_input(suite, chain)["n"] == 600
     few = [Example(str(place), ("p", f"topic {place % 4}"), place % 2) for place in range(200)]
     assert partial_input(suite, few)["accuracy"] == 1.0, "what a topic says is known of other rows with it"
 

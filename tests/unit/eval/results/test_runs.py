@@ -214,10 +214,16 @@ def test_any_curve_stays_inside_the_plot(values):
 
 def test_every_run_below_a_folder_is_found_however_far_down(make_run, tmp_path):
     """What lies inside a run, or is a stage of one that has not begun, is no run of its own."""
-    names = ["a", "sweeps/s1/recipe/default/seed0", "sweeps/s1/recipe/default/seed1", "x/y/sweeps/s2/r/default/seed0"]
+    names = [
+        "a",
+        "stages/first/default/seed0",
+        "sweeps/s1/recipe/default/seed0",
+        "sweeps/s1/recipe/default/seed1",
+        "x/y/sweeps/s2/r/default/seed0",
+    ]
     runs = [make_run(f"all/{name}") for name in names]
     make_run("all/a/checkpoint-10/inside")
-    make_run("all/begun/stages/first_stage")
+    make_run("all/begun/stages/1")
     make_run("all/.hidden/run")
     (tmp_path / "all" / "sweeps" / "round").symlink_to(tmp_path / "all")
     (tmp_path / "all" / "x" / "again").symlink_to(tmp_path / "all" / "sweeps")
