@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from debias_eval.reading.suite import available_suites, load_suite
+from debias_eval.results.alike import alike, why_apart
 from debias_eval.results.files import Result, unlike
 from debias_eval.results.runs import Method, Run, stages_of
 
@@ -115,7 +116,7 @@ def about_suite(suite: str, *methods: Method) -> tuple[str | None, list[str]]:
             others.append(f"suite {suite}: only {judged} of {method.seeds} runs of {method.name} were judged on it")
     others += [told for method in methods if (told := _chosen_on(suite, method)) is not None]
     others += [*_judges(suite, results), *_lengths(suite, results)]
-    return _apart(suite, results), others
+    return _apart(suite, results) or _scored_apart(suite, methods), others
 
 
 def _chosen_on(suite: str, method: Method) -> str | None:
@@ -133,6 +134,16 @@ def _apart(suite: str, results: Sequence[Result]) -> str | None:
         return f"suite {suite}: judged under its versions {' and '.join(map(str, versions))}"
     why = unlike(results)
     return None if why is None else f"suite {suite}: {why}"
+
+
+def _scored_apart(suite: str, methods: Sequence[Method]) -> str | None:
+    """Of the first method whose own runs were scored in several ways: no mean over its seeds is a mean of one thing."""
+    for method in methods:
+        results = method.results(suite)
+        if len(alike(results)) > 1:
+            why = next(filter(None, (why_apart(one, results[0]) for one in results[1:])), "judged unlike")
+            return f"suite {suite}: some runs of {method.name} were {why}; judge them again in one way"
+    return None
 
 
 def outdated(result: Result) -> int | None:

@@ -228,10 +228,10 @@ def _check_same_settings(first: Adapter, other: Adapter) -> None:
     if bases[0] != bases[1] and not (all(bases) and same_model(*bases)):
         raise InputError(f"adapter: {other.folder} was trained on {bases[1]}, {first.folder} on {bases[0]}")
     weights = [_base_weights(one.folder) for one in (first, other)]
-    if None not in weights and weights[0] != weights[1]:
-        raise InputError(
-            f"adapter: {other.folder} and {first.folder} were trained on a base of one name, {bases[0]}, and of two"
-            " kinds of weights, as their run.json say"
+    if None not in weights and weights[0] != weights[1]:  # no error: a base that was saved anew has other files, too
+        told = (other.folder, first.folder, bases[0])
+        logger.warning(
+            "WARNING: %s and %s were trained on other weights of a base of one name, %s, as their run.json say", *told
         )
     for name in ("revision", "task_type", "target_parameters"):
         one, two = (getattr(adapter.config, name) for adapter in (first, other))

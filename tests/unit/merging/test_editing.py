@@ -734,7 +734,11 @@ def test_ranks_may_differ_in_a_soup(adapters: dict[str, list[Path]], tmp_path: P
 
 @pytest.mark.parametrize(("told", "alike"), [("a", True), ("b", False), (None, True)])
 def test_soups_of_runs_on_two_bases_of_one_name(
-    adapters: dict[str, list[Path]], tmp_path: Path, told: str | None, alike: bool
+    adapters: dict[str, list[Path]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    told: str | None,
+    alike: bool,
 ) -> None:
     """A base in a folder that was replaced between two runs; nobody can say where a run kept no digest."""
     runs = []
@@ -744,8 +748,6 @@ def test_soups_of_runs_on_two_bases_of_one_name(
         (run / "run.json").write_text(json.dumps({"base_sha256": digest} if digest else {}))
         (run / "config.yaml").write_text("{")
         runs.append(run / "adapter")
-    if alike:
+    with caplog.at_level(logging.WARNING):
         edit_adapters("soup", runs, tmp_path / "out")
-    else:
-        with pytest.raises(InputError, match=r"were trained on a base of one name, .*, and of two kinds of weights"):
-            edit_adapters("soup", runs, tmp_path / "out")
+    assert ("were trained on other weights of a base of one name" in caplog.text) is not alike

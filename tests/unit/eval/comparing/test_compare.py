@@ -190,6 +190,18 @@ def test_what_keeps_a_difference_from_being_a_claim(five_seeds, change, objectio
     assert objection in comparison.verdict
 
 
+def test_a_method_whose_seeds_were_scored_in_two_ways_is_laid_aside_on_that_suite(five_seeds):
+    """The table shows the mean of those that are alike; a difference of all five would contradict it."""
+    runs = five_seeds(edge={})
+    (path,) = [run / "eval" / "big.json" for run in runs if run.name == "edge2"]
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "judge": {**(result.get("judge") or {}), "normalize": "tokens"}}))
+    comparison = compared(runs)
+    (told,) = [one for one in comparison.objections if "some runs of edge" in one]
+    assert told.startswith("suite big: some runs of edge were scored in another way (normalize")
+    assert {one.suite for one in comparison.differences} == {"same"}
+
+
 def test_runs_before_the_run_are_compute_too(five_seeds):
     """A first stage as long as the run: only who is not charged for it would call that equal."""
     runs = five_seeds()
