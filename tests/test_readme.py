@@ -196,6 +196,10 @@ STUDIES = {
         "planted_sst2",
         [("biased_sst2", "bias-aligned"), ("biased_sst2", "bias-conflicting"), ("sst2", None)],
     ),
+    "Three epochs: a study": (
+        "longer",
+        [("biased_sst2", "bias-aligned"), ("biased_sst2", "bias-conflicting"), ("sst2", None)],
+    ),
     "Choosing without labels: a study": (
         "choosing",
         [("biased_sst2", "bias-aligned"), ("biased_sst2", "bias-conflicting"), ("sst2", None)],
