@@ -4,14 +4,13 @@ Shapes: N rows, C labels, D what the last layer is given.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from debias.merging.edits import Edit, LastLayer, LowRank
+from debias.merging.edits import Edit, LastLayer
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,6 @@ class AFRLastLayer(Edit):
             raise ValueError(f"steps is {self.steps}, expected 1 or more")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0")
-
-    def change(self, changes: Sequence[LowRank]) -> LowRank:
-        """The first change as it is."""
-        return changes[0]
 
     def retrained(self, last: LastLayer) -> LastLayer:
         """By gradients in closed form: of the logits `w (p - e_y)`."""

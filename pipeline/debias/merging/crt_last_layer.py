@@ -5,7 +5,6 @@ Shapes: N rows, C labels, D what the last layer is given, E = D + 1 with a colum
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from debias.errors import InputError
-from debias.merging.edits import Edit, LastLayer, LowRank
+from debias.merging.edits import Edit, LastLayer
 
 logger = logging.getLogger(__name__)
 SETTLED = 1e-6  # how far from zero the slope of a fit may be, where the mean cross-entropy is one of its terms
@@ -60,10 +59,6 @@ class CRTLastLayer(Edit):
     def fits_training_rows(self) -> bool:
         """Whether its rows are those that the run was trained on."""
         return self.rows == "training"
-
-    def change(self, changes: Sequence[LowRank]) -> LowRank:
-        """The first change as it is."""
-        return changes[0]
 
     def retrained(self, last: LastLayer) -> LastLayer:
         """The layer that is fitted; InputError where a label has no row."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from debias.errors import InputError
-from debias.merging.edits import Edit, LastLayer, LowRank
+from debias.merging.edits import Edit, LastLayer
 
 logger = logging.getLogger(__name__)
 SETTLED = 1e-6  # how far from zero the slope of a fit may be, where the mean cross-entropy is one of its terms
@@ -63,10 +63,6 @@ class DFRLastLayer(Edit):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
-
-    def change(self, changes: Sequence[LowRank]) -> LowRank:
-        """The first change as it is."""
-        return changes[0]
 
     def retrained(self, last: LastLayer) -> LastLayer:
         """The mean of the fits; InputError where a label has no row, or the rarest cell none to choose `c` by."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from debias.errors import InputError
 from debias.merging.dfr_last_layer import Columns, balanced, lasso
-from debias.merging.edits import Edit, LastLayer, LowRank
+from debias.merging.edits import Edit, LastLayer
 
 logger = logging.getLogger(__name__)
 Setting = tuple[float, float, float]  # alpha, s, c
@@ -75,10 +75,6 @@ class DISPELLastLayer(Edit):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
-
-    def change(self, changes: Sequence[LowRank]) -> LowRank:
-        """The first change as it is."""
-        return changes[0]
 
     def retrained(self, last: LastLayer) -> LastLayer:
         """The mean of the fits; InputError where a label has no row, none has two groups, or none can choose."""

@@ -172,8 +172,12 @@ class Edit:
         raise NotImplementedError
 
     def change(self, changes: Sequence[LowRank]) -> LowRank:
-        """What becomes of one weight's change, float64; one of `changes` for each adapter."""
-        raise NotImplementedError
+        """What becomes of one weight's change, float64; one of `changes` for each adapter. It stays where the edit
+        retrains the last layer.
+        """
+        if not self.retrains:
+            raise NotImplementedError
+        return changes[0]
 
     def whole(self, tensors: Sequence[Tensor]) -> Tensor:
         """What becomes of a tensor that was trained whole (a head); by default it stays."""

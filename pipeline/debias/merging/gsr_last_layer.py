@@ -7,7 +7,7 @@ is given and, where it has an intercept, a one; K cells of a label and a group.
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from debias.errors import InputError
-from debias.merging.edits import Edit, LastLayer, LowRank
+from debias.merging.edits import Edit, LastLayer
 
 logger = logging.getLogger(__name__)
 SETTLED = 1e-9  # how long the slope of a fit may be, against what the slope of its rows is at zero
@@ -70,10 +70,6 @@ class GSRLastLayer(Edit):
             raise ValueError(f"max_norm is {self.max_norm}, expected 0 or more")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1")
-
-    def change(self, changes: Sequence[LowRank]) -> LowRank:
-        """The first change as it is."""
-        return changes[0]
 
     def retrained(self, last: LastLayer) -> LastLayer:
         """The fit that did best; InputError where a cell has one row, or a label none."""
