@@ -77,7 +77,8 @@ def test_a_folder_that_may_not_be_read(debias: Command, tmp_path: Path, monkeypa
     monkeypatch.setattr(Path, "iterdir", refused)
     for words in (("report", "-o", tmp_path / "page.html"), ("card",), ("eval", "--suite", "snli")):
         said = debias(words[0], tmp_path / "runs", *words[1:])
-        assert said.error == f"error: {tmp_path / 'runs'}: Permission denied"
+        cure = "give the folders of runs in it"
+        assert said.error == f"error: {tmp_path / 'runs'}: cannot be read: Permission denied; {cure}"
 
 
 @pytest.mark.parametrize("verb", [(), *EVERY_VERB], ids="-".join)
