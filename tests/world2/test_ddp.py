@@ -19,6 +19,7 @@ from debias.engines import NonFiniteGradients, attach
 from debias.gradients import make_source
 from debias.losses import Classification, CrossEntropy, cross_entropy, gce_weight
 from debias.methods import DiGraP, Edge
+from debias.projections import SPD
 from debias.sharpness import SAM
 
 pytestmark = pytest.mark.skipif(os.environ.get("WORLD_SIZE", "2") != "2", reason="its micro-batches are of two ranks")
@@ -145,6 +146,24 @@ def test_gradients_taken_elsewhere_than_at_the_weights(way, rank):
     assert same_on_both_ranks(model)
     train(plain, mlp_loss, mlp_batch, ALL, way, "sgd", Edge())
     assert largest_difference(plain, alone)[0] > 1e-3
+
+
+def test_weights_are_projected_alike_on_both_ranks(rank):
+    """After each step, by the gradient that both have; where they are held has names without what DDP puts before."""
+    alone, model, plain = Mlp(), Mlp(), Mlp()
+    settings = {"lr": 0.1, "steps": 8}
+    one, _ = train(alone, mlp_loss, mlp_batch, ALL, "auto", "adamw", Edge(), weight_projection=SPD(), **settings)
+    two, _ = train(
+        DistributedDataParallel(model), mlp_loss, mlp_batch, PARTS[rank], "auto", "adamw", Edge(),
+        weight_projection=SPD(), **settings,
+    )  # fmt: skip
+    assert largest_difference(model, alone)[0] <= 1e-4
+    assert same_on_both_ranks(model)
+    train(plain, mlp_loss, mlp_batch, ALL, "auto", "adamw", Edge(), **settings)
+    assert largest_difference(plain, alone)[0] > 1e-2
+    states = one.state_dict(), two.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_memory_goes_on_from_two_ranks_to_one_and_back(rank):

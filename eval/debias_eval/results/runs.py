@@ -44,6 +44,7 @@ PARTS = {
     "sharpness": "",
     "smoothness": "",
     "weight_penalty": "",
+    "weight_projection": "",
 }
 
 

@@ -21,6 +21,7 @@ PLAIN: dict[str, Any] = {
     **{"eval_strategy": "no", "eval_steps": None, "report_to": "none"},
     **{"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay": 0.0, "num_train_epochs": 1.0},
     **{"head_dropout": 0.0, "sharpness": None, "smoothness": None, "weight_penalty": None},
+    "weight_projection": None,
 }
 
 LOOK_EVERY = 5  # steps between two looks at the loss, where it says when to stop

@@ -18,6 +18,7 @@ from debias.losses import LOSSES
 from debias.merging import EDITS
 from debias.methods import METHODS
 from debias.penalties import PENALTIES
+from debias.projections import PROJECTIONS
 from debias.sharpness import SHARPNESS
 from debias.smoothness import SMOOTHNESS
 
@@ -40,6 +41,7 @@ SHELVES = (
     Shelf("where gradients are taken", "sharpness: {name: NAME}", SHARPNESS),
     Shelf("smoothness term", "smoothness: {name: NAME}", SMOOTHNESS),
     Shelf("weight penalty", "weight_penalty: {name: NAME}", PENALTIES),
+    Shelf("weight projection", "weight_projection: {name: NAME}", PROJECTIONS),
     Shelf("adapter", "adapter: {type: NAME}", ADAPTERS),
     Shelf("edit", "debias edit NAME RUN... -o FOLDER --set KEY=VALUE", EDITS),
 )

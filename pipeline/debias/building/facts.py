@@ -234,7 +234,7 @@ def told_of(stage: RunConfig) -> str:
         del told["stop_when_learned"]
     if not stage.head_dropout:  # nor this one
         del told["head_dropout"]
-    for later in ("sharpness", "smoothness", "weight_penalty"):  # nor these
+    for later in ("sharpness", "smoothness", "weight_penalty", "weight_projection"):  # nor these
         if told[later] is None:
             del told[later]
     if stage.stop_when_learned is not None:  # how often it looks decides where it stops

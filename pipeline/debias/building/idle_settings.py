@@ -14,6 +14,7 @@ from debias.data.resampled import reads_groups
 from debias.losses import make_loss
 from debias.methods import make_rule
 from debias.penalties import make_penalty
+from debias.projections import make_projection
 from debias.sharpness import make_sharpness
 from debias.smoothness import make_smoothness
 
@@ -112,9 +113,12 @@ def _of_passes(config: RunConfig) -> dict[str, str]:
     sharpness = make_sharpness(config.sharpness)
     smoothness = make_smoothness(config.smoothness)
     penalty = make_penalty(config.weight_penalty)
+    projection = make_projection(config.weight_projection)
     found = {}
     if penalty is not None and penalty.strength == 0:
         found["weight_penalty"] = "strength is 0: what it costs is for nothing"
+    if projection is not None and projection.strength == 0:
+        found["weight_projection"] = "strength is 0: what it costs is for nothing"
     if sharpness is not None and sharpness.rho == 0:
         found["sharpness"] = "rho is 0: gradients are taken at the weights, twice"
     if smoothness is not None and smoothness.strength == 0:

@@ -21,6 +21,7 @@ from debias.engines.parameters import selection
 from debias.errors import InputError
 from debias.methods import make_rule
 from debias.penalties import make_penalty
+from debias.projections import make_projection
 from debias.ranks.failures import record
 from debias.ranks.hangs import hang_watch
 from debias.ranks.stopping import StopRequest
@@ -69,6 +70,7 @@ def build_trainer(
             verify=config.verify,
             sharpness=make_sharpness(config.sharpness),
             weight_penalty=make_penalty(config.weight_penalty),
+            weight_projection=make_projection(config.weight_projection),
             smoothness=make_smoothness(config.smoothness),
             stop=stop,
         )

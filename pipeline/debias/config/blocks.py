@@ -39,6 +39,7 @@ KINDS = {
     "sharpness": Kind("debias.sharpness", "SHARPNESS"),
     "smoothness": Kind("debias.smoothness", "SMOOTHNESS"),
     "weight_penalty": Kind("debias.penalties", "PENALTIES"),
+    "weight_projection": Kind("debias.projections", "PROJECTIONS"),
     "adapter": Kind("debias.adapters", "ADAPTERS", "lora", key="type"),
 }
 EXPECTED = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}

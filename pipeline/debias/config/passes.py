@@ -1,4 +1,6 @@
-"""What more in a step does not go with: passes of `sharpness` and `smoothness`, and the term of `weight_penalty`."""
+"""What more in a step does not go with: passes of `sharpness` and `smoothness`, the term of `weight_penalty`, and what
+`weight_projection` does to weights after it.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +10,12 @@ from debias.config import blocks
 
 def check_passes(run: Any) -> None:
     """ValueError, in one line, for the first setting of `run` that does not go with one of these."""
-    found = {"sharpness": _of_sharpness, "smoothness": _of_smoothness, "weight_penalty": _of_penalty}
+    found = {
+        "sharpness": _of_sharpness,
+        "smoothness": _of_smoothness,
+        "weight_penalty": _of_penalty,
+        "weight_projection": _of_projection,
+    }
     for name, refused in ((name, refusals(run)) for name, refusals in found.items()):
         if getattr(run, name) is not None:
             for key, asked, why in refused:
@@ -35,3 +42,9 @@ def _of_smoothness(run: Any) -> Iterator[tuple[str, bool, str]]:
 def _of_penalty(run: Any) -> Iterator[tuple[str, bool, str]]:
     yield "deepspeed", run.deepspeed is not None, "it reads whole weights, and DeepSpeed holds them"
     yield "load_in_4bit", run.load_in_4bit, "it reads the base's weights, which would be unpacked in every step"
+
+
+def _of_projection(run: Any) -> Iterator[tuple[str, bool, str]]:
+    yield "deepspeed", run.deepspeed is not None, "it moves whole weights, and DeepSpeed holds them"
+    free = run.optim.startswith("schedule_free")
+    yield f"optim {run.optim}", free, "it moves the weights that train, and such a run is judged by others"

@@ -137,6 +137,7 @@ class RunConfig(Strict):
     sharpness: dict[str, Any] | None = None  # where the gradients of a step are taken; null: at the weights
     smoothness: dict[str, Any] | None = None  # beside the loss: answers should hardly change near what is read
     weight_penalty: dict[str, Any] | None = None  # beside the loss, of the weights of LoRA alone
+    weight_projection: dict[str, Any] | None = None  # of the weights after the optimizer's step
     order: dict[str, Any] = Field({"name": "shuffled"}, validate_default=True)  # which examples make an epoch
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -287,7 +288,7 @@ class RunConfig(Strict):
     def method_parts(self) -> dict[str, Any]:
         """What beside its rule makes this run's method: of plain fine-tuning cross-entropy, the shuffled data alone."""
         first = self.first_stage and self.first_stage.model_dump(mode="json")
-        names = ("groups", "sharpness", "smoothness", "weight_penalty")  # which runs of older versions had none of
+        names = ("groups", "sharpness", "smoothness", "weight_penalty", "weight_projection")  # older runs had none
         later: dict[str, Any] = {name: getattr(self, name) for name in names}
         wording = self.prompt and self.prompt.more_templates and {"more_templates": [*self.prompt.more_templates]}
         later |= {"head_dropout": self.head_dropout or None, "prompt": wording or None}
@@ -305,6 +306,7 @@ class RunConfig(Strict):
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
             **{"bias_weight": "self", "groups": None, "selection": "last", "eval_strategy": "no", "report_to": "none"},
             **{"head_dropout": 0.0, "sharpness": None, "smoothness": None, "weight_penalty": None},
+            "weight_projection": None,
         }
         return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
 
@@ -317,10 +319,8 @@ class RunConfig(Strict):
         return tuple(self._stage(f"bias_{i}", one, "bias_model") for i, one in enumerate(changes, 1))
 
     def _stage(self, name: str, changes: dict[str, Any], of: str) -> "RunConfig":
-        place = {
-            "resume": False if self.overwrite_output_dir else "auto",
-            "output_dir": f"{self.output_dir}/{STAGES}/{name}",
-        }
+        resume = False if self.overwrite_output_dir else "auto"
+        place = {"resume": resume, "output_dir": f"{self.output_dir}/{STAGES}/{name}"}
         try:
             return RunConfig.model_validate({**self.model_dump(), **changes, **place})
         except ValidationError as error:

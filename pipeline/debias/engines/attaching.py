@@ -8,10 +8,12 @@ from torch import nn
 
 from debias.engines.parameters import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach_model
+from debias.engines.weight_projection import refuse_projection
 from debias.engines.weight_term import refuse_penalty
 from debias.engines.wrapping import is_sharded
 from debias.methods import Rule
 from debias.penalties import Penalty
+from debias.projections import Projection
 from debias.sharpness import Sharpness
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def attach(
     verify: bool = ...,
     sharpness: Sharpness | None = ...,
     weight_penalty: Penalty | None = ...,
+    weight_projection: Projection | None = ...,
 ) -> TorchHook: ...
 
 
@@ -59,6 +62,7 @@ def attach(
     verify: bool = True,
     sharpness: Sharpness | None = None,
     weight_penalty: Penalty | None = None,
+    weight_projection: Projection | None = None,
 ) -> Any:
     """Hook debiased gradients into a training loop of your own.
 
@@ -74,13 +78,15 @@ def attach(
     pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
     raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). `sharpness`: such as
     `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`.
-    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to what the rule has made. Both with whole
-    weights alone. Raises ValueError when the rule would act on nothing, when the optimizer lacks a selected parameter,
-    when `single_pass` is asked for where it is not exact, for embeddings with sparse gradients, and for a wrapper or an
-    engine's option that is not supported. What is done to the model afterwards and would leave the rule without its
-    parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that looks at how far the weights moved
-    measures from here: to go on with an earlier run load the weights, attach, and give the hook what its `state_dict()`
-    was. Hooks on modules are called in the passes of a comparison too; hooks on parameters are not.
+    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to what the rule has made.
+    `weight_projection`: such as `debias.projections.SPD()`, of the weights after the optimizer's step, whoever calls
+    it. These three with whole weights alone. Raises ValueError when the rule would act on nothing, when the optimizer
+    lacks a selected parameter, when `single_pass` is asked for where it is not exact, for embeddings with sparse
+    gradients, and for a wrapper or an engine's option that is not supported. What is done to the model afterwards and
+    would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that looks
+    at how far the weights moved, and a projection, measure from here: to go on with an earlier run load the weights,
+    attach, and give the hook what its `state_dict()` was. Hooks on modules are called in the passes of a comparison
+    too; hooks on parameters are not.
 
     fp16 with torch.amp.GradScaler has one exact order, in which the count takes the scale off before the rule looks:
     `hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())`, `report = hook.step()`, and
@@ -90,13 +96,13 @@ def attach(
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
     if not _is_engine(model):
         if is_sharded(model):
-            _refuse_more(sharpness, weight_penalty, "weights that FSDP shards")
+            _refuse_more(sharpness, weight_penalty, weight_projection, "weights that FSDP shards")
             from debias.engines.fsdp.attach import attach_sharded
 
             return attach_sharded(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
-        options |= {"sharpness": sharpness, "weight_penalty": weight_penalty}
+        options |= {"sharpness": sharpness, "weight_penalty": weight_penalty, "weight_projection": weight_projection}
         return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
-    _refuse_more(sharpness, weight_penalty, "weights that DeepSpeed holds")
+    _refuse_more(sharpness, weight_penalty, weight_projection, "weights that DeepSpeed holds")
     from debias.engines.zero.attach import attach_engine
 
     found = [given for given in (optimizer, rule) if given is not None]
@@ -109,8 +115,11 @@ def attach(
     return attach_engine(model, found[0], gradients, **options)
 
 
-def _refuse_more(sharpness: Sharpness | None, penalty: Penalty | None, what: str) -> None:
+def _refuse_more(
+    sharpness: Sharpness | None, penalty: Penalty | None, projection: Projection | None, what: str
+) -> None:
     refuse_penalty(penalty, what)
+    refuse_projection(projection, what)
     if sharpness is not None:
         raise ValueError(
             f"attach: sharpness {sharpness.name} moves the weights within a step, and cannot move {what}; use one"

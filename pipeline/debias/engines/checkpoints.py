@@ -176,7 +176,7 @@ class CheckpointingTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save and self.loss.learns:
             torch.save(self.loss.state_dict(), Path(output_dir) / LOSS_STATE)
-        if self.hook is not None and not self.rule.is_stateless:
+        if self.hook is not None and self.hook.remembers:
             state = self.hook.state_dict()  # collective under DeepSpeed
             if self.args.should_save:
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -267,12 +267,10 @@ class CheckpointingTrainer(Trainer):
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
-def rule_state_in(checkpoint: Path, rule: Rule) -> dict[str, Tensor]:
-    """What a rule with a memory goes on from; ValueError where another rule saved the checkpoint."""
+def rule_state_in(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """What a rule of that name, or a projection, goes on from; ValueError where another one saved the checkpoint."""
     if not (checkpoint / RULE_STATE).exists():
-        raise ValueError(
-            f"{checkpoint}: there is no {RULE_STATE}, which {rule.name} goes on from: another rule saved it"
-        )
+        raise ValueError(f"{checkpoint}: there is no {RULE_STATE}, which {name} goes on from: another rule saved it")
     with reading(checkpoint, RULE_STATE):
         return load_file(str(checkpoint / RULE_STATE))
 

@@ -24,6 +24,7 @@ from debias.engines.nearby import Nearby, refuse_nearby
 from debias.engines.parameters import Select, chosen_by, not_head
 from debias.engines.second_pass import refuse_second_pass
 from debias.engines.trainer_arguments import loss_of, one_readout, refuse_arguments, refuse_losses, refuse_precision
+from debias.engines.weight_projection import check_projection
 from debias.engines.weight_term import WeightTerm, refuse_penalty
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
@@ -31,6 +32,7 @@ from debias.losses import LearningLoss, Loss
 from debias.losses.learning import Told
 from debias.methods import Rule
 from debias.penalties import Penalty
+from debias.projections import Projection
 from debias.ranks.stopping import StopRequest
 from debias.readouts import DONE, Readout, RouterLoss, inputs_and_facts, of_right_label, router_loss_of
 from debias.readouts.hidden import check_hidden
@@ -52,11 +54,11 @@ class DebiasTrainer(CheckpointingTrainer):
 
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
     `objective` is its older name); `loss`: one of `debias.losses`, cross-entropy by default; `bias_weight`: where the
-    weights come from; `gradients`, `select`, `verify`, `sharpness` and `weight_penalty`: as in `debias.attach`;
-    `smoothness`: a term beside the loss, one of `debias.smoothness`. `facts`: of the whole training set, or what gives
-    them, for a loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or one mapping of both.
-    Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A checkpoint appears whole
-    or not at all.
+    weights come from; `gradients`, `select`, `verify`, `sharpness`, `weight_penalty` and `weight_projection`: as in
+    `debias.attach`; `smoothness`: a term beside the loss, one of `debias.smoothness`. `facts`: of the whole training
+    set, or what gives them, for a loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or
+    one mapping of both. Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A
+    checkpoint appears whole or not at all.
     Each of the TrainingArguments is honoured, or a ValueError here that names it (`trainer_arguments`).
     """
 
@@ -77,6 +79,7 @@ class DebiasTrainer(CheckpointingTrainer):
         verify: bool = True,
         sharpness: Sharpness | None = None,
         weight_penalty: Penalty | None = None,
+        weight_projection: Projection | None = None,
         smoothness: Smoothness | None = None,
         stop: StopRequest | None = None,
         **kwargs: Any,
@@ -102,6 +105,7 @@ class DebiasTrainer(CheckpointingTrainer):
         self.verify = verify
         self.sharpness = sharpness
         self.weight_penalty = weight_penalty
+        self.weight_projection = weight_projection
         if smoothness is not None:
             refuse_nearby(smoothness.name, deepspeed=self.is_deepspeed_enabled, bf16=self.args.bf16)
         self._nearby = None if smoothness is None else Nearby(self.model, self.readout, smoothness)
@@ -123,6 +127,7 @@ class DebiasTrainer(CheckpointingTrainer):
             refuse_second_pass(self.sharpness.name, self.model, deepspeed=self.is_deepspeed_enabled)
         if self.is_deepspeed_enabled:
             refuse_penalty(self.weight_penalty, "weights that DeepSpeed holds")
+        check_projection(self.weight_projection, self.args.optim, deepspeed=self.is_deepspeed_enabled)
         if self.weight_penalty is not None:
             WeightTerm(self.model, self.weight_penalty)
         if self.loss.ahead:
@@ -351,12 +356,13 @@ class DebiasTrainer(CheckpointingTrainer):
                 self.hook = attach(model, self.rule, gradients=self.gradients, **options)
             else:
                 # The Trainer steps; a rule that remembers asks the optimizer for its learning rate.
-                optimizer = self.optimizer if self.rule.memory else None
+                optimizer = self.optimizer if self.rule.memory or self.weight_projection else None
                 options |= {"sharpness": self.sharpness, "weight_penalty": self.weight_penalty}
+                options["weight_projection"] = self.weight_projection
                 self.hook = attach(model, optimizer, self.rule, self.gradients, **options)
             self.hook.skipped = self.step_counts.skipped
-            if self._resumed_from is not None and not self.rule.is_stateless:
-                self.hook.load_state_dict(rule_state_in(self._resumed_from, self.rule))
+            if self._resumed_from is not None and self.hook.remembers:
+                self.hook.load_state_dict(rule_state_in(self._resumed_from, self.hook.remembers))
             self._router = router_loss_of(model)  # a walk over all modules, so not in each micro-batch
         return self.hook
 

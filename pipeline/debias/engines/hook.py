@@ -107,6 +107,11 @@ class Hook:
         """The parameters the rule acts on, by name."""
         return self.source.selected
 
+    @property
+    def remembers(self) -> str:
+        """The name of what goes on exactly from `state_dict` alone; empty where nothing does."""
+        return "" if self.rule.is_stateless else self.rule.name
+
     def state_dict(self) -> dict[str, Tensor]:
         """What the rule keeps between steps, to be saved beside weights and optimizer: whole tensors on the CPU.
 

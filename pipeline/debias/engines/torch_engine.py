@@ -26,6 +26,7 @@ from debias.engines.rule_state import RuleState, rescale
 from debias.engines.second_pass import SecondPass
 from debias.engines.stacks import blocks, together
 from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent, report
+from debias.engines.weight_projection import ProjectedSteps
 from debias.engines.weight_term import WeightTerm
 from debias.engines.wrapping import (
     active_ddp,
@@ -38,6 +39,7 @@ from debias.engines.wrapping import (
 from debias.gradients import GradientSource, MicroBatch, Verified, make_source
 from debias.methods import GRADIENTS, Gram, Rule, Vector, as_rows, gram_of_rows, write_update
 from debias.penalties import Penalty
+from debias.projections import Projection
 from debias.sharpness import Sharpness
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class TorchHook(LoopHook):
         max_nonfinite_steps: int,
         sharpness: Sharpness | None = None,
         term: WeightTerm | None = None,
+        projected: ProjectedSteps | None = None,
     ) -> None:
         rates = functools.partial(learning_rates, optimizer, source.selected)
         state = RuleState(rule, source.selected, lambda: source.selected, rates)
@@ -79,6 +82,7 @@ class TorchHook(LoopHook):
         self._guards = [model.register_forward_pre_hook(self._meet_wrapper)]
         self._second = None if sharpness is None else SecondPass(model, sharpness)
         self._term = term
+        self._projected = projected
         if (ddp := ddp_in(model)) is not None:
             self._join(ddp)
 
@@ -131,10 +135,26 @@ class TorchHook(LoopHook):
         super().detach()
         for guard in self._guards:
             guard.remove()
-        if self._second is not None:
-            self._second.detach()
+        for more in (self._second, self._projected):
+            if more is not None:
+                more.detach()
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = True
+
+    @property
+    def remembers(self) -> str:
+        """See `Hook.remembers`."""
+        projected = self._projected
+        return super().remembers or (projected.projection.name if projected is not None and projected.keeps else "")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Hook.state_dict`; of a `weight_projection` also `NAME/held_at`, of what trains."""
+        held = {} if self._projected is None else self._projected.state(self._saved_name)
+        return super().state_dict() | held
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `Hook.load_state_dict`."""
+        super().load_state_dict(state if self._projected is None else self._projected.load(state, self._saved_name))
 
     def _reduce(self, trainable: Mapping[str, nn.Parameter]) -> float:
         """Sum gradients and counts over the ranks; returns the whole batch's count."""
@@ -317,13 +337,15 @@ def attach_model(
     verify: bool = True,
     sharpness: Sharpness | None = None,
     weight_penalty: Penalty | None = None,
+    weight_projection: Projection | None = None,
 ) -> TorchHook:
     """`debias.attach` for gradients in `p.grad`: one process, or a model in DistributedDataParallel.
 
     `model` may be wrapped in DistributedDataParallel, before or after. `gradients`: `auto`, `single_pass`,
     `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default:
     all but a task head). `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. `sharpness`:
-    where the gradients are taken. `weight_penalty`: a term of the weights. Raises ValueError when the rule would act on
+    where the gradients are taken. `weight_penalty`: a term of the weights. `weight_projection`: what is done to them
+    after the optimizer's step. Raises ValueError when the rule would act on
     nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it is not exact, and
     for what `wrapping.refuse` refuses, with the reason.
     """
@@ -340,6 +362,7 @@ def attach_model(
     source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify, asked=gradients)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
         keep_buffers()
+    projected = None if weight_projection is None else ProjectedSteps(model, optimizer, weight_projection)
     return TorchHook(
         model,
         optimizer,
@@ -350,4 +373,5 @@ def attach_model(
         max_nonfinite_steps=max_nonfinite_steps,
         sharpness=sharpness,
         term=term,
+        projected=projected,
     )

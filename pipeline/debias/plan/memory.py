@@ -106,11 +106,13 @@ def memory_of(
     looks_at: Sequence[Vector] = TWO_GRADIENTS,
     moves: bool = False,
     accumulated: bool = False,
+    held: bool | None = None,
 ) -> Memory:
     """The parts at the worst moment of a step with this gradient source (`plain`: one gradient only).
 
     `looks_at`: the vectors that the rule combines; of how far weights moved it keeps float32 copies, sharded like the
-    optimizer's. `moves`: weights are moved in each micro-batch and put back; `accumulated`: a step has several.
+    optimizer's. `moves`: weights are moved in each micro-batch and put back; `accumulated`: a step has several. `held`:
+    weights are projected after the step (`weight_projection`), towards a copy of what trains, or (false) without one.
     """
     weights, host = _weights(counts, spread)
     state, more = _optimizer(counts, spread, optim)
@@ -119,6 +121,9 @@ def memory_of(
     if moves:
         moments["backward"]["weights to put back"] = counts.bytes(trainable=True)
         moments["move"] = _move(counts, sum(_gradients(counts, spread, source)) if accumulated else 0)
+    if held is not None:
+        moments["projection"] = _projection(counts, _gradients(counts, spread, source)[0])
+        weights["weights at the start"] = counts.bytes(trainable=True) if held else 0
     kept = _kept(counts, spread, looks_at)
     if spread.offload_optimizer:
         host, kept = host + kept, 0
@@ -200,6 +205,12 @@ def _move(counts: Counts, gradients: int) -> dict[str, int]:
     largest = max((size.elements for size in counts.sizes if size.trainable), default=0)
     trained = counts.bytes(trainable=True)
     return {"gradients": gradients, "weights to put back": trained, "moves of weights": trained + 8 * largest}
+
+
+def _projection(counts: Counts, main: int) -> dict[str, int]:
+    """After the step, one tensor at a time: how far it has moved, in float32, and what of it is taken back."""
+    largest = max((size.elements for size in counts.sizes if size.trainable), default=0)
+    return {"gradients": main, "moves of weights": 2 * 4 * largest}
 
 
 def _gradients(counts: Counts, spread: Sharding, source: str) -> tuple[int, int]:

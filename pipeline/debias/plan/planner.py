@@ -132,7 +132,8 @@ class Planner:
         """The parts at that micro-batch."""
         traced = self.traced(micro_batch)
         run, seen, cuda = self.run, self.rule.combines, self.machine.cuda
-        second = {"moves": run.sharpness is not None, "accumulated": run.gradient_accumulation_steps > 1}
+        second: dict[str, Any] = {"moves": run.sharpness is not None, "held": held(run)}
+        second["accumulated"] = run.gradient_accumulation_steps > 1
         return memory_of(self.counts, traced, self.spread, self.source, run.optim, cuda=cuda, looks_at=seen, **second)
 
     def largest(self) -> int | None:
@@ -234,6 +235,11 @@ class Planner:
         if self.run.optim not in OPTIMIZERS:
             found.append(f"optim {self.run.optim} is taken to keep 8 bytes an element")
         return found
+
+
+def held(run: RunConfig) -> bool | None:
+    """Whether a `weight_projection` keeps a copy of what trains; None of no projection."""
+    return None if run.weight_projection is None else run.weight_projection["towards"] == "start"
 
 
 def parameters_of(counts: Counts) -> Parameters:

@@ -189,7 +189,11 @@ def test_a_kind_that_a_run_may_lack_has_no_row_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["sharpness: sam", "smoothness: smart", "weight_penalty: pego", "groups: guessed", "bias_model: lexical"]
+    "line",
+    [
+        *("sharpness: sam", "smoothness: smart", "weight_penalty: pego", "weight_projection: spd", "groups: guessed"),
+        "bias_model: lexical",
+    ],
 )
 def test_a_row_at_its_defaults_makes_another_method(tmp_path: Path, line: str) -> None:
     more = "first_stage: {keep: log_p}\n" if line.startswith("groups") else ""

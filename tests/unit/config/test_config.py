@@ -492,6 +492,18 @@ def test_a_weight_penalty_is_of_the_run_alone_and_refused_where_it_cannot_be():
             parse(RunConfig, {**values, key: value}, "f")
 
 
+def test_a_weight_projection_is_of_the_run_alone_and_refused_where_it_cannot_be():
+    values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "weight_projection": "spd"}
+    run = RunConfig.model_validate({**values, "bias_model": "first_learned", "first_stage": {}})
+    assert run.weight_projection == {"name": "spd", "strength": 1.0, "towards": "start"}
+    assert run.method_parts()["weight_projection"] == run.weight_projection
+    assert [stage.weight_projection for stage in (run.stage_before(), *run.bias_stages())] == [None, None, None]
+    assert "weight_projection" not in RunConfig.model_validate({**values, "weight_projection": None}).method_parts()
+    for key, value in (("deepspeed", "zero2"), ("optim", "schedule_free_adamw")):
+        with pytest.raises(InputError, match=f"weight_projection does not go with {key}.*: it moves"):
+            parse(RunConfig, {**values, key: value}, "f")
+
+
 def test_head_dropout_is_of_the_run_alone():
     """A run before the run trains plainly; its own settings may give it dropout of its own."""
     values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "head_dropout": 0.9}

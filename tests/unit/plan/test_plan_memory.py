@@ -239,6 +239,25 @@ def test_the_plan_says_that_each_micro_batch_is_passed_twice(folder, few):
     assert len(sharp.assumptions) == len(plain.assumptions) + 1
 
 
+def test_a_projection_towards_the_start_holds_a_copy_of_what_trains(folder, few):
+    made = [
+        make_plan(run_of(folder, weight_projection=one), Machine(cuda=False))
+        for one in (None, "spd", {"name": "spd", "towards": "zero"})
+    ]
+    copies = [plan.parts.get("weights at the start", 0) for plan in made]
+    assert copies == [0, 4 * made[0].parameters.trainable, 0]
+    assert [plan.total - made[0].total for plan in made] == copies
+
+
+def test_what_a_projection_holds_for_a_moment_counts_where_nothing_else_is_larger():
+    counts = count(run_of("Qwen3-0.6B", adapter="full"), find_config("Qwen3-0.6B"))
+    plain = memory_of(counts, Traced(0, 0, 0), Sharding(1), "plain", "sgd", cuda=False)
+    made = memory_of(counts, Traced(0, 0, 0), Sharding(1), "plain", "sgd", cuda=False, held=False)
+    largest = max(size.elements for size in counts.sizes if size.trainable)
+    assert made.moment == "projection"
+    assert made.total - plain.total <= 8 * largest == made.parts["moves of weights"]
+
+
 def test_the_plan_says_that_a_step_is_seen_ahead(folder, few):
     runs = (run_of(folder, loss="coral", gradient_accumulation_steps=n) for n in (1, 2))
     once, cut = (make_plan(run, Machine(cuda=False)) for run in runs)

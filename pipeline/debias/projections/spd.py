@@ -1,0 +1,57 @@
+"""SPD: selective projection decay (Tian et al., NeurIPS 2024, arXiv 2411.01713)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from debias.projections.base import Projection
+
+
+@dataclass(frozen=True)
+class SPD(Projection):
+    """Take back what a step has led away from the start, where the gradient itself would lead back.
+
+    Tensor by tensor, with `p` before the step, `p~` after it, `p0` the start and `g` the gradient that the optimizer is
+    given (after the rule, the sum over ranks and clipping):
+
+        if sum(g (p - p0)) > 0:   r = clip((|p~ - p0| - |p - p0|) / |p~ - p0|, 0, 1)
+                                  p~ <- p~ - strength r (p~ - p0)
+
+    The paper writes the condition `c = -sum(g (p - p0)) < 0`, as its code has it: there a longer way from p0 raises the
+    loss, and more decay would lower it. The gradient alone then leads back; momentum, Adam's scales, or a step that is
+    too long may lead on, and `strength` 1 puts the tensor back on the sphere around p0 that it was on. Tensors whose
+    loss goes on falling along their way are free. The authors have it inside Adam; here it follows the step of any
+    optimizer, which is a generalisation. It is no weight decay of its own: one that is set (`weight_decay`) is part of
+    the step. A tensor without a gradient stays as it is. In the first step p is p0, the sum is 0 and nothing is taken
+    back.
+
+    On LoRA A and B are such tensors, each by itself. `towards: start` holds B at 0 and A at its drawn values. `towards:
+    zero` holds both at 0: so the authors' code has it for LoRA and other adapters, which keeps no copy. What trains
+    whole is held at the start. A head that is trained too is held at where it began, or at 0, like the rest.
+
+    Needs a starting point worth staying near (pretrained weights), an optimizer of PyTorch's form that steps by the
+    gradients it finds, and whole weights: refused by name with DeepSpeed, FSDP, L-BFGS and schedule-free optimizers
+    (which train at other weights than those they are judged by). Costs one copy of what trains in its own type, in
+    memory and in each checkpoint, and no pass; of a step of full fine-tuning on a CPU a few per cent, of LoRA about as
+    much as the optimizer's own step. Fails where the start itself has the shortcut, and does next to nothing under
+    SGD without momentum: it knows of distance, not of bias. `l2_sp` and `digrap` hold weights near their start through
+    the gradient; they may stand beside it.
+
+    Source: Tian, Huang and Kira, Rethinking Weight Decay for Robust Fine-Tuning of Foundation Models, NeurIPS 2024,
+    arXiv 2411.01713, and its authors' code, of which `weight_decay` is `strength`.
+    """
+
+    name: ClassVar[str] = "spd"
+
+    def before(self, gradient: Tensor, moved: Tensor) -> Tensor:
+        leads_back = torch.dot(gradient.flatten(), moved.flatten()) > 0
+        length = torch.linalg.vector_norm(moved)
+        return torch.stack([leads_back.to(length.dtype), length])
+
+    def taken_back(self, known: Tensor, moved: Tensor) -> Tensor:
+        leads_back, before = known
+        length = torch.linalg.vector_norm(moved)
+        grown = torch.where(length > 0, (length - before) / length, 0.0).clamp(0.0, 1.0)
+        return self.strength * leads_back * grown
