@@ -78,15 +78,14 @@ def attach(
     pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
     raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). `sharpness`: such as
     `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`.
-    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to what the rule has made.
-    `weight_projection`: such as `debias.projections.SPD()`, of the weights after the optimizer's step, whoever calls
-    it. These three with whole weights alone. Raises ValueError when the rule would act on nothing, when the optimizer
-    lacks a selected parameter, when `single_pass` is asked for where it is not exact, for embeddings with sparse
-    gradients, and for a wrapper or an engine's option that is not supported. What is done to the model afterwards and
-    would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in the next step. A rule that looks
-    at how far the weights moved, and a projection, measure from here: to go on with an earlier run load the weights,
-    attach, and give the hook what its `state_dict()` was. Hooks on modules are called in the passes of a comparison
-    too; hooks on parameters are not.
+    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to the update. `weight_projection`: such as
+    `debias.projections.SPD()`, after the optimizer's step, whoever calls it. All three with whole weights alone. Raises
+    ValueError when the rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is
+    asked for where it is not exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that
+    is not supported. What is done to the model afterwards and would leave the rule without its parameters (FSDP, an
+    adapter) is a RuntimeError in the next step. A rule that looks at how far the weights moved, and a projection,
+    measure from here: to go on with an earlier run load the weights, attach, and give the hook what its `state_dict()`
+    was. Hooks on modules are called in the passes of a comparison too; hooks on parameters are not.
 
     fp16 with torch.amp.GradScaler has one exact order, in which the count takes the scale off before the rule looks:
     `hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())`, `report = hook.step()`, and
@@ -103,16 +102,21 @@ def attach(
         options |= {"sharpness": sharpness, "weight_penalty": weight_penalty, "weight_projection": weight_projection}
         return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
     _refuse_more(sharpness, weight_penalty, weight_projection, "weights that DeepSpeed holds")
-    from debias.engines.zero.attach import attach_engine
-
-    found = [given for given in (optimizer, rule) if given is not None]
-    if len(found) != 1 or not isinstance(found[0], Rule):
-        raise ValueError("attach: a DeepSpeed engine has its own optimizer; call attach(engine, rule)")
     if max_grad_norm is not None:
         raise ValueError(
             "attach: max_grad_norm has no effect on a DeepSpeed engine; set gradient_clipping in its config"
         )
-    return attach_engine(model, found[0], gradients, **options)
+    from debias.engines.zero.attach import attach_engine
+
+    return attach_engine(model, _one_rule(optimizer, rule), gradients, **options)
+
+
+def _one_rule(*given: Any) -> Rule:
+    """What stands where an optimizer and a rule may."""
+    found = [one for one in given if one is not None]
+    if len(found) != 1 or not isinstance(found[0], Rule):
+        raise ValueError("attach: a DeepSpeed engine has its own optimizer; call attach(engine, rule)")
+    return found[0]
 
 
 def _refuse_more(

@@ -103,7 +103,7 @@ class ProjectedSteps:
         waiting, self._waiting = self._waiting, []
         for p, known in waiting:
             moved = self._moved(p)
-            p.sub_(self.projection.taken_back(known, moved) * moved)
+            p.addcmul_(moved, self.projection.taken_back(known, moved), value=-1.0)
 
 
 def check_projection(projection: Projection | None, optim: Any, *, deepspeed: bool) -> None:

@@ -208,9 +208,10 @@ def _move(counts: Counts, gradients: int) -> dict[str, int]:
 
 
 def _projection(counts: Counts, main: int) -> dict[str, int]:
-    """After the step, one tensor at a time: how far it has moved, in float32, and what of it is taken back."""
-    largest = max((size.elements for size in counts.sizes if size.trainable), default=0)
-    return {"gradients": main, "moves of weights": 2 * 4 * largest}
+    """Around the step, one tensor at a time, in float32: how far it has moved; of 16 bits itself and its gradient."""
+    trained = (size for size in counts.sizes if size.trainable)
+    largest = max((size.elements * (4 if size.bytes >= 4 * size.elements else 12) for size in trained), default=0)
+    return {"gradients": main, "moves of weights": largest}
 
 
 def _gradients(counts: Counts, spread: Sharding, source: str) -> tuple[int, int]:

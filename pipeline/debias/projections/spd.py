@@ -24,20 +24,21 @@ class SPD(Projection):
     too long may lead on, and `strength` 1 puts the tensor back on the sphere around p0 that it was on. Tensors whose
     loss goes on falling along their way are free. The authors have it inside Adam; here it follows the step of any
     optimizer, which is a generalisation. It is no weight decay of its own: one that is set (`weight_decay`) is part of
-    the step. A tensor without a gradient stays as it is. In the first step p is p0, the sum is 0 and nothing is taken
-    back.
+    the step. A tensor without a gradient stays as it is. Held at the start, p is p0 in the first step: the sum is 0,
+    and nothing is taken back.
 
     On LoRA A and B are such tensors, each by itself. `towards: start` holds B at 0 and A at its drawn values. `towards:
-    zero` holds both at 0: so the authors' code has it for LoRA and other adapters, which keeps no copy. What trains
-    whole is held at the start. A head that is trained too is held at where it began, or at 0, like the rest.
+    zero` holds both at 0: so the authors' code has it for LoRA, and keeps no copy. Weights that train whole are held at
+    the start there. A head that is trained too is held like the rest. What begins at 1 (the vectors of `ia3`) wants
+    `start`.
 
     Needs a starting point worth staying near (pretrained weights), an optimizer of PyTorch's form that steps by the
     gradients it finds, and whole weights: refused by name with DeepSpeed, FSDP, L-BFGS and schedule-free optimizers
     (which train at other weights than those they are judged by). Costs one copy of what trains in its own type, in
-    memory and in each checkpoint, and no pass; of a step of full fine-tuning on a CPU a few per cent, of LoRA about as
-    much as the optimizer's own step. Fails where the start itself has the shortcut, and does next to nothing under
-    SGD without momentum: it knows of distance, not of bias. `l2_sp` and `digrap` hold weights near their start through
-    the gradient; they may stand beside it.
+    memory and in each checkpoint, and no pass: on a CPU about the time of AdamW's own step, of LoRA's small tensors
+    twice that, which is a small part of a step of training. Fails where the start itself has the shortcut, and does
+    next to nothing under SGD without momentum: it knows of distance, not of bias. `l2_sp` and `digrap` hold weights
+    near their start through the gradient; they may stand beside it.
 
     Source: Tian, Huang and Kira, Rethinking Weight Decay for Robust Fine-Tuning of Foundation Models, NeurIPS 2024,
     arXiv 2411.01713, and its authors' code, of which `weight_decay` is `strength`.
