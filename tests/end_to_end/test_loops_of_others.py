@@ -34,12 +34,33 @@ def test_fabric(run):
     assert_trained(names["model"].module, start, in_steps(names["rows"], 8))
 
 
-def test_sft_trainer(run):
+def samples_in(row):
+    """The samples of a row of the data set, by the lengths that TRL's packing leaves."""
+    first = 0
+    for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+        yield {key: row[key][first : first + length] for key in ("input_ids", "labels")}
+        first += length
+
+
+@pytest.mark.parametrize(
+    "more", ["", "padding_free=True, max_length=None, ", "packing=True, max_length=64, "], ids=["", "free", "packed"]
+)
+def test_sft_trainer(run, more):
     pytest.importorskip("trl")
-    names, start = run(program_of("import SFTConfig"))
-    rows = list(names["trainer"].train_dataset)
+    program = program_of("import SFTConfig")
+    assert program.count('SFTConfig("sft", ') == 1
+    names, start = run(program.replace('SFTConfig("sft", ', f'SFTConfig("sft", {more}'))
+    rows = [sample for row in names["trainer"].train_dataset for sample in samples_in(row)]
+    assert len(rows) == 8 and (len(names["trainer"].train_dataset) < 8) == ("packing" in more)
     assert len({sum(label != -100 for label in row["labels"]) for row in rows}) > 1  # answers of several lengths
     assert_trained(names["model"], start, [[answer(row) for row in rows]] * 2, decay=0.0)
+
+
+def test_sft_trainer_refuses_rows_that_do_not_tell_where_a_sample_starts(run):
+    pytest.importorskip("trl")
+    wrapped = 'SFTConfig("sft", packing=True, packing_strategy="wrapped", max_length=64, '
+    with pytest.raises(AssertionError, match="wrapped rows"):
+        run(program_of("import SFTConfig").replace('SFTConfig("sft", ', wrapped))
 
 
 def test_fsdp2(run):

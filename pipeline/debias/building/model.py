@@ -19,7 +19,7 @@ from debias.models.load import load_model, longest_input
 from debias.models.precision import usable_bf16
 from debias.models.quantized import prepare_quantized
 from debias.models.source import ModelSource, resolve_model
-from debias.readouts import add_router_loss
+from debias.readouts import add_router_loss, leave_out_router_loss
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ def adapt(config: RunConfig, model: Any) -> Any:
             add_router_loss(adapted, config.router_aux_loss_coef)
         except ValueError as error:
             raise InputError(str(error)) from None
+    else:
+        leave_out_router_loss(adapted)  # the run's setting, and not the model's configuration, says whether
     return adapted
 
 

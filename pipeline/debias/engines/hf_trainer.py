@@ -18,12 +18,14 @@ from debias.bias.own import SelfWeight
 from debias.bias.weights import BiasWeightSource
 from debias.engines.adapter_kinds import way_for
 from debias.engines.attaching import attach
-from debias.engines.checkpoints import CheckpointingTrainer, rule_state_in
+from debias.engines.checkpoints import rule_state_in
 from debias.engines.look_ahead import Batch, LookAhead, refuse_look_ahead
 from debias.engines.nearby import Nearby, refuse_nearby
+from debias.engines.own_terms import OwnTerms, refuse_own_losses
 from debias.engines.parameters import Select, chosen_by, not_head
 from debias.engines.second_pass import refuse_second_pass
 from debias.engines.trainer_arguments import loss_of, one_readout, refuse_arguments, refuse_losses, refuse_precision
+from debias.engines.trainer_evaluation import EvaluatingTrainer
 from debias.engines.weight_projection import check_projection
 from debias.engines.weight_term import WeightTerm, refuse_penalty
 from debias.gradients.choice import choose
@@ -34,7 +36,7 @@ from debias.methods import Rule
 from debias.penalties import Penalty
 from debias.projections import Projection
 from debias.ranks.stopping import StopRequest
-from debias.readouts import DONE, Readout, RouterLoss, inputs_and_facts, of_right_label, router_loss_of
+from debias.readouts import DONE, Readout, inputs_and_facts
 from debias.readouts.hidden import check_hidden
 from debias.readouts.said import KNOWN_FACTS, Said
 from debias.runs.environment import peak_memory_mb
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 FACTORS = frozenset({"ia3_l", "lora_magnitude_vector", "vera_lambda_d"})  # they begin at 1, or at the base's own
 
 
-class DebiasTrainer(CheckpointingTrainer):
+class DebiasTrainer(EvaluatingTrainer):
     """`transformers.Trainer` whose update is a rule's combination of the `main` and `bias` gradients.
 
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
@@ -92,6 +94,8 @@ class DebiasTrainer(CheckpointingTrainer):
         refuse_losses(self)
         self.rule = rule
         self.readout = one_readout(readout, objective)
+        refuse_own_losses(self.model, self.readout)
+        self._own_terms = self._terms_of(self.model, sharpness)
         self._facts = facts
         self.loss = LearningLoss(loss_of(self.args, loss, self.readout), facts)
         if self.loss.every_label:
@@ -114,10 +118,8 @@ class DebiasTrainer(CheckpointingTrainer):
         self.stop = stop
         self.interrupted = False
         self.hook: TorchHook | ZeroHook | None = None
-        self._router: RouterLoss | None = None
         self._since_log = (time.perf_counter(), 0.0)
         self._losses = torch.zeros((), device=self.args.device)  # the sum of this step's, on this rank
-        self._evaluated: list[Tensor] | None = None  # the loss of each sample, while an evaluation runs
         # The loss is already a mean over its micro-batch: the Trainer must not divide it by an item count.
         self.model_accepts_loss_kwargs = False
 
@@ -151,32 +153,34 @@ class DebiasTrainer(CheckpointingTrainer):
         if self.loss.ahead and self._ahead.look(model, lambda other: self._gather(model, other)):
             self.loss.settle(self._over_ranks, self._joined)
 
-        def forward(*, again: bool = True) -> tuple[Tensor, Tensor, int]:
+        def forward(*, again: bool = True) -> tuple[Tensor, Tensor, Said]:
             with self.compute_loss_context_manager(), nullcontext() if again else self._as_seen():
                 said, more_B = self._said(model, batch)
             if self.loss.ahead and self._ahead.is_one and not again:
                 self.loss.gather(said, facts)
                 self.loss.settle(self._over_ranks, self._joined)
             loss_B = self.loss(said, facts, counts=not again)
-            return loss_B if more_B is None else loss_B + more_B, self.bias_weight(said, facts), said.count
+            return loss_B if more_B is None else loss_B + more_B, self.bias_weight(said, facts), said
 
-        loss_B, weight_B, count = forward(again=False)
+        loss_B, weight_B, said = forward(again=False)
+        count, index_RT = said.count, facts.get("sample_index") if said.sample_index is None else said.sample_index
+        del said  # with a graph, which the backward pass is to free
         boundary = self.accelerator.sync_gradients
         if self.is_deepspeed_enabled:
             # As accelerate does, but for its own backward, which steps before the gradients are combined.
             engine: Any = model
             engine.set_gradient_accumulation_boundary(boundary)
-        balance = self._router.take() if self._router else None
+        of_batch = self._own_terms.take()
         hook.backward(
             loss_B,
             weight_B,
             count=count,
             again=lambda: forward()[:2],
-            sample_index=facts.get("sample_index"),
-            batch_loss=balance,
+            sample_index=index_RT,
+            batch_loss=of_batch,
         )
         self._count_samples(loss_B.numel())
-        self._losses = self._losses + loss_B.detach().sum() + (0.0 if balance is None else balance.detach() * count)
+        self._losses = self._losses + loss_B.detach().sum() + (0.0 if of_batch is None else of_batch.detach() * count)
         if not boundary:
             return torch.zeros_like(self._losses)
         self._combine(hook)
@@ -270,40 +274,6 @@ class DebiasTrainer(CheckpointingTrainer):
         """As the Trainer counts them, of what the model is given."""
         return int(super().floating_point_ops(inputs_and_facts(inputs)[0]))
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Label scores [B, C] and the mean negative log-likelihood of the right labels, where these are known."""
-        batch = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            scores_BC = self.readout.label_scores(model, batch)
-        labels_B = inputs_and_facts(batch)[1].get("labels")
-        if labels_B is None:
-            return (None, None, None) if prediction_loss_only else (None, scores_BC, None)
-        loss_B = -of_right_label(scores_BC, labels_B)
-        if self._evaluated is not None:
-            self._evaluated.append(self.gather_function(loss_B).float().cpu())
-        loss = loss_B.mean()
-        return (loss, None, None) if prediction_loss_only else (loss, scores_BC, labels_B)
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the Trainer's, with the mean loss of all samples: over ranks its own has some of the last batch twice."""
-        self._evaluated = []
-        try:
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            losses = torch.cat([torch.empty(0), *self._evaluated]).double()
-        finally:
-            self._evaluated = None
-        finite = losses.isfinite()
-        if len(losses):
-            kept = losses[finite] if self.args.logging_nan_inf_filter and finite.any() else losses
-            output.metrics[f"{metric_key_prefix}_loss"] = kept.mean().item()
-        return output
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log with what the last step did to the two gradients."""
         if "loss" in logs and self.hook is not None and self.hook.last is not None:
@@ -344,12 +314,18 @@ class DebiasTrainer(CheckpointingTrainer):
         return output
 
     def _detach(self) -> None:
+        self._own_terms.end()
         if self.hook is not None:
             self.hook.detach()
+
+    def _terms_of(self, model: nn.Module, sharpness: Sharpness | None) -> OwnTerms:
+        return OwnTerms(model, deepspeed=self.is_deepspeed_enabled, sharpness=sharpness.name if sharpness else "")
 
     def _attached(self, model: nn.Module) -> "TorchHook | ZeroHook":
         # Only now is the model wrapped (DDP, DeepSpeed) as it will be trained.
         if self.hook is None or self.hook.model is not model:
+            self._own_terms.end()
+            self._own_terms = self._terms_of(model, self.sharpness)  # before the hook, whose way depends on them
             options: Any = {"select": self.select, "max_nonfinite_steps": self.max_nonfinite_steps}
             options["verify"] = self.verify
             if self.is_deepspeed_enabled:
@@ -363,7 +339,6 @@ class DebiasTrainer(CheckpointingTrainer):
             self.hook.skipped = self.step_counts.skipped
             if self._resumed_from is not None and self.hook.remembers:
                 self.hook.load_state_dict(rule_state_in(self._resumed_from, self.hook.remembers))
-            self._router = router_loss_of(model)  # a walk over all modules, so not in each micro-batch
         return self.hook
 
     def _count_samples(self, samples: int) -> None:

@@ -9,11 +9,16 @@ from torch import Tensor, nn
 from debias.config.blocks import EXPECTS
 from debias.losses.base import Loss
 from debias.losses.class_weights import ClassWeights, check_weights, in_order, weights_of
-from debias.readouts.said import Said
+from debias.readouts.said import Said, check_labels
 
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy of each sample, [B] float32, computed in float32 whatever the logits' dtype."""
+    """Cross-entropy of each sample, [B] float32, computed in float32 whatever the logits' dtype.
+
+    ValueError for a label that is no class's number: -100 would count as a sample of loss 0, in main and in bias.
+    """
+    if logits_BC.ndim == 2 and not labels_B.is_floating_point():  # probabilities of all classes have no such number
+        check_labels(labels_B, logits_BC)
     return nn.functional.cross_entropy(logits_BC.float(), labels_B, reduction="none")
 
 

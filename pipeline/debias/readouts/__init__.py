@@ -4,7 +4,8 @@ another room's.
 
 from debias.readouts.answers import Answers, answer_log_likelihood
 from debias.readouts.classification import Classification
-from debias.readouts.router import RouterLoss, add_router_loss, router_loss_of
+from debias.readouts.packed import sample_index_of
+from debias.readouts.router import RouterLoss, add_router_loss, leave_out_router_loss, router_loss_of
 from debias.readouts.said import DONE, Facts, Readout, Said, inputs_and_facts, of_right_label
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "add_router_loss",
     "answer_log_likelihood",
     "inputs_and_facts",
+    "leave_out_router_loss",
     "of_right_label",
     "router_loss_of",
+    "sample_index_of",
 ]

@@ -2,8 +2,8 @@
 
 Only positions that predict an answer token go through the language-model head (`logits_to_keep`), so there is never a
 [B, T, V] tensor: with a vocabulary of 150,000 that tensor is what runs a 24 GB card out of memory. Long answers go
-through it in chunks. A packed batch has its samples one after another in one row, `sample_index` [1, T] tells them
-apart (-1: no sample), and `position_ids` start again at each.
+through it in chunks. A packed batch of R rows has its samples one after another in a row, `sample_index` [R, T] tells
+them apart (-1: no sample), and `position_ids` start again at each, by which they are told apart where it is missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from debias.readouts.chunks import causal_forward, token_losses
 from debias.readouts.hidden import hearing, means_of, means_of_packed
-from debias.readouts.said import Said, fact, inputs_and_facts
+from debias.readouts.packed import refuse_packed, sample_index_of
+from debias.readouts.said import Said, check_labels, fact, inputs_and_facts
 
 
 class Answers:
     """The readout of a causal model with one answer (verbalizer) for each label.
 
     Training batches hold prompt and answer in `input_ids` [B, T] and the fact `answer_mask` [B, T] (true at answer
-    tokens), or packed in one row; scoring batches hold left-padded prompts only. `verbalizer_ids` has the answer
-    tokens of each label.
+    tokens), or several samples in a row; scoring batches hold left-padded prompts only. Without an `attention_mask`
+    every token counts. `verbalizer_ids` has the answer tokens of each label; training alone needs none.
 
     `probability`: a sample's p is the product over its answer tokens, or their per-token geometric mean.
     `mean_over`: the denominator of both gradients counts samples or answer tokens. `chunk`: answer positions whose
@@ -31,7 +32,7 @@ class Answers:
 
     def __init__(
         self,
-        verbalizer_ids: Sequence[Sequence[int]],
+        verbalizer_ids: Sequence[Sequence[int]] = (),
         probability: Literal["product", "geometric_mean"] = "product",
         mean_over: Literal["samples", "tokens"] = "samples",
         chunk: int | None = None,
@@ -44,7 +45,7 @@ class Answers:
     def said(
         self, model: nn.Module, batch: Mapping[str, Any], *, every_label: bool = False, hidden: bool = False
     ) -> Said:
-        """Log-likelihood summed over each sample's answer tokens, [B].
+        """Log-likelihood summed over each sample's answer tokens, [B], and in packed rows which sample a token is of.
 
         `every_label` needs answers of one token each, whose log-probabilities lie in the logits that are there anyway;
         ValueError for longer ones.
@@ -52,6 +53,8 @@ class Answers:
         inputs, facts = inputs_and_facts(batch)
         others = self._tokens_of_labels() if every_label else None
         mask_BT, sample_BT = fact(facts, "answer_mask", self), facts.get("sample_index")
+        if sample_BT is None:
+            sample_BT = sample_index_of(inputs, mask_BT)
         with hearing(model, wanted=hidden) as heard:
             if sample_BT is None:
                 log_p_BN = _padded(model, inputs, mask_BT, others, self.chunk)
@@ -59,18 +62,20 @@ class Answers:
             else:
                 log_p_BN = _packed(model, inputs, mask_BT, sample_BT, others, self.chunk)
                 tokens_B = torch.bincount(sample_BT[mask_BT.bool()], minlength=len(log_p_BN))
+        if every_label and "labels" in facts:
+            check_labels(facts["labels"], log_p_BN[:, 1:])
         log_p_B = log_p_BN[:, 0]
         confidence_B = log_p_B.detach() / (tokens_B if self.probability == "geometric_mean" else 1)
         count = int(tokens_B.sum()) if self.mean_over == "tokens" else log_p_B.numel()
         hidden_BH = _of_prompts(heard[0], inputs, mask_BT, sample_BT) if heard else None
-        return Said(log_p_B, confidence_B, count, log_p_BN[:, 1:] if every_label else None, hidden_BH)
+        return Said(log_p_B, confidence_B, count, log_p_BN[:, 1:] if every_label else None, hidden_BH, None, sample_BT)
 
     def check_every_label(self) -> None:
         """ValueError unless each answer is one token."""
         self._tokens_of_labels()
 
     def _tokens_of_labels(self) -> list[int]:
-        longest = max(len(ids) for ids in self.verbalizer_ids)
+        longest = max((len(ids) for ids in self.verbalizer_ids), default=0)
         if longest > 1:
             raise ValueError(
                 f"a loss that reads every label needs answers of one token each, the longest here has {longest}; choose"
@@ -81,6 +86,9 @@ class Answers:
     def label_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Log-likelihood of each label's answer after the prompt, [B, C] float32 (not normalised over labels)."""
         inputs, _ = inputs_and_facts(batch)
+        refuse_packed(inputs)
+        if not self.verbalizer_ids:
+            raise ValueError("readout Answers was made without verbalizer_ids, which labels are scored by")
         if all(len(ids) == 1 for ids in self.verbalizer_ids):
             # One answer token each: a single forward pass of the prompt scores every label.
             logits_BV = model(**with_positions(inputs), logits_to_keep=1).logits[:, -1].float()
@@ -88,24 +96,40 @@ class Answers:
         return torch.stack([self._score(model, inputs, ids) for ids in self.verbalizer_ids], dim=1)
 
     def _score(self, model: nn.Module, inputs: dict[str, Any], answer: list[int]) -> Tensor:
-        ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+        ids_BT, mask_BT = inputs["input_ids"], _attention(inputs)
         tail = torch.tensor(answer, device=ids_BT.device).expand(ids_BT.shape[0], -1)
         extended = {
             "input_ids": torch.cat([ids_BT, tail], dim=1),
             "attention_mask": torch.cat([mask_BT, torch.ones_like(tail)], dim=1),
         }
+        if (given_BT := inputs.get("position_ids")) is not None:
+            places = torch.arange(1, len(answer) + 1, device=ids_BT.device)
+            extended["position_ids"] = torch.cat([given_BT, given_BT[..., -1:] + places], dim=-1)
         answer_mask = torch.zeros_like(extended["input_ids"], dtype=torch.bool)
         answer_mask[:, ids_BT.shape[1] :] = True
         return answer_log_likelihood(model, extended, answer_mask, self.chunk)
 
 
 def answer_log_likelihood(
-    model: nn.Module, inputs: dict[str, Any], answer_mask_BT: Tensor, chunk: int | None = None
+    model: nn.Module,
+    inputs: dict[str, Any],
+    answer_mask_BT: Tensor,
+    chunk: int | None = None,
+    sample_index: Tensor | None = None,
 ) -> Tensor:
     """Sum over answer tokens of log p(token | what precedes it), [B] float32; logits of `chunk` positions at a time.
 
-    Raises ValueError when an answer starts at the first position, where nothing predicts it, or is absent.
+    `sample_index` is the sample of each token, where rows hold several (packing): `debias.readouts.sample_index_of`.
+    Raises ValueError when an answer starts at the first position, where nothing predicts it, or is absent, and for rows
+    of several samples without it.
     """
+    if sample_index is not None:
+        return _packed(model, inputs, answer_mask_BT, sample_index, None, chunk)[:, 0]
+    if sample_index_of(inputs, answer_mask_BT) is not None:
+        raise ValueError(
+            "position_ids start again within a row, which holds several samples: read them with"
+            " debias.readouts.Answers, or give sample_index (debias.readouts.sample_index_of), to hook.backward too"
+        )
     return _padded(model, inputs, answer_mask_BT, None, chunk)[:, 0]
 
 
@@ -127,35 +151,36 @@ def _padded(
 def _packed(
     model: nn.Module,
     inputs: dict[str, Any],
-    answer_mask_1T: Tensor,
-    sample_1T: Tensor,
+    answer_mask_RT: Tensor,
+    sample_RT: Tensor,
     others: Sequence[int] | None,
     chunk: int | None,
 ) -> Tensor:
-    """`_padded` of samples packed in one row; `sample_1T` is the sample of each token.
+    """`_padded` of samples packed in rows; `sample_RT` is the sample of each token.
 
     `inputs` hold `position_ids` that start again at each sample, and no attention mask: transformers then lets no
     sample attend to another. Raises ValueError when a sample has no answer token, or one at its first position.
     """
-    mask_T, sample_T = answer_mask_1T.squeeze(0).bool(), sample_1T.squeeze(0)
-    keep_K = mask_T[1:].nonzero().squeeze(1)
-    sample_K = sample_T[keep_K + 1]
-    samples = int(sample_T.max()) + 1
-    answered = torch.bincount(sample_K, minlength=samples)
-    if bool(mask_T[0]) or bool((sample_T[keep_K] != sample_K).any()) or not bool(answered.all()):
+    mask_RT = answer_mask_RT.bool()
+    keep_K = mask_RT[:, 1:].any(dim=0).nonzero().squeeze(1)
+    marked_RK = mask_RT[:, keep_K + 1]
+    before_M, sample_M = sample_RT[:, keep_K][marked_RK], sample_RT[:, keep_K + 1][marked_RK]
+    samples = int(sample_RT.max()) + 1
+    answered = torch.bincount(sample_M.clamp(min=0), minlength=samples)
+    astray = mask_RT[:, 0].any() | (before_M != sample_M).any() | (sample_M < 0).any()
+    if bool(astray) or not samples or not bool(answered.all()):
         raise ValueError("answer_mask: every sample needs an answer token, and none at its first position")
     # With a cache, even an empty one, transformers does not look for where positions start again.
     given = without_cache(model, inputs)
-    log_p_KN = said_at(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], others, chunk).squeeze(0)
-    return log_p_KN.new_zeros(samples, log_p_KN.shape[1]).index_add(0, sample_K, log_p_KN)
+    log_p_RKN = said_at(model, given, keep_K, inputs["input_ids"][:, keep_K + 1], others, chunk)
+    return log_p_RKN.new_zeros(samples, log_p_RKN.shape[2]).index_add(0, sample_M, log_p_RKN[marked_RK])
 
 
 def _of_prompts(hidden_BTH: Tensor, inputs: dict[str, Any], mask_BT: Tensor, sample_BT: Tensor | None) -> Tensor:
     """Hidden states averaged over what stands before the answer, [B, H]: an answer would tell its own label."""
     if sample_BT is None:
-        return means_of(hidden_BTH, inputs["attention_mask"].bool() & ~mask_BT.bool())
-    sample_T = sample_BT.squeeze(0)
-    return means_of_packed(hidden_BTH, (sample_T >= 0) & ~mask_BT.squeeze(0).bool(), sample_T)
+        return means_of(hidden_BTH, _attention(inputs).bool() & ~mask_BT.bool())
+    return means_of_packed(hidden_BTH, (sample_BT >= 0) & ~mask_BT.bool(), sample_BT)
 
 
 def said_at(
@@ -178,8 +203,16 @@ def with_positions(inputs: dict[str, Any]) -> dict[str, Any]:
     """`inputs` with `position_ids` that start at each row's first real token, so that left padding changes nothing."""
     if "position_ids" in inputs:
         return inputs
-    positions_BT = (inputs["attention_mask"].long().cumsum(dim=1) - 1).clamp(min=0)
-    return {**inputs, "position_ids": positions_BT}
+    mask_BT = _attention(inputs)
+    if mask_BT.ndim != 2:
+        raise ValueError(f"attention_mask is {list(mask_BT.shape)}: positions are read off [B, T]; give position_ids")
+    return {**inputs, "position_ids": (mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)}
+
+
+def _attention(inputs: Mapping[str, Any]) -> Tensor:
+    """The attention mask; ones where none is given, as transformers reads it."""
+    given: Tensor | None = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]) if given is None else given
 
 
 def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

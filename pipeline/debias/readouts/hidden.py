@@ -43,6 +43,11 @@ def means_of(hidden_BTH: Tensor, mask_BT: Tensor | None = None) -> Tensor:
 
     Of more states than the mask has places, those before it are a learned prompt's, and are left out.
     """
+    if hidden_BTH.ndim not in (2, 3):
+        raise ValueError(
+            f"the loss reads hidden states of samples and tokens, and this model's are {list(hidden_BTH.shape)} (a"
+            " convolution's maps); choose a loss that reads answers alone"
+        )
     wide_BTH = hidden_BTH.float()
     if mask_BT is None:
         return wide_BTH if wide_BTH.ndim == 2 else wide_BTH.mean(dim=1)
@@ -51,12 +56,11 @@ def means_of(hidden_BTH: Tensor, mask_BT: Tensor | None = None) -> Tensor:
     return sums_BH / marked_BT1.sum(dim=1).clamp(min=1)
 
 
-def means_of_packed(hidden_1TH: Tensor, mask_T: Tensor, sample_T: Tensor) -> Tensor:
-    """As `means_of`, [B, H], of samples packed in one row; `sample_T`: the sample of each token."""
-    places_K = mask_T.nonzero().squeeze(1)
-    samples, wide_KH = int(sample_T.max()) + 1, hidden_1TH[0, places_K].float()
-    sums_BH = wide_KH.new_zeros(samples, wide_KH.shape[1]).index_add(0, sample_T[places_K], wide_KH)
-    counts_B = torch.bincount(sample_T[places_K], minlength=samples).clamp(min=1)
+def means_of_packed(hidden_RTH: Tensor, mask_RT: Tensor, sample_RT: Tensor) -> Tensor:
+    """As `means_of`, [B, H], of samples packed in rows; `sample_RT`: the sample of each token."""
+    samples, wide_KH = int(sample_RT.max()) + 1, hidden_RTH[mask_RT].float()
+    sums_BH = wide_KH.new_zeros(samples, wide_KH.shape[1]).index_add(0, sample_RT[mask_RT], wide_KH)
+    counts_B = torch.bincount(sample_RT[mask_RT], minlength=samples).clamp(min=1)
     return sums_BH / counts_B.unsqueeze(1)
 
 

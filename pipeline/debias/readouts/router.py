@@ -14,6 +14,7 @@ class RouterLoss:
     def __init__(self, coefficient: float) -> None:
         self.coefficient = coefficient
         self._seen: Tensor | None = None
+        self._watched: tuple[nn.Module, list[Any]] | None = None
 
     def take(self) -> Tensor:
         """The scalar loss of the last forward pass that had gradients, once.
@@ -32,8 +33,18 @@ class RouterLoss:
 
     def watch(self, model: nn.Module) -> None:
         """Ask `model` for the loss in every forward pass that has gradients."""
-        model.register_forward_pre_hook(self._ask, with_kwargs=True)
-        model.register_forward_hook(self._note)
+        asking = model.register_forward_pre_hook(self._ask, with_kwargs=True)
+        vars(model)["router_loss"] = self
+        self._watched = model, [asking, model.register_forward_hook(self._note)]
+
+    def end(self) -> None:
+        """Leave the model as it was before `watch`."""
+        if self._watched is not None:
+            model, handles = self._watched
+            for handle in handles:
+                handle.remove()
+            vars(model).pop("router_loss", None)
+        self._watched = self._seen = None
 
     def _ask(self, model: nn.Module, inputs: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         # Not in the configuration: inference would pay for it, and a saved model would keep it.
@@ -51,11 +62,19 @@ def add_router_loss(model: nn.Module, coefficient: float) -> RouterLoss:
         if hasattr(module, "router_aux_loss_coef"):
             loss = RouterLoss(coefficient)
             loss.watch(module)
-            vars(module)["router_loss"] = loss
             return loss
     raise ValueError(
         f"router_aux_loss_coef is {coefficient}, but this model computes no load balancing loss; set it to 0"
     )
+
+
+def leave_out_router_loss(model: nn.Module) -> None:
+    """Ask for no load balancing loss in this model's configuration, whatever it came with."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for part in (config, getattr(config, "text_config", None)):
+            if getattr(part, "output_router_logits", False):
+                part.output_router_logits = False
 
 
 def router_loss_of(model: nn.Module) -> RouterLoss | None:

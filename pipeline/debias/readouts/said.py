@@ -32,7 +32,8 @@ class Said:
     `log_z_B`, beside `log_p_BC` of a classifier alone: the logarithm of the sum of its exponentiated logits, so that
     the logits are `log_p_BC + log_z_B`, and each label can be read by itself.
     `hidden_BH` (float32, differentiable): the last hidden states averaged over a sample's tokens, without its answer;
-    where they were asked for.
+    where they were asked for. `sample_index` [R, T]: the sample of each token (-1: of none), where the batch's rows are
+    not the samples; for `hook.backward`.
     """
 
     log_p_B: Tensor
@@ -41,6 +42,7 @@ class Said:
     log_p_BC: Tensor | None = None
     hidden_BH: Tensor | None = None
     log_z_B: Tensor | None = None
+    sample_index: Tensor | None = None
 
 
 class Readout(Protocol):
@@ -81,9 +83,20 @@ def fact(facts: Mapping[str, Any], name: str, readout: object) -> Tensor:
 
 def of_right_label(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Of each sample's right label, [B]; ValueError where `labels_B` are not class numbers, int64 [B]."""
-    if labels_B.dtype != torch.int64 or labels_B.shape != log_p_BC.shape[:1]:
+    check_labels(labels_B, log_p_BC)
+    return log_p_BC.gather(1, labels_B.unsqueeze(1)).squeeze(1)
+
+
+def check_labels(labels_B: Tensor, scores_BC: Tensor) -> None:
+    """ValueError where `labels_B` are not the numbers of classes of which there are scores, int64 [B]."""
+    if labels_B.dtype != torch.int64 or labels_B.shape != scores_BC.shape[:1]:
         raise ValueError(
             f"the fact 'labels' is {labels_B.dtype} {list(labels_B.shape)}, and must be the number of each sample's"
-            f" class, torch.int64 [{len(log_p_BC)}]"
+            f" class, torch.int64 [{len(scores_BC)}]"
         )
-    return log_p_BC.gather(1, labels_B.unsqueeze(1)).squeeze(1)
+    astray_B = (labels_B < 0) | (labels_B >= scores_BC.shape[1])
+    if bool(astray_B.any()):  # on a GPU the read below would end the process, or a loss of 0 would count as a sample's
+        raise ValueError(
+            f"the fact 'labels' holds {int(labels_B[astray_B][0])}, and must be 0 to {scores_BC.shape[1] - 1}, the"
+            " number of each sample's class; leave out samples that have none"
+        )
