@@ -108,11 +108,14 @@ class _Orthogonality:
 
     @classmethod
     def of(cls, model: nn.Module) -> "_Orthogonality | None":
-        adalora = sys.modules.get("peft.tuners.adalora")
-        if adalora is None:
+        adalora, peft = sys.modules.get("peft.tuners.adalora"), sys.modules.get("peft")
+        if adalora is None or peft is None:
             return None
+        # The plain PeftModel, of an adapter without a task, goes past the tuner to what it wraps.
+        passed = {id(one.base_model) for one in model.modules() if type(one) is peft.PeftModel}
         for module in model.modules():
-            if isinstance(module, adalora.AdaLoraModel) and (name := module.trainable_adapter_name):
+            ours = isinstance(module, adalora.AdaLoraModel) and id(module) not in passed
+            if ours and (name := module.trainable_adapter_name):
                 named = module.model.named_parameters()
                 kept = [(n, p) for n, p in named if ("lora_A" in n or "lora_B" in n) and name in n]
                 weight = float(module.peft_config[name].orth_reg_weight)
