@@ -20,7 +20,7 @@ from debias.engines.adapter_kinds import way_for
 from debias.engines.attaching import attach
 from debias.engines.checkpoints import rule_state_in
 from debias.engines.look_ahead import Batch, LookAhead, refuse_look_ahead
-from debias.engines.nearby import Nearby, refuse_nearby
+from debias.engines.nearby import Nearby, is_reentrant, refuse_nearby
 from debias.engines.own_terms import OwnTerms, refuse_own_losses
 from debias.engines.parameters import Select, chosen_by, not_head
 from debias.engines.second_pass import refuse_second_pass
@@ -111,7 +111,10 @@ class DebiasTrainer(EvaluatingTrainer):
         self.weight_penalty = weight_penalty
         self.weight_projection = weight_projection
         if smoothness is not None:
-            refuse_nearby(smoothness.name, deepspeed=self.is_deepspeed_enabled, bf16=self.args.bf16)
+            reentrant = is_reentrant(self.model, self.args)
+            refuse_nearby(
+                smoothness.name, deepspeed=self.is_deepspeed_enabled, bf16=self.args.bf16, reentrant=reentrant
+            )
         self._nearby = None if smoothness is None else Nearby(self.model, self.readout, smoothness)
         self._ahead = LookAhead()
         self._check_exact()

@@ -11,18 +11,34 @@ from debias.engines.random_state import gpus_of, random_state, set_random_state
 from debias.readouts import Readout
 from debias.readouts.router import router_loss_of
 from debias.readouts.said import Said
-from debias.smoothness import Smoothness
+from debias.smoothness import SMART, Smoothness
 
 PIXELS = "pixel_values"
 NARROW = (torch.bfloat16, torch.float16)
 
 
-def refuse_nearby(name: str, *, deepspeed: bool, bf16: bool) -> None:
+def refuse_nearby(name: str, *, deepspeed: bool, bf16: bool, reentrant: bool = False) -> None:
     """ValueError, in one line, where a trainer has what `smoothness` of that name cannot go with."""
+    if reentrant and name == SMART.name:
+        raise ValueError(
+            f"smoothness {name} takes a gradient by what the model reads, which reentrant checkpointing does not give;"
+            " checkpoint with use_reentrant=False"
+        )
     if deepspeed:
         raise ValueError(f"smoothness {name} has not been tried with DeepSpeed; remove one of the two")
     if bf16:
         raise ValueError(f"smoothness {name}: answers near each other are the same in bf16; train in float32")
+
+
+def is_reentrant(model: nn.Module, arguments: Any = None) -> bool:
+    """Whether activations of this model are checkpointed by torch's reentrant way, or will be by a trainer's arguments."""
+    for module in model.modules():
+        settings = getattr(vars(module).get("_gradient_checkpointing_func"), "keywords", {})
+        if getattr(module, "gradient_checkpointing", False) and settings.get("use_reentrant"):
+            return True
+    ways = ("activation_checkpointing", "gradient_checkpointing")
+    told = [getattr(arguments, f"{way}_kwargs", None) or {} for way in ways if getattr(arguments, way, False)]
+    return any(bool(settings.get("use_reentrant")) for settings in told)
 
 
 class Nearby:
@@ -39,6 +55,7 @@ class Nearby:
         self.readout, self.smoothness = readout, smoothness
         self._layer, self._reads_pixels = _where(model, smoothness.name)
         self._gpus: list[int] | None = None  # looked up in the first call, when the model lies where it trains
+        refuse_nearby(smoothness.name, deepspeed=False, bf16=False, reentrant=is_reentrant(model))
         if any(p.dtype in NARROW for p in self._layer.parameters()):
             raise ValueError(
                 f"smoothness {smoothness.name} moves embeddings by less than 16 bits can tell; load the model in"

@@ -99,7 +99,7 @@ def check_optimizer(
     missing for a rule that asks for its rates.
     """
     if optimizer is None:
-        if rule.memory:
+        if rule.memory and rule.reads_rate:
             raise ValueError(
                 f"attach: {rule.name} needs the learning rate of each step; give the optimizer (None was given)"
             )
@@ -114,6 +114,11 @@ def check_optimizer(
     held_by = (p for group in optimizer.param_groups for p in group["params"])
     if others := [p for p in held_by if p.requires_grad and id(p) not in own]:
         raise ValueError(f"optimizer: {strangers(others)}")
+    if rule.memory and rule.reads_rate and any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ValueError(
+            f"attach: {rule.name} needs the learning rate of each step, and lr of {type(optimizer).__name__} is None; give"
+            " it one"
+        )
 
 
 def strangers(others: Sequence[Tensor]) -> str:

@@ -20,7 +20,7 @@ class RuleState:
     """The memory of each tensor, theta_0, and how far the weights had moved at the step before; by parameter's name.
 
     `weights()` are the weights now, float32 or wider pieces; asked only if the rule looks at how far they moved.
-    `rates()` are the learning rates of this step; asked only if the rule has memory. For each step: `begin`, then
+    `rates()` are the learning rates of this step; asked only if the rule has memory and reads them. For each step: `begin`, then
     `coefficients` for all parameters, then `keep` or, if it was skipped, `drop`.
     """
 
@@ -47,7 +47,7 @@ class RuleState:
         if self._moves:
             self._moved = {name: weight.detach() - self.start[name] for name, weight in self._weights().items()}
         if self.memory:
-            self._rate = self._rates()
+            self._rate = self._rates() if self.rule.reads_rate else dict.fromkeys(self.memory, 0.0)
 
     def vector(self, vector: Vector) -> Named:
         """MOVED or MOVED_BEFORE of every parameter, in this step."""

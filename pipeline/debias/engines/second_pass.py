@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from debias.engines.random_state import RandomState, gpus_of, random_state, set_random_state
+from debias.engines.wrapping import Guard
 from debias.gradients import GradientSource, MicroBatch, no_grad_weight
 from debias.gradients.trials import leaves_of, muted, spared
 from debias.readouts.router import router_loss_of
@@ -42,7 +43,7 @@ class SecondPass:
         self._statistics = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         self._began: RandomState | None = None
         self._repeat: RandomState | None = None  # while `again` runs, until it calls the model
-        self._guard = model.register_forward_pre_hook(self._see)
+        self._guard = model.register_forward_pre_hook(Guard(self._see))
 
     def detach(self) -> None:
         """Leave the model as it was."""

@@ -29,6 +29,7 @@ from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent,
 from debias.engines.weight_projection import ProjectedSteps
 from debias.engines.weight_term import WeightTerm
 from debias.engines.wrapping import (
+    Guard,
     active_ddp,
     check_whole,
     ddp_in,
@@ -79,7 +80,7 @@ class TorchHook(LoopHook):
         self._select = for_model(select, model)
         self._at_attach = {name for name, p in model.named_parameters() if p.requires_grad}
         self._ddp: DistributedDataParallel | None = None
-        self._guards = [model.register_forward_pre_hook(self._meet_wrapper)]
+        self._guards = [model.register_forward_pre_hook(Guard(self._meet_wrapper))]
         self._second = None if sharpness is None else SecondPass(model, sharpness)
         self._term = term
         self._projected = projected

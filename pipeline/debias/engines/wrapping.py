@@ -1,6 +1,7 @@
 """What wraps a model around the hook, when the hook was attached and since: taken in where it can be, else named."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+class Guard:
+    """A hook of ours on one model: in a copy of that model, or in a file, it is nobody's and does nothing."""
+
+    def __init__(self, act: Callable[..., Any] | None = None) -> None:
+        self._act = act
+
+    def __call__(self, *given: Any) -> Any:
+        return None if self._act is None else self._act(*given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Guard, ()
 
 
 def ddp_in(model: nn.Module) -> DistributedDataParallel | None:
@@ -61,7 +75,24 @@ def refuse(model: nn.Module, optimizer: Any) -> None:
             "attach: the optimizer is Accelerate's with a loss scaler (fp16), which divides gradients by a scale that"
             " the hook's losses never had; use bf16 or full precision"
         )
+    refuse_closure(optimizer)
     refuse_sparse(model)
+
+
+def refuse_closure(optimizer: Any) -> None:
+    """ValueError for an optimizer whose step asks for losses of its own: a step here has one pair of gradients."""
+    inner = optimizer
+    while inner is not None:  # Accelerate and Fabric wrap it
+        optimizer, held = inner, getattr(inner, "__dict__", {})
+        inner = held.get("optimizer", held.get("_optimizer"))
+    if optimizer is None:
+        return
+    asked = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if asked is not None and asked.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"attach: {type(optimizer).__name__}.step needs a closure, which computes the loss again within a step; two"
+            " gradients are combined once a step: use another optimizer, such as torch.optim.AdamW"
+        )
 
 
 def refuse_sparse(model: nn.Module) -> None:

@@ -3,26 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from debias.gradients.base import Plain
 from debias.gradients.layers import Forward, branch_forward, is_plain_lora
-from debias.gradients.samples import SampleWeights
 from debias.gradients.single_pass import active_pair, why_compiled
-from debias.gradients.taps import Rows, Tap
-
-
-class _Nobody:
-    """A collector that wants no bias gradient: its taps make the main gradient alone."""
-
-    def __init__(self) -> None:
-        self.weights: SampleWeights | None = None
-
-    def accumulate(self, name: str, gradient: Tensor) -> None:
-        """See `debias.gradients.taps.Collector`; never called."""
-
-    def see(self, name: str, leading: tuple[int, ...], rows: Rows) -> None:
-        """See `debias.gradients.taps.Collector`; never called."""
+from debias.gradients.taps import Nobody, Tap
 
 
 class Fused(Plain):
@@ -37,7 +23,7 @@ class Fused(Plain):
     def __init__(self, model: nn.Module, selected: Mapping[str, nn.Parameter]) -> None:
         super().__init__(model, selected)
         self._fused: dict[nn.Module, Forward] = {}
-        trains, tap = {id(p) for p in self.selected.values()}, Tap(_Nobody(), None, None)
+        trains, tap = {id(p) for p in self.selected.values()}, Tap(Nobody(), None, None)
         for module in () if why_compiled(model) else model.modules():
             if "forward" not in vars(module) and is_plain_lora(module):
                 pair = active_pair(module)

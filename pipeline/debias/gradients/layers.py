@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from debias.gradients.classes import own_class
-from debias.gradients.taps import Tap
+from debias.gradients.taps import Nobody, Tap
 
 Forward = Callable[..., Tensor]
 
@@ -123,6 +123,17 @@ def unfuse(model: nn.Module) -> None:
 def takes_two_gradients(module: nn.Module) -> bool:
     """Whether the forward of this instance is one of ours that leaves a bias gradient in a tap."""
     return is_replaced(module) and vars(module)["forward"].func is not _branch
+
+
+def forget_copied(model: nn.Module) -> None:
+    """Give layers of a copy of a patched model, or of one that was saved, their own forward back: their taps are
+    nobody's.
+    """
+    for module in model.modules():
+        if takes_two_gradients(module):
+            taps = [part for part in vars(module)["forward"].args if isinstance(part, Tap)]
+            if all(isinstance(tap.source, Nobody) for tap in taps):
+                del module.forward
 
 
 def is_foreign(hook: Any) -> bool:

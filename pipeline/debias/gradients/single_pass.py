@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from debias.gradients.base import GradientSource, MicroBatch
 from debias.gradients.classes import own_class
 from debias.gradients.layers import (
+    forget_copied,
     is_foreign,
     is_plain_lora,
     linear_forward,
@@ -153,7 +154,11 @@ def active_pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
 
 
 def refusal(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> str | None:
-    """Why single_pass would not be exact for these parameters of this model, or None where it is."""
+    """Why single_pass would not be exact for these parameters of this model, or None where it is.
+
+    A copy of a model that a hook is attached to is none that is attached: its layers get their own forward back.
+    """
+    forget_copied(model)
     return (
         _attached_before(model)
         or why_compiled(model)

@@ -1,14 +1,14 @@
 """Where a layer leaves its bias gradient during the one backward pass. Shapes: B samples, O rows, I columns."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from debias.gradients.samples import Flattened, SamplesNotFirst, SampleWeights
 
-__all__ = ["Collector", "Rows", "SamplesNotFirst", "Tap"]
+__all__ = ["Collector", "Nobody", "Rows", "SamplesNotFirst", "Tap"]
 
 # What the block around a layer flattened, (R, T), where there is such a block: of the forward pass that made a signal.
 Rows = tuple[int, int] | None
@@ -27,6 +27,19 @@ class Collector(Protocol):
         """In a forward pass: the layer of parameter `name` reads a tensor [*leading, C]."""
 
 
+class Nobody:
+    """A collector that wants no bias gradient: its taps make the main gradient alone."""
+
+    def __init__(self) -> None:
+        self.weights: SampleWeights | None = None
+
+    def accumulate(self, name: str, gradient: Tensor) -> None:
+        """See `Collector`; never called."""
+
+    def see(self, name: str, leading: tuple[int, ...], rows: "Rows") -> None:
+        """See `Collector`."""
+
+
 class Tap:
     """Makes the main gradient of one linear layer and leaves its bias gradient with the source.
 
@@ -42,6 +55,10 @@ class Tap:
         self.weight_name = weight_name
         self.bias_name = bias_name
         self.block = block
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy of the model, or of a file: nobody reads what is left there, and no gradients go along."""
+        return {**vars(self), "source": Nobody()}
 
     def rows(self) -> Rows:
         """What the block around this layer sees in the forward pass that is running."""

@@ -50,7 +50,8 @@ class StepFacts:
     """What a rule with memory is told of the step it takes part in.
 
     `number`: 1 in the first step; steps that were skipped, being not finite, do not count. `learning_rate`: float64, of
-    this step, one value for each tensor (a tensor of the Gram's leading dimensions; a scalar for a single tensor).
+    this step, one value for each tensor (a tensor of the Gram's leading dimensions; a scalar for a single tensor); 0
+    for a rule that does not read it.
     """
 
     number: int
@@ -80,13 +81,15 @@ class Rule:
     """How gradients become one update. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
 
     `looks_at` begins with MAIN. `memory`: how many float64 numbers each tensor keeps between steps, 0 at first. A rule
-    without memory defines `coefficients`, one with it `advance`. `is_plain`: true of the rule whose update is main
+    without memory defines `coefficients`, one with it `advance`. `reads_rate`: whether that reads the step's learning
+    rate; one that does not trains with an optimizer that has none. `is_plain`: true of the rule whose update is main
     itself, so that nothing is combined.
     """
 
     name: ClassVar[str]
     looks_at: ClassVar[tuple[Vector, ...]] = (Vector.MAIN, Vector.BIAS)
     memory: ClassVar[int] = 0
+    reads_rate: ClassVar[bool] = True
     is_plain: ClassVar[bool] = False
 
     def coefficients(self, gram: Gram) -> tuple[Tensor, ...]:

@@ -33,6 +33,7 @@ class GradVac(Rule):
 
     name: ClassVar[str] = "gradvac"
     memory: ClassVar[int] = 1
+    reads_rate: ClassVar[bool] = False
     beta: float = 0.01
 
     def __post_init__(self) -> None:
