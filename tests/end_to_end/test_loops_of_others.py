@@ -51,7 +51,8 @@ def test_sft_trainer(run, more):
     assert program.count('SFTConfig("sft", ') == 1
     names, start = run(program.replace('SFTConfig("sft", ', f'SFTConfig("sft", {more}'))
     rows = [sample for row in names["trainer"].train_dataset for sample in samples_in(row)]
-    assert len(rows) == 8 and (len(names["trainer"].train_dataset) < 8) == ("packing" in more)
+    assert len(rows) == 8
+    assert (len(names["trainer"].train_dataset) < 8) == ("packing" in more)
     assert len({sum(label != -100 for label in row["labels"]) for row in rows}) > 1  # answers of several lengths
     assert_trained(names["model"], start, [[answer(row) for row in rows]] * 2, decay=0.0)
 

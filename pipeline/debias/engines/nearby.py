@@ -31,7 +31,7 @@ def refuse_nearby(name: str, *, deepspeed: bool, bf16: bool, reentrant: bool = F
 
 
 def is_reentrant(model: nn.Module, arguments: Any = None) -> bool:
-    """Whether activations of this model are checkpointed by torch's reentrant way, or will be by a trainer's arguments."""
+    """Whether this model is checkpointed by torch's reentrant way, or will be by a trainer's arguments."""
     for module in model.modules():
         settings = getattr(vars(module).get("_gradient_checkpointing_func"), "keywords", {})
         if getattr(module, "gradient_checkpointing", False) and settings.get("use_reentrant"):

@@ -6,7 +6,7 @@ of AdaLoRA. `labels` never reach the model, whose loss is one number of a batch,
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ def refuse_own_losses(model: nn.Module, readout: Readout) -> None:
             told = getattr(module, name, None)
             if isinstance(readout, Answers) and isinstance(told, float) and told:
                 raise ValueError(
-                    f"{name} of {type(module).__name__} is {told}: the loss of {what} is a part of the model's own, which"
-                    " is not asked; set it to 0"
+                    f"{name} of {type(module).__name__} is {told}: the loss of {what} is a part of the model's own,"
+                    " which is not asked; set it to 0"
                 )
 
 
@@ -48,8 +48,8 @@ class OwnTerms:
         if self._orthogonal is not None and (deepspeed or sharpness):
             other = f"sharpness {sharpness}" if sharpness else "DeepSpeed"
             raise ValueError(
-                f"orth_reg_weight is {self._orthogonal.weight}: AdaLoRA's orthogonality does not go with {other}; set it"
-                " to 0, or remove one of the two"
+                f"orth_reg_weight is {self._orthogonal.weight}: AdaLoRA's orthogonality does not go with {other}; set"
+                " it to 0, or remove one of the two"
             )
         self._added = router_loss_asked_for(model)
         self._router = router_loss_of(model)  # a walk over all modules, so not in each micro-batch
@@ -69,8 +69,9 @@ class OwnTerms:
 
 
 def router_loss_asked_for(model: nn.Module) -> RouterLoss | None:
-    """The load balancing loss that `config.output_router_logits` asks for, as it is put on `model`, with the model's own
-    coefficient; None where nothing asks, or one was put there before. ValueError where it is not known how.
+    """The load balancing loss that `config.output_router_logits` asks for, put on `model` with its own coefficient.
+
+    None where nothing asks, or one was put there before. ValueError where it is not known how.
     """
     if router_loss_of(model) is not None:
         return None
@@ -113,7 +114,8 @@ class _Orthogonality:
             return None
         # The plain PeftModel, of an adapter without a task, goes past the tuner to what it wraps.
         passed = {id(one.base_model) for one in model.modules() if type(one) is peft.PeftModel}
-        for module in model.modules():
+        modules: Iterable[Any] = model.modules()
+        for module in modules:
             ours = isinstance(module, adalora.AdaLoraModel) and id(module) not in passed
             if ours and (name := module.trainable_adapter_name):
                 named = module.model.named_parameters()

@@ -116,8 +116,8 @@ def check_optimizer(
         raise ValueError(f"optimizer: {strangers(others)}")
     if rule.memory and rule.reads_rate and any(group.get("lr") is None for group in optimizer.param_groups):
         raise ValueError(
-            f"attach: {rule.name} needs the learning rate of each step, and lr of {type(optimizer).__name__} is None; give"
-            " it one"
+            f"attach: {rule.name} needs the learning rate of each step, and lr of {type(optimizer).__name__} is None;"
+            " give it one"
         )
 
 

@@ -20,8 +20,8 @@ class RuleState:
     """The memory of each tensor, theta_0, and how far the weights had moved at the step before; by parameter's name.
 
     `weights()` are the weights now, float32 or wider pieces; asked only if the rule looks at how far they moved.
-    `rates()` are the learning rates of this step; asked only if the rule has memory and reads them. For each step: `begin`, then
-    `coefficients` for all parameters, then `keep` or, if it was skipped, `drop`.
+    `rates()` are the learning rates of this step; asked only if the rule has memory and reads them. For each step:
+    `begin`, then `coefficients` for all parameters, then `keep` or, if it was skipped, `drop`.
     """
 
     def __init__(

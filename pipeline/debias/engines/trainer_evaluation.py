@@ -1,4 +1,7 @@
-"""How a DebiasTrainer evaluates and predicts: the scores of labels, and the mean loss of right ones. B samples, C labels."""
+"""How a DebiasTrainer evaluates and predicts: scores of labels, and the mean loss of right ones.
+
+Shapes: B samples, C labels.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -71,8 +71,9 @@ def add_router_loss(model: nn.Module, coefficient: float) -> RouterLoss:
 def leave_out_router_loss(model: nn.Module) -> None:
     """Ask for no load balancing loss in this model's configuration, whatever it came with."""
     for module in model.modules():
-        config = getattr(module, "config", None)
-        for part in (config, getattr(config, "text_config", None)):
+        config: Any = getattr(module, "config", None)
+        parts: tuple[Any, ...] = (config, getattr(config, "text_config", None))
+        for part in parts:
             if getattr(part, "output_router_logits", False):
                 part.output_router_logits = False
 

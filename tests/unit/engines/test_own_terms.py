@@ -1,4 +1,4 @@
-"""What models add to their own loss beside that of the labels: DebiasTrainer beside the Trainer, which asks the model."""
+"""What models add to their own loss beside the labels': DebiasTrainer beside the Trainer, which asks the model."""
 
 import copy
 from types import SimpleNamespace
@@ -104,9 +104,10 @@ def test_it_is_a_part_of_main_alone(tmp_path, made):
 
 def test_a_trainer_that_trains_twice_asks_twice(tmp_path):
     model = mixture()
-    twice, trainer = trained(tmp_path, model, DebiasTrainer, MainOnly())
+    _, trainer = trained(tmp_path, model, DebiasTrainer, MainOnly())
     trainer.train()
-    assert router_loss_of(model) is None and trainer._own_terms.take() is None
+    assert router_loss_of(model) is None
+    assert trainer._own_terms.take() is None
 
 
 def test_a_router_loss_that_somebody_added_stays(tmp_path):
