@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer_pt_utils import find_batch_size
 
 from debias.engines.hf_trainer import DebiasTrainer
+from debias.engines.trainer_evaluation import EvaluatingTrainer
 from debias.losses import Classification
 from debias.methods import MainOnly
 from debias.readouts import Said, inputs_and_facts
@@ -58,7 +59,7 @@ class InItsPlace(DebiasTrainer):
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Of a model without a head of classes, as the Trainer does it."""
         if isinstance(self.readout, ItsOwnLoss):
-            return super(DebiasTrainer, self).prediction_step(*args, **kwargs)
+            return super(EvaluatingTrainer, self).prediction_step(*args, **kwargs)
         return super().prediction_step(*args, **kwargs)
 
 
