@@ -235,6 +235,18 @@ def test_every_run_below_a_folder_is_found_however_far_down(make_run, tmp_path):
     assert len({run.name for run in found}) == len(runs)
 
 
+@pytest.mark.parametrize("text", ["defaults: [a]\nmodel: m\n", "- a list\n", "a: [\n", ""])
+def test_a_config_of_another_program_is_no_run(make_run, tmp_path, text):
+    for place in ("all", "all/outputs", "all/outputs/deep"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "config.yaml").write_text(text)
+    begun = make_run("all/outputs/begun")
+    for file in ("run.json", "metrics.jsonl"):
+        (begun / file).unlink()
+    assert run_folders(tmp_path / "all") == [begun]
+    assert run_folders(tmp_path / "all" / "outputs" / "deep") == [tmp_path / "all" / "outputs" / "deep"]
+
+
 def test_runs_of_one_name_are_told_apart_far_up(make_run, tmp_path):
     for above in ("one", "two"):
         make_run(f"all/{above}/a/b/c/d/e/f/g")
