@@ -210,7 +210,7 @@ class TorchHook(LoopHook):
         biases = [self.source.bias[name] for name in names if name in self.source.bias]
         all_reduce_sum([g for g in mains if g is not None] + biases, group)
         if self._ddp.broadcast_buffers:
-            # As DistributedDataParallel does before a forward pass whose gradients it averages, of which there are none.
+            # As DistributedDataParallel has it in the forward pass after one whose gradients it averaged.
             broadcast_first(buffers_of(self._ddp), group)
         return float(count)
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-
 logger = logging.getLogger(__name__)
 
 # What wraps a module, by the name of its class, and where it has what it wraps.

@@ -2,8 +2,8 @@
 
 Its first micro-batch is looked at, the first of the eighth step (a fresh LoRA's B is zero, so that nothing reaches A
 before), of the 64th, 512th and 4096th (samples may be mixed at times, or from some step on), and, where ranks need not
-wait for each other, one whose layers see shapes that were not seen yet or whose dimensions are equal by chance. A look costs two more backward passes; `proof` says what is compared, and `again` what
-a graph is that cannot be looked at.
+wait for each other, one whose layers see shapes that were not seen yet or whose dimensions are equal by chance. A look
+costs two more backward passes; `proof` says what is compared, and `again` what a graph is that cannot be looked at.
 """
 
 import logging
@@ -24,8 +24,8 @@ from debias.gradients.trials import LocalTrials, Trials, unchanged
 
 logger = logging.getLogger(__name__)
 
-# The steps whose first micro-batch is looked at, and after how many looks no other is: with LoRA a look costs as much as
-# a step, or less.
+# The steps whose first micro-batch is looked at, and after how many looks no other is: with LoRA a look costs as much
+# as a step, or less.
 STEPS, MOST_LOOKS = (1, 8, 64, 512, 4096), 3
 
 # How many dimensions a layer's input has, which of them equal B, whether B is more than one, whether samples are first.

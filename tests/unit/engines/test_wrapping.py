@@ -10,7 +10,7 @@ from torch import nn
 from debias.engines import attach, not_head
 from debias.engines.parameters import chosen_by
 from debias.engines.wrapping import own_names
-from debias.methods import Edge, L2SP, MainOnly
+from debias.methods import L2SP, Edge, MainOnly
 
 torch.set_num_threads(1)
 
