@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from debias.engines.hook import Hook
+from debias.engines.parameters import check_optimizer
 from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, check_skipped
 from debias.engines.wrapping import before_each_step, refuse_scaled_step, step_goes_on
@@ -30,6 +31,7 @@ class LoopHook(Hook):
         super().__init__(model, state, source, max_nonfinite_steps)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
+        self._held = _held_by(optimizer)
         self._waits = False  # whether an update lies in `p.grad` for an optimizer that has not stepped yet
         self._ends = [] if optimizer is None else before_each_step(optimizer, self._check_stepper)
 
@@ -47,6 +49,9 @@ class LoopHook(Hook):
             refuse_scaled_step()
 
     def _before_backward(self) -> None:
+        if self._held != (held := _held_by(self.optimizer)):  # a parameter group was added since
+            check_optimizer(self.optimizer, self.rule, {}, self.model)
+            self._held, self._met = held, False
         self._check(last=False)
 
     def _check(self, *, last: bool) -> None:
@@ -114,3 +119,8 @@ class LoopHook(Hook):
     def _clear(self) -> None:
         for p in self._trainable.values():
             p.grad = None
+
+
+def _held_by(optimizer: Any) -> int:
+    """How many parameters an optimizer has."""
+    return 0 if optimizer is None else sum(len(group["params"]) for group in optimizer.param_groups)

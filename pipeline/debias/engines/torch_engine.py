@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from debias.engines.parameters import (
     not_head,
     select_parameters,
 )
-from debias.engines.reduce import all_reduce_sum
+from debias.engines.reduce import all_reduce_sum, broadcast_first
 from debias.engines.rule_state import RuleState, rescale
 from debias.engines.second_pass import SecondPass
 from debias.engines.stacks import blocks, together
@@ -30,10 +31,13 @@ from debias.engines.weight_projection import ProjectedSteps
 from debias.engines.weight_term import WeightTerm
 from debias.engines.wrapping import (
     active_ddp,
+    buffers_of,
     check_whole,
     ddp_in,
     keep_buffers,
+    own_names,
     refuse,
+    refuse_options,
     why_lost,
 )
 from debias.gradients import GradientSource, MicroBatch, Verified, make_source
@@ -43,6 +47,9 @@ from debias.projections import Projection
 from debias.sharpness import Sharpness
 
 logger = logging.getLogger(__name__)
+
+# What wrappers put before a name, in states that older versions saved.
+_WRAPPED = re.compile(r"(?<![^.])(_forward_module\.(module\.)?|_orig_mod\.)")
 
 # A parameter's name with what the rule looks at of it, its main gradient first.
 Looked = tuple[str, Sequence[Tensor]]
@@ -77,6 +84,7 @@ class TorchHook(LoopHook):
         self._frozen: dict[str, nn.Parameter] = {}
         self._marks = Marks(self._trainable)
         self._select = for_model(select, model)
+        self._own_name = own_names(model)
         self._at_attach = {name for name, p in model.named_parameters() if p.requires_grad}
         self._ddp: DistributedDataParallel | None = None
         self._guards = [model.register_forward_pre_hook(self._meet_wrapper)]
@@ -88,6 +96,7 @@ class TorchHook(LoopHook):
 
     def _join(self, ddp: DistributedDataParallel) -> None:
         """The sum over ranks is ours, once, for both gradients; DDP must not average main by itself."""
+        refuse_options(ddp)
         self._ddp = ddp
         if isinstance(self.source, Verified):
             self.source.waits = True
@@ -140,6 +149,7 @@ class TorchHook(LoopHook):
                 more.detach()
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = True
+            self._ddp.require_forward_param_sync = True
 
     @property
     def remembers(self) -> str:
@@ -153,12 +163,13 @@ class TorchHook(LoopHook):
         return super().state_dict() | held
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """See `Hook.load_state_dict`."""
+        """See `Hook.load_state_dict`; of older versions, names may have what a wrapper puts before them."""
+        state = {_WRAPPED.sub("", key): tensor for key, tensor in state.items()}
         super().load_state_dict(state if self._projected is None else self._projected.load(state, self._saved_name))
 
     def _reduce(self, trainable: Mapping[str, nn.Parameter]) -> float:
         """Sum gradients and counts over the ranks; returns the whole batch's count."""
-        used = {name: p.grad is not None for name, p in trainable.items()}
+        used = {name: p.grad is not None and not self._marks.untouched(name) for name, p in trainable.items()}
         silent = {name: used[name] and self._needs_bias(name) and name not in self.source.bias for name in trainable}
         if self._ddp is None:
             raise_silent(self.gradients, [name for name in silent if silent[name]])
@@ -198,6 +209,9 @@ class TorchHook(LoopHook):
         mains = [trainable[name].grad for name in names]
         biases = [self.source.bias[name] for name in names if name in self.source.bias]
         all_reduce_sum([g for g in mains if g is not None] + biases, group)
+        if self._ddp.broadcast_buffers:
+            # As DistributedDataParallel has it in the forward pass after one whose gradients it averaged.
+            broadcast_first(buffers_of(self._ddp), group)
         return float(count)
 
     def _hear(self, faults: Mapping[str, float]) -> None:
@@ -293,7 +307,7 @@ class TorchHook(LoopHook):
             torch._foreach_copy_(list(sides[0]), updates)
 
     def _saved_name(self, name: str) -> str:
-        return name.removeprefix("module.") if isinstance(self.model, DistributedDataParallel) else name
+        return self._own_name(name)
 
     def _whole(self, part: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor.to("cpu", copy=True) for name, tensor in part.items()}
@@ -303,8 +317,11 @@ class TorchHook(LoopHook):
 
 
 def _no_averaging(ddp: nn.Module, inputs: Any) -> None:
-    """A forward pre-hook for DistributedDataParallel."""
-    vars(ddp)["require_backward_grad_sync"] = False
+    """A forward pre-hook for DistributedDataParallel: neither gradients nor buffers, which the end of a step sees to.
+
+    A rank may have no sample in a step, and so no forward pass: there is nothing collective in one.
+    """
+    vars(ddp).update(require_backward_grad_sync=False, require_forward_param_sync=False)
 
 
 def groups_of_one_shape(looked: Sequence[Looked]) -> Iterator[list[Looked]]:
