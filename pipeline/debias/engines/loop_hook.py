@@ -31,7 +31,7 @@ class LoopHook(Hook):
         super().__init__(model, state, source, max_nonfinite_steps)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
-        self._held = _held_by(optimizer)
+        self._known = _held_by(optimizer)
         self._waits = False  # whether an update lies in `p.grad` for an optimizer that has not stepped yet
         self._ends = [] if optimizer is None else before_each_step(optimizer, self._check_stepper)
 
@@ -49,9 +49,9 @@ class LoopHook(Hook):
             refuse_scaled_step()
 
     def _before_backward(self) -> None:
-        if self._held != (held := _held_by(self.optimizer)):  # a parameter group was added since
+        if self._known != (held := _held_by(self.optimizer)):  # a parameter group was added since
             check_optimizer(self.optimizer, self.rule, {}, self.model)
-            self._held, self._met = held, False
+            self._known, self._met = held, False
         self._check(last=False)
 
     def _check(self, *, last: bool) -> None:
