@@ -45,6 +45,7 @@ PARTS = {
     "smoothness": "",
     "weight_penalty": "",
     "weight_projection": "",
+    "gradient_mask": "",
 }
 
 

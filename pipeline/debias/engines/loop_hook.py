@@ -59,7 +59,7 @@ class LoopHook(Hook):
         raise NotImplementedError
 
     def combine(self) -> StepReport:
-        """Reduce, combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all.
+        """Reduce, combine, and leave the update in `p.grad`, or no gradient where it is not finite or only measured.
 
         For loops in which somebody else clips and steps. Collective. Raises RuntimeError without a `backward` before
         it, and NonFiniteGradients after too many skipped steps.
@@ -74,9 +74,13 @@ class LoopHook(Hook):
         self._check(last=True)
         self.last = self._combined()
         self._forget()
-        self._waits = self.last.finite
-        if self.last.finite:
+        self._waits = self.last.finite and not self.last.measured
+        if self._waits:
             self.state.keep()
+        elif self.last.measured:
+            self.measured += 1
+            self.state.drop()
+            self._clear()
         else:
             self.skipped += 1
             self.state.drop()
@@ -85,7 +89,7 @@ class LoopHook(Hook):
         return self.last
 
     def step(self) -> StepReport | None:
-        """Combine, clip to `max_grad_norm`, step the optimizer unless the update is not finite, clear the gradients.
+        """Combine, clip to `max_grad_norm`, step the optimizer where there is an update, clear the gradients.
 
         Inside Accelerate's `accumulate()` it may stand in every micro-batch, as `optimizer.step()` does: before the
         last one of a step it does nothing and returns None.
@@ -95,7 +99,7 @@ class LoopHook(Hook):
         if step_goes_on(self.optimizer):
             return None
         done = self.combine()
-        if done.finite:
+        if done.finite and not done.measured:
             if self.max_grad_norm:
                 self._clip(self.max_grad_norm, done.grad_norm)
             self.optimizer.step()

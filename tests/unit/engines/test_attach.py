@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from debias.engines import NonFiniteGradients, attach, not_head, select_parameters
 from debias.engines.marks import Marks
 from debias.engines.reduce import BUCKET_ELEMENTS, _buckets
-from debias.engines.stacks import CPU_LARGE, STACK_ELEMENTS, together
-from debias.engines.torch_engine import groups_of_one_shape
+from debias.engines.stacks import CPU_LARGE, STACK_ELEMENTS, groups_of_one_shape, together
 from debias.losses import Answers, cross_entropy
 from debias.methods import L2SP, ComponentClip, Edge, MainOnly, Orthogonal, Rule, Subtract, each_row
 
