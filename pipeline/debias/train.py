@@ -334,5 +334,6 @@ def _outcome(trainer: DebiasTrainer) -> dict[str, Any]:
         found["train_loss"] = counts.mean_of_all
     if hook is None:  # resumed after the last step: nothing was left to train
         return {**found, "skipped_steps": counts.skipped} if counts.known else found
+    found |= {"measured_steps": hook.measured} if hook.measured else {}
     acts_on = {"tensors": len(hook.selected), "elements": sum(elements(p) for p in hook.selected.values())}
     return {**found, "gradients": hook.gradients, "acts_on": acts_on, "skipped_steps": hook.skipped}

@@ -173,6 +173,8 @@ def test_what_changes_the_run_changes_the_adapter(bert: Path, tmp_path: Path) ->
         "r3f": {"smoothness": {"name": "r3f", "noise": 0.1}},
         "pego": {"weight_penalty": "pego"},
         "spd": {"weight_projection": {"name": "spd", "strength": 10}},
+        "saft": {"gradient_mask": "saft"},
+        "gmt": {"gradient_mask": "gmt"},
         "asam": {"sharpness": {"name": "asam", "rho": 0.05}},
         "targets": {"adapter": {"targets": ["query"]}},
         "max_length": {"max_length": 10},

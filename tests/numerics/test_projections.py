@@ -216,7 +216,7 @@ def trained(steps, projection=SPD(), *, model=None, rule=None, way="auto", cuts=
 
 
 def apart(left, right):
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
+    return max(float((left[name] - right[name]).detach().abs().max()) for name in left)
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adam", "adamw"])

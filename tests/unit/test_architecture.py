@@ -34,6 +34,7 @@ ALLOWED = {
     "smoothness": "config",
     "penalties": "config",
     "projections": "config",
+    "masks": "config",
     "runs": "errors hub ranks config",
     "adapters": "errors hub config models runs",
     "bias": "readouts config data",
@@ -47,11 +48,11 @@ ALLOWED = {
     "eval.reading": "errors config data bias",
     "losses": "readouts config bias",
     "merging": "errors config models runs adapters",
-    "engines": "readouts gradients ranks methods sharpness smoothness penalties projections runs bias losses",
+    "engines": "readouts gradients ranks methods sharpness smoothness penalties projections masks runs bias losses",
     "eval.comparing": "errors eval.scores eval.results eval.reading",
     "building": (
-        "errors readouts gradients ranks config models data methods sharpness smoothness penalties projections runs "
-        "adapters bias grouping losses merging engines"
+        "errors readouts gradients ranks config models data methods sharpness smoothness penalties projections masks "
+        "runs adapters bias grouping losses merging engines"
     ),
     "debias": "errors methods engines",
     "eval.reporting": "errors eval.scores runs eval.results eval.reading eval.comparing",
@@ -83,6 +84,7 @@ TORCH_ONLY = (
     "debias.smoothness",
     "debias.penalties",
     "debias.projections",
+    "debias.masks",
 )
 MAY_USE_TRITON = ("debias.methods.triton_kernels",)  # imported on a GPU alone, by one function
 # The only places that know the evaluator, and they only inside a function.

@@ -17,7 +17,7 @@ from debias_eval.scores.intervals import Interval
 # Of a method's settings, those that are its own wherever it is run.
 OF_METHODS = (
     *("method", "loss", "bias_model", "bias_weight", "groups", "order", "first_stage"),
-    *("sharpness", "smoothness", "weight_penalty", "weight_projection", "head_dropout"),
+    *("sharpness", "smoothness", "weight_penalty", "weight_projection", "gradient_mask", "head_dropout"),
 )
 # What reads the groups of training examples, by the block of a run that names it.
 TOLD_GROUPS = {

@@ -14,7 +14,7 @@ from debias_eval.reading.collection import Pairing
 from debias_eval.reporting.charts import Point, Tick, percent, placed, span, ticks
 from debias_eval.results.files import Bin
 from debias_eval.results.runs import Method, same_data, training_data
-from debias_eval.results.summary import Row, points
+from debias_eval.results.summary import Row, points, pooled_runs
 from debias_eval.scores.robustness import effective_robustness, fitted_line
 
 MEASURES = {
@@ -152,8 +152,8 @@ def _panel(methods: Sequence[Method], id_suite: str, shifted: str) -> Panel | No
     known = [
         (method, run.name, run.results[id_suite].accuracy, run.results[shifted].accuracy)
         for method in methods
-        for run in method.runs
-        if id_suite in run.results and shifted in run.results
+        for run in pooled_runs(method, id_suite)
+        if run in pooled_runs(method, shifted)  # as tables have it: what was judged otherwise is left out
     ]
     if not known:
         return None

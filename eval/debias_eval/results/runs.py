@@ -45,6 +45,7 @@ PARTS = {
     "smoothness": "",
     "weight_penalty": "",
     "weight_projection": "",
+    "gradient_mask": "",
 }
 
 
@@ -251,7 +252,7 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def _runs_below(path: Path, seen: set[Path]) -> list[Path]:
-    if not path.is_dir() or _is_run(path):
+    if not path.is_dir() or (_is_run(path) and not _is_of_others(path)):
         return [path] if path.is_dir() else []
     if (place := path.resolve()) in seen:  # a link to a folder above it, or to one that was looked into already
         return []
@@ -267,6 +268,16 @@ def _runs_below(path: Path, seen: set[Path]) -> list[Path]:
 def _is_of_stages(path: Path) -> bool:
     """Whether a folder is that of the runs before a run which has not begun itself."""
     return path.name == STAGES and all(STAGE.fullmatch(one.name) for one in path.iterdir() if one.is_dir())
+
+
+def _is_of_others(path: Path) -> bool:
+    """Whether a folder has nothing of a run but a `config.yaml` that is none of ours: other programs have one, too."""
+    if (path / SUMMARY).is_file() or not (path / CONFIG).is_file() or any((path / EVAL).glob("*.json")):
+        return False
+    try:
+        return not {"model", "data", "output_dir"} <= read_yaml(path / CONFIG).keys()
+    except InputError:
+        return True
 
 
 def _is_run(path: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from debias_eval.results.alike import alike, why_none_of
 from debias_eval.results.files import Part, PartialInput, Result
-from debias_eval.results.runs import Method
+from debias_eval.results.runs import Method, Run
 from debias_eval.scores.intervals import over_seeds
 
 # What the results say of how a judge worked that has no say in the numbers, or is a measurement.
@@ -156,14 +156,19 @@ def row(method: Method, suite: str) -> Row | None:
     )
 
 
+def pooled_runs(method: Method, suite: str) -> list[Run]:
+    """The runs of a method whose results on the suite are averaged: those that were judged alike."""
+    runs = [run for run in method.runs if suite in run.results]
+    kept = next(iter(alike([run.results[suite] for run in runs])), [])
+    return [runs[i] for i in kept]
+
+
 def _pooled(method: Method, suite: str) -> tuple[list[Result], dict[str, str]]:
     """The results that are averaged, and why others are not, by the name of their run."""
-    runs = [run for run in method.runs if suite in run.results]
-    results = [run.results[suite] for run in runs]
-    kept = next(iter(alike(results)), [])
-    pooled = [results[i] for i in kept]
-    others = (i for i in range(len(runs)) if i not in kept)
-    return pooled, {runs[i].name: why_none_of(results[i], pooled) or "judged otherwise" for i in others}
+    kept = pooled_runs(method, suite)
+    pooled = [run.results[suite] for run in kept]
+    others = [run for run in method.runs if suite in run.results and run not in kept]
+    return pooled, {run.name: why_none_of(run.results[suite], pooled) or "judged otherwise" for run in others}
 
 
 def _drawn(result: Result) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from debias.bias.base import AskedBase, BaseBiasModel, Floats, averaged, floored, folds_of, labels_of
 from debias.bias.calibration import out_of_fold
+from debias.config.run import LATER
 from debias.data.examples import Example
 
 # A stage trains plainly, and is judged at its end alone: what the run says of these is not the stage's.
@@ -20,8 +21,7 @@ PLAIN: dict[str, Any] = {
     **{"bias_model": None, "bias_weight": "self", "groups": None, "first_stage": None, "selection": "last"},
     **{"eval_strategy": "no", "eval_steps": None, "report_to": "none"},
     **{"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay": 0.0, "num_train_epochs": 1.0},
-    **{"head_dropout": 0.0, "sharpness": None, "smoothness": None, "weight_penalty": None},
-    "weight_projection": None,
+    **{"head_dropout": 0.0, **dict.fromkeys(LATER)},
 }
 
 LOOK_EVERY = 5  # steps between two looks at the loss, where it says when to stop

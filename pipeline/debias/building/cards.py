@@ -15,6 +15,7 @@ from debias.data.orders import ORDERS
 from debias.errors import InputError
 from debias.grouping import GROUPINGS
 from debias.losses import LOSSES
+from debias.masks import MASKS
 from debias.merging import EDITS
 from debias.methods import METHODS
 from debias.penalties import PENALTIES
@@ -42,6 +43,7 @@ SHELVES = (
     Shelf("smoothness term", "smoothness: {name: NAME}", SMOOTHNESS),
     Shelf("weight penalty", "weight_penalty: {name: NAME}", PENALTIES),
     Shelf("weight projection", "weight_projection: {name: NAME}", PROJECTIONS),
+    Shelf("gradient mask", "gradient_mask: {name: NAME}", MASKS),
     Shelf("adapter", "adapter: {type: NAME}", ADAPTERS),
     Shelf("edit", "debias edit NAME RUN... -o FOLDER --set KEY=VALUE", EDITS),
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 from debias.bias.base import AskedBase, BaseBiasModel, BiasModel, floored, folds_of, labels_of, rows_digest
 from debias.bias.degenerate import faults, says_the_same
 from debias.bias.given import said_of_validation
-from debias.config.run import RunConfig
+from debias.config.run import LATER, RunConfig
 from debias.data import Example
 from debias.data.digests import digests_of_rows
 from debias.data.order import Order
@@ -234,7 +234,7 @@ def told_of(stage: RunConfig) -> str:
         del told["stop_when_learned"]
     if not stage.head_dropout:  # nor this one
         del told["head_dropout"]
-    for later in ("sharpness", "smoothness", "weight_penalty", "weight_projection"):  # nor these
+    for later in LATER:  # nor these
         if told[later] is None:
             del told[later]
     if stage.stop_when_learned is not None:  # how often it looks decides where it stops

@@ -19,6 +19,7 @@ from debias.data.examples import labels_of
 from debias.engines.hf_trainer import DebiasTrainer
 from debias.engines.parameters import selection
 from debias.errors import InputError
+from debias.masks import make_mask
 from debias.methods import make_rule
 from debias.penalties import make_penalty
 from debias.projections import make_projection
@@ -71,6 +72,7 @@ def build_trainer(
             sharpness=make_sharpness(config.sharpness),
             weight_penalty=make_penalty(config.weight_penalty),
             weight_projection=make_projection(config.weight_projection),
+            gradient_mask=make_mask(config.gradient_mask),
             smoothness=make_smoothness(config.smoothness),
             stop=stop,
         )

@@ -40,6 +40,7 @@ KINDS = {
     "smoothness": Kind("debias.smoothness", "SMOOTHNESS"),
     "weight_penalty": Kind("debias.penalties", "PENALTIES"),
     "weight_projection": Kind("debias.projections", "PROJECTIONS"),
+    "gradient_mask": Kind("debias.masks", "MASKS"),
     "adapter": Kind("debias.adapters", "ADAPTERS", "lora", key="type"),
 }
 EXPECTED = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text"}

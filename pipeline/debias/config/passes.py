@@ -1,5 +1,5 @@
-"""What more in a step does not go with: passes of `sharpness` and `smoothness`, the term of `weight_penalty`, and what
-`weight_projection` does to weights after it.
+"""What more in a step does not go with: passes of `sharpness` and `smoothness`, the term of `weight_penalty`, the mask
+of `gradient_mask`, and what `weight_projection` does to weights after it.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ def check_passes(run: Any) -> None:
         "smoothness": _of_smoothness,
         "weight_penalty": _of_penalty,
         "weight_projection": _of_projection,
+        "gradient_mask": _of_mask,
     }
     for name, refused in ((name, refusals(run)) for name, refusals in found.items()):
         if getattr(run, name) is not None:
@@ -48,3 +49,12 @@ def _of_projection(run: Any) -> Iterator[tuple[str, bool, str]]:
     yield "deepspeed", run.deepspeed is not None, "it moves whole weights, and DeepSpeed holds them"
     free = run.optim.startswith("schedule_free")
     yield f"optim {run.optim}", free, "it moves the weights that train, and such a run is judged by others"
+
+
+def _of_mask(run: Any) -> Iterator[tuple[str, bool, str]]:
+    yield "deepspeed", run.deepspeed is not None, "it chooses among whole gradients, and DeepSpeed shards them"
+    mask = blocks.make("gradient_mask", blocks.table_of("gradient_mask"), run.gradient_mask)
+    moves = mask.holds and run.optim.startswith("schedule_free")
+    yield f"optim {run.optim}", moves, "it puts elements back after each step, and that one moves weights elsewhere too"
+    none_left = 0 < run.max_steps <= mask.measures
+    yield f"max_steps {run.max_steps}", none_left, f"of its first {mask.measures} steps none trains"

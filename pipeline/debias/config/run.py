@@ -26,6 +26,8 @@ SELECTIONS = {
 }
 
 STAGES = "stages"  # in a run's folder: the runs before it
+# Of which runs of older versions, and runs before a run, have none.
+LATER = ("sharpness", "smoothness", "weight_penalty", "weight_projection", "gradient_mask")
 LARGEST = 2**31 - 1  # of a count: beyond it others' code overflows
 
 
@@ -138,6 +140,7 @@ class RunConfig(Strict):
     smoothness: dict[str, Any] | None = None  # beside the loss: answers should hardly change near what is read
     weight_penalty: dict[str, Any] | None = None  # beside the loss, of the weights of LoRA alone
     weight_projection: dict[str, Any] | None = None  # of the weights after the optimizer's step
+    gradient_mask: dict[str, Any] | None = None  # which single elements move, by their gradients; null: all that train
     order: dict[str, Any] = Field({"name": "shuffled"}, validate_default=True)  # which examples make an epoch
     bias_weight: BiasWeight = BiasWeight.model_validate({})
     answer_probability: Literal["product", "geometric_mean"] = "product"
@@ -180,9 +183,7 @@ class RunConfig(Strict):
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_steps: int = Field(500, ge=1)
     save_total_limit: int | None = Field(1, ge=1)
-    selection: Literal["last", "validation", "worst_class", "pseudo_groups"] = (
-        "last"  # which checkpoint is kept; see SELECTIONS
-    )
+    selection: Literal["last", "validation", "worst_class", "pseudo_groups"] = "last"  # of checkpoints; see SELECTIONS
     report_to: str | tuple[str, ...] = "none"
     max_nonfinite_steps: int = Field(10, ge=0)  # skipped steps a run survives
     ddp_timeout: int = Field(1800, ge=1)  # seconds without a step after which a hang is broken and the rank named
@@ -288,8 +289,7 @@ class RunConfig(Strict):
     def method_parts(self) -> dict[str, Any]:
         """What beside its rule makes this run's method: of plain fine-tuning cross-entropy, the shuffled data alone."""
         first = self.first_stage and self.first_stage.model_dump(mode="json")
-        names = ("groups", "sharpness", "smoothness", "weight_penalty", "weight_projection")  # older runs had none
-        later: dict[str, Any] = {name: getattr(self, name) for name in names}
+        later: dict[str, Any] = {name: getattr(self, name) for name in ("groups", *LATER)}
         wording = self.prompt and self.prompt.more_templates and {"more_templates": [*self.prompt.more_templates]}
         later |= {"head_dropout": self.head_dropout or None, "prompt": wording or None}
         return {
@@ -305,8 +305,7 @@ class RunConfig(Strict):
         plain = {
             **{"method": "erm", "loss": "cross_entropy", "order": "shuffled", "bias_model": None, "first_stage": None},
             **{"bias_weight": "self", "groups": None, "selection": "last", "eval_strategy": "no", "report_to": "none"},
-            **{"head_dropout": 0.0, "sharpness": None, "smoothness": None, "weight_penalty": None},
-            "weight_projection": None,
+            **{"head_dropout": 0.0, **dict.fromkeys(LATER)},
         }
         return self._stage("1", {**plain, **self.first_stage.settings}, "first_stage.settings")
 

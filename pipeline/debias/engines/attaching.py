@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import nn
 
+from debias.engines.element_mask import refuse_mask
 from debias.engines.parameters import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach_model
 from debias.engines.weight_projection import refuse_projection
 from debias.engines.weight_term import refuse_penalty
 from debias.engines.wrapping import is_sharded
+from debias.masks import Mask
 from debias.methods import Rule
 from debias.penalties import Penalty
 from debias.projections import Projection
@@ -34,6 +36,7 @@ def attach(
     sharpness: Sharpness | None = ...,
     weight_penalty: Penalty | None = ...,
     weight_projection: Projection | None = ...,
+    gradient_mask: Mask | None = ...,
 ) -> TorchHook: ...
 
 
@@ -63,6 +66,7 @@ def attach(
     sharpness: Sharpness | None = None,
     weight_penalty: Penalty | None = None,
     weight_projection: Projection | None = None,
+    gradient_mask: Mask | None = None,
 ) -> Any:
     """Hook debiased gradients into a training loop of your own.
 
@@ -78,14 +82,15 @@ def attach(
     pass, twice in a run; where they differ `auto` goes a slower way and says so, and a `single_pass` that was asked for
     raises `debias.gradients.NotExact`, a ValueError (false: for those who measure time). `sharpness`: such as
     `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`.
-    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to the update. `weight_projection`: such as
-    `debias.projections.SPD()`, after the optimizer's step, whoever calls it. All three with whole weights alone. Raises
-    ValueError when the rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is
-    asked for where it is not exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that
-    is not supported. What is done to the model afterwards and would leave the rule without its parameters (FSDP, an
-    adapter) is a RuntimeError in the next step. A rule that looks at how far the weights moved, and a projection,
-    measure from here: to go on with an earlier run load the weights, attach, and give the hook what its `state_dict()`
-    was. Hooks on modules are called in the passes of a comparison too; hooks on parameters are not.
+    `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to the update. `gradient_mask`: such as
+    `debias.masks.SAFT()`, which elements of it are left. `weight_projection`: such as `debias.projections.SPD()`, after
+    the optimizer's step, whoever calls it. All of these with whole weights alone. Raises ValueError when the rule would
+    act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it is not
+    exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that is not supported. What is
+    done to the model afterwards and would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in
+    the next step. A rule that looks at how far the weights moved, and a projection, measure from here: to go on with an
+    earlier run load the weights, attach, and give the hook what its `state_dict()` was. Hooks on modules are called in
+    the passes of a comparison too; hooks on parameters are not.
 
     fp16 with torch.amp.GradScaler has one exact order, in which the count takes the scale off before the rule looks:
     `hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())`, `report = hook.step()`, and
@@ -93,22 +98,27 @@ def attach(
     for `max_nonfinite_steps`. `scaler.unscale_` before, and `scaler.step` after `combine()`, are a RuntimeError.
     """
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
+    more: dict[str, Any] = {"sharpness": sharpness, "weight_penalty": weight_penalty}
+    more |= {"weight_projection": weight_projection, "gradient_mask": gradient_mask}
     if not _is_engine(model):
         if is_sharded(model):
-            _refuse_more(sharpness, weight_penalty, weight_projection, "weights that FSDP shards")
+            refuse_more("weights that FSDP shards", **more)
             from debias.engines.fsdp.attach import attach_sharded
 
             return attach_sharded(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
-        options |= {"sharpness": sharpness, "weight_penalty": weight_penalty, "weight_projection": weight_projection}
-        return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options)
-    _refuse_more(sharpness, weight_penalty, weight_projection, "weights that DeepSpeed holds")
+        return attach_model(model, optimizer, rule, gradients, max_grad_norm=max_grad_norm, **options, **more)
+    refuse_more("weights that DeepSpeed holds", **more)
+    _refuse_clipping(max_grad_norm)
+    from debias.engines.zero.attach import attach_engine
+
+    return attach_engine(model, _one_rule(optimizer, rule), gradients, **options)
+
+
+def _refuse_clipping(max_grad_norm: float | None) -> None:
     if max_grad_norm is not None:
         raise ValueError(
             "attach: max_grad_norm has no effect on a DeepSpeed engine; set gradient_clipping in its config"
         )
-    from debias.engines.zero.attach import attach_engine
-
-    return attach_engine(model, _one_rule(optimizer, rule), gradients, **options)
 
 
 def _one_rule(*given: Any) -> Rule:
@@ -119,11 +129,17 @@ def _one_rule(*given: Any) -> Rule:
     return found[0]
 
 
-def _refuse_more(
-    sharpness: Sharpness | None, penalty: Penalty | None, projection: Projection | None, what: str
+def refuse_more(
+    what: str,
+    sharpness: Sharpness | None,
+    weight_penalty: Penalty | None,
+    weight_projection: Projection | None,
+    gradient_mask: Mask | None,
 ) -> None:
-    refuse_penalty(penalty, what)
-    refuse_projection(projection, what)
+    """ValueError where a step has more than its rule, and `what` keeps what that needs whole."""
+    refuse_penalty(weight_penalty, what)
+    refuse_projection(weight_projection, what)
+    refuse_mask(gradient_mask, what)
     if sharpness is not None:
         raise ValueError(
             f"attach: sharpness {sharpness.name} moves the weights within a step, and cannot move {what}; use one"

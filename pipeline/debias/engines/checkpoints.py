@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 STAGING = ".saving"
 LOSS_STATE = "loss_state.pt"  # of a checkpoint: what the loss has learned
-RULE_STATE = "rule_state.safetensors"  # in a checkpoint, whole: what the rule remembers and where the weights started
+# In a checkpoint, whole: what the rule remembers, where the weights started, and a mask that was chosen once.
+RULE_STATE = "rule_state.safetensors"
 
 
 def as_judged(optimizer: Any) -> None:
@@ -125,6 +126,11 @@ class CheckpointingTrainer(Trainer):
     def _over_ranks(self, sums: Tensor) -> Tensor:
         whole: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
         return whole
+
+    def _joined(self, rows: Tensor) -> Tensor:
+        padded = self.accelerator.pad_across_processes(rows.to(self.args.device), pad_index=-1)
+        whole: Tensor = self.accelerator.gather(padded).cpu()
+        return whole[whole[:, 0] >= 0]
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
         before = self._globalstep_last_logged
@@ -268,7 +274,7 @@ class CheckpointingTrainer(Trainer):
 
 
 def rule_state_in(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """What a rule of that name, or a projection, goes on from; ValueError where another one saved the checkpoint."""
+    """What a rule of that name, a mask or a projection goes on from; ValueError where another one saved it."""
     if not (checkpoint / RULE_STATE).exists():
         raise ValueError(f"{checkpoint}: there is no {RULE_STATE}, which {name} goes on from: another rule saved it")
     with reading(checkpoint, RULE_STATE):

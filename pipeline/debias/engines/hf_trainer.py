@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from debias.bias.own import SelfWeight
 from debias.bias.weights import BiasWeightSource
 from debias.engines.adapter_kinds import way_for
-from debias.engines.attaching import attach
+from debias.engines.attaching import attach, refuse_more
 from debias.engines.checkpoints import rule_state_in
 from debias.engines.look_ahead import Batch, LookAhead, refuse_look_ahead
 from debias.engines.nearby import Nearby, is_reentrant, refuse_nearby
@@ -27,11 +27,12 @@ from debias.engines.second_pass import refuse_second_pass
 from debias.engines.trainer_arguments import loss_of, one_readout, refuse_arguments, refuse_losses, refuse_precision
 from debias.engines.trainer_evaluation import EvaluatingTrainer
 from debias.engines.weight_projection import check_projection
-from debias.engines.weight_term import WeightTerm, refuse_penalty
+from debias.engines.weight_term import WeightTerm
 from debias.gradients.choice import choose
 from debias.gradients.single_pass import refusal
 from debias.losses import LearningLoss, Loss
 from debias.losses.learning import Told
+from debias.masks import Mask
 from debias.methods import Rule
 from debias.penalties import Penalty
 from debias.projections import Projection
@@ -56,11 +57,11 @@ class DebiasTrainer(EvaluatingTrainer):
 
     `rule`: one of `debias.methods`; `readout`: how the model's answer is read (`Classification()` or `Answers(...)`;
     `objective` is its older name); `loss`: one of `debias.losses`, cross-entropy by default; `bias_weight`: where the
-    weights come from; `gradients`, `select`, `verify`, `sharpness`, `weight_penalty` and `weight_projection`: as in
-    `debias.attach`; `smoothness`: a term beside the loss, one of `debias.smoothness`. `facts`: of the whole training
-    set, or what gives them, for a loss that learns (`LearningLoss`); batches are `{"inputs": ..., "facts": ...}`, or
-    one mapping of both. Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are the Trainer's. A
-    checkpoint appears whole or not at all.
+    weights come from; `gradients`, `select`, `verify`, `sharpness`, `weight_penalty`, `weight_projection` and
+    `gradient_mask`: as in `debias.attach`; `smoothness`: a term beside the loss, one of `debias.smoothness`. `facts`:
+    of the whole training set, or what gives them, for a loss that learns (`LearningLoss`); batches are `{"inputs": ...,
+    "facts": ...}`, or one mapping of both. Accumulation, clipping, bf16, checkpoints, `report_to` and evaluation are
+    the Trainer's. A checkpoint appears whole or not at all.
     Each of the TrainingArguments is honoured, or a ValueError here that names it (`trainer_arguments`).
     """
 
@@ -82,6 +83,7 @@ class DebiasTrainer(EvaluatingTrainer):
         sharpness: Sharpness | None = None,
         weight_penalty: Penalty | None = None,
         weight_projection: Projection | None = None,
+        gradient_mask: Mask | None = None,
         smoothness: Smoothness | None = None,
         stop: StopRequest | None = None,
         **kwargs: Any,
@@ -108,8 +110,8 @@ class DebiasTrainer(EvaluatingTrainer):
         self.max_nonfinite_steps = max_nonfinite_steps
         self.verify = verify
         self.sharpness = sharpness
-        self.weight_penalty = weight_penalty
-        self.weight_projection = weight_projection
+        self.weight_penalty, self.weight_projection = weight_penalty, weight_projection
+        self.gradient_mask = gradient_mask
         if smoothness is not None:
             reentrant = is_reentrant(self.model, self.args)
             refuse_nearby(
@@ -131,7 +133,7 @@ class DebiasTrainer(EvaluatingTrainer):
         if self.sharpness is not None:
             refuse_second_pass(self.sharpness.name, self.model, deepspeed=self.is_deepspeed_enabled)
         if self.is_deepspeed_enabled:
-            refuse_penalty(self.weight_penalty, "weights that DeepSpeed holds")
+            refuse_more("weights that DeepSpeed holds", None, self.weight_penalty, None, self.gradient_mask)
         check_projection(self.weight_projection, self.args.optim, deepspeed=self.is_deepspeed_enabled)
         if self.weight_penalty is not None:
             WeightTerm(self.model, self.weight_penalty)
@@ -246,11 +248,6 @@ class DebiasTrainer(EvaluatingTrainer):
         if hook.stops:
             self.interrupted = self.control.should_save = self.control.should_training_stop = True
 
-    def _joined(self, rows: Tensor) -> Tensor:
-        padded = self.accelerator.pad_across_processes(rows.to(self.args.device), pad_index=-1)
-        whole: Tensor = self.accelerator.gather(padded).cpu()
-        return whole[whole[:, 0] >= 0]
-
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._forget_half_a_step()
         return super()._prepare_for_training(*args, **kwargs)
@@ -334,11 +331,11 @@ class DebiasTrainer(EvaluatingTrainer):
             if self.is_deepspeed_enabled:
                 self.hook = attach(model, self.rule, gradients=self.gradients, **options)
             else:
-                # The Trainer steps; a rule that remembers asks the optimizer for its learning rate.
-                optimizer = self.optimizer if self.rule.memory or self.weight_projection else None
+                # The Trainer steps; a rule that remembers asks the optimizer for its learning rate, others follow it.
+                asked = self.rule.memory or self.weight_projection or self.gradient_mask
                 options |= {"sharpness": self.sharpness, "weight_penalty": self.weight_penalty}
-                options["weight_projection"] = self.weight_projection
-                self.hook = attach(model, optimizer, self.rule, self.gradients, **options)
+                options |= {"weight_projection": self.weight_projection, "gradient_mask": self.gradient_mask}
+                self.hook = attach(model, self.optimizer if asked else None, self.rule, self.gradients, **options)
             self.hook.skipped = self.step_counts.skipped
             if self._resumed_from is not None and self.hook.remembers:
                 self.hook.load_state_dict(rule_state_in(self._resumed_from, self.hook.remembers))
@@ -357,6 +354,7 @@ class DebiasTrainer(EvaluatingTrainer):
         return {
             **{key: getattr(hook.last, key) for key in kept},
             "skipped_steps": hook.skipped,
+            **({"measured_steps": hook.measured} if hook.measured else {}),
             "samples_per_second": round(seen / max(now - since, 1e-9), 3),
             "peak_memory_mb": peak_memory_mb(),
         }

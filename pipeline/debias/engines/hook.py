@@ -17,7 +17,8 @@ from debias.methods import Rule
 class Hook:
     """The rule, the way to two gradients, and what the last optimizer step did.
 
-    `last` is its report; steps whose update is not finite are skipped on all ranks and counted in `skipped`. Set
+    `last` is its report; steps whose update is not finite are skipped on all ranks and counted in `skipped`, those by
+    which a `gradient_mask` chooses its elements, and nothing is trained, in `measured`. Set
     `asks_to_stop` on any rank: `stops` is then true on all of them after the same step. A rule that remembers, or looks
     at how far the weights moved since the hook was attached, goes on exactly from `state_dict`.
     """
@@ -29,6 +30,7 @@ class Hook:
         self.source = source
         self.max_nonfinite_steps = max_nonfinite_steps
         self.skipped = 0
+        self.measured = 0
         self.last: StepReport | None = None
         self.asks_to_stop, self.stops = False, False
         self._count = 0.0

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from debias.engines.hook import Hook
+from debias.engines.parameters import check_optimizer
 from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, check_skipped
 from debias.engines.wrapping import before_each_step, refuse_scaled_step, step_goes_on
@@ -30,6 +31,7 @@ class LoopHook(Hook):
         super().__init__(model, state, source, max_nonfinite_steps)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
+        self._known = _held_by(optimizer)
         self._waits = False  # whether an update lies in `p.grad` for an optimizer that has not stepped yet
         self._ends = [] if optimizer is None else before_each_step(optimizer, self._check_stepper)
 
@@ -47,6 +49,9 @@ class LoopHook(Hook):
             refuse_scaled_step()
 
     def _before_backward(self) -> None:
+        if self._known != (held := _held_by(self.optimizer)):  # a parameter group was added since
+            check_optimizer(self.optimizer, self.rule, {}, self.model)
+            self._known, self._met = held, False
         self._check(last=False)
 
     def _check(self, *, last: bool) -> None:
@@ -54,7 +59,7 @@ class LoopHook(Hook):
         raise NotImplementedError
 
     def combine(self) -> StepReport:
-        """Reduce, combine, and leave the update in `p.grad`; where it is not finite, leave no gradient at all.
+        """Reduce, combine, and leave the update in `p.grad`, or no gradient where it is not finite or only measured.
 
         For loops in which somebody else clips and steps. Collective. Raises RuntimeError without a `backward` before
         it, and NonFiniteGradients after too many skipped steps.
@@ -69,9 +74,13 @@ class LoopHook(Hook):
         self._check(last=True)
         self.last = self._combined()
         self._forget()
-        self._waits = self.last.finite
-        if self.last.finite:
+        self._waits = self.last.finite and not self.last.measured
+        if self._waits:
             self.state.keep()
+        elif self.last.measured:
+            self.measured += 1
+            self.state.drop()
+            self._clear()
         else:
             self.skipped += 1
             self.state.drop()
@@ -80,7 +89,7 @@ class LoopHook(Hook):
         return self.last
 
     def step(self) -> StepReport | None:
-        """Combine, clip to `max_grad_norm`, step the optimizer unless the update is not finite, clear the gradients.
+        """Combine, clip to `max_grad_norm`, step the optimizer where there is an update, clear the gradients.
 
         Inside Accelerate's `accumulate()` it may stand in every micro-batch, as `optimizer.step()` does: before the
         last one of a step it does nothing and returns None.
@@ -90,7 +99,7 @@ class LoopHook(Hook):
         if step_goes_on(self.optimizer):
             return None
         done = self.combine()
-        if done.finite:
+        if done.finite and not done.measured:
             if self.max_grad_norm:
                 self._clip(self.max_grad_norm, done.grad_norm)
             self.optimizer.step()
@@ -114,3 +123,8 @@ class LoopHook(Hook):
     def _clear(self) -> None:
         for p in self._trainable.values():
             p.grad = None
+
+
+def _held_by(optimizer: Any) -> int:
+    """How many parameters an optimizer has."""
+    return 0 if optimizer is None else sum(len(group["params"]) for group in optimizer.param_groups)

@@ -24,6 +24,7 @@ class Marks:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = parameters
         self._taken: dict[str, tuple[int, int] | None] | None = None
+        self._begun: dict[str, tuple[int, int] | None] = {}  # the zeros that a step began with
         self._values: dict[torch.device, tuple[list[str], Tensor]] = {}
         self._changed: list[tuple[list[str], Tensor]] = []
 
@@ -34,13 +35,18 @@ class Marks:
 
     def forget(self) -> None:
         """A step begins anew."""
-        self._taken = None
+        self._taken, self._begun = None, {}
         self._values, self._changed = {}, []
 
     @property
     def is_fresh(self) -> bool:
         """Whether no micro-batch of this step was seen."""
         return self._taken is None
+
+    def untouched(self, name: str) -> bool:
+        """Whether a gradient is still the zeros that were there before the step (`zero_grad(set_to_none=False)`)."""
+        before = self._begun.get(name)
+        return before is not None and before == _place(self.parameters[name].grad)
 
     def check(self, *, last: bool = True) -> None:
         """RuntimeError, naming the parameter, where a gradient is not as it was, or a step does not begin with none.
@@ -50,6 +56,7 @@ class Marks:
         if self._taken is None:
             held = ((name, p.grad) for name, p in self.parameters.items())
             touched = next((name for name, grad in held if grad is not None and bool(_here(grad).any())), None)
+            self._begun = self._now()
         else:
             now = self._now()
             touched = next((name for name in now if now[name] != self._taken.get(name)), None)
@@ -84,9 +91,15 @@ class Marks:
             return _by_device((device, names, torch.stack(samples)) for (device, _), (names, samples) in found.items())
 
     def _now(self) -> dict[str, tuple[int, int] | None]:
-        held = ((name, p.grad) for name, p in self.parameters.items())
-        here = ((name, None if grad is None else _here(grad)) for name, grad in held)
-        return {name: None if grad is None else (grad.data_ptr(), grad._version) for name, grad in here}
+        return {name: _place(p.grad) for name, p in self.parameters.items()}
+
+
+def _place(gradient: Any) -> tuple[int, int] | None:
+    """Where it lies, and how often it was written to."""
+    if gradient is None:
+        return None
+    here = _here(gradient)
+    return here.data_ptr(), here._version
 
 
 def _sample(gradient: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from debias.engines.wrapping import own_names
 from debias.methods import Rule
 
 logger = logging.getLogger(__name__)
@@ -35,14 +36,17 @@ def selection(*, debias_head: bool) -> Select:
 
 
 def for_model(select: Select, model: nn.Module) -> Select:
-    """`select` for the parameters of this model: the default also leaves out a head's layers that no name tells.
+    """`select` for the parameters of this model, asked by their own names, whatever wraps them.
+
+    The default also leaves out a head's layers that no name tells.
 
     DistilBERT's `pre_classifier`, DeBERTa's `pooler`, XLNet's `sequence_summary`: what `load_model` found missing in
     the checkpoint and drew at random (`fresh_modules`); of a model that came another way, and is of a class of Hugging
     Face's with a task head, all that lies outside the backbone.
     """
     if select is not not_head:
-        return select
+        own = own_names(model)
+        return lambda name, parameter: select(own(name), parameter)
     fresh = tuple(_fresh(model))
     return lambda name, parameter: not_head(name, parameter) and not f"{name}.".startswith(fresh)
 

@@ -18,6 +18,17 @@ def all_reduce_sum(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -
             tensor.copy_(part.view_as(tensor))
 
 
+def broadcast_first(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Every tensor as the group's first rank has it, in place; shapes and order as in `all_reduce_sum`."""
+    first = 0 if group is None else dist.get_global_rank(group, 0)
+    with torch.no_grad():
+        for bucket in _buckets([tensor for tensor in tensors if tensor.numel()]):
+            flat = torch.cat([t.detach().reshape(-1) for t in bucket])
+            dist.broadcast(flat.view(torch.uint8), first, group=group)  # as bytes: backends do not know all types
+            for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for tensor in tensors:

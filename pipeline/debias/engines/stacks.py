@@ -1,7 +1,13 @@
 """How many tensors of one kind are combined together, and how many rows get their coefficients at a time."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+# A parameter's name with what the rule looks at of it, its main gradient first.
+Looked = tuple[str, Sequence[Tensor]]
 
 # On an accelerator each call is a launch: tensors of one kind are stacked up to this many elements; more would only
 # cost memory.
@@ -24,3 +30,21 @@ def blocks(gram_KOG: Tensor) -> list[slice]:
     members, rows, _ = gram_KOG.shape
     size = max(1, CPU_ROWS // max(1, rows)) if gram_KOG.device.type == "cpu" else max(1, members)
     return [slice(start, start + size) for start in range(0, members, size)]
+
+
+def groups_of_one_shape(looked: Sequence[Looked]) -> Iterator[list[Looked]]:
+    """Parameters of equal shape and dtypes together, as many as are to be stacked."""
+    groups: dict[Any, list[Looked]] = {}
+    for name, vectors in looked:
+        kind = (vectors[0].shape, vectors[0].device, *(vector.dtype for vector in vectors))
+        groups.setdefault(kind, []).append((name, vectors))
+    for group in groups.values():
+        first = group[0][1][0]
+        size = together(first.numel(), first.device)
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def stacked(tensors: list[Tensor]) -> Tensor:
+    """[K, O, I]; a single large tensor is not copied."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)

@@ -113,8 +113,9 @@ class StepReport:
 
     `cosine`: between main and bias (0, as is `bias_norm`, for a rule that does not look at bias). `removed_share`:
     |main - update| / |main|. `grad_norm`: of the update of all trainable parameters, before clipping. `finite`: False
-    when the step was skipped. `..._by_layer`: the same over the parameters of one transformer layer, by its index as
-    text (see `layer_of`).
+    when the step was skipped. `measured`: a `gradient_mask` chose by it, or is to choose, and nothing is trained; then
+    `grad_norm` is of all elements. `..._by_layer`: the same over the parameters of one transformer layer, by its index
+    as text (see `layer_of`).
     """
 
     finite: bool
@@ -126,6 +127,7 @@ class StepReport:
     grad_norm: float
     cosine_by_layer: Mapping[str, float] = field(default_factory=dict)
     removed_share_by_layer: Mapping[str, float] = field(default_factory=dict)
+    measured: bool = False
 
 
 def report(

@@ -1,8 +1,11 @@
 """Gradients that live in `p.grad`: one process, or DistributedDataParallel over gloo or nccl."""
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines.adapter_kinds import way_for
+from debias.engines.element_mask import ElementMask
 from debias.engines.loop_hook import LoopHook
 from debias.engines.marks import Marks
 from debias.engines.parameters import (
@@ -21,23 +25,27 @@ from debias.engines.parameters import (
     not_head,
     select_parameters,
 )
-from debias.engines.reduce import all_reduce_sum
+from debias.engines.reduce import all_reduce_sum, broadcast_first
 from debias.engines.rule_state import RuleState, rescale
 from debias.engines.second_pass import SecondPass
-from debias.engines.stacks import blocks, together
+from debias.engines.stacks import Looked, blocks, groups_of_one_shape, stacked
 from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent, report
 from debias.engines.weight_projection import ProjectedSteps
 from debias.engines.weight_term import WeightTerm
 from debias.engines.wrapping import (
     Guard,
     active_ddp,
+    buffers_of,
     check_whole,
     ddp_in,
     keep_buffers,
+    own_names,
     refuse,
+    refuse_options,
     why_lost,
 )
 from debias.gradients import GradientSource, MicroBatch, Verified, make_source
+from debias.masks import Mask
 from debias.methods import GRADIENTS, Gram, Rule, Vector, as_rows, gram_of_rows, write_update
 from debias.penalties import Penalty
 from debias.projections import Projection
@@ -45,14 +53,14 @@ from debias.sharpness import Sharpness
 
 logger = logging.getLogger(__name__)
 
-# A parameter's name with what the rule looks at of it, its main gradient first.
-Looked = tuple[str, Sequence[Tensor]]
+# What wrappers put before a name, in states that older versions saved.
+_WRAPPED = re.compile(r"(?<![^.])(_forward_module\.(module\.)?|_orig_mod\.)")
 
 
 class TorchHook(LoopHook):
     """What `attach` returns: `backward` for each micro-batch, then `step`.
 
-    Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, clip, step.
+    Order: sum over micro-batches and ranks, divide by the one count, combine by the rule, mask elements, clip, step.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class TorchHook(LoopHook):
         sharpness: Sharpness | None = None,
         term: WeightTerm | None = None,
         projected: ProjectedSteps | None = None,
+        mask: ElementMask | None = None,
     ) -> None:
         rates = functools.partial(learning_rates, optimizer, source.selected)
         state = RuleState(rule, source.selected, lambda: source.selected, rates)
@@ -78,17 +87,18 @@ class TorchHook(LoopHook):
         self._frozen: dict[str, nn.Parameter] = {}
         self._marks = Marks(self._trainable)
         self._select = for_model(select, model)
+        self._own_name = own_names(model)
         self._at_attach = {name for name, p in model.named_parameters() if p.requires_grad}
         self._ddp: DistributedDataParallel | None = None
         self._guards = [model.register_forward_pre_hook(Guard(self._meet_wrapper))]
         self._second = None if sharpness is None else SecondPass(model, sharpness)
-        self._term = term
-        self._projected = projected
+        self._term, self._mask, self._projected = term, mask, projected
         if (ddp := ddp_in(model)) is not None:
             self._join(ddp)
 
     def _join(self, ddp: DistributedDataParallel) -> None:
         """The sum over ranks is ours, once, for both gradients; DDP must not average main by itself."""
+        refuse_options(ddp)
         self._ddp = ddp
         if isinstance(self.source, Verified):
             self.source.waits = True
@@ -124,8 +134,14 @@ class TorchHook(LoopHook):
         sums = self._write_update(1.0 / count)
         if self._term is not None:
             self._term.add()
-        grads = [p.grad for p in self._trainable.values() if p.grad is not None]
-        return report(sums, 1.0, count, grad_norm=torch.nn.utils.get_total_norm(grads))
+        norm, measured = self._norm(), False
+        if self._mask is not None and math.isfinite(norm):  # of what is not finite nothing is chosen
+            measured = self._mask.apply(self._trainable)
+            norm = norm if measured else self._norm()
+        return dataclasses.replace(report(sums, 1.0, count, grad_norm=norm), measured=measured)
+
+    def _norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self._trainable.values() if p.grad is not None])
 
     def _clip(self, most: float, norm: float) -> None:
         parameters = [p for p in self._trainable.values() if p.grad is not None]
@@ -136,30 +152,41 @@ class TorchHook(LoopHook):
         super().detach()
         for guard in self._guards:
             guard.remove()
-        for more in (self._second, self._projected):
+        for more in (self._second, self._projected, self._mask):
             if more is not None:
                 more.detach()
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = True
+            self._ddp.require_forward_param_sync = True
 
     @property
     def remembers(self) -> str:
         """See `Hook.remembers`."""
-        projected = self._projected
-        return super().remembers or (projected.projection.name if projected is not None and projected.keeps else "")
+        projected, of_mask = self._projected, "" if self._mask is None else self._mask.remembers
+        held = projected.projection.name if projected is not None and projected.keeps else ""
+        return super().remembers or of_mask or held
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `Hook.state_dict`; of a `weight_projection` also `NAME/held_at`, of what trains."""
+        """See `Hook.state_dict`; of what trains also `NAME/held_at` of a `weight_projection`, and of a `gradient_mask`
+        that is chosen once `NAME/mask`, or `NAME/gradient_sum` until then.
+        """
         held = {} if self._projected is None else self._projected.state(self._saved_name)
-        return super().state_dict() | held
+        masks = {} if self._mask is None else self._mask.state(self._saved_name)
+        return super().state_dict() | held | masks
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """See `Hook.load_state_dict`."""
-        super().load_state_dict(state if self._projected is None else self._projected.load(state, self._saved_name))
+        """See `Hook.load_state_dict`; of older versions, names may have what a wrapper puts before them."""
+        state = {_WRAPPED.sub("", key): tensor for key, tensor in state.items()}
+        if self._projected is not None:
+            state = self._projected.load(state, self._saved_name)
+        if self._mask is not None:
+            state = self._mask.load(state, self._saved_name)
+            self.measured = self._mask.measured
+        super().load_state_dict(state)
 
     def _reduce(self, trainable: Mapping[str, nn.Parameter]) -> float:
         """Sum gradients and counts over the ranks; returns the whole batch's count."""
-        used = {name: p.grad is not None for name, p in trainable.items()}
+        used = {name: p.grad is not None and not self._marks.untouched(name) for name, p in trainable.items()}
         silent = {name: used[name] and self._needs_bias(name) and name not in self.source.bias for name in trainable}
         if self._ddp is None:
             raise_silent(self.gradients, [name for name in silent if silent[name]])
@@ -199,6 +226,9 @@ class TorchHook(LoopHook):
         mains = [trainable[name].grad for name in names]
         biases = [self.source.bias[name] for name in names if name in self.source.bias]
         all_reduce_sum([g for g in mains if g is not None] + biases, group)
+        if self._ddp.broadcast_buffers:
+            # As DistributedDataParallel has it in the forward pass after one whose gradients it averaged.
+            broadcast_first(buffers_of(self._ddp), group)
         return float(count)
 
     def _hear(self, faults: Mapping[str, float]) -> None:
@@ -279,7 +309,7 @@ class TorchHook(LoopHook):
         """Parameters of one shape at once: hundreds of adapter tensors would otherwise be thousands of tiny kernels."""
         names = [name for name, _ in looked]
         sides = list(zip(*(vectors for _, vectors in looked), strict=True))
-        vectors_KOI = [_stack([as_rows(tensor) for tensor in side]) for side in sides]
+        vectors_KOI = [stacked([as_rows(tensor) for tensor in side]) for side in sides]
         # Rules see means: the scale goes into the Gram squared and comes back out of the coefficients.
         scales = [scale if vector in GRADIENTS else 1.0 for vector in self.rule.looks_at]
         gram_KOG = rescale(gram_of_rows(*vectors_KOI), scales)
@@ -294,7 +324,7 @@ class TorchHook(LoopHook):
             torch._foreach_copy_(list(sides[0]), updates)
 
     def _saved_name(self, name: str) -> str:
-        return name.removeprefix("module.") if isinstance(self.model, DistributedDataParallel) else name
+        return self._own_name(name)
 
     def _whole(self, part: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor.to("cpu", copy=True) for name, tensor in part.items()}
@@ -304,26 +334,11 @@ class TorchHook(LoopHook):
 
 
 def _no_averaging(ddp: nn.Module, inputs: Any) -> None:
-    """A forward pre-hook for DistributedDataParallel."""
-    vars(ddp)["require_backward_grad_sync"] = False
+    """A forward pre-hook for DistributedDataParallel: neither gradients nor buffers, which the end of a step sees to.
 
-
-def groups_of_one_shape(looked: Sequence[Looked]) -> Iterator[list[Looked]]:
-    """Parameters of equal shape and dtypes together, as many as are to be stacked."""
-    groups: dict[Any, list[Looked]] = {}
-    for name, vectors in looked:
-        kind = (vectors[0].shape, vectors[0].device, *(vector.dtype for vector in vectors))
-        groups.setdefault(kind, []).append((name, vectors))
-    for group in groups.values():
-        first = group[0][1][0]
-        size = together(first.numel(), first.device)
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
-
-
-def _stack(tensors: list[Tensor]) -> Tensor:
-    """[K, O, I]; a single large tensor is not copied."""
-    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+    A rank may have no sample in a step, and so no forward pass: there is nothing collective in one.
+    """
+    vars(ddp).update(require_backward_grad_sync=False, require_forward_param_sync=False)
 
 
 def attach_model(
@@ -339,16 +354,17 @@ def attach_model(
     sharpness: Sharpness | None = None,
     weight_penalty: Penalty | None = None,
     weight_projection: Projection | None = None,
+    gradient_mask: Mask | None = None,
 ) -> TorchHook:
     """`debias.attach` for gradients in `p.grad`: one process, or a model in DistributedDataParallel.
 
     `model` may be wrapped in DistributedDataParallel, before or after. `gradients`: `auto`, `single_pass`,
     `shared_forward` or `two_pass`. `select(name, parameter)` says which trainable tensors the rule acts on (default:
     all but a task head). `max_grad_norm` clips the update in `step`. `verify`: single_pass proves itself. `sharpness`:
-    where the gradients are taken. `weight_penalty`: a term of the weights. `weight_projection`: what is done to them
-    after the optimizer's step. Raises ValueError when the rule would act on
-    nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it is not exact, and
-    for what `wrapping.refuse` refuses, with the reason.
+    where the gradients are taken. `weight_penalty`: a term of the weights. `gradient_mask`: which elements move.
+    `weight_projection`: what is done to weights after the optimizer's step. Raises ValueError when the rule would act
+    on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it is not exact,
+    and for what `wrapping.refuse` refuses, with the reason.
     """
     refuse(model, optimizer)
     selected = select_parameters(model, select)
@@ -364,6 +380,7 @@ def attach_model(
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
         keep_buffers()
     projected = None if weight_projection is None else ProjectedSteps(model, optimizer, weight_projection)
+    mask = None if gradient_mask is None else ElementMask(model, gradient_mask, optimizer)  # after it: puts back last
     return TorchHook(
         model,
         optimizer,
@@ -375,4 +392,5 @@ def attach_model(
         sharpness=sharpness,
         term=term,
         projected=projected,
+        mask=mask,
     )

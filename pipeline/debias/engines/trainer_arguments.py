@@ -31,7 +31,7 @@ hub_revision load_best_model_at_end metric_for_best_model greater_is_better igno
 restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config dataloader_drop_last
 dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
 dataloader_multiprocessing_context dataloader_in_order length_column_name ddp_find_unused_parameters
-ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug skip_memory_metrics do_train
+ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout debug skip_memory_metrics do_train
 do_eval do_predict resume_from_checkpoint local_rank
 """
 THEIRS = frozenset(_THEIRS.split())
@@ -83,6 +83,10 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "average_tokens_across_devices": (
         lambda args: not args.average_tokens_across_devices,
         "both gradients are divided by the count of all ranks; leave it true",
+    ),
+    "ddp_static_graph": (
+        lambda args: bool(getattr(args, "ddp_static_graph", None)),
+        "PyTorch then counts on averaging the gradients by itself; leave it out",
     ),
     "label_names": (
         lambda args: bool(args.label_names) and list(args.label_names) != ["labels"],

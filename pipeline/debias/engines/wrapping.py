@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +10,29 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+# What wraps a module, by the name of its class, and where it has what it wraps.
+WRAPPERS = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod", "_FabricModule": "_forward_module"}
+
+
+def own_names(model: nn.Module) -> Callable[[str], str]:
+    """A parameter's name as the model has it by itself, of one in `model`, which wrappers may be around, or in.
+
+    What is chosen or kept by a name is the same for one process and several, compiled or not.
+    """
+    kinds = {path: type(module) for path, module in model.named_modules()}
+    inner = {path: WRAPPERS[kind.__name__] for path, kind in kinds.items() if kind.__name__ in WRAPPERS}
+
+    def own(name: str) -> str:
+        for path, attribute in reversed(inner.items()):  # what is deeper first: its path is that of all around it
+            before = f"{path}." if path else ""
+            if name.startswith(f"{before}{attribute}."):
+                name = before + name.removeprefix(f"{before}{attribute}.")
+        return name
+
+    return own
 
 
 class Guard:
@@ -48,6 +72,33 @@ def check_whole(model: nn.Module, ddp: DistributedDataParallel) -> None:
         raise ValueError(
             f"{odd[0]} is trained by only one of the hook's model and DistributedDataParallel ({len(odd)} such"
             " parameters); attach to the model that is wrapped"
+        )
+
+
+def buffers_of(ddp: DistributedDataParallel) -> list[torch.Tensor]:
+    """The buffers that are to be the first rank's on all ranks."""
+    ignored = ddp.parameters_to_ignore
+    known = getattr(ddp, "modules_buffers", None)
+    return list(known) if known else [b for name, b in ddp.module.named_buffers() if name not in ignored]
+
+
+def refuse_options(ddp: DistributedDataParallel) -> None:
+    """ValueError for what DistributedDataParallel was told of gradients that the hook, which sums them, cannot do."""
+    trained = (name for name, p in ddp.module.named_parameters() if p.requires_grad)
+    if (own := next((name for name in trained if name in ddp.parameters_to_ignore), None)) is not None:
+        raise ValueError(
+            f"attach: DistributedDataParallel was told to ignore {own}, which trains: each rank would have its own, and"
+            " the hook sums the gradients of all ranks; freeze it, or let it be trained on all ranks"
+        )
+    if ddp.static_graph:
+        raise ValueError(
+            "attach: DistributedDataParallel has static_graph=True, with which PyTorch counts on averaging by itself;"
+            " leave it out"
+        )
+    if getattr(ddp, "_comm_hooks", None):
+        logger.warning(
+            "DistributedDataParallel has a communication hook (register_comm_hook), which is not called: the hook of"
+            " attach sums both gradients over the ranks by itself, whole"
         )
 
 

@@ -1,9 +1,9 @@
 """single_pass that proves itself in every run, and what takes its place where it cannot. Shapes: B samples.
 
 Its first micro-batch is looked at, the first of the eighth step (a fresh LoRA's B is zero, so that nothing reaches A
-before), and, where ranks need not wait for each other, one whose layers see shapes that were not seen yet or whose
-dimensions are equal by chance. A look costs two more backward passes; `proof` says what is compared, and `again` what
-a graph is that cannot be looked at.
+before), of the 64th, 512th and 4096th (samples may be mixed at times, or from some step on), and, where ranks need not
+wait for each other, one whose layers see shapes that were not seen yet or whose dimensions are equal by chance. A look
+costs two more backward passes; `proof` says what is compared, and `again` what a graph is that cannot be looked at.
 """
 
 import logging
@@ -24,9 +24,9 @@ from debias.gradients.trials import LocalTrials, Trials, unchanged
 
 logger = logging.getLogger(__name__)
 
-# The steps whose first micro-batch is looked at, and how many looks there are in a run at most: with LoRA a look costs
-# as much as a step, or less.
-STEPS, MOST_LOOKS = (1, 8), 3
+# The steps whose first micro-batch is looked at, and after how many looks no other is: with LoRA a look costs as much
+# as a step, or less.
+STEPS, MOST_LOOKS = (1, 8, 64, 512, 4096), 3
 
 # How many dimensions a layer's input has, which of them equal B, whether B is more than one, whether samples are first.
 Kind = tuple[int, tuple[int, ...], bool, bool]
@@ -145,7 +145,7 @@ class Verified(SinglePass):
         if batch.batch_loss is not None:
             return False  # an error, and nothing to measure
         first = not self._began
-        if first and self._looks < MOST_LOOKS and (self._step in STEPS or self._unsure):
+        if first and (self._step in STEPS or (self._unsure and self._looks < MOST_LOOKS)):
             return True
         if self.trials.lockstep:
             return False  # what this rank sees, another may not

@@ -20,7 +20,7 @@ from debias.gradients.choice import Choice, choose
 from debias.gradients.single_pass import refusal
 from debias.plan.checks import check_penalty, check_run
 from debias.plan.count import Counts, active_share, sizes_of
-from debias.plan.memory import memory_of
+from debias.plan.memory import Masked, memory_of
 from debias.plan.planner import Planner, held, parameters_of
 from debias.plan.sheet import Machine, Plan
 from debias.plan.skeleton import base_skeleton, quantized_skeleton
@@ -45,7 +45,7 @@ def plan_adapter(run: RunConfig, machine: Machine, adapter: Path, *, length: int
     base = Counts(tuple(sizes_of(base_skeleton(run, planner.config), selection(debias_head=False))), share)
     choice = _choice(planner, model, counts, base)
     spread, seen = planner.spread, planner.rule.combines
-    more: dict[str, Any] = {"cuda": machine.cuda, "held": held(run)}
+    more: dict[str, Any] = {"cuda": machine.cuda, "held": held(run), "masked": Masked.of(run)}
     memory = memory_of(counts, Traced(0, 0, 0), spread, choice.name, run.optim, looks_at=seen, **more)
     limit = machine.gpu_memory
     return planner.told(

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from debias.config import blocks
+from debias.config.run import RunConfig
 from debias.engines.stacks import STACK_ELEMENTS
 from debias.methods import GRADIENTS, Vector
 from debias.plan.count import Counts, Size
@@ -38,6 +40,30 @@ OPTIMIZERS: dict[str, tuple[float, bool]] = {
 OTHER_OPTIMIZER = (8.0, True)  # taken for an optimizer that is not in the table
 
 TWO_GRADIENTS = (Vector.MAIN, Vector.BIAS)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """What a run's `gradient_mask` keeps of each element that trains.
+
+    `chosen`: a byte between steps, or (`held`) around the optimizer's step; `held`: there also a copy of its weight;
+    `summed`: a float32 sum in the first steps.
+    """
+
+    chosen: bool = False
+    held: bool = False
+    summed: bool = False
+
+    @classmethod
+    def of(cls, run: RunConfig) -> "Masked":
+        """Of a run without the block, nothing."""
+        if run.gradient_mask is None:
+            return cls()
+        mask = blocks.make("gradient_mask", blocks.table_of("gradient_mask"), run.gradient_mask)
+        return cls(mask.measures > 0 or mask.holds, mask.holds, mask.measures > 1)
+
+
+NO_MASK = Masked()
 
 
 @dataclass(frozen=True)
@@ -107,12 +133,14 @@ def memory_of(
     moves: bool = False,
     accumulated: bool = False,
     held: bool | None = None,
+    masked: Masked = NO_MASK,
 ) -> Memory:
     """The parts at the worst moment of a step with this gradient source (`plain`: one gradient only).
 
     `looks_at`: the vectors that the rule combines; of how far weights moved it keeps float32 copies, sharded like the
     optimizer's. `moves`: weights are moved in each micro-batch and put back; `accumulated`: a step has several. `held`:
     weights are projected after the step (`weight_projection`), towards a copy of what trains, or (false) without one.
+    `masked`: what a `gradient_mask` keeps.
     """
     weights, host = _weights(counts, spread)
     state, more = _optimizer(counts, spread, optim)
@@ -124,12 +152,19 @@ def memory_of(
     if held is not None:
         moments["projection"] = _projection(counts, _gradients(counts, spread, source)[0])
         weights["weights at the start"] = counts.bytes(trainable=True) if held else 0
+    trained = counts.elements(trainable=True)
+    for moment in ("optimizer", "projection"):
+        if masked.held and moment in moments:
+            moments[moment]["weights to put back"] = counts.bytes(trainable=True)
+    if masked.summed:  # before there is a mask, or any state of the optimizer
+        moments["backward"]["sums of gradients"] = max(0, 4 * trained - trained - state)
     kept = _kept(counts, spread, looks_at)
     if spread.offload_optimizer:
         host, kept = host + kept, 0
     host += more
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     parts = {**weights, "optimizer state": state, "rule's state": kept, **moments[moment]}
+    parts["gradient mask"] = trained if masked.chosen else 0
     if cuda:
         parts["CUDA context"] = CONTEXT_BYTES
         parts["fragmentation"] = round(FRAGMENTATION * sum(moments[moment].values()))

@@ -23,7 +23,16 @@ from debias.plan.communication import bytes_sent
 from debias.plan.count import KINDS, Counts, count
 from debias.plan.effort import looks_ahead
 from debias.plan.gathers import gathers_of
-from debias.plan.memory import CONTEXT_BYTES, FRAGMENTATION, OPTIMIZERS, Memory, Sharding, memory_of, sharding_of
+from debias.plan.memory import (
+    CONTEXT_BYTES,
+    FRAGMENTATION,
+    OPTIMIZERS,
+    Masked,
+    Memory,
+    Sharding,
+    memory_of,
+    sharding_of,
+)
 from debias.plan.search import largest_that_fits
 from debias.plan.shapes import find_config
 from debias.plan.sheet import Machine, Parameters, Plan
@@ -133,6 +142,7 @@ class Planner:
         traced = self.traced(micro_batch)
         run, seen, cuda = self.run, self.rule.combines, self.machine.cuda
         second: dict[str, Any] = {"moves": run.sharpness is not None, "held": held(run)}
+        second["masked"] = Masked.of(run)
         second["accumulated"] = run.gradient_accumulation_steps > 1
         return memory_of(self.counts, traced, self.spread, self.source, run.optim, cuda=cuda, looks_at=seen, **second)
 

@@ -30,7 +30,7 @@ from debias.runs.names import (
     step_of,
     trained,
 )
-from debias.runs.resume import check_same, planned_steps
+from debias.runs.resume import check_same, check_trains, planned_steps
 from debias.runs.selection import check_selection
 from debias.runs.summary import read_summary
 from debias.runs.whole import check_tensors, save_whole, write_whole
@@ -69,6 +69,7 @@ class Folder:
             logger.info("resume: %s was finished at step %d and is left as it is", self.path, self.ended)
             return True
         check_selection(self.config, planned, self.checkpoint)
+        check_trains(self.config, planned)
         return False
 
     def open(self) -> None:

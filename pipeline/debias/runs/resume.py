@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from debias.config import blocks
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
 from debias.errors import InputError
@@ -55,3 +56,15 @@ def planned_steps(config: RunConfig, examples: int, world: int) -> int:
         return config.max_steps
     batches = math.ceil(math.ceil(examples / config.per_device_train_batch_size) / world)
     return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / config.gradient_accumulation_steps)))
+
+
+def check_trains(config: RunConfig, planned: int) -> None:
+    """InputError where a `gradient_mask` still measures in the last step of the plan, so that nothing is trained."""
+    if config.gradient_mask is None:
+        return
+    measures = blocks.make("gradient_mask", blocks.table_of("gradient_mask"), config.gradient_mask).measures
+    if planned <= measures:
+        raise InputError(
+            f"gradient_mask.steps is {measures}, and the run has {planned} steps: none would train; give fewer than"
+            " those of num_train_epochs"
+        )

@@ -31,6 +31,7 @@ NOT_ASKED = (
         "smoothness",
         "weight_penalty",
         "weight_projection",
+        "gradient_mask",
     ),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("num_train_epochs", "max_steps", "lora_r", "lora_alpha", "lora_dropout", "head_dropout"),

@@ -191,7 +191,8 @@ def test_a_kind_that_a_run_may_lack_has_no_row_by_default() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        *("sharpness: sam", "smoothness: smart", "weight_penalty: pego", "weight_projection: spd", "groups: guessed"),
+        *("sharpness: sam", "smoothness: smart", "weight_penalty: pego", "weight_projection: spd"),
+        *("gradient_mask: gmt", "groups: guessed"),
         "bias_model: lexical",
     ],
 )

@@ -480,6 +480,25 @@ def test_smoothness_is_of_the_run_alone_and_refused_where_it_cannot_be():
             parse(RunConfig, {**values, key: value}, "f")
 
 
+def test_a_gradient_mask_is_of_the_run_alone_and_refused_where_it_cannot_be():
+    values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "gradient_mask": "saft"}
+    run = RunConfig.model_validate({**values, "bias_model": "first_learned", "first_stage": {}, "max_steps": 2})
+    assert run.gradient_mask == {"name": "saft", "share": 0.001, "scope": "model", "steps": 1}
+    assert run.method_parts()["gradient_mask"] == run.gradient_mask
+    assert [stage.gradient_mask for stage in (run.stage_before(), *run.bias_stages())] == [None, None, None]
+    assert "gradient_mask" not in RunConfig.model_validate({**values, "gradient_mask": None}).method_parts()
+    for more, says in (
+        ({"deepspeed": "zero2"}, "deepspeed: it chooses among whole gradients"),
+        ({"optim": "schedule_free_adamw"}, "optim schedule_free_adamw: it puts elements back after each step"),
+        ({"max_steps": 1}, "max_steps 1: of its first 1 steps none trains"),
+        ({"max_steps": 4, "gradient_mask": {"name": "saft", "steps": 5}}, "max_steps 4: of its first 5 steps none"),
+    ):
+        with pytest.raises(InputError, match=f"gradient_mask does not go with {says}"):
+            parse(RunConfig, {**values, **more}, "f")
+    for more in ({"optim": "schedule_free_adamw"}, {"max_steps": 1}):
+        parse(RunConfig, {**values, **more, "gradient_mask": "gmt"}, "f")
+
+
 def test_a_weight_penalty_is_of_the_run_alone_and_refused_where_it_cannot_be():
     values = {"model": "m", "data": {"train": "t.jsonl"}, "output_dir": "o", "weight_penalty": "pego"}
     run = RunConfig.model_validate({**values, "bias_model": "first_learned", "first_stage": {}})

@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from debias.engines import NonFiniteGradients, attach, not_head, select_parameters
 from debias.engines.marks import Marks
 from debias.engines.reduce import BUCKET_ELEMENTS, _buckets
-from debias.engines.stacks import CPU_LARGE, STACK_ELEMENTS, together
-from debias.engines.torch_engine import groups_of_one_shape
+from debias.engines.stacks import CPU_LARGE, STACK_ELEMENTS, groups_of_one_shape, together
 from debias.losses import Answers, cross_entropy
 from debias.methods import L2SP, ComponentClip, Edge, MainOnly, Orthogonal, Rule, Subtract, each_row
 
@@ -445,6 +444,25 @@ def test_a_head_beside_the_model(way, optimized):
     torch.testing.assert_close([p.grad for p in head.parameters()], list(want))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_head_that_joins_later(way):
+    """A second stage of a loop: it is refused as at the beginning, and not trained by sums."""
+    torch.manual_seed(0)
+    model, head, batch, weight_B = Mlp(), nn.Linear(5, 3), mlp_batch(6), weights_for(6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = attach(model, optimizer, Edge(), way)
+    feed(hook, model, batch, weight_B)
+    hook.step()
+    optimizer.add_param_group({"params": list(head.parameters())})
+    with pytest.raises(ValueError, match=r"^optimizer: 2 trainable tensors of shapes \[3, 5\], \[3\] are not of the"):
+        feed(hook, model, batch, weight_B)
+    optimizer.param_groups.pop()
+    model.later = head  # as a part of the model it is none of its own
+    optimizer.add_param_group({"params": list(head.parameters())})
+    with pytest.raises(RuntimeError, match=r"later\.weight trains now and did not when the hook was attached"):
+        feed(hook, model, batch, weight_B)
+
+
 def test_frozen_parameters_of_others_are_nobodys_business():
     model, teacher = Mlp(), nn.Linear(3, 3).requires_grad_(False)
     optimizer = torch.optim.SGD([*model.parameters(), *teacher.parameters()], lr=0.1)
@@ -760,6 +778,34 @@ def test_a_parameter_that_the_batch_does_not_use(gradients):
     feed(hook, model, mlp_batch(), weights_for(14))
     assert hook.combine().finite
     assert model.unused.weight.grad is None
+
+
+@pytest.mark.parametrize("gradients", WAYS)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_layer_that_some_steps_do_not_use(gradients, set_to_none):
+    """Zeros that `zero_grad(set_to_none=False)` left are no gradient of the step."""
+    model = Mlp()
+    model.now_and_then = nn.Linear(5, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.0)
+    hook = attach(model, optimizer, Edge(), gradients)
+    for step in range(4):
+        used, batch = step != 2, mlp_batch(seed=step)
+
+        def forward(model, batch, used=used):
+            x = batch["x"] + model.now_and_then(batch["x"]) if used else batch["x"]
+            return nn.functional.cross_entropy(model(x), batch["labels"], reduction="none")
+
+        weight_B = weights_for(14)
+        want = direct_updates(Edge(), copy.deepcopy(model), forward, batch, weight_B, 14) if used else None
+        feed(hook, model, batch, weight_B, forward=forward)
+        assert hook.combine().finite
+        if want is not None:
+            assert_grads(model, want)
+        else:
+            left = model.now_and_then.weight.grad
+            assert left is None if set_to_none else not left.any()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=set_to_none)
 
 
 def test_detach_gives_the_model_back():

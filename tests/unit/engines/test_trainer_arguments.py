@@ -39,6 +39,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "parallelism_config": (object(), "parallelism_config is .*not supported"),
     "fp16": (True, "fp16 is 'True'.*use bf16"),
     "fsdp": ("full_shard", "fsdp is 'full_shard'.*not supported"),
+    "ddp_static_graph": (True, "ddp_static_graph is 'True'.*leave it out"),
     "hub_strategy": ("every_save", "hub_strategy is 'every_save'.*use end"),
 }
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from debias.engines import attach, not_head
 from debias.engines.parameters import chosen_by
-from debias.methods import Edge, MainOnly
+from debias.engines.wrapping import own_names
+from debias.methods import L2SP, Edge, MainOnly
 
 torch.set_num_threads(1)
 
@@ -321,3 +322,73 @@ def test_a_head_that_unfreezes_follows_main_as_it_did():
     batch["input_ids"] = batch["input_ids"] % 31
     hook.backward(text_loss(model, batch), weights_for(4))
     hook.step()
+
+
+class _FabricModule(nn.Module):
+    """Called as Lightning Fabric's wrapper is."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self._forward_module = inside
+
+    def forward(self, *inputs):
+        return self._forward_module(*inputs)
+
+
+class OptimizedModule(_FabricModule):
+    """Called as the wrapper of torch.compile is."""
+
+    def __init__(self, inside):
+        nn.Module.__init__(self)
+        self._orig_mod = inside
+
+    def forward(self, *inputs):
+        return self._orig_mod(*inputs)
+
+
+class Holder(nn.Module):
+    """A model that calls what it holds `module`, as DistributedDataParallel does."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.module = inside
+
+    def forward(self, *inputs):
+        return self.module(*inputs)
+
+
+WRAPPED = {
+    "Fabric": _FabricModule,
+    "compiled": OptimizedModule,
+    "both": lambda model: _FabricModule(OptimizedModule(model)),
+}
+
+
+def built():
+    model = Mlp()
+    model.second = OptimizedModule(model.second)  # a layer that was compiled alone
+    return Holder(model)
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_parameters_have_the_models_own_names_whatever_wraps_it(wrap):
+    whole = wrap(built())
+    want = [f"module.{name}" for name, _ in Mlp().named_parameters()]
+    assert list(map(own_names(whole), dict(whole.named_parameters()))) == want
+    asked = []
+    chosen_by(lambda name, parameter: asked.append(name) or True, whole)
+    assert asked == want
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_what_a_rule_keeps_goes_from_one_wrapper_to_another(wrap):
+    """Also of states that older versions saved, with the wrapper's name in it."""
+    bare, wrapped = Mlp(), wrap(Mlp())
+    hook = attach(bare, sgd(bare), L2SP())
+    state = hook.state_dict()
+    other = attach(wrapped, sgd(wrapped), L2SP())
+    assert other.state_dict().keys() == state.keys()
+    other.load_state_dict(state)
+    older = {f"_forward_module.module.{key}" if "/" in key else key: value for key, value in state.items()}
+    other.load_state_dict(older)
+    hook.load_state_dict(other.state_dict())

@@ -399,6 +399,28 @@ def test_it_looks_twice_in_a_run_and_once_more_at_a_shape_of_a_new_kind():
     assert per_step[12:] == [3, 1, 1, 1, 1]
 
 
+def test_samples_that_are_mixed_from_some_step_on_are_found(caplog):
+    """Mixing that a schedule turns on: nothing is wrong in the looks of the first steps."""
+
+    class Later(Counted):
+        mixes = False
+
+        def forward(self, x):
+            out = super().forward(x)
+            return out + 0.5 * out.roll(1, dims=0) if self.mixes else out
+
+    model = Later()
+    hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.01), Edge())
+    found = []
+    for step in range(66):
+        model.mixes = step >= 20
+        hook.backward(mlp_loss(model, numbers(seed=step)), weights_for(B))
+        hook.step()
+        found.append(hook.gradients)
+    assert (found[62], found[63], found[-1]) == ("single_pass", "shared_forward", "shared_forward")
+    assert [record for record in caplog.records if "falls back to shared_forward" in record.message]
+
+
 def test_a_single_sample_proves_little():
     """With one sample every weight is right; the first batch of several is looked at."""
     model = Sorted()

@@ -24,7 +24,7 @@ from debias.plan import planner as planning
 from debias.plan.checks import check_adapted
 from debias.plan.count import count
 from debias.plan.live import Live
-from debias.plan.memory import Sharding, memory_of, sharding_of
+from debias.plan.memory import Masked, Sharding, memory_of, sharding_of
 from debias.plan.planner import Planner, make_plan
 from debias.plan.search import LARGEST_MICRO_BATCH, largest_that_fits
 from debias.plan.shapes import find_config
@@ -230,6 +230,39 @@ def test_weights_that_are_put_back_take_a_copy():
     assert small.parts["moves of weights"] == 4 * n + 8 * largest
     assert small.parts["gradients"] == 4 * n
     assert small.parts["weights to put back"] == 4 * n
+
+
+def test_a_mask_of_elements_takes_a_byte_each_and_what_is_held_a_copy():
+    counts = count(run_of(adapter="full"), family_config("qwen3"))
+    n = counts.elements(trainable=True)
+
+    def of(block, optim="adamw_torch", peak=8 * n):
+        traced = Traced(peak=peak, gradients=4 * n, others=peak - 4 * n)
+        masked = Masked.of(run_of(gradient_mask=block))
+        return memory_of(counts, traced, Sharding(), "plain", optim, cuda=False, masked=masked)
+
+    plain, parts = of(None), {name: of(name).parts for name in ("saft", "gmt")}
+    assert parts["gmt"] == plain.parts
+    for block in ("saft", {"name": "gmt", "hold": True}):
+        found = of(block)
+        assert (found.moment, found.parts["gradient mask"], found.parts["weights to put back"]) == (
+            "optimizer",
+            n,
+            4 * n,
+        )
+    large = of("saft", peak=80 * n)
+    assert large.total == of(None, peak=80 * n).total + n
+    # Sums of the first steps lie where a mask, and the optimizer's state, will lie.
+    summed = {"name": "saft", "steps": 2}
+    assert of(summed, "sgd", peak=80 * n).parts["sums of gradients"] == 3 * n
+    assert "sums of gradients" not in of(summed, peak=80 * n).parts
+    assert "sums of gradients" not in of("saft", "sgd", peak=80 * n).parts
+
+
+def test_the_plan_has_a_mask_of_elements(folder, few):
+    plain, masked = (make_plan(run_of(folder, gradient_mask=one), Machine(cuda=False)) for one in (None, "saft"))
+    assert masked.parts["gradient mask"] == masked.parameters.trainable
+    assert "gradient mask" not in plain.parts
 
 
 def test_the_plan_says_that_each_micro_batch_is_passed_twice(folder, few):

@@ -109,7 +109,7 @@ class FsdpHook(LoopHook):
         mains = self._mains()
         vectors = self._vectors(mains)
         others = [main for name, main in mains.items() if name not in self._combined_names]
-        silent, used = self._silent(), [float(p.grad is not None) for p in self._trainable.values()]
+        silent, used = self._silent(), [float(self._got(name)) for name in self._trainable]
         seen = float(any(p.grad is not None for p in self.selected.values()))
         squared = torch.stack([main.double().square().sum() for main in others]).sum() if others else 0.0
         extras: list[Tensor | float] = [self._count, squared, float(self.asks_to_stop), seen]
@@ -161,7 +161,11 @@ class FsdpHook(LoopHook):
         if self.source.name != SinglePass.name:
             return {}
         bias = self.source.bias
-        return {name: float(p.grad is not None and name not in bias) for name, p in self.selected.items()}
+        return {name: float(self._got(name) and name not in bias) for name in self.selected}
+
+    def _got(self, name: str) -> bool:
+        """Whether a parameter got a gradient in this step."""
+        return self._trainable[name].grad is not None and not self._marks.untouched(name)
 
     def _check_uses(self, users: Sequence[float]) -> None:
         """RuntimeError, on every rank, where ranks used different layers: FSDP adds up different parameters then."""

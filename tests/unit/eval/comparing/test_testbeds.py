@@ -172,6 +172,7 @@ def test_what_was_kept_knows_which_data_of_one_name_it_was_trained_on(bed: Calla
         ({"loss": {"name": "focal", "gamma": 3.0}}, "loss.name"),
         ({"weight_penalty": {"name": "pego", "strength": 10.0}}, "weight_penalty.name"),
         ({"weight_projection": {"name": "spd", "strength": 3.0}}, "weight_projection.name"),
+        ({"gradient_mask": {"name": "gmt", "share": 0.5}}, "gradient_mask.name"),
         ({"sharpness": {"name": "sam", "rho": 2.0}}, "sharpness.name"),
         ({"smoothness": {"name": "smart", "strength": 3.0}}, "smoothness.name"),
         ({"head_dropout": 0.9}, "head_dropout"),

@@ -139,6 +139,18 @@ def test_scatter_panels_need_both_suites_and_a_line_needs_three_baselines(make_r
     assert (bare.line, bare.above) == ("", ())
 
 
+def test_panels_show_the_seeds_that_tables_have(make_run, put):
+    runs = [make_run(f"edge{i}", seed=i, suites={"id": {"x": 60 + i}, "ood": {"x": 40 + i}}) for i in range(3)]
+    pairings = [Pairing("p", "nli", "id", ("ood",))]
+    assert [len(panel.spots) for panel in scatter(methods_of(*runs), pairings)] == [3]
+    put(runs[1], "ood", {"x": 90}, examples_sha256="other")
+    (panel,) = scatter(methods_of(*runs), pairings)
+    assert [spot.run for spot in panel.spots] == ["edge0", "edge2"]
+    put(runs[0], "id", {"x": 90}, judge={"normalize": "tokens"})
+    (panel,) = scatter(methods_of(*runs), pairings)
+    assert [spot.run for spot in panel.spots] == ["edge2"]
+
+
 @pytest.fixture
 def beside_a_line(make_run):
     """The panel of three plain runs and one with edge, whose data has `settings` more, and of `first` before it."""

@@ -73,6 +73,7 @@ def test_many_differing_settings_fall_back_to_the_folder():
         ({"method": "erm", "sharpness": "sam", "smoothness": {"name": "smart"}}, "sam + smart"),
         ({"method": "erm", "weight_penalty": "pego"}, "pego"),
         ({"method": "erm", "weight_projection": "spd"}, "spd"),
+        ({"method": "erm", "gradient_mask": {"name": "saft", "share": 0.1}}, "saft"),
         ({"method": "erm", "order": "upsampled", "first_stage": {"keep": "errors"}}, "upsampled + first_stage"),
         ({"method": "erm", "data": {"swap": {}}}, "swap"),
         ({"method": "erm", "head_dropout": 0.9}, "head_dropout"),
@@ -99,6 +100,7 @@ def test_a_method_is_more_than_its_rule(config, called):
         {"smoothness": "smart"},
         {"weight_penalty": "pego"},
         {"weight_projection": "spd"},
+        {"gradient_mask": "gmt"},
         {"head_dropout": 0.9},
         {"data": {"train": "generated", "swap": {}}},
     ],
@@ -233,6 +235,18 @@ def test_every_run_below_a_folder_is_found_however_far_down(make_run, tmp_path):
     found = read_runs([tmp_path / "all"])
     assert [run.path for run in found] == runs
     assert len({run.name for run in found}) == len(runs)
+
+
+@pytest.mark.parametrize("text", ["defaults: [a]\nmodel: m\n", "- a list\n", "a: [\n", ""])
+def test_a_config_of_another_program_is_no_run(make_run, tmp_path, text):
+    for place in ("all", "all/outputs", "all/outputs/deep"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "config.yaml").write_text(text)
+    begun = make_run("all/outputs/begun")
+    for file in ("run.json", "metrics.jsonl"):
+        (begun / file).unlink()
+    assert run_folders(tmp_path / "all") == [begun]
+    assert run_folders(tmp_path / "all" / "outputs" / "deep") == [tmp_path / "all" / "outputs" / "deep"]
 
 
 def test_runs_of_one_name_are_told_apart_far_up(make_run, tmp_path):
