@@ -11,6 +11,8 @@ from debias.losses.base import Loss
 from debias.losses.class_weights import ClassWeights, check_weights, in_order, weights_of
 from debias.readouts.said import Said, check_labels
 
+NO_LABEL = -(2**62)
+
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Cross-entropy of each sample, [B] float32, computed in float32 whatever the logits' dtype.
@@ -19,7 +21,8 @@ def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """
     if logits_BC.ndim == 2 and not labels_B.is_floating_point():  # probabilities of all classes have no such number
         check_labels(labels_B, logits_BC)
-    return nn.functional.cross_entropy(logits_BC.float(), labels_B, reduction="none")
+    # No label is left out (-100 is PyTorch's own choice): the sample would stay in the count.
+    return nn.functional.cross_entropy(logits_BC.float(), labels_B, reduction="none", ignore_index=NO_LABEL)
 
 
 @dataclass(frozen=True)

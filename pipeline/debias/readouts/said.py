@@ -88,14 +88,19 @@ def of_right_label(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def check_labels(labels_B: Tensor, scores_BC: Tensor) -> None:
-    """ValueError where `labels_B` are not the numbers of classes of which there are scores, int64 [B]."""
+    """ValueError where `labels_B` are not the numbers of classes of which there are scores, int64 [B].
+
+    Their values are looked at on the CPU.
+    """
     if labels_B.dtype != torch.int64 or labels_B.shape != scores_BC.shape[:1]:
         raise ValueError(
             f"the fact 'labels' is {labels_B.dtype} {list(labels_B.shape)}, and must be the number of each sample's"
             f" class, torch.int64 [{len(scores_BC)}]"
         )
+    if labels_B.device.type != "cpu":
+        return  # to ask an accelerator is to wait for it, in every micro-batch: its kernels end the process by themselves
     astray_B = (labels_B < 0) | (labels_B >= scores_BC.shape[1])
-    if bool(astray_B.any()):  # on a GPU the read below would end the process, or a loss of 0 would count as a sample's
+    if bool(astray_B.any()):
         raise ValueError(
             f"the fact 'labels' holds {int(labels_B[astray_B][0])}, and must be 0 to {scores_BC.shape[1] - 1}, the"
             " number of each sample's class; leave out samples that have none"
