@@ -98,7 +98,7 @@ def check_labels(labels_B: Tensor, scores_BC: Tensor) -> None:
             f" class, torch.int64 [{len(scores_BC)}]"
         )
     if labels_B.device.type != "cpu":
-        return  # to ask an accelerator is to wait for it, in every micro-batch: its kernels end the process by themselves
+        return  # to ask an accelerator is to wait for it in every micro-batch; its kernels end the process themselves
     astray_B = (labels_B < 0) | (labels_B >= scores_BC.shape[1])
     if bool(astray_B.any()):
         raise ValueError(
