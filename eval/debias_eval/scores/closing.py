@@ -28,7 +28,8 @@ class Closed:
     """(method - floor) / (ceiling - floor), 1 where all of the gap is closed; None where there is no gap to close.
 
     `interval` is Fieller's, `bootstrap` that of seeds drawn with replacement, `gap_interval` of ceiling - floor; all
-    95 %, None where a role has one seed, or where seeds coincide, so that they show no variance. `seeds`: how many of each role were used. `why`: what keeps it from a number.
+    95 %, None where a role has one seed, or where seeds coincide, so that they show no variance. `seeds`: how many of
+    each role were used. `why`: what keeps it from a number.
     """
 
     gap: float
