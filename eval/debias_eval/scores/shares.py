@@ -137,10 +137,11 @@ def spread(right_N: Bools, part_N: Ints, cluster_N: Ints) -> Spread:
     square_KG = share_KG.multiply(share_KG).tocsr()
     own = rho * float(whole_K @ np.asarray(square_KG.sum(axis=1)).ravel()) / parts
     own += (1 - rho) * float(np.asarray(square_KG.sum(axis=0)).ravel() @ (1 / size_G)) / parts**2
-    together_GG = (share_KG.T @ share_KG).toarray()
-    of_parts_GG = rho * together_GG / parts**2 + (1 - rho) * np.diag(1 / size_G) / parts**2
+    together_GG = (share_KG.T @ share_KG).tocsr()
+    of_parts = rho * float(together_GG.multiply(together_GG).sum())
+    of_parts += (1 - rho) * float(together_GG.diagonal() @ (1 / size_G))
     total = float(variance_K.sum())
-    expected = total - 2 * own + float((of_parts_GG * together_GG).sum())
+    expected = total - 2 * own + of_parts / parts**2
     freedom = max(total**2 / float((variance_K**2).sum()) - 1, 1.0)
     return Spread(float(rest_K @ rest_K) * total / expected, float(student.ppf(0.975, freedom)))
 
