@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from debias_eval.scores.intervals import paired_bootstrap, share_interval
+from debias_eval.scores.intervals import paired_bootstrap
+from debias_eval.scores.shares import share_interval
 
 EASE, OWN_EASE, SEED_AND_EXAMPLE = 1.2, 0.5, 0.5
 LEVELS = (0.3, 0.5)

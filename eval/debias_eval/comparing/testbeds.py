@@ -11,7 +11,7 @@ from debias_eval.comparing.objections import about_suite
 from debias_eval.comparing.roles import by_arm
 from debias_eval.results.files import part_of
 from debias_eval.results.runs import Method, Run, read_runs, same_data, training_data
-from debias_eval.scores.closing import Closed, gap_closed
+from debias_eval.scores.closing import COINCIDE, Closed, gap_closed
 from debias_eval.scores.intervals import Interval
 
 # Of a method's settings, those that are its own wherever it is run.
@@ -47,11 +47,15 @@ class Bed:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference of accuracies over seeds, paired where seeds are shared; Student's 95 % interval."""
+    """A mean difference of accuracies over seeds, paired where seeds are shared; Student's 95 % interval.
+
+    No interval of one seed, nor of several that differ by the same: `why`.
+    """
 
     value: float
     interval: Interval | None
     seeds: int
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,8 @@ def _difference(first: Method, second: Method, suite: str, group: str) -> Differ
     if about_suite(suite, first, second)[0] or not all(sides):
         return None
     found = gap_closed(sides[0], sides[1], sides[1])
-    return Difference(found.gap, found.gap_interval, found.seeds[1])
+    why = COINCIDE if found.gap_interval is None and min(found.seeds) > 1 else ""
+    return Difference(found.gap, found.gap_interval, found.seeds[1], why)
 
 
 def _values(method: Method, suite: str, group: str) -> dict[str, float]:

@@ -96,8 +96,10 @@ def _of_one_seed(rows: Sequence[Row]) -> str:
 
 def alike_note(rows: Sequence[Row]) -> list[str]:
     """What columns mean that not everybody knows, where a table has them."""
-    shown = measured(rows, LESS_KNOWN)
+    shown = measured(rows, ("worst_group", *LESS_KNOWN))
     words = {
+        "worst_group": "Worst group: picked by its own result, of which neither the number nor its interval knows; "
+        "of many groups that are nearly the same both lie too low.",
         "balanced": "Labels alike: balanced accuracy, the mean of the labels' accuracies.",
         "adjusted": "Groups alike: the mean of the groups' accuracies.",
         "counterfactual_gap": "Counterfactual gap: how much probability moves between examples of a cluster that "

@@ -175,6 +175,12 @@ def _why(bed: Testbed) -> list[str]:
     for arm, effect in bed.effects.items():
         if arm not in (bed.bed.floor, bed.bed.ceiling) and effect.closed and effect.closed.why:
             reasons.setdefault(effect.closed.why, []).append(arm)
+        if arm != bed.bed.floor and effect.clean and effect.clean.why:
+            reasons.setdefault(f"clean: {effect.clean.why}", []).append(arm)
+    for harm in bed.harms:
+        for found in (harm.on_group, harm.on_clean):
+            if found and found.why:
+                reasons.setdefault(f"on the ceiling's data: {found.why}", []).append(harm.arm)
     return [f"{bed.bed.name}, {', '.join(arms)}: {why}" for why, arms in reasons.items()]
 
 

@@ -18,6 +18,7 @@ ROLES = ("floor", "ceiling", "method")
 ENOUGH_PAIRS = 5  # so many seeds that all three share, or all of one's, are used alone, though others have more
 REPLICATES = 10_000  # the percentiles of few seeds lie far out
 NO_DIFFERENCE = 1e-12
+COINCIDE = "seeds coincide: they show no variance, so there is no interval"
 METHOD_R = np.array([-1.0, 0.0, 1.0])  # method - floor
 GAP_R = np.array([-1.0, 1.0, 0.0])  # ceiling - floor
 
@@ -27,7 +28,8 @@ class Closed:
     """(method - floor) / (ceiling - floor), 1 where all of the gap is closed; None where there is no gap to close.
 
     `interval` is Fieller's, `bootstrap` that of seeds drawn with replacement, `gap_interval` of ceiling - floor; all
-    95 %, None where a role has one seed. `seeds`: how many of each role were used. `why`: what keeps it from a number.
+    95 %, None where a role has one seed, or where seeds coincide, so that they show no variance. `seeds`: how many of
+    each role were used. `why`: what keeps it from a number.
     """
 
     gap: float
@@ -70,12 +72,15 @@ def gap_closed(floor: Mapping[str, float], ceiling: Mapping[str, float], method:
         return _of_one_seed(found, moved)
     cov_RR, t = _covariance(blocks), _quantile(blocks, gap, moved)
     half = t * sqrt(max(0.0, float(GAP_R @ cov_RR @ GAP_R)))
-    found = replace(found, gap_interval=(gap - half, gap + half))
-    if why := _no_gap(gap, half):
+    gap_varies = _varies(blocks, GAP_R)
+    if gap_varies:
+        found = replace(found, gap_interval=(gap - half, gap + half))
+    if why := _no_gap(gap, half if gap_varies else 0.0):
         return replace(found, why=why)
-    return replace(
-        found, closed=moved / gap, interval=_fieller(gap, moved, cov_RR, t), bootstrap=_bootstrap(blocks, moved / gap)
-    )
+    found = replace(found, closed=moved / gap)
+    if not gap_varies or not _varies(blocks, METHOD_R - moved / gap * GAP_R):
+        return replace(found, why=COINCIDE)
+    return replace(found, interval=_fieller(gap, moved, cov_RR, t), bootstrap=_bootstrap(blocks, moved / gap))
 
 
 def _of_one_seed(found: Closed, moved: float) -> Closed:
@@ -111,6 +116,12 @@ def _blocks(sides: Sequence[Mapping[str, float]]) -> list[_Block]:
         _Block(tuple(roles), np.array([[sides[role][seed] for seed in sorted(seeds)] for role in roles]))
         for seeds, roles in groups.items()
     ]
+
+
+def _varies(blocks: Sequence[_Block], weights_R: NDArray[np.float64]) -> bool:
+    """Whether a weighted sum of the roles differs between seeds in some block; few examples often make it the same."""
+    sums = (weights_R[list(block.roles)] @ block.values_RS for block in blocks)
+    return any(float(np.ptp(sum_S)) > NO_DIFFERENCE for sum_S in sums)
 
 
 def _covariance(blocks: Sequence[_Block]) -> NDArray[np.float64]:

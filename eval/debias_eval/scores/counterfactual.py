@@ -1,6 +1,6 @@
 """How far a model's scores move where they must not: examples of one cluster and one right label.
 
-Shapes: N examples, C labels, K clusters that hold such examples, B bootstrap replicates.
+Shapes: N examples, C labels, K clusters that hold such examples.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from debias_eval.scores.intervals import (
-    FEW_CLUSTERS,
-    Bools,
-    Floats,
-    Interval,
-    Ints,
-    cluster_bootstrap,
-    expanded_percentiles,
-)
+from debias_eval.scores.intervals import Bools, Floats, Interval, Ints
 
 
 @dataclass(frozen=True)
@@ -33,9 +25,7 @@ class CounterfactualGap:
         return {"n": self.n, "value": self.value, "ci95": list(self.ci95)}
 
 
-def counterfactual_gap(
-    probabilities_NC: Floats, gold_N: Ints, cluster_N: Ints, seed: int = 0
-) -> CounterfactualGap | None:
+def counterfactual_gap(probabilities_NC: Floats, gold_N: Ints, cluster_N: Ints) -> CounterfactualGap | None:
     """How much probability moves from one example to another of its cluster, on average; None without such pairs.
 
     Of two examples half of `sum_c |p_c - p'_c|` (total variation, which for two labels is `|p - p'|`), averaged over
@@ -46,7 +36,7 @@ def counterfactual_gap(
     if not len(gap_K):
         return None
     value = float(gap_K.mean())
-    low, high = _interval(gap_K, seed)
+    low, high = _interval(gap_K)
     return CounterfactualGap(len(gap_K), value, (max(0.0, min(low, value)), min(1.0, max(high, value))))
 
 
@@ -83,13 +73,19 @@ def _apart(probabilities_MC: Floats) -> float:
     return float(factor_M @ np.sort(probabilities_MC, axis=0).sum(axis=1)) / 2
 
 
-def _interval(gap_K: Floats, seed: int) -> Interval:
-    """Resampled clusters; of fewer than ten Student's t, and of one nothing is known."""
-    clusters, mean = len(gap_K), float(gap_K.mean())
+def _interval(gap_K: Floats) -> Interval:
+    """Student's t; at its upper end with one cluster more, which moves as far as can be. Of one nothing is known.
+
+    Distances are skewed: often no cluster that is there moves much, and some others do. Of such gaps Student's t and
+    resampling alone hold the truth in 37 to 87 % where there are two to twenty clusters.
+    """
+    clusters = len(gap_K)
     if clusters == 1:
         return 0.0, 1.0
-    if clusters < FEW_CLUSTERS:
-        half = float(student.ppf(0.975, clusters - 1)) * float(gap_K.std(ddof=1)) / clusters**0.5
-        return mean - half, mean + half
-    means_B = cluster_bootstrap(gap_K[:, None], seed=seed)[:, 0] / clusters
-    return expanded_percentiles(means_B, clusters)
+    return _end(gap_K, -1.0), _end(np.append(gap_K, 1.0), 1.0)
+
+
+def _end(gap_K: Floats, side: float) -> float:
+    clusters = len(gap_K)
+    reach = float(student.ppf(0.975, clusters - 1)) * float(gap_K.std(ddof=1)) / clusters**0.5
+    return float(gap_K.mean()) + side * reach

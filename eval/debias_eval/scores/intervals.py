@@ -20,8 +20,7 @@ Bools = NDArray[np.bool_]
 Interval = tuple[float, float]
 Z95 = float(norm.ppf(0.975))
 
-REPLICATES = 4000  # of one share: percentiles need many, and equal clusters make them cheap
-PAIRED_REPLICATES = 1000  # of a difference: only a variance is taken from them, known to about 2 % of its root
+PAIRED_REPLICATES = 1000  # only a variance is taken from them, known to about 2 % of its root
 FEW_CLUSTERS = 10  # below it resampling says too little: each cluster then counts as one example
 _FEW_KINDS = 64
 _CHUNK = 4_000_000
@@ -114,7 +113,7 @@ def cluster_sums(values_NC: ArrayLike, cluster_N: Ints, clusters: int) -> Floats
     return np.stack([np.bincount(cluster_N, weights=column, minlength=clusters) for column in columns], axis=1)
 
 
-def cluster_bootstrap(sums_KC: Any, replicates: int = REPLICATES, seed: int = 0) -> Floats:
+def cluster_bootstrap(sums_KC: Any, replicates: int = PAIRED_REPLICATES, seed: int = 0) -> Floats:
     """Column totals `[B, C]` of samples of K whole clusters drawn with replacement; `sums_KC` may be sparse.
 
     Clusters with equal sums are interchangeable, so where there are few kinds of them only the number of each kind is
@@ -140,81 +139,6 @@ def _draw(rng: np.random.Generator, clusters: int, replicates: int) -> Floats:
     for times_K in times_BK:
         times_K[:] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)
     return np.ascontiguousarray(times_BK.T)
-
-
-def expanded_percentiles(values_B: Floats, clusters: int) -> Interval:
-    """95 % percentile interval, its levels widened for few clusters (Hesterberg, Am. Stat. 69, 2015, section 5)."""
-    width = sqrt(clusters / (clusters - 1)) * student.ppf(0.975, clusters - 1)
-    level = float(norm.cdf(-width))
-    low, high = np.quantile(values_B, [level, 1 - level])
-    return float(low), float(high)
-
-
-def share_interval(right_N: Bools, cluster_N: Ints | None = None, seed: int = 0) -> Interval:
-    """95 % interval of the share of right answers.
-
-    Wilson's where every cluster is one example; else by resampling whole clusters, and where that cannot speak (fewer
-    than ten clusters, or all of them alike) Wilson's with each cluster counting as one example.
-    """
-    correct, n = int(right_N.sum()), len(right_N)
-    index_N, clusters = compact(cluster_N) if cluster_N is not None else (None, n)
-    if index_N is None or clusters == n:
-        return wilson(correct, n)
-    share = correct / n
-    if clusters >= FEW_CLUSTERS:
-        sums_KC = cluster_sums(np.stack([right_N, np.ones(n)], axis=1), index_N, clusters)
-        sums_BC = cluster_bootstrap(sums_KC, seed=seed)
-        shares_B = sums_BC[:, 0] / sums_BC[:, 1]
-        if np.ptp(shares_B) > 0:
-            low, high = expanded_percentiles(shares_B, clusters)
-            return min(low, share), max(high, share)
-    return wilson(share * clusters, clusters)
-
-
-def gap_interval(
-    right_N: Bools, first_N: Bools, second_N: Bools, cluster_N: Ints | None = None, seed: int = 0
-) -> Interval:
-    """95 % interval of the accuracy on `first_N` minus that on `second_N` (masks of disjoint, non-empty parts).
-
-    Newcombe's where every cluster is one example; else by resampling clusters, which may hold examples of both parts.
-    Where that cannot speak (a part in fewer than ten clusters, or one that is right or wrong throughout or otherwise
-    the same in all of its clusters, in every resample too) Newcombe's with each cluster counting as one example of
-    every part it reaches into.
-    """
-    chosen_N = first_N | second_N
-    parts = [right_N[mask_N] for mask_N in (first_N, second_N)]
-    shares = [float(part.mean()) for part in parts]
-    index_N, clusters = compact(cluster_N[chosen_N]) if cluster_N is not None else (None, int(chosen_N.sum()))
-    if index_N is None or clusters == chosen_N.sum():
-        sizes = [len(part) for part in parts]
-        return _independent(shares, sizes)
-    of_part = [compact(cluster_N[mask_N])[1] for mask_N in (first_N, second_N)]  # type: ignore[index]
-    if min(of_part) >= FEW_CLUSTERS and not any_alike(right_N[chosen_N], second_N[chosen_N].astype(np.int64), index_N):
-        columns = np.stack([right_N & first_N, first_N, right_N & second_N, second_N], axis=1)[chosen_N]
-        sums_BC = cluster_bootstrap(cluster_sums(columns, index_N, clusters), seed=seed)
-        whole_BC = sums_BC[(sums_BC[:, 1] > 0) & (sums_BC[:, 3] > 0)]
-        gaps_B = whole_BC[:, 0] / whole_BC[:, 1] - whole_BC[:, 2] / whole_BC[:, 3]
-        if len(gaps_B) > len(sums_BC) / 2:
-            low, high = expanded_percentiles(gaps_B, clusters)
-            gap = shares[0] - shares[1]
-            return min(low, gap), max(high, gap)
-    return _independent(shares, of_part)
-
-
-def any_alike(right_N: Bools, part_N: Ints, cluster_N: Ints) -> bool:
-    """Whether a part (numbers 0..G-1) has one share right in all of its clusters, so that no resample moves it."""
-    clusters = int(cluster_N.max()) + 1
-    cell_E, index_N = np.unique(part_N * clusters + cluster_N, return_inverse=True)
-    right_E, size_E = np.bincount(index_N, weights=right_N), np.bincount(index_N)
-    part_E = cell_E // clusters
-    first_E = np.searchsorted(part_E, part_E)  # the first cluster of each one's part
-    unlike_E = right_E * size_E[first_E] != right_E[first_E] * size_E
-    return not np.bincount(part_E, weights=unlike_E).all()
-
-
-def _independent(shares: Sequence[float], sizes: Sequence[int]) -> Interval:
-    (first, second), (n1, n2) = shares, sizes
-    return square_and_add(first, wilson(first * n1, n1), second, wilson(second * n2, n2))
 
 
 def over_seeds(

@@ -1,30 +1,16 @@
 """Accuracy in which every label, or every group, counts the same, however many examples it has.
 
-Shapes: N examples, G parts (labels or groups), K clusters, B bootstrap replicates.
+Shapes: N examples, G parts (labels or groups), K clusters.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
-from debias_eval.scores.intervals import (
-    FEW_CLUSTERS,
-    Bools,
-    Floats,
-    Interval,
-    Ints,
-    any_alike,
-    cluster_bootstrap,
-    compact,
-    expanded_percentiles,
-    wilson,
-)
-
-_DENSE = 4_000_000  # elements of a table that is still worth searching for equal clusters
+from debias_eval.scores.intervals import FEW_CLUSTERS, Bools, Interval, Ints, compact
+from debias_eval.scores.shares import any_alike, mean_interval, spread
 
 
 @dataclass(frozen=True)
@@ -63,14 +49,14 @@ def adjusted_accuracy(
     return mean_of_parts((prediction_N == gold_N)[named_N], part_N, None if cluster_N is None else cluster_N[named_N])
 
 
-def mean_of_parts(right_N: Bools, part_N: Ints, cluster_N: Ints | None = None, seed: int = 0) -> PartMean:
+def mean_of_parts(right_N: Bools, part_N: Ints, cluster_N: Ints | None = None) -> PartMean:
     """The mean over parts `part_N` (numbers 0..G-1, each of them there) of the share of right answers.
 
-    Where every example stands for itself the parts are independent shares, and the mean's interval comes from their
-    Wilson intervals (MOVER: Zou and Donner, Stat. Med. 27, 2008). Else whole clusters are resampled; a resample without
-    a part is a mean over the others. Where that cannot speak (a part in fewer than ten clusters, or one that is right
-    or wrong throughout or otherwise the same in all of its clusters, in every resample too) each cluster counts as one
-    example of every part it reaches into.
+    Where every example stands for itself the parts are independent shares, and the mean has a score interval
+    (`mean_interval`; of one part Wilson's). Where clusters hold several examples, parts count as so many examples as
+    would make the mean vary as much. Where that cannot speak (a part in fewer than ten clusters, or one that is right
+    or wrong throughout or otherwise the same in all of its clusters) each cluster counts as one example of every part
+    it reaches into.
     """
     right_G, size_G = np.bincount(part_N, weights=right_N), np.bincount(part_N)
     if not len(size_G) or not size_G.all():
@@ -79,34 +65,11 @@ def mean_of_parts(right_N: Bools, part_N: Ints, cluster_N: Ints | None = None, s
     value = float(share_G.mean())
     index_N, clusters = compact(cluster_N) if cluster_N is not None else (None, len(right_N))
     if index_N is None or clusters == len(right_N):
-        return PartMean(len(right_N), value, _mover(share_G, size_G))
+        return PartMean(len(right_N), value, mean_interval(share_G, size_G.astype(np.float64)))
     of_part_G = np.bincount(np.unique(part_N * clusters + index_N) // clusters)  # clusters that reach into each part
-    if of_part_G.min() >= FEW_CLUSTERS and not any_alike(right_N, part_N, index_N):
-        means_B = _resampled_means(right_N, part_N, index_N, clusters, seed)
-        low, high = expanded_percentiles(means_B, clusters)
-        return PartMean(len(right_N), value, (min(low, value), max(high, value)))
-    return PartMean(len(right_N), value, _mover(share_G, of_part_G))
-
-
-def _mover(share_G: Floats, size_G: Ints) -> Interval:
-    """The interval of a mean of independent shares: the squares of their distances to their own limits add up."""
-    parts = zip(share_G, size_G, strict=True)
-    low_G, high_G = np.array([wilson(min(share * size, size), int(size)) for share, size in parts]).T
-    value, count = float(share_G.mean()), len(share_G)
-    below = sqrt(float(((share_G - low_G) ** 2).sum())) / count
-    above = sqrt(float(((high_G - share_G) ** 2).sum())) / count
-    return max(0.0, value - below), min(1.0, value + above)
-
-
-def _resampled_means(right_N: Bools, part_N: Ints, index_N: Ints, clusters: int, seed: int) -> Floats:
-    """The mean in each sample of whole clusters, `[B]`."""
-    parts = int(part_N.max()) + 1
-    right_E = np.flatnonzero(right_N)
-    rows = np.concatenate([index_N[right_E], index_N])
-    columns = np.concatenate([part_N[right_E], parts + part_N])
-    sums_KC = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(clusters, 2 * parts))
-    dense = clusters * 2 * parts <= _DENSE
-    sums_BC = cluster_bootstrap(sums_KC.toarray() if dense else sums_KC, seed=seed)
-    right_BG, size_BG = sums_BC[:, :parts], sums_BC[:, parts:]
-    shares_BG = np.divide(right_BG, size_BG, out=np.full(right_BG.shape, np.nan), where=size_BG > 0)
-    return np.asarray(np.nanmean(shares_BG, axis=1))
+    if of_part_G.min() < FEW_CLUSTERS or any_alike(right_N, part_N, index_N):
+        return PartMean(len(right_N), value, mean_interval(share_G, of_part_G.astype(np.float64)))
+    found = spread(right_N, part_N, index_N)
+    alone = float((share_G * (1 - share_G) / size_G).sum()) / len(size_G) ** 2
+    effect = max(found.variance / alone, 1.0)
+    return PartMean(len(right_N), value, mean_interval(share_G, np.maximum(size_G / effect, 1.0), found.quantile))

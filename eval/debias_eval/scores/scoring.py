@@ -19,12 +19,11 @@ from debias_eval.scores.intervals import (
     Ints,
     cluster_index,
     compact,
-    gap_interval,
-    share_interval,
     square_and_add,
     wilson,
 )
 from debias_eval.scores.means import adjusted_accuracy, balanced_accuracy
+from debias_eval.scores.shares import gap_interval, share_interval
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def score(
     """Every number of a results file; `aligned` and `conflicting` name the groups whose difference is the gap.
 
     Groups that the examples do not hold count as absent: a side without examples leaves the gap None. Where clusters
-    hold several examples, intervals come from resampling whole clusters; `with_consistency` counts the clusters that
+    hold several examples, intervals know of them (`scores/shares.py`); `with_consistency` counts the clusters that
     are right throughout. `invariant_N`: of a suite whose clusters differ in nothing that matters, the examples of which
     the counterfactual gap says how far scores move within a cluster.
     """

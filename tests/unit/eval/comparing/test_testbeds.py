@@ -74,7 +74,7 @@ def test_effect_and_cost_side_by_side(bed: Callable[..., Bed]) -> None:
     assert list(lines) == ["erm", "oracle", "half"]
     assert lines["half"].closed.whole.startswith("0.51 [")
     assert lines["half"].closed.clear
-    assert (lines["half"].clean.whole, lines["half"].seeds) == ("−3.0 [-3.0, -3.0]", "5")
+    assert (lines["half"].clean.whole, lines["half"].seeds) == ("−3.0", "5")
     assert lines["half"].cost.whole == "1.77 [1.50, 1.90]"
     assert (lines["erm"].closed.whole, lines["erm"].clean.whole) == ("floor (50.0 %)", "–")
     assert lines["oracle"].closed.whole == "ceiling (72.0 %)"
@@ -125,6 +125,16 @@ def test_no_gap_to_close_is_said(bed: Callable[..., Bed]) -> None:
     found = read_testbed(bed("one", {"erm": ERM, "half": HALF, "oracle": ERM[::-1]}))
     assert {line.arm: entry(line) for line in lines_of([found])}["half"].closed.whole == "no gap to close"
     assert any("one, half: no gap to close" in note for note in notes_of([found]))
+
+
+def test_seeds_that_coincide_have_no_interval_and_that_is_said(bed: Callable[..., Bed]) -> None:
+    found = read_testbed(bed("one", {"erm": (50, 50), "half": (60, 60), "oracle": (70, 70)}))
+    line = {line.arm: entry(line) for line in lines_of([found])}["half"]
+    assert (line.closed.text, line.closed.range, line.closed.clear) == ("0.50", "", False)
+    assert (line.clean.text, line.clean.range) == ("−3.0", "")
+    notes = notes_of([found])
+    assert "one, half: seeds coincide: they show no variance, so there is no interval" in notes
+    assert any(note.startswith("one, half, oracle: clean: seeds coincide") for note in notes)
 
 
 def test_other_examples_give_no_number(bed: Callable[..., Bed], put: Callable[..., Path]) -> None:

@@ -304,6 +304,9 @@ def test_labels_and_groups_alike_have_columns_where_they_are_not_accuracy(make_r
     assert "71.0" in text
     assert "Labels alike: balanced accuracy, the mean of the labels' accuracies." in " ".join(text.split())
     assert "71.0 [65.0–77.0]" in spaced(page([unequal], tmp_path).text)
+    picked = "Worst group: picked by its own result, of which neither the number nor its interval knows"
+    assert picked in " ".join(text.split())
+    assert picked in page([unequal], tmp_path).text
     del known["balanced_accuracy"], known["adjusted_accuracy"]
     path.write_text(json.dumps(known))
     assert "alike" not in table_text([unequal])

@@ -49,13 +49,15 @@ def test_scores_that_do_not_move_have_no_gap_and_an_edit_of_the_label_is_no_pair
     same = np.tile([[0.2, 0.8]], (6, 1))
     found = counterfactual_gap(same, np.zeros(6, int), np.arange(6) // 2)
     assert found is not None
-    assert (found.value, found.ci95) == (0, (0, 0))
+    assert (found.value, found.ci95) == (0, (0, 1))  # of three clusters nobody knows what a fourth one does
+    many = counterfactual_gap(np.tile([[0.2, 0.8]], (600, 1)), np.zeros(600, int), np.arange(600) // 2)
+    assert many is not None
+    assert many.ci95 == (0, pytest.approx(0.01, abs=0.001))
     assert counterfactual_gap(same, np.arange(6) % 2, np.arange(6) // 2) is None
 
 
-@pytest.mark.parametrize(("clusters", "least"), [(4, 0.88), (40, 0.92)])
+@pytest.mark.parametrize(("clusters", "least"), [(4, 0.94), (40, 0.94)])
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(clusters, least):
-    """Of four clusters with a skewed gap a little less often: Student's t is for what is not skewed."""
     rng, held = np.random.default_rng(0), 0
     for _ in range(400):
         first, second = rng.random((2, clusters))
@@ -64,4 +66,4 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says(clusters, least)
             np.stack([p, 1 - p], axis=1), np.zeros(2 * clusters, int), np.arange(2 * clusters) // 2
         )
         held += found.ci95[0] <= 1 / 3 <= found.ci95[1]  # the mean distance of two uniform numbers
-    assert least < held / 400 < 0.99
+    assert least < held / 400
