@@ -401,7 +401,7 @@ class Homemade:
     ("make", "message"),
     [
         (lambda p: None, r"weight_projection spd follows the optimizer's step; give attach the optimizer \(None"),
-        (torch.optim.LBFGS, "weight_projection spd follows a step by one gradient, and LBFGS takes several"),
+        (torch.optim.LBFGS, r"attach: LBFGS\.step needs a closure"),
         (ScheduleFree, "weight_projection spd moves the weights that train, and a schedule-free optimizer"),
         (Homemade, r"weight_projection spd follows the step of a torch\.optim\.Optimizer; Homemade is none"),
     ],

@@ -16,7 +16,7 @@ from debias.config.run import STAGES, RunConfig
 from debias.errors import InputError
 from debias.runs.data_files import DATA_FILES
 from debias.runs.kept import SUFFIX, unpack
-from debias.runs.names import CONFIG, EVAL, JUDGED, METRICS, SUMMARY
+from debias.runs.names import ADAPTER, CHECKPOINT, CONFIG, EVAL, JUDGED, METRICS, MODEL, SUMMARY
 from debias_eval.results.chosen import oracle_choice
 from debias_eval.results.files import Result, read_results
 from debias_eval.results.older import completed
@@ -272,7 +272,9 @@ def _is_of_stages(path: Path) -> bool:
 
 def _is_of_others(path: Path) -> bool:
     """Whether a folder has nothing of a run but a `config.yaml` that is none of ours: other programs have one, too."""
-    if (path / SUMMARY).is_file() or not (path / CONFIG).is_file() or any((path / EVAL).glob("*.json")):
+    if not (path / CONFIG).is_file() or any((path / file).exists() for file in (SUMMARY, METRICS, ADAPTER, MODEL)):
+        return False
+    if any((path / EVAL).glob("*.json")) or any(path.glob(f"{CHECKPOINT}*")):
         return False
     try:
         return not {"model", "data", "output_dir"} <= read_yaml(path / CONFIG).keys()

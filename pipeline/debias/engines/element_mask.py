@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from debias.engines.rule_state import on_the_cpu
+from debias.engines.step_hooks import AroundSteps, inner
 from debias.masks import Mask
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,11 @@ class ElementMask:
         self._sums: dict[str, Tensor] = {}
         self._held: list[tuple[nn.Parameter, Tensor]] = []
         self._before: list[Tensor] = []
-        self._ends = _around_steps(mask, optimizer, self._keep, self._put_back) if mask.holds else []
+        self._left = 0  # how often they are still put back in this step
+        self._optimizer = _followed(mask, optimizer) if mask.holds else None
+        self._around: list[AroundSteps] = []
+        if self._optimizer is not None:
+            self._around.append(AroundSteps(self._optimizer, self._keep, self._put_back))
 
     @property
     def remembers(self) -> str:
@@ -40,9 +46,14 @@ class ElementMask:
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""
-        for end in self._ends:
-            end()
-        self._ends, self._before = [], []
+        for around in self._around:
+            around.remove()
+        self._around, self._before = [], []
+
+    def last_too(self) -> None:
+        """Put elements back once more after what was hung on the optimizer since, which looks at a step as it is."""
+        if self._optimizer is not None:
+            self._around.append(AroundSteps(self._optimizer, None, self._put_back))
 
     @torch.no_grad()
     def apply(self, trainable: Named) -> bool:
@@ -88,21 +99,26 @@ class ElementMask:
             )
 
     @torch.no_grad()
-    def _keep(self) -> None:
+    def _keep(self, *_: Any) -> None:
+        """Before the optimizer's step."""
         self._before = [p.detach().clone() for p, _ in self._held]
+        self._left = len(self._around)
 
     @torch.no_grad()
-    def _put_back(self) -> None:
+    def _put_back(self, *_: Any) -> None:
+        """After it."""
         for (p, mask), before in zip(self._held, self._before, strict=True):
             p.copy_(torch.where(mask, p, before))
-        self._before = []
+        self._left -= 1
+        if not self._left:
+            self._before = []
 
     def state(self, saved_name: Callable[[str], str]) -> dict[str, Tensor]:
         """Of a mask that is chosen once, on the CPU; `saved_name`: a name without what a wrapper puts before it."""
         if not self.mask.measures:
             return {}
         packed = {f"{saved_name(name)}/{CHOSEN}": _packed(mask) for name, mask in self.chosen.items()}
-        sums = {f"{saved_name(name)}/{SUM}": one.cpu().clone() for name, one in self._sums.items()}
+        sums = {f"{saved_name(name)}/{SUM}": on_the_cpu(one) for name, one in self._sums.items()}
         return {STEPS: torch.tensor(self.measured), **packed, **sums}
 
     def load(self, state: Mapping[str, Tensor], saved_name: Callable[[str], str]) -> dict[str, Tensor]:
@@ -113,13 +129,13 @@ class ElementMask:
             return dict(state)
         steps = int(state[STEPS]) if STEPS in state else 0
         kind = CHOSEN if steps >= self.mask.measures else SUM
-        trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
-        wanted = {f"{saved_name(name)}/{kind}": (name, p) for name, p in trainable.items()} if steps else {}
+        known = {f"{saved_name(name)}/{kind}": (name, p) for name, p in self._model.named_parameters()} if steps else {}
         own = {key for key in state if key.endswith((f"/{CHOSEN}", f"/{SUM}"))}
-        if odd := sorted((own ^ wanted.keys()) | ({STEPS} - state.keys())):
+        trains = {key for key, (_, p) in known.items() if p.requires_grad}  # what was frozen since may be there, too
+        if odd := sorted((own - known.keys()) | (trains - own) | ({STEPS} - state.keys())):
             where = "the saved state" if odd[0] in state else f"what gradient_mask {self.mask.name} keeps here"
             raise ValueError(f"load_state_dict: {odd[0]} is only in {where} ({len(odd)} tensors differ)")
-        for key, (name, p) in wanted.items():
+        for key, (name, p) in ((key, known[key]) for key in known if key in own):
             held = state[key]
             if held.shape != ((p.numel() + 7) // 8,) if kind == CHOSEN else held.shape != p.shape:
                 raise ValueError(f"load_state_dict: {key} does not fit a parameter of shape {list(p.shape)}")
@@ -145,24 +161,17 @@ def _unpacked(packed: Tensor, p: nn.Parameter) -> Tensor:
     return torch.from_numpy(bits).bool().view(p.shape).to(p.device)
 
 
-def _around_steps(
-    mask: Mask, optimizer: Any, before: Callable[[], None], after: Callable[[], None]
-) -> list[Callable[[], None]]:
-    """Call `before` and `after` around each step of the optimizer, under whatever wraps it; returns what ends it."""
+def _followed(mask: Mask, optimizer: Any) -> Any:
+    """The optimizer whose steps are seen, under whatever wraps it; ValueError where there is none."""
     told = f"gradient_mask {mask.name} puts elements back after the optimizer's step"
-    while (inner := getattr(optimizer, "optimizer", None)) is not None:  # Accelerate's
-        optimizer = inner
+    optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"{told}, and needs one of torch.optim, or of a class of it; {type(optimizer).__name__} given")
     if callable(getattr(optimizer, "eval", None)):
         raise ValueError(
             f"{told}, and {type(optimizer).__name__} moves weights outside of its steps too; take another optimizer"
         )
-    hooks = (
-        optimizer.register_step_pre_hook(lambda *_: before()),
-        optimizer.register_step_post_hook(lambda *_: after()),
-    )
-    return [hook.remove for hook in hooks]
+    return optimizer
 
 
 def refuse_mask(mask: Mask | None, what: str) -> None:

@@ -125,6 +125,20 @@ def check_optimizer(
         )
 
 
+def say_unfollowed(optimizer: torch.optim.Optimizer | None, model: nn.Module, name: str) -> None:
+    """A warning where something trains by another optimizer than the one whose steps a method of that name follows."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    held = {id(p) for group in groups for p in group["params"]}
+    if lost := [own for own, p in model.named_parameters() if p.requires_grad and id(p) not in held]:
+        logger.warning(
+            "%s follows the steps of the optimizer that attach was given, and %s trains but is not in it (%d such"
+            " parameters): what another optimizer does to these is not followed",
+            name,
+            lost[0],
+            len(lost),
+        )
+
+
 def strangers(others: Sequence[Tensor]) -> str:
     """What is wrong with parameters that train beside the model, and what to do."""
     shapes = ", ".join(str(list(whole_shape(p))) for p in others[:3])

@@ -91,5 +91,10 @@ def rescale(gram_RG: Tensor, scales: Sequence[float]) -> Tensor:
     return gram_RG.mul_(torch.tensor(factors, dtype=gram_RG.dtype, device=gram_RG.device))
 
 
+def on_the_cpu(tensor: Tensor) -> Tensor:
+    """A copy that can be saved: its elements lie one after another."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
 def _wide(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +22,11 @@ from debias.engines.parameters import (
     for_model,
     learning_rates,
     not_head,
+    say_unfollowed,
     select_parameters,
 )
 from debias.engines.reduce import all_reduce_sum, broadcast_first
-from debias.engines.rule_state import RuleState, rescale
+from debias.engines.rule_state import RuleState, on_the_cpu, rescale
 from debias.engines.second_pass import SecondPass
 from debias.engines.stacks import Looked, blocks, groups_of_one_shape, stacked
 from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent, report
@@ -36,6 +36,7 @@ from debias.engines.wrapping import (
     Guard,
     active_ddp,
     buffers_of,
+    by_own_names,
     check_whole,
     ddp_in,
     keep_buffers,
@@ -52,9 +53,6 @@ from debias.projections import Projection
 from debias.sharpness import Sharpness
 
 logger = logging.getLogger(__name__)
-
-# What wrappers put before a name, in states that older versions saved.
-_WRAPPED = re.compile(r"(?<![^.])(_forward_module\.(module\.)?|_orig_mod\.)")
 
 
 class TorchHook(LoopHook):
@@ -99,7 +97,7 @@ class TorchHook(LoopHook):
     def _join(self, ddp: DistributedDataParallel) -> None:
         """The sum over ranks is ours, once, for both gradients; DDP must not average main by itself."""
         refuse_options(ddp)
-        self._ddp = ddp
+        self._ddp, self._buffers = ddp, buffers_of(ddp)
         if isinstance(self.source, Verified):
             self.source.waits = True
         # Said before every forward, where DDP decides, because leaving a `no_sync` block turns its averaging on again.
@@ -176,7 +174,7 @@ class TorchHook(LoopHook):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `Hook.load_state_dict`; of older versions, names may have what a wrapper puts before them."""
-        state = {_WRAPPED.sub("", key): tensor for key, tensor in state.items()}
+        state = by_own_names(state, self.model)
         if self._projected is not None:
             state = self._projected.load(state, self._saved_name)
         if self._mask is not None:
@@ -228,7 +226,8 @@ class TorchHook(LoopHook):
         all_reduce_sum([g for g in mains if g is not None] + biases, group)
         if self._ddp.broadcast_buffers:
             # As DistributedDataParallel has it in the forward pass after one whose gradients it averaged.
-            broadcast_first(buffers_of(self._ddp), group)
+            held = (place.get(name) for place, name in self._buffers)
+            broadcast_first([buffer for buffer in held if buffer is not None], group)
         return float(count)
 
     def _hear(self, faults: Mapping[str, float]) -> None:
@@ -327,7 +326,7 @@ class TorchHook(LoopHook):
         return self._own_name(name)
 
     def _whole(self, part: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {name: tensor.to("cpu", copy=True) for name, tensor in part.items()}
+        return {name: on_the_cpu(tensor) for name, tensor in part.items()}
 
     def _piece(self, name: str, whole: Tensor) -> Tensor:
         return whole
@@ -379,8 +378,13 @@ def attach_model(
     source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify, asked=gradients)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
         keep_buffers()
+    mask = None if gradient_mask is None else ElementMask(model, gradient_mask, optimizer)
     projected = None if weight_projection is None else ProjectedSteps(model, optimizer, weight_projection)
-    mask = None if gradient_mask is None else ElementMask(model, gradient_mask, optimizer)  # after it: puts back last
+    if projected is not None and mask is not None:
+        mask.last_too()  # a step is what it leads to once elements are back; what is taken back of it moves them again
+    follower = weight_projection or (gradient_mask if gradient_mask is not None and gradient_mask.holds else None)
+    if follower is not None:
+        say_unfollowed(optimizer, model, follower.name)
     return TorchHook(
         model,
         optimizer,

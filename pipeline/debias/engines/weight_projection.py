@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debias.engines.rule_state import on_the_cpu
+from debias.engines.step_hooks import AroundSteps, has_hooks, inner
 from debias.projections import Projection
 
 KEPT = "held_at"  # in what a hook saves: where a tensor is held
@@ -24,7 +26,7 @@ class ProjectedSteps:
     def __init__(self, model: nn.Module, optimizer: Any, projection: Projection) -> None:
         self.projection = projection
         self._model = model
-        self._optimizer = _inner(optimizer)
+        self._optimizer = inner(optimizer)
         if reason := _refusal(optimizer, self._optimizer):
             raise ValueError(f"weight_projection {projection.name} {reason}")
         self._names = {id(p): name for name, p in model.named_parameters()}
@@ -32,11 +34,7 @@ class ProjectedSteps:
         self._waiting: list[tuple[Tensor, Tensor]] = []  # of this step: what moves, and what is to be known of it
         for p in self._trainable():
             self._hold(p)
-        ends = (
-            self._optimizer.register_step_pre_hook(self._before),
-            self._optimizer.register_step_post_hook(self._after),
-        )
-        self._ends: list[Callable[[], None]] = [end.remove for end in ends]
+        self._around = AroundSteps(self._optimizer, self._before, self._after)
 
     @property
     def keeps(self) -> bool:
@@ -45,13 +43,11 @@ class ProjectedSteps:
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""
-        for end in self._ends:
-            end()
-        self._ends = []
+        self._around.remove()
 
     def state(self, saved: Callable[[str], str]) -> dict[str, Tensor]:
         """Where each tensor is held, on the CPU; `saved`: a parameter's name without what a wrapper puts before it."""
-        return {f"{saved(name)}/{KEPT}": tensor.to("cpu", copy=True) for name, tensor in self._held_at.items()}
+        return {f"{saved(name)}/{KEPT}": on_the_cpu(tensor) for name, tensor in self._held_at.items()}
 
     def load(self, state: Mapping[str, Tensor], saved: Callable[[str], str]) -> dict[str, Tensor]:
         """Go on from `state`; returns what is not of it. ValueError where it is of other parameters."""
@@ -127,22 +123,11 @@ def refuse_projection(projection: Projection | None, what: str) -> None:
 SCHEDULE_FREE = "moves the weights that train, and a schedule-free optimizer is judged by others; take another one"
 
 
-def _inner(optimizer: Any) -> Any:
-    """What Accelerate's wrapper steps."""
-    while not _has_hooks(optimizer) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-def _has_hooks(optimizer: Any) -> bool:
-    return isinstance(getattr(optimizer, "_optimizer_step_post_hooks", None), dict)
-
-
 def _refusal(given: Any, optimizer: Any) -> str | None:
     """Why an optimizer cannot be followed, None where it can."""
     if given is None:
         return "follows the optimizer's step; give attach the optimizer (None was given)"
-    if not _has_hooks(optimizer):
+    if not has_hooks(optimizer):
         return f"follows the step of a torch.optim.Optimizer; {type(given).__name__} is none"
     if isinstance(optimizer, torch.optim.LBFGS):
         return "follows a step by one gradient, and LBFGS takes several in a step; take another one"

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 # What wraps a module, by the name of its class, and where it has what it wraps.
 WRAPPERS = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod", "_FabricModule": "_forward_module"}
+
+# What they put before a name, where a model is not wrapped as it was.
+_WRAPPED = re.compile(r"(?<![^.])(_forward_module\.(module\.)?|_orig_mod\.)")
 
 
 def own_names(model: nn.Module) -> Callable[[str], str]:
@@ -48,6 +52,18 @@ class Guard:
         return Guard, ()
 
 
+def by_own_names(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """A state of keys NAME/KIND by own names; what older versions saved has what a wrapper put before them."""
+    own = own_names(model)
+    known = {name: own(name) for name, _ in model.named_parameters()}
+
+    def key_of(key: str) -> str:
+        name, slash, kind = key.rpartition("/")
+        return (known.get(name) or _WRAPPED.sub("", name)) + slash + kind
+
+    return {key_of(key): tensor for key, tensor in state.items()}
+
+
 def ddp_in(model: nn.Module) -> DistributedDataParallel | None:
     """The DistributedDataParallel that all of the model trains in, or None; ValueError where it holds only a part."""
     if isinstance(model, DistributedDataParallel):
@@ -75,11 +91,11 @@ def check_whole(model: nn.Module, ddp: DistributedDataParallel) -> None:
         )
 
 
-def buffers_of(ddp: DistributedDataParallel) -> list[torch.Tensor]:
-    """The buffers that are to be the first rank's on all ranks."""
+def buffers_of(ddp: DistributedDataParallel) -> list[tuple[dict[str, Any], str]]:
+    """Where the buffers are that are to be the first rank's on all ranks: a module may put another tensor there."""
+    named = ((f"{path}." if path else "", module._buffers) for path, module in ddp.module.named_modules())
     ignored = ddp.parameters_to_ignore
-    known = getattr(ddp, "modules_buffers", None)
-    return list(known) if known else [b for name, b in ddp.module.named_buffers() if name not in ignored]
+    return [(held, name) for before, held in named for name in held if f"{before}{name}" not in ignored]
 
 
 def refuse_options(ddp: DistributedDataParallel) -> None:
@@ -136,7 +152,7 @@ def refuse_closure(optimizer: Any) -> None:
     while inner is not None:  # Accelerate and Fabric wrap it
         optimizer, held = inner, getattr(inner, "__dict__", {})
         inner = held.get("optimizer", held.get("_optimizer"))
-    if optimizer is None:
+    if not hasattr(type(optimizer), "step"):
         return
     asked = inspect.signature(type(optimizer).step).parameters.get("closure")
     if asked is not None and asked.default is inspect.Parameter.empty:

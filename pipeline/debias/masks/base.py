@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from debias.masks.choosing import count_of, largest
@@ -47,4 +48,7 @@ class Mask:
             yield from largest(gradients, count_of(self.share, whole)) if whole else ()
             return
         for gradient in gradients:
+            if not gradient.numel():
+                yield torch.zeros_like(gradient, dtype=torch.bool)
+                continue
             yield from largest([gradient], count_of(self.share, gradient.numel()))

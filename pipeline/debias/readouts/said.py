@@ -97,8 +97,10 @@ def check_labels(labels_B: Tensor, scores_BC: Tensor) -> None:
             f"the fact 'labels' is {labels_B.dtype} {list(labels_B.shape)}, and must be the number of each sample's"
             f" class, torch.int64 [{len(scores_BC)}]"
         )
-    if labels_B.device.type != "cpu":
-        return  # to ask an accelerator is to wait for it in every micro-batch; its kernels end the process themselves
+    if type(labels_B) is not Tensor or torch.compiler.is_compiling() or labels_B.device.type != "cpu":
+        # There are no values, as in a plan; or to ask an accelerator is to wait for it in every micro-batch, where its
+        # kernels end the process themselves.
+        return
     astray_B = (labels_B < 0) | (labels_B >= scores_BC.shape[1])
     if bool(astray_B.any()):
         raise ValueError(

@@ -391,4 +391,9 @@ def test_what_a_rule_keeps_goes_from_one_wrapper_to_another(wrap):
     other.load_state_dict(state)
     older = {f"_forward_module.module.{key}" if "/" in key else key: value for key, value in state.items()}
     other.load_state_dict(older)
+    whole = [(name, own_names(wrapped)(name)) for name, _ in wrapped.named_parameters()]
+    full = {own: name for name, own in whole}  # as the wrapped model calls them
+    other.load_state_dict(
+        {"/".join([full.get(key.split("/")[0], key), *key.split("/")[1:]]): v for key, v in state.items()}
+    )
     hook.load_state_dict(other.state_dict())

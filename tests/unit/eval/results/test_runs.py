@@ -249,6 +249,17 @@ def test_a_config_of_another_program_is_no_run(make_run, tmp_path, text):
     assert run_folders(tmp_path / "all" / "outputs" / "deep") == [tmp_path / "all" / "outputs" / "deep"]
 
 
+@pytest.mark.parametrize("beside", ["metrics.jsonl", "adapter", "checkpoint-4"])
+@pytest.mark.parametrize("text", ["", "model: [cut"])
+def test_a_run_whose_config_is_damaged_is_no_run_of_others(make_run, tmp_path, text, beside):
+    run = make_run("all/run")
+    for file in ("run.json", "metrics.jsonl"):
+        (run / file).unlink()
+    (run / "config.yaml").write_text(text)
+    (run / beside).mkdir() if beside != "metrics.jsonl" else (run / beside).write_text("")
+    assert run_folders(tmp_path / "all") == [run]
+
+
 def test_runs_of_one_name_are_told_apart_far_up(make_run, tmp_path):
     for above in ("one", "two"):
         make_run(f"all/{above}/a/b/c/d/e/f/g")
