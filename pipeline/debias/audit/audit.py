@@ -24,11 +24,9 @@ from debias.bias.base import (
     folds_of,
     has_few_texts,
     labels_of,
-    least_of,
-    weights_of_copies,
-    weights_of_repeats,
 )
 from debias.bias.calibration import out_of_fold
+from debias.bias.copies import least_of, weights_of_copies, weights_of_repeats
 from debias.bias.features import KINDS, counted, relations, weighted, words_of
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
 from debias.data import Example

@@ -21,8 +21,8 @@ from debias.bias.base import (
     floored,
     folds_by_source,
     labels_of,
-    weights_of_repeats,
 )
+from debias.bias.copies import weights_of_repeats
 from debias.bias.features import KINDS, counted, relations, words_of
 from debias.bias.lexical import check_words, fitted, probabilities
 from debias.config.words import TOKEN, is_sign

@@ -169,42 +169,6 @@ def has_few_texts(examples: Sequence[Example], place: int) -> bool:
     return len({example.texts[place] for example in examples}) < len(examples) / _LARGEST_SOURCE
 
 
-def weights_of_copies(examples: Sequence[Example], place: int | None = None) -> Floats | None:
-    """How much each row [N] counts where it is asked how sure something is; None where no two have the same texts.
-
-    `place`: what is asked is of one field alone, so that rows with the same text there are copies, whatever stands
-    beside it (one hypothesis beside many premises). A field with few texts (an instruction, a topic) has no copies.
-
-    Rows of m equal texts count 1 / (1 + (m - 1) r) each, r being how far the labels of equal texts agree beyond chance:
-    a text that was copied m times with its label is one row, labels that were given to equal texts one by one are m.
-    Kish, Survey Sampling, Wiley 1965 (the design effect of clusters).
-    """
-    texts: dict[tuple[str, ...], int] = {}
-    keys = (one.texts if place is None else (one.texts[place],) for one in examples)
-    text_N = np.array([texts.setdefault(key, len(texts)) for key in keys], dtype=np.int64)
-    if len(texts) == len(examples) or (place is not None and has_few_texts(examples, place)):
-        return None
-    label_N, size_T = labels_of(examples), np.bincount(text_N).astype(np.float64)
-    share_C = np.bincount(label_N) / len(label_N)
-    _, cell_N, count_K = np.unique(text_N * len(share_C) + label_N, return_inverse=True, return_counts=True)
-    agree_T = np.bincount(text_N, weights=count_K[cell_N.ravel()] - 1.0) / np.maximum(size_T * (size_T - 1), 1)
-    chance = float((share_C**2).sum())
-    agreed = (float(agree_T[size_T > 1].mean()) - chance) / max(1 - chance, 1e-12)
-    weight_N: Floats = 1 / (1 + (size_T[text_N] - 1) * min(1.0, max(0.0, agreed)))
-    return weight_N
-
-
-def weights_of_repeats(examples: Sequence[Example], places: Sequence[int]) -> Floats | None:
-    """The least that each row [N] counts as a copy, or as one of a text of any of these fields beside others."""
-    return least_of(weights_of_copies(examples), *(weights_of_copies(examples, place) for place in places))
-
-
-def least_of(*weights: Floats | None) -> Floats | None:
-    """The least that each row [N] counts by any of these; None for all alike."""
-    given = [weight_N for weight_N in weights if weight_N is not None]
-    return np.minimum.reduce(given) if given else None
-
-
 def even_folds(contents: Sequence[Any], folds: int, seed: int) -> Ints:
     """The fold [N] of each of these contents: equal ones share one, different ones are dealt out evenly."""
     texts: dict[Any, int] = {}
