@@ -154,7 +154,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         labels={label: int((label_N == at).sum()) for at, label in enumerate(data.labels)},
         verdict=verdict(findings),
         bias_model=suggested(findings),
-        dealt_out=tuple(mere_signs(by_words)),
+        dealt_out=tuple(mere_signs(by_words, data.examples)),
         strong=tuple(Strong(one.name, one.explains, one.kind) for one in strong),
         alone=tuple(of_fields),
         words=tuple(words),
