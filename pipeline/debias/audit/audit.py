@@ -23,12 +23,14 @@ from debias.bias.base import (
     folds_by_source,
     folds_of,
     has_few_texts,
+    keys_of,
     labels_of,
 )
 from debias.bias.calibration import out_of_fold
 from debias.bias.copies import least_of, weights_of_copies, weights_of_repeats
-from debias.bias.features import KINDS, counted, relations, weighted, words_of
+from debias.bias.features import KINDS, counted, relations, weighted
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
+from debias.config.words import key_of_text, words_of
 from debias.data import Example
 from debias.errors import InputError
 
@@ -175,7 +177,7 @@ def _folds(examples: Sequence[Example], place: int, seed: int) -> Ints:
     """
     if has_few_texts(examples, place):
         return folds_of(examples, FOLDS, seed)
-    return even_folds([example.texts[place] for example in examples], FOLDS, seed)
+    return even_folds([key_of_text(example.texts[place]) for example in examples], FOLDS, seed)
 
 
 def _counted(
@@ -216,11 +218,12 @@ def _easy(p_NC: Floats, label_N: Ints, weight_N: Floats | None) -> Easy:
 
 
 def copies_in(examples: Sequence[Example]) -> Copies:
-    """How many examples are copies, and of how many another copy has another label."""
+    """How many examples are copies, but for spaces and capitals, and of how many another copy has another label."""
     labels: dict[tuple[str, ...], set[int]] = {}
-    for example in examples:
-        labels.setdefault(example.texts, set()).add(example.label)
-    disputed = sum(len(labels[example.texts]) > 1 for example in examples)
+    keys = [keys_of(example.texts) for example in examples]
+    for key, example in zip(keys, examples, strict=True):
+        labels.setdefault(key, set()).add(example.label)
+    disputed = sum(len(labels[key]) > 1 for key in keys)
     return Copies(len(examples) - len(labels), disputed)
 
 
@@ -231,9 +234,9 @@ def tested(data: Dataset, test: Dataset) -> Tested:
     n, label_M = len(data.examples), labels_of(test.examples)
     p_MC = probabilities(fitted(seen_NV[:n], labels_of(data.examples)), seen_NV[n:], len(data.labels))
     right_M, m = p_MC.argmax(axis=1) == label_M, len(label_M)
-    known = {example.texts for example in data.examples}
+    known = {keys_of(example.texts) for example in data.examples}
     most = Counter(label_M.tolist()).most_common(1)[0][1] / m
-    shared = sum(example.texts in known for example in test.examples)
+    shared = sum(keys_of(example.texts) in known for example in test.examples)
     interval = interval_of(right_M, weights_of_repeats(test.examples, range(len(test.fields))))
     return Tested(test.name, m, float(right_M.sum() / m), interval, most, shared)
 

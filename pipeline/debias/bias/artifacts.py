@@ -24,9 +24,9 @@ from debias.bias.base import (
     labels_of,
 )
 from debias.bias.copies import weights_of_repeats
-from debias.bias.features import KINDS, counted, relations, words_of
+from debias.bias.features import KINDS, counted, relations
 from debias.bias.lexical import check_words, fitted, probabilities
-from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, stands_apart
+from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, stands_apart, words_of
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from debias.config.words import key_of_text
 from debias.data.examples import Example, labels_of
 
 Floats = NDArray[np.float64]
@@ -82,7 +83,10 @@ class BiasModel:
     def digest(self, examples: Sequence[Example], labels: int, seed: int) -> str:
         """What its answers depend on, so that kept answers are known to be of this data and these settings."""
         extra = [getattr(example, name) for name in sorted(self.reads) for example in examples]
-        return digest_of(repr((self, extra) if extra else self), examples, labels, seed)
+        told = (self, extra) if extra else self
+        if getattr(self, "folds", None) is not None and has_near_copies(examples):  # once they were parted by folds
+            told = (told, "near copies share a fold")
+        return digest_of(repr(told), examples, labels, seed)
 
     def fold_N(self, examples: Sequence[Example], seed: int, text_fields: Sequence[str] = ()) -> Ints | None:
         """The fold [N] in which it judges each example; None where it has no folds.
@@ -148,8 +152,21 @@ def rows_digest(examples: Sequence[Example]) -> str:
 
 
 def folds_of(examples: Sequence[Example], folds: int, seed: int) -> Ints:
-    """The fold [N] of each example: equal texts share one, or a model would judge what it was fitted on."""
-    return even_folds([example.texts or id_of_picture(example) for example in examples], folds, seed)
+    """The fold [N] of each example: equal texts share one, or a model would judge what it was fitted on; and so do
+    texts that are equal as words are compared.
+    """
+    return even_folds([keys_of(example.texts) or id_of_picture(example) for example in examples], folds, seed)
+
+
+def keys_of(texts: Sequence[str]) -> tuple[str, ...]:
+    """Texts by which copies are known, that differ in a space or a capital too (`key_of_text`)."""
+    return tuple(map(key_of_text, texts))
+
+
+def has_near_copies(examples: Sequence[Example]) -> bool:
+    """Whether some texts are others but for spaces, capitals or the form of characters."""
+    different = {example.texts for example in examples}
+    return len(set(map(keys_of, different))) < len(different)
 
 
 def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
@@ -158,7 +175,7 @@ def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
     A premise that has one hypothesis of each label says, once two are known, which the third must be: judged with the
     others in the fit, it is judged by what they are not. A field with few texts (an instruction) is no source.
     """
-    columns = [[example.texts[place] for example in examples] for place in range(len(examples[0].texts))]
+    columns = [[key_of_text(example.texts[place]) for example in examples] for place in range(len(examples[0].texts))]
     distinct = {len(set(column)): column for column in reversed(columns)}
     sources = [count for count in distinct if count >= len(examples) / _LARGEST_SOURCE]
     return even_folds(distinct[min(sources)], folds, seed) if sources else folds_of(examples, folds, seed)
@@ -166,7 +183,8 @@ def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
 
 def has_few_texts(examples: Sequence[Example], place: int) -> bool:
     """Whether a field has so few texts that it is none of its own: an instruction, a topic."""
-    return len({example.texts[place] for example in examples}) < len(examples) / _LARGEST_SOURCE
+    different = {example.texts[place] for example in examples}
+    return len(set(map(key_of_text, different))) < len(examples) / _LARGEST_SOURCE
 
 
 def even_folds(contents: Sequence[Any], folds: int, seed: int) -> Ints:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from debias.bias.base import Floats, Ints, has_few_texts, labels_of
+from debias.bias.base import Floats, Ints, has_few_texts, keys_of, labels_of
 from debias.data.examples import Example
 
 # How far the labels of a text may agree beyond chance; near 0 as it takes of a text that thousands of rows have.
@@ -18,7 +18,8 @@ _STILL = 1e-13  # a change of a share that is none
 
 
 def weights_of_copies(examples: Sequence[Example], place: int | None = None) -> Floats | None:
-    """How much each row [N] counts where it is asked how sure something is; None where no two have the same texts.
+    """How much each row [N] counts where it is asked how sure something is; None where no two have the same texts (or
+    such as differ in a space or a capital: `keys_of`).
 
     `place`: what is asked is of one field alone, so that rows with the same text there are copies, whatever stands
     beside it (one hypothesis beside many premises). A field with few texts (an instruction, a topic) has no copies.
@@ -30,7 +31,7 @@ def weights_of_copies(examples: Sequence[Example], place: int | None = None) -> 
     both (`agreements_of`). Many texts that were labelled by chance make no rows of one that was copied a hundred times.
     """
     texts: dict[tuple[str, ...], int] = {}
-    keys = (one.texts if place is None else (one.texts[place],) for one in examples)
+    keys = (keys_of(one.texts if place is None else one.texts[place : place + 1]) for one in examples)
     text_N = np.array([texts.setdefault(key, len(texts)) for key in keys], dtype=np.int64)
     if len(texts) == len(examples) or (place is not None and has_few_texts(examples, place)):
         return None

@@ -29,6 +29,14 @@ TOKEN = re.compile(rf"{WORD}|[^\w\s]+")  # what a swap deals out: a word, or a r
 # Scripts that put no spaces between words: of Chinese and Japanese, and of Thai, Lao, Burmese and Khmer.
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 UNSPACED_WITH_MARKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# A run of letters with their marks or of punctuation ("!!" is one word), n't apart from what it negates; scripts that
+# put no spaces between words, sign by sign.
+_ALONE = rf"[{UNSPACED}][{MARKS}]*|(?=\w)[{UNSPACED_WITH_MARKS}][{JOINED}]*"
+_ONE, _NOT = rf"[^\W{UNSPACED}{UNSPACED_WITH_MARKS}]", r"n['’]t\b"
+_LETTERS = rf"{_ONE}+(?:[{JOINED}]+{_ONE}*)*"
+_RUN = r"[^\w\s\x00-\x1f\x7f-\x9f]+"
+_COMPARED = re.compile(rf"{_ALONE}|{_ONE}+?(?={_NOT})|{_NOT}|{_LETTERS}|{_RUN}")
+_COMPARED_ASCII = re.compile(rf"\w+?(?={_NOT})|{_NOT}|\w+|{_RUN}")  # the same of ASCII, in half the time
 _LETTER = re.compile(r"\w")
 _UNSPACED_SIGN = re.compile(rf"[{UNSPACED}]|(?=\w)[{UNSPACED_WITH_MARKS}]")
 
@@ -86,6 +94,21 @@ def as_compared(text: str) -> str:
     """
     lower = text.lower()
     return lower if lower.isascii() else unicodedata.normalize("NFC", lower)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in small letters, punctuation too; letters with accents in one character (NFC), and marks
+    with their letter. Texts are read as they are: only what is compared is changed.
+    """
+    compared = as_compared(text)
+    return (_COMPARED_ASCII if compared.isascii() else _COMPARED).findall(compared)
+
+
+def key_of_text(text: str) -> str:
+    """The words of a text, by which copies are known: those that differ in spaces, in capitals or in the form of their
+    characters (full width, a ligature, an ellipsis for three points; NFKC) are one text.
+    """
+    return " ".join(words_of(text if text.isascii() else unicodedata.normalize("NFKC", text)))
 
 
 def is_sign(token: str) -> bool:

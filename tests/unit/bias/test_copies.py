@@ -94,3 +94,9 @@ def test_labels_that_mostly_agree_are_little_more_than_one_row() -> None:
     counted = weights_of_copies(leaning)
     assert counted is not None
     assert counted[:4000].sum() < 60
+
+
+@pytest.mark.parametrize("written", ["Spam  it is", "SPAM it is ", "\uff53pam it is"])
+def test_a_copy_that_was_written_a_little_otherwise_is_one(written: str) -> None:
+    near = rows(*[("spam it is", 1), (written, 1)] * 4, *[(f"one {at}", at % 2) for at in range(4)])
+    np.testing.assert_allclose(weights_of_copies(near), [1 / 8] * 8 + [1] * 4, rtol=1e-9)

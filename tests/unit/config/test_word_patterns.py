@@ -6,9 +6,8 @@ import unicodedata
 import pytest
 
 from debias.bias.artifacts import Artifact, mere_signs
-from debias.bias.features import words_of
 from debias.bias.partial_input import word_classifier
-from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, words_in
+from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, key_of_text, words_in, words_of
 from debias.data import Example, generate
 from debias_eval.reading.clusters import _any_of, _skeleton
 
@@ -95,6 +94,19 @@ def test_what_stands_inside_a_word_is_held(text: str, held: list[str]) -> None:
     assert [match.group() for match in inside] == held
     both = sorted([*inside, *loose], key=lambda match: match.start())
     assert [match.span() for match in both] == [match.span() for match in TOKEN.finditer(text)]
+
+
+@pytest.mark.parametrize(
+    "near",
+    [
+        "a Good film, it costs 3 ... really!",
+        " A good  film , it costs 3…really! ",
+        "A GOOD FILM, it costs\u00a0\uff13... really\uff01\n",
+    ],
+)
+def test_texts_that_differ_in_spaces_capitals_and_forms_are_one(near: str) -> None:
+    assert key_of_text(near) == key_of_text("a good film, it costs 3... really!")
+    assert key_of_text(near) != key_of_text("a good film, it costs 3... really?")
 
 
 def test_words_of_a_part_and_of_clusters_are_whole() -> None:
