@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from debias.audit.fields import Alone, Relation, alone, related
+from debias.audit.limits import about_few_texts, about_unseen_labels
 from debias.audit.reading import Dataset
 from debias.audit.suggestion import Findings, suggested, verdict
 from debias.audit.sureness import Interval, interval_of
@@ -30,7 +31,7 @@ from debias.bias.calibration import out_of_fold
 from debias.bias.copies import least_of, weights_of_copies, weights_of_repeats
 from debias.bias.features import KINDS, counted, relations, weighted
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
-from debias.config.words import key_of_text, words_of
+from debias.config.words import escaped, key_of_text, words_of
 from debias.data import Example
 from debias.errors import InputError
 
@@ -146,7 +147,10 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     strong = Artifacts(relations=KINDS).found(data.examples, len(data.labels), names, seed)
     by_words = Artifacts().found(data.examples, len(data.labels), names, seed)  # as a run of the block searches
     allowed = tuple(perhaps_the_task(by_words, names))
-    findings = Findings(names, of_fields, words, of_relations, strong, allowed)
+    few = about_few_texts(data.examples, names)
+    findings = Findings(names, of_fields, words, of_relations, strong, allowed, few)
+    block = suggested(findings)
+    refused = [] if block is None else about_unseen_labels(data.examples, data.labels, names, data.label_field, seed)
     p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)
     return Audit(
         name=data.name,
@@ -155,7 +159,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         label_field=data.label_field,
         labels={label: int((label_N == at).sum()) for at, label in enumerate(data.labels)},
         verdict=verdict(findings),
-        bias_model=suggested(findings),
+        bias_model=block,
         dealt_out=tuple(mere_signs(by_words, data.examples)),
         strong=tuple(Strong(one.name, one.explains, one.kind) for one in strong),
         alone=tuple(of_fields),
@@ -166,7 +170,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         copies=copies_in(data.examples),
         test=None if test is None else tested(data, test),
         layout=dict(data.layout),
-        about_labels=data.about_labels,
+        about_labels=(*data.about_labels, *refused),
     ), Counted(tables)
 
 
@@ -255,4 +259,4 @@ def block_as_yaml(block: Mapping[str, Any] | None, dealt_out: Sequence[str] = ()
 def _yaml(value: Any) -> str:
     import json
 
-    return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, str) else escaped(json.dumps(value, ensure_ascii=False))

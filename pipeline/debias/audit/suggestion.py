@@ -19,6 +19,7 @@ class Findings:
     relations: Sequence[Relation]
     strong: Sequence[Artifact]
     allowed: tuple[str, ...]  # words that the task may hang on
+    few: str | None = None  # what is said of rows with few texts, of which nothing can be found
 
 
 def suggested(seen: Findings) -> dict[str, Any] | None:
@@ -56,14 +57,15 @@ def verdict(seen: Findings) -> str:
         count = f"{len(telling)} of {len(seen.relations)} measures of overlap, length and negation"
         found.append(f"{count} {'goes' if len(telling) == 1 else 'go'} with the label, first “{telling[0]}”")
     if not found:
-        return "No shortcut was found: nothing is to be corrected."
+        return seen.few or f"No shortcut was found: nothing is to be corrected. {_UNSEEN}"
     line = "; ".join(found)
-    line = f"{line[0].upper()}{line[1:]}."
+    line = f"{line[0].upper()}{line[1:]}.{f' {seen.few}' if seen.few else ''}"
+    line = " ".join([line, *_about_relations(seen)])
     if len(seen.fields) > 1:
-        return f"{line} {_CAREFUL}" if _relations(seen.strong) else line
+        return line
     if not seen.allowed:
         if seen.strong:
-            return f"{line} {_CAREFUL}" if _relations(seen.strong) else line
+            return line
         return (
             f"{line} But no single feature explains {_percent(Artifacts.share)} of the labels. With one field of text, "
             "many weak words are the task itself more likely than not: nothing is to be corrected."
@@ -78,6 +80,22 @@ _CAREFUL = (
     "What texts share, their lengths and negations may be the task itself: name in `relations` only what a label "
     "should not hang on. Half of it (`tau: 0.5`) is what did no harm on SNLI."
 )
+
+
+_UNSEEN = "Capitals, kinds and numbers of spaces are not looked at."
+
+
+def _about_relations(seen: Findings) -> list[str]:
+    """What is to be known of relations that explain much: of those that are suggested, or of those that are not."""
+    if not (there := _relations(seen.strong)):
+        return []
+    if "relations" in (suggested(seen) or {}):
+        return [_CAREFUL]
+    told = f"{' and '.join(there)} {'is' if len(there) == 1 else 'are'}"
+    return [
+        f"{told[0].upper()}{told[1:]} not corrected for by the settings, which take words alone: what texts share, "
+        "their lengths and negations may be the task itself."
+    ]
 
 
 def _relations(found: Sequence[Artifact]) -> list[str]:

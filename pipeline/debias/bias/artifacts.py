@@ -26,7 +26,7 @@ from debias.bias.base import (
 from debias.bias.copies import weights_of_repeats
 from debias.bias.features import KINDS, counted, relations
 from debias.bias.lexical import check_words, fitted, probabilities
-from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, stands_apart, words_of
+from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, stands_apart, visible, words_of
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,9 @@ class Artifacts(BiasModel):
         self._say_what_is_nowhere(examples, found)
         for one in found:
             may = ", which is allowed" if self._allows(one) else ""
-            logger.info("bias model artifacts: %s explains %.1f %% of the labels%s", one.name, 100 * one.explains, may)
+            logger.info(
+                "bias model artifacts: %s explains %.1f %% of the labels%s", visible(one.name), 100 * one.explains, may
+            )
         corrected = [one for one in found if not self._allows(one)]
         if not corrected:
             more = " more than what is allowed" if found else ""

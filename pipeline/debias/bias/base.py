@@ -83,7 +83,7 @@ class BiasModel:
     def digest(self, examples: Sequence[Example], labels: int, seed: int) -> str:
         """What its answers depend on, so that kept answers are known to be of this data and these settings."""
         extra = [getattr(example, name) for name in sorted(self.reads) for example in examples]
-        told = (self, extra) if extra else self
+        told: Any = (self, extra) if extra else self
         if getattr(self, "folds", None) is not None and has_near_copies(examples):  # once they were parted by folds
             told = (told, "near copies share a fold")
         return digest_of(repr(told), examples, labels, seed)

@@ -83,7 +83,8 @@ def _log_likelihoods(text_N: Ints, label_N: Ints, share_C: Floats) -> Floats:
     text_K, share_K = cell_K // len(share_C), share_C[cell_K % len(share_C)]
 
     def summed(value_K: NDArray[np.float64]) -> Floats:
-        return np.bincount(text_K, weights=value_K)
+        found: Floats = np.bincount(text_K, weights=value_K).astype(np.float64)
+        return found
 
     columns = []
     for agreed in AGREEMENTS:

@@ -68,7 +68,7 @@ def held_and_loose(text: str) -> tuple[Sequence[re.Match[str]], Sequence[re.Matc
         elif after:
             inside = text[token.end()].isdigit()
         else:
-            inside = bool(before) and held[at - 1] and len(before[0]) == 1 and tokens[at - 2][0] == token[0]
+            inside = before is not None and held[at - 1] and len(before[0]) == 1 and tokens[at - 2][0] == token[0]
         if inside:
             held[at] = True
             held[at - 1] = held[at - 1] or before is not None
@@ -109,6 +109,19 @@ def key_of_text(text: str) -> str:
     characters (full width, a ligature, an ellipsis for three points; NFKC) are one text.
     """
     return " ".join(words_of(text if text.isascii() else unicodedata.normalize("NFKC", text)))
+
+
+_UNSEEN = re.compile("[\u00ad\u180e\u200b\u200e\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
+
+
+def visible(text: str) -> str:
+    """A text in which characters that take no place, or turn the direction, are named: U+200B."""
+    return _UNSEEN.sub(lambda sign: f"U+{ord(sign[0]):04X}", text)
+
+
+def escaped(quoted: str) -> str:
+    """As `visible`, inside double quotes of JSON and YAML, which read it as it was."""
+    return _UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", quoted)
 
 
 def is_sign(token: str) -> bool:
