@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from debias.audit.fields import Alone, Relation, alone, related
-from debias.audit.limits import about_few_texts, about_unseen_labels
+from debias.audit.limits import about_few_texts, about_unseen_labels, most_of_one_label
 from debias.audit.reading import Dataset
 from debias.audit.suggestion import Findings, suggested, verdict
 from debias.audit.sureness import Interval, interval_of
@@ -148,7 +148,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     by_words = Artifacts().found(data.examples, len(data.labels), names, seed)  # as a run of the block searches
     allowed = tuple(perhaps_the_task(by_words, names))
     few = about_few_texts(data.examples, names)
-    findings = Findings(names, of_fields, words, of_relations, strong, allowed, few)
+    findings = Findings(names, of_fields, words, of_relations, strong, allowed, few, most_of_one_label(label_N))
     block = suggested(findings)
     refused = [] if block is None else about_unseen_labels(data.examples, data.labels, names, data.label_field, seed)
     p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)

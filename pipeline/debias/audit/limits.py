@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from debias.bias.artifacts import Artifacts
-from debias.bias.base import keys_of
+import numpy as np
+
+from debias.bias.artifacts import Artifacts, entropy_of
+from debias.bias.base import Ints, keys_of
 from debias.data import Example
 
 _FEW = 20  # rows of each text, on average, from which the texts are values of a column more than texts
@@ -38,3 +40,11 @@ def about_unseen_labels(
         for at in Artifacts().unseen(examples, len(labels), seed, fields)
         if count[at]
     ]
+
+
+def most_of_one_label(label_N: Ints) -> float:
+    """The share of the labels' entropy that a word explains which stands in all rows of one label and in no other."""
+    share_C = np.bincount(label_N) / len(label_N)
+    inside = share_C[(share_C > 0) & (share_C < 1)]
+    own_C = -(inside * np.log(inside) + (1 - inside) * np.log1p(-inside))
+    return float(own_C.max() / entropy_of(label_N)) if len(inside) else 1.0

@@ -62,7 +62,7 @@ def held_and_loose(text: str) -> tuple[Sequence[re.Match[str]], Sequence[re.Matc
         if _LETTER.match(text, token.start()):
             continue
         before = tokens[at - 1] if at and tokens[at - 1].end() == token.start() else None
-        after = tokens[at + 1] if tokens[at + 1 :] and tokens[at + 1].start() == token.end() else None
+        after = tokens[at + 1] if at + 1 < len(tokens) and tokens[at + 1].start() == token.end() else None
         if before and after:
             inside = not any(_UNSPACED_END.match(text, place) for place in (token.start() - 1, token.end()))
         elif after:

@@ -430,3 +430,15 @@ def test_signs_that_take_no_place_are_named() -> None:
     assert r'swap: {tokens: [".\u200b"' in block
     assert yaml.safe_load(block.split("signs: ")[1])["swap"]["tokens"][0] == ".\u200b"
     assert ".U+200B" in tables_of(one)[1].plain
+
+
+def test_with_very_many_labels_it_is_said_that_no_word_reaches_the_share() -> None:
+    """A cue of its own in every row of each of 50 labels: called the task, it would be the opposite of what is so."""
+    plain = single(600, 0).examples
+    cued = [replace(one, texts=(f"{one.texts[0]} zork{at % 50}q",), label=at % 50) for at, one in enumerate(plain)]
+    one, _ = audit(Dataset("many", ("text",), "label", tuple(f"c{at:02}" for at in range(50)), cued))
+    assert one.strong == ()
+    h = -(0.02 * math.log(0.02) + 0.98 * math.log(0.98)) / math.log(50)
+    assert f"With so many labels a word of one label alone explains {100 * h:.1f} % of them at most" in one.verdict
+    assert "task itself" not in one.verdict
+    assert "so many labels" not in audit(single(400, 0, "cue"))[0].verdict
