@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from debias.audit.fields import Alone, Relation, alone, related
+from debias.audit.limits import about_few_texts, about_unseen_labels, most_of_one_label
 from debias.audit.reading import Dataset
 from debias.audit.suggestion import Findings, suggested, verdict
 from debias.audit.sureness import Interval, interval_of
@@ -23,14 +24,14 @@ from debias.bias.base import (
     folds_by_source,
     folds_of,
     has_few_texts,
+    keys_of,
     labels_of,
-    least_of,
-    weights_of_copies,
-    weights_of_repeats,
 )
 from debias.bias.calibration import out_of_fold
-from debias.bias.features import KINDS, counted, relations, weighted, words_of
+from debias.bias.copies import least_of, weights_of_copies, weights_of_repeats
+from debias.bias.features import KINDS, counted, relations, weighted
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
+from debias.config.words import escaped, key_of_text, words_of
 from debias.data import Example
 from debias.errors import InputError
 
@@ -146,7 +147,10 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     strong = Artifacts(relations=KINDS).found(data.examples, len(data.labels), names, seed)
     by_words = Artifacts().found(data.examples, len(data.labels), names, seed)  # as a run of the block searches
     allowed = tuple(perhaps_the_task(by_words, names))
-    findings = Findings(names, of_fields, words, of_relations, strong, allowed)
+    few = about_few_texts(data.examples, names)
+    findings = Findings(names, of_fields, words, of_relations, strong, allowed, few, most_of_one_label(label_N))
+    block = suggested(findings)
+    refused = [] if block is None else about_unseen_labels(data.examples, data.labels, names, data.label_field, seed)
     p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)
     return Audit(
         name=data.name,
@@ -155,8 +159,8 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         label_field=data.label_field,
         labels={label: int((label_N == at).sum()) for at, label in enumerate(data.labels)},
         verdict=verdict(findings),
-        bias_model=suggested(findings),
-        dealt_out=tuple(mere_signs(by_words)),
+        bias_model=block,
+        dealt_out=tuple(mere_signs(by_words, data.examples)),
         strong=tuple(Strong(one.name, one.explains, one.kind) for one in strong),
         alone=tuple(of_fields),
         words=tuple(words),
@@ -166,7 +170,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         copies=copies_in(data.examples),
         test=None if test is None else tested(data, test),
         layout=dict(data.layout),
-        about_labels=data.about_labels,
+        about_labels=(*data.about_labels, *refused),
     ), Counted(tables)
 
 
@@ -177,7 +181,7 @@ def _folds(examples: Sequence[Example], place: int, seed: int) -> Ints:
     """
     if has_few_texts(examples, place):
         return folds_of(examples, FOLDS, seed)
-    return even_folds([example.texts[place] for example in examples], FOLDS, seed)
+    return even_folds([key_of_text(example.texts[place]) for example in examples], FOLDS, seed)
 
 
 def _counted(
@@ -218,11 +222,12 @@ def _easy(p_NC: Floats, label_N: Ints, weight_N: Floats | None) -> Easy:
 
 
 def copies_in(examples: Sequence[Example]) -> Copies:
-    """How many examples are copies, and of how many another copy has another label."""
+    """How many examples are copies, but for spaces and capitals, and of how many another copy has another label."""
     labels: dict[tuple[str, ...], set[int]] = {}
-    for example in examples:
-        labels.setdefault(example.texts, set()).add(example.label)
-    disputed = sum(len(labels[example.texts]) > 1 for example in examples)
+    keys = [keys_of(example.texts) for example in examples]
+    for key, example in zip(keys, examples, strict=True):
+        labels.setdefault(key, set()).add(example.label)
+    disputed = sum(len(labels[key]) > 1 for key in keys)
     return Copies(len(examples) - len(labels), disputed)
 
 
@@ -233,9 +238,9 @@ def tested(data: Dataset, test: Dataset) -> Tested:
     n, label_M = len(data.examples), labels_of(test.examples)
     p_MC = probabilities(fitted(seen_NV[:n], labels_of(data.examples)), seen_NV[n:], len(data.labels))
     right_M, m = p_MC.argmax(axis=1) == label_M, len(label_M)
-    known = {example.texts for example in data.examples}
+    known = {keys_of(example.texts) for example in data.examples}
     most = Counter(label_M.tolist()).most_common(1)[0][1] / m
-    shared = sum(example.texts in known for example in test.examples)
+    shared = sum(keys_of(example.texts) in known for example in test.examples)
     interval = interval_of(right_M, weights_of_repeats(test.examples, range(len(test.fields))))
     return Tested(test.name, m, float(right_M.sum() / m), interval, most, shared)
 
@@ -254,4 +259,4 @@ def block_as_yaml(block: Mapping[str, Any] | None, dealt_out: Sequence[str] = ()
 def _yaml(value: Any) -> str:
     import json
 
-    return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, str) else escaped(json.dumps(value, ensure_ascii=False))

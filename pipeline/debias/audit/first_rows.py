@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from debias.audit.guessing import Table
 from debias.audit.labels import named
@@ -9,8 +10,17 @@ from debias.bias.artifacts import Artifact, Artifacts, mere_signs, perhaps_the_t
 from debias.data.examples import Example
 from debias.data.rows import is_missing
 
-Found = Sequence[Artifact]  # features that give the label away, the one that explains most first
 SEARCHED = 4_000_000  # characters: some seconds, and 20,000 rows of 200
+
+
+@dataclass(frozen=True)
+class Found:
+    """Features that give the label away, the one that explains most first; `signs`: those that can be dealt out anew
+    (`data.swap`).
+    """
+
+    features: Sequence[Artifact] = ()
+    signs: Sequence[str] = ()
 
 
 def artifacts_in(
@@ -37,8 +47,9 @@ def artifacts_in(
     examples = _part(examples)
     model = Artifacts()
     if not examples or model.unseen(examples, len(labels), 0):
-        return [], len(examples)
-    return model.found(examples, len(labels), tuple(fields), 0), len(examples)
+        return Found(), len(examples)
+    found = model.found(examples, len(labels), tuple(fields), 0)
+    return Found(found, mere_signs(found, examples)), len(examples)
 
 
 def _part(examples: list[Example]) -> list[Example]:
@@ -50,11 +61,6 @@ def _part(examples: list[Example]) -> list[Example]:
     return [examples[at] for at in sorted(drawn)]
 
 
-def allowed_of(found: Sequence[Artifact], fields: Sequence[str]) -> list[str]:
+def allowed_of(found: Found, fields: Sequence[str]) -> list[str]:
     """Of what was found the words that the task may hang on."""
-    return perhaps_the_task(found, fields)
-
-
-def dealt_out_of(found: Sequence[Artifact]) -> list[str]:
-    """Of what was found the signs that can be dealt out anew (`data.swap`)."""
-    return mere_signs(found)
+    return perhaps_the_task(found.features, fields)

@@ -19,6 +19,8 @@ class Findings:
     relations: Sequence[Relation]
     strong: Sequence[Artifact]
     allowed: tuple[str, ...]  # words that the task may hang on
+    few: str | None = None  # what is said of rows with few texts, of which nothing can be found
+    most_of_one: float = 1.0  # of the labels' entropy that a word of one label can explain
 
 
 def suggested(seen: Findings) -> dict[str, Any] | None:
@@ -56,14 +58,18 @@ def verdict(seen: Findings) -> str:
         count = f"{len(telling)} of {len(seen.relations)} measures of overlap, length and negation"
         found.append(f"{count} {'goes' if len(telling) == 1 else 'go'} with the label, first “{telling[0]}”")
     if not found:
-        return "No shortcut was found: nothing is to be corrected."
+        return seen.few or f"No shortcut was found: nothing is to be corrected. {_UNSEEN}"
     line = "; ".join(found)
-    line = f"{line[0].upper()}{line[1:]}."
+    line = f"{line[0].upper()}{line[1:]}.{f' {seen.few}' if seen.few else ''}"
+    line = " ".join([line, *_about_relations(seen)])
     if len(seen.fields) > 1:
-        return f"{line} {_CAREFUL}" if _relations(seen.strong) else line
+        many = not seen.strong and seen.most_of_one < 2 * Artifacts.share
+        return f"{line} {_too_many_labels(seen.most_of_one)}" if many else line
     if not seen.allowed:
         if seen.strong:
-            return f"{line} {_CAREFUL}" if _relations(seen.strong) else line
+            return line
+        if seen.most_of_one < 2 * Artifacts.share:
+            return f"{line} {_too_many_labels(seen.most_of_one)}"
         return (
             f"{line} But no single feature explains {_percent(Artifacts.share)} of the labels. With one field of text, "
             "many weak words are the task itself more likely than not: nothing is to be corrected."
@@ -78,6 +84,30 @@ _CAREFUL = (
     "What texts share, their lengths and negations may be the task itself: name in `relations` only what a label "
     "should not hang on. Half of it (`tau: 0.5`) is what did no harm on SNLI."
 )
+
+
+def _too_many_labels(most: float) -> str:
+    return (
+        f"With so many labels a word of one label alone explains {_percent(most)} of them at most, so that single "
+        f"features hardly reach the {_percent(Artifacts.share)} from which they are corrected for: look at the words, "
+        "and lower `share` of the bias model `artifacts` where they are shortcuts."
+    )
+
+
+_UNSEEN = "Capitals, kinds and numbers of spaces are not looked at."
+
+
+def _about_relations(seen: Findings) -> list[str]:
+    """What is to be known of relations that explain much: of those that are suggested, or of those that are not."""
+    if not (there := _relations(seen.strong)):
+        return []
+    if "relations" in (suggested(seen) or {}):
+        return [_CAREFUL]
+    told = f"{' and '.join(there)} {'is' if len(there) == 1 else 'are'}"
+    return [
+        f"{told[0].upper()}{told[1:]} not corrected for by the settings, which take words alone: what texts share, "
+        "their lengths and negations may be the task itself."
+    ]
 
 
 def _relations(found: Sequence[Artifact]) -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 from debias.audit.audit import Audit, block_as_yaml
 from debias.audit.comparing import OnlyHere
 from debias.audit.sureness import Interval
+from debias.config.words import visible
 
 SHOWN = 15
-# Control characters, and what turns the reading direction.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters
 
 
 def tables_of(audit: Audit) -> list[Any]:
@@ -93,7 +93,7 @@ def p_value(p: float) -> str:
 def _plain(text: str) -> Any:
     from rich.text import Text
 
-    return Text(_UNSEEN.sub("\ufffd", text))
+    return Text(_UNSEEN.sub("\ufffd", visible(text)))
 
 
 def _strong(audit: Audit) -> Any:
@@ -145,7 +145,7 @@ def _add(table: Any, cells: Sequence[str]) -> None:
 def _seen(text: str) -> str:
     from rich.markup import escape
 
-    return escape(_UNSEEN.sub("\ufffd", text))
+    return escape(_UNSEEN.sub("\ufffd", visible(text)))
 
 
 def _mark(one: Any) -> str:

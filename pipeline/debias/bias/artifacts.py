@@ -6,6 +6,7 @@ Shapes: N examples, M others, C labels, F fields, V words, K cells of a feature.
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -21,11 +22,11 @@ from debias.bias.base import (
     floored,
     folds_by_source,
     labels_of,
-    weights_of_repeats,
 )
-from debias.bias.features import KINDS, counted, relations, words_of
+from debias.bias.copies import weights_of_repeats
+from debias.bias.features import KINDS, counted, relations
 from debias.bias.lexical import check_words, fitted, probabilities
-from debias.config.words import TOKEN, is_sign
+from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, stands_apart, visible, words_of
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -63,12 +64,19 @@ def perhaps_the_task(found: Sequence[Artifact], fields: Sequence[str]) -> list[s
     return [one.word for one in found if one.word and any(sign.isalpha() for sign in one.word)]
 
 
-def mere_signs(found: Sequence[Artifact]) -> list[str]:
-    """Of the words those that are one run of signs, without letter, digit or mark: moved elsewhere, a text stays
-    whole.
+def mere_signs(found: Sequence[Artifact], examples: Sequence[Example]) -> list[str]:
+    """Of the words those that are one run of signs, without letter, digit or mark, and that mostly stand where they can
+    be taken out: moved elsewhere, a text stays whole. Inside words, numbers, links and markup they cannot.
     """
     words = [one.word for one in found if one.word]
-    return [word for word in words if TOKEN.fullmatch(word) and is_sign(word)]
+    signs = [word for word in words if TOKEN.fullmatch(word) and is_sign(word)]
+    places, apart = Counter[str](), Counter[str]()
+    for text in (text for one in examples if signs for text in one.texts):
+        if any(word in as_compared(text) for word in signs):
+            held, loose = held_and_loose(text)
+            places.update(as_compared(token[0]) for token in (*held, *loose))
+            apart.update(as_compared(token[0]) for token in loose if stands_apart(token))
+    return [word for word in signs if 2 * apart[word] > places[word]]
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,9 @@ class Artifacts(BiasModel):
         self._say_what_is_nowhere(examples, found)
         for one in found:
             may = ", which is allowed" if self._allows(one) else ""
-            logger.info("bias model artifacts: %s explains %.1f %% of the labels%s", one.name, 100 * one.explains, may)
+            logger.info(
+                "bias model artifacts: %s explains %.1f %% of the labels%s", visible(one.name), 100 * one.explains, may
+            )
         corrected = [one for one in found if not self._allows(one)]
         if not corrected:
             more = " more than what is allowed" if found else ""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from debias.config.words import key_of_text
 from debias.data.examples import Example, labels_of
 
 Floats = NDArray[np.float64]
@@ -82,7 +83,10 @@ class BiasModel:
     def digest(self, examples: Sequence[Example], labels: int, seed: int) -> str:
         """What its answers depend on, so that kept answers are known to be of this data and these settings."""
         extra = [getattr(example, name) for name in sorted(self.reads) for example in examples]
-        return digest_of(repr((self, extra) if extra else self), examples, labels, seed)
+        told: Any = (self, extra) if extra else self
+        if getattr(self, "folds", None) is not None and has_near_copies(examples):  # once they were parted by folds
+            told = (told, "near copies share a fold")
+        return digest_of(repr(told), examples, labels, seed)
 
     def fold_N(self, examples: Sequence[Example], seed: int, text_fields: Sequence[str] = ()) -> Ints | None:
         """The fold [N] in which it judges each example; None where it has no folds.
@@ -148,8 +152,21 @@ def rows_digest(examples: Sequence[Example]) -> str:
 
 
 def folds_of(examples: Sequence[Example], folds: int, seed: int) -> Ints:
-    """The fold [N] of each example: equal texts share one, or a model would judge what it was fitted on."""
-    return even_folds([example.texts or id_of_picture(example) for example in examples], folds, seed)
+    """The fold [N] of each example: equal texts share one, or a model would judge what it was fitted on; and so do
+    texts that are equal as words are compared.
+    """
+    return even_folds([keys_of(example.texts) or id_of_picture(example) for example in examples], folds, seed)
+
+
+def keys_of(texts: Sequence[str]) -> tuple[str, ...]:
+    """Texts by which copies are known, that differ in a space or a capital too (`key_of_text`)."""
+    return tuple(map(key_of_text, texts))
+
+
+def has_near_copies(examples: Sequence[Example]) -> bool:
+    """Whether some texts are others but for spaces, capitals or the form of characters."""
+    different = {example.texts for example in examples}
+    return len(set(map(keys_of, different))) < len(different)
 
 
 def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
@@ -158,7 +175,7 @@ def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
     A premise that has one hypothesis of each label says, once two are known, which the third must be: judged with the
     others in the fit, it is judged by what they are not. A field with few texts (an instruction) is no source.
     """
-    columns = [[example.texts[place] for example in examples] for place in range(len(examples[0].texts))]
+    columns = [[key_of_text(example.texts[place]) for example in examples] for place in range(len(examples[0].texts))]
     distinct = {len(set(column)): column for column in reversed(columns)}
     sources = [count for count in distinct if count >= len(examples) / _LARGEST_SOURCE]
     return even_folds(distinct[min(sources)], folds, seed) if sources else folds_of(examples, folds, seed)
@@ -166,43 +183,8 @@ def folds_by_source(examples: Sequence[Example], folds: int, seed: int) -> Ints:
 
 def has_few_texts(examples: Sequence[Example], place: int) -> bool:
     """Whether a field has so few texts that it is none of its own: an instruction, a topic."""
-    return len({example.texts[place] for example in examples}) < len(examples) / _LARGEST_SOURCE
-
-
-def weights_of_copies(examples: Sequence[Example], place: int | None = None) -> Floats | None:
-    """How much each row [N] counts where it is asked how sure something is; None where no two have the same texts.
-
-    `place`: what is asked is of one field alone, so that rows with the same text there are copies, whatever stands
-    beside it (one hypothesis beside many premises). A field with few texts (an instruction, a topic) has no copies.
-
-    Rows of m equal texts count 1 / (1 + (m - 1) r) each, r being how far the labels of equal texts agree beyond chance:
-    a text that was copied m times with its label is one row, labels that were given to equal texts one by one are m.
-    Kish, Survey Sampling, Wiley 1965 (the design effect of clusters).
-    """
-    texts: dict[tuple[str, ...], int] = {}
-    keys = (one.texts if place is None else (one.texts[place],) for one in examples)
-    text_N = np.array([texts.setdefault(key, len(texts)) for key in keys], dtype=np.int64)
-    if len(texts) == len(examples) or (place is not None and has_few_texts(examples, place)):
-        return None
-    label_N, size_T = labels_of(examples), np.bincount(text_N).astype(np.float64)
-    share_C = np.bincount(label_N) / len(label_N)
-    _, cell_N, count_K = np.unique(text_N * len(share_C) + label_N, return_inverse=True, return_counts=True)
-    agree_T = np.bincount(text_N, weights=count_K[cell_N.ravel()] - 1.0) / np.maximum(size_T * (size_T - 1), 1)
-    chance = float((share_C**2).sum())
-    agreed = (float(agree_T[size_T > 1].mean()) - chance) / max(1 - chance, 1e-12)
-    weight_N: Floats = 1 / (1 + (size_T[text_N] - 1) * min(1.0, max(0.0, agreed)))
-    return weight_N
-
-
-def weights_of_repeats(examples: Sequence[Example], places: Sequence[int]) -> Floats | None:
-    """The least that each row [N] counts as a copy, or as one of a text of any of these fields beside others."""
-    return least_of(weights_of_copies(examples), *(weights_of_copies(examples, place) for place in places))
-
-
-def least_of(*weights: Floats | None) -> Floats | None:
-    """The least that each row [N] counts by any of these; None for all alike."""
-    given = [weight_N for weight_N in weights if weight_N is not None]
-    return np.minimum.reduce(given) if given else None
+    different = {example.texts[place] for example in examples}
+    return len(set(map(key_of_text, different))) < len(examples) / _LARGEST_SOURCE
 
 
 def even_folds(contents: Sequence[Any], folds: int, seed: int) -> Ints:

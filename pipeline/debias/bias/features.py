@@ -3,7 +3,6 @@
 Shapes: N examples, F fields, V words and sequences of words, R relations.
 """
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import permutations
 from typing import Any
@@ -11,32 +10,15 @@ from typing import Any
 import numpy as np
 
 from debias.bias.base import Floats
-from debias.config.words import JOINED, MARKS, UNSPACED, UNSPACED_WITH_MARKS, as_compared
 
 Words = Sequence[Sequence[str]]  # the words [N] of each text
 
-# A run of letters with their marks or of punctuation ("!!" is one word), n't apart from what it negates; scripts that
-# put no spaces between words, sign by sign.
-_SIGN = rf"[{UNSPACED}][{MARKS}]*|(?=\w)[{UNSPACED_WITH_MARKS}][{JOINED}]*"
-_LETTER, _NOT = rf"[^\W{UNSPACED}{UNSPACED_WITH_MARKS}]", r"n['’]t\b"
-_LETTERS = rf"{_LETTER}+(?:[{JOINED}]+{_LETTER}*)*"
-_SIGNS = r"[^\w\s\x00-\x1f\x7f-\x9f]+"
-_WORD = re.compile(rf"{_SIGN}|{_LETTER}+?(?={_NOT})|{_NOT}|{_LETTERS}|{_SIGNS}")
-_ASCII_WORD = re.compile(rf"\w+?(?={_NOT})|{_NOT}|\w+|{_SIGNS}")  # the same of ASCII, in half the time
 NEGATIONS = frozenset(  # of English alone
     {"no", "not", "never", "nobody", "none", "nothing", "nowhere", "neither", "nor", "cannot", "without"}
     | {"n't", "n’t", "dont", "doesnt", "didnt", "isnt", "arent", "wasnt", "wont", "cant"}
 )
 KINDS = ("overlap", "length", "negation")  # of relations
 _LENGTHS_APART = 3.0  # logarithms of ratios beyond e^3 are one and the same
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in small letters, punctuation too; letters with accents in one character (NFC), and marks
-    with their letter. Texts are read as they are: only what is compared is changed.
-    """
-    compared = as_compared(text)
-    return (_ASCII_WORD if compared.isascii() else _WORD).findall(compared)
 
 
 def sequences(words: Sequence[str], longest: int) -> Iterator[str]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from debias.bias.base import BiasModel, Floats, Ints, check_folds, cross_fitted, folds_by_source, labels_of
 from debias.bias.calibration import out_of_fold
-from debias.bias.features import counted, relations, weighted, words_of
+from debias.bias.features import counted, relations, weighted
+from debias.config.words import words_of
 from debias.data.examples import Example
 
 

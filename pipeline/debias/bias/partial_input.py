@@ -19,6 +19,8 @@ from debias.bias.base import (
     digest_of,
     even_folds,
     folds_of,
+    has_near_copies,
+    keys_of,
     labels_of,
 )
 from debias.bias.calibration import out_of_fold
@@ -75,7 +77,7 @@ class PartialInput(BiasModel):
         """Examples of which it sees the same share a fold, or it would judge what it was fitted on."""
         if not text_fields:
             return folds_of(examples, self.folds, seed)
-        return even_folds(self._seen(examples, text_fields), self.folds, seed)
+        return even_folds([keys_of(seen) for seen in self._seen(examples, text_fields)], self.folds, seed)
 
     def _seen(self, examples: Sequence[Example], text_fields: Sequence[str]) -> list[tuple[str, ...]]:
         places = [list(text_fields).index(field) for field in self.fields]
@@ -83,7 +85,8 @@ class PartialInput(BiasModel):
 
     def digest(self, examples: Sequence[Example], labels: int, seed: int) -> str:
         """Not that of answers of versions whose folds went by all fields together."""
-        return digest_of(repr((self, "folds by what it sees")), examples, labels, seed)
+        near = ("near copies share a fold",) if has_near_copies(examples) else ()
+        return digest_of(repr((self, "folds by what it sees", *near)), examples, labels, seed)
 
 
 def _judged(texts: list[str], label_N: Ints, labels: int, fitted_on: Ints, judged: Ints) -> Floats:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _BEYOND = ((0x300, 0x1F000), (0xE0100, 0xE01F0))  # where marks are: below is Latin, behind are pictures
 
@@ -29,7 +29,63 @@ TOKEN = re.compile(rf"{WORD}|[^\w\s]+")  # what a swap deals out: a word, or a r
 # Scripts that put no spaces between words: of Chinese and Japanese, and of Thai, Lao, Burmese and Khmer.
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 UNSPACED_WITH_MARKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# A run of letters with their marks or of punctuation ("!!" is one word), n't apart from what it negates; scripts that
+# put no spaces between words, sign by sign.
+_ALONE = rf"[{UNSPACED}][{MARKS}]*|(?=\w)[{UNSPACED_WITH_MARKS}][{JOINED}]*"
+_ONE, _NOT = rf"[^\W{UNSPACED}{UNSPACED_WITH_MARKS}]", r"n['’]t\b"
+_LETTERS = rf"{_ONE}+(?:[{JOINED}]+{_ONE}*)*"
+_RUN = r"[^\w\s\x00-\x1f\x7f-\x9f]+"
+_COMPARED = re.compile(rf"{_ALONE}|{_ONE}+?(?={_NOT})|{_NOT}|{_LETTERS}|{_RUN}")
+_COMPARED_ASCII = re.compile(rf"\w+?(?={_NOT})|{_NOT}|\w+|{_RUN}")  # the same of ASCII, in half the time
+_LETTER = re.compile(r"\w")
 _UNSPACED_SIGN = re.compile(rf"[{UNSPACED}]|(?=\w)[{UNSPACED_WITH_MARKS}]")
+
+
+_MAY_BE_HELD = re.compile(r"\w[^\w\s]+\w|[^\w\s]\d")  # in most texts nothing is
+_OF_MARKUP = frozenset("<>/\\|=+@#$%&*\"'`^~_")
+_PAIRED = ("Ps", "Pe", "Pi", "Pf")  # brackets and quotation marks
+_UNSPACED_END = re.compile(rf"[{UNSPACED}{UNSPACED_WITH_MARKS}]")
+
+
+def held_and_loose(text: str) -> tuple[Sequence[re.Match[str]], Sequence[re.Match[str]]]:
+    """The tokens of a text that stand inside a word, a number or a link, and those that do not, from left to right.
+
+    A sign between two letters or digits is held (3.50, don't, t.co), and so is one before a number (-5, $20, .5), the
+    last one of U.S., and the words that these hold together. Beside a sign of a script that puts no spaces between
+    words none is.
+    """
+    tokens = list(TOKEN.finditer(text))
+    if not _MAY_BE_HELD.search(text):
+        return [], tokens
+    held = [False] * len(tokens)
+    for at, token in enumerate(tokens):
+        if _LETTER.match(text, token.start()):
+            continue
+        before = tokens[at - 1] if at and tokens[at - 1].end() == token.start() else None
+        after = tokens[at + 1] if at + 1 < len(tokens) and tokens[at + 1].start() == token.end() else None
+        if before and after:
+            inside = not any(_UNSPACED_END.match(text, place) for place in (token.start() - 1, token.end()))
+        elif after:
+            inside = text[token.end()].isdigit()
+        else:
+            inside = before is not None and held[at - 1] and len(before[0]) == 1 and tokens[at - 2][0] == token[0]
+        if inside:
+            held[at] = True
+            held[at - 1] = held[at - 1] or before is not None
+            if after:
+                held[at + 1] = True
+    both = [[token for token, inside in zip(tokens, held, strict=True) if inside is kind] for kind in (True, False)]
+    return both[0], both[1]
+
+
+def stands_apart(token: re.Match[str]) -> bool:
+    """Whether a sign stands between spaces, or at a word as signs of sentences and pictures do: none of markup, links,
+    names and amounts (<p>, #ad, @home, $), and no bracket or quotation mark, which has another one.
+    """
+    text, (start, end) = token.string, token.span()
+    if not text[start - 1 : start].strip() and not text[end : end + 1].strip():
+        return True
+    return not any(sign in _OF_MARKUP or unicodedata.category(sign) in _PAIRED for sign in token[0])
 
 
 def as_compared(text: str) -> str:
@@ -38,6 +94,34 @@ def as_compared(text: str) -> str:
     """
     lower = text.lower()
     return lower if lower.isascii() else unicodedata.normalize("NFC", lower)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in small letters, punctuation too; letters with accents in one character (NFC), and marks
+    with their letter. Texts are read as they are: only what is compared is changed.
+    """
+    compared = as_compared(text)
+    return (_COMPARED_ASCII if compared.isascii() else _COMPARED).findall(compared)
+
+
+def key_of_text(text: str) -> str:
+    """The words of a text, by which copies are known: those that differ in spaces, in capitals or in the form of their
+    characters (full width, a ligature, an ellipsis for three points; NFKC) are one text.
+    """
+    return " ".join(words_of(text if text.isascii() else unicodedata.normalize("NFKC", text)))
+
+
+_UNSEEN = re.compile("[\u00ad\u180e\u200b\u200e\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
+
+
+def visible(text: str) -> str:
+    """A text in which characters that take no place, or turn the direction, are named: U+200B."""
+    return _UNSEEN.sub(lambda sign: f"U+{ord(sign[0]):04X}", text)
+
+
+def escaped(quoted: str) -> str:
+    """As `visible`, inside double quotes of JSON and YAML, which read it as it was."""
+    return _UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", quoted)
 
 
 def is_sign(token: str) -> bool:

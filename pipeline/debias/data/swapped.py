@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from debias.config.data import DataConfig, Swap
-from debias.config.words import TOKEN, as_compared
+from debias.config.words import TOKEN, as_compared, held_and_loose
 from debias.data.examples import Example
 from debias.data.store import Notes, key_of
 from debias.data.tables import Examples, keep_examples
@@ -18,6 +18,7 @@ from debias.errors import InputError
 
 logger = logging.getLogger(__name__)
 Cue = tuple[int, str]  # in which text, and the token as it is compared
+SHOWN = 40  # characters of a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,9 @@ def swap(examples: Sequence[Example], data: DataConfig) -> Sequence[Example]:
     """Examples in which flagged tokens stand where they stand in other examples: then they say nothing of labels.
 
     Of the examples that are drawn (`probability`) each gives what it has of the flagged tokens to another one; a token
-    that was the first of its text comes first, any other last. Groups of a planted cue are forgotten: they would be
-    those of before. The same for the same arguments. InputError for pictures.
+    that was the first of its text comes first, any other last. What stands inside a word, a number or a link (the
+    points of 3.50 and of t.co) is none of them: it stays, and is counted. Groups of a planted cue are forgotten: they
+    would be those of before. The same for the same arguments. InputError for pictures.
     """
     assert data.swap is not None
     if data.pictures:
@@ -50,12 +52,20 @@ def swap(examples: Sequence[Example], data: DataConfig) -> Sequence[Example]:
     else:
         swapped = list(_swapped(examples, data, notes))
     for token in _nowhere(data.swap.tokens, notes["flagged"]):
-        logger.warning("data.swap.tokens: %r stands in no text", token)
+        but = " but inside words" if as_compared(token) in {held for held, *_ in notes["held"]} else ""
+        logger.warning("data.swap.tokens: %r stands in no text%s", token, but)
     if not notes["flagged"] and not data.swap.tokens:
         logger.warning("data.swap: no token gives labels away (spread above %g): nothing is swapped", data.swap.spread)
     for field, token, spread, count in notes["flagged"]:
         cue = (data.text_fields[field], token, spread, count)
         logger.info("data.swap: %s has %r, spread of log-odds %.2f, in %d examples", *cue)
+    for token, count, some in notes["held"]:
+        logger.warning(
+            "data.swap: %r stands %d times inside a word, a number or a link (%s), and is left alone there",
+            token,
+            count,
+            ", ".join(some),
+        )
     if notes["whole"]:
         logger.warning(
             "data.swap: %d of %d examples have a text that is nothing but such tokens, and stay as they are: there the"
@@ -69,14 +79,16 @@ def swap(examples: Sequence[Example], data: DataConfig) -> Sequence[Example]:
 def _swapped(examples: Sequence[Example], data: DataConfig, notes: Notes) -> Iterator[Example]:
     assert data.swap is not None
     found = flagged(examples, data.swap, len(data.labels))
+    cues = {one.cue for one in found}
+    cues |= {(field, as_compared(token)) for token in data.swap.tokens for field in range(len(data.text_fields))}
     notes["flagged"], notes["whole"] = [(*one.cue, one.spread, one.examples) for one in found], 0
+    notes["held"] = _held(examples, cues)
     if not found:
         yield from examples
         return
     draw, donor_N = np.random.default_rng(data.swap.seed), np.arange(len(examples))
-    cues = {one.cue for one in found}
     whole_N = np.fromiter((_is_cue(example.texts, cues) for example in examples), dtype=bool, count=len(examples))
-    notes["whole"] = int(whole_N.sum())
+    notes["whole"] = sum(_has_words(examples[int(at)].texts) for at in np.flatnonzero(whole_N))
     drawn = np.flatnonzero((draw.random(len(examples)) < data.swap.probability) & ~whole_N)
     taking_N = np.zeros(len(examples), dtype=bool)
     taking_N[drawn], donor_N[drawn] = True, draw.permutation(drawn)
@@ -84,6 +96,23 @@ def _swapped(examples: Sequence[Example], data: DataConfig, notes: Notes) -> Ite
         texts = _as_in(example.texts, examples[int(donor_N[place])].texts, cues) if taking_N[place] else example.texts
         group = example.group if data.planted_bias is None else None
         yield dataclasses.replace(example, texts=texts, group=group)
+
+
+def _held(examples: Sequence[Example], cues: set[Cue]) -> list[tuple[str, int, list[str]]]:
+    """Of these tokens how often each stands inside a word, and some of these words, as they are written."""
+    count, some = Counter[str](), dict[str, list[str]]()
+    if not cues:
+        return []
+    for example in examples:
+        for field, text in enumerate(example.texts):
+            for match in held_and_loose(text)[0]:
+                if (field, token := as_compared(match.group())) in cues:
+                    count[token] += 1
+                    before, after = text[: match.start()].split(" ")[-1], text[match.end() :].split(" ")[0]
+                    word = f"{before}{match.group()}{after}"[:SHOWN]
+                    if word not in (seen := some.setdefault(token, [])) and len(seen) < 3:
+                        seen.append(word)
+    return [(token, times, some[token]) for token, times in sorted(count.items())]
 
 
 def flagged(examples: Sequence[Example], settings: Swap, labels: int) -> list[Flagged]:
@@ -107,8 +136,10 @@ def flagged(examples: Sequence[Example], settings: Swap, labels: int) -> list[Fl
         for label in range(labels):
             others = [fold for fold in range(settings.folds) if fold != out]
             have = sum(seen[cue, fold, label] for fold in others)
-            odds.append(math.log((have + 1) / (sum(size[fold, label] for fold in others) - have + 1)))
-        return max(odds) - min(odds)
+            there = sum(size[fold, label] for fold in others)
+            if there:  # a label that no example has says nothing of a token
+                odds.append(math.log((have + 1) / (there - have + 1)))
+        return max(odds, default=0.0) - min(odds, default=0.0)
 
     fewest = 1 if named else settings.min_share * len(examples)
     frequent = [cue for cue, count in often.items() if count >= fewest]
@@ -123,15 +154,22 @@ def _nowhere(tokens: Sequence[str], found: Sequence[Sequence[Any]]) -> list[str]
 
 
 def _cues(texts: Sequence[str]) -> set[Cue]:
-    return {(field, as_compared(token)) for field, text in enumerate(texts) for token in TOKEN.findall(text)}
+    return {
+        (field, as_compared(match.group())) for field, text in enumerate(texts) for match in held_and_loose(text)[1]
+    }
 
 
 def _is_cue(texts: Sequence[str], cues: set[Cue]) -> bool:
     """Whether one of the texts is made of flagged tokens alone: without them it would be empty, as no text may be."""
     return any(
-        all((field, as_compared(match.group())) in cues for match in TOKEN.finditer(text))
-        for field, text in enumerate(texts)
+        all((field, as_compared(match.group())) in cues for match in loose) and not held
+        for field, (held, loose) in enumerate(map(held_and_loose, texts))
     )
+
+
+def _has_words(texts: Sequence[str]) -> bool:
+    """Whether each of the texts has a token."""
+    return all(TOKEN.search(text) for text in texts)
 
 
 def _as_in(texts: Sequence[str], donor: Sequence[str], cues: set[Cue]) -> tuple[str, ...]:
@@ -143,7 +181,7 @@ def _as_in(texts: Sequence[str], donor: Sequence[str], cues: set[Cue]) -> tuple[
 
 
 def _without(text: str, field: int, cues: set[Cue]) -> str:
-    spans = [match.span() for match in TOKEN.finditer(text) if (field, as_compared(match.group())) in cues]
+    spans = [match.span() for match in held_and_loose(text)[1] if (field, as_compared(match.group())) in cues]
     for start, end in reversed(spans):
         before, after = text[:start].rstrip(), text[end:]
         text = before + after if before else after.lstrip()
@@ -151,8 +189,9 @@ def _without(text: str, field: int, cues: set[Cue]) -> str:
 
 
 def _with(text: str, donor: str, field: int, cues: set[Cue]) -> str:
-    tokens: list[str] = TOKEN.findall(donor)
-    there = [(place, token) for place, token in enumerate(tokens) if (field, as_compared(token)) in cues]
-    first = [token for place, token in there if place == 0]
-    last = [token for place, token in there if place > 0]
+    held, loose = held_and_loose(donor)
+    there = [match for match in loose if (field, as_compared(match.group())) in cues]
+    begins = min((match.start() for match in (*held[:1], *loose[:1])), default=0)
+    first = [match.group() for match in there if match.start() == begins]
+    last = [match.group() for match in there if match.start() > begins]
     return " ".join([*first, *([text] if text else []), *last])

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import yaml
 
-from debias.audit.first_rows import Found, allowed_of, artifacts_in, dealt_out_of
+from debias.audit.first_rows import Found, allowed_of, artifacts_in
 from debias.audit.guessing import Columns, Table, label_of, texts_of
 from debias.audit.labels import LabelColumn
 from debias.config.reading import parse, yaml_value
@@ -192,7 +192,7 @@ def _method_lines(wanted: Wanted, found: Found | None, where: str, out: Path) ->
     if found is None:
         rule = _yaml(wanted.method or "edge")
         return [f"method: {rule}  # debias methods lists them; erm is plain fine-tuning, the baseline"]
-    plain = " ".join(["bias_model=null loss=cross_entropy", *(["data.swap=null"] if dealt_out_of(found) else [])])
+    plain = " ".join(["bias_model=null loss=cross_entropy", *(["data.swap=null"] if found.signs else [])])
     return [
         "# The next three leave unlearned what single words give away.",
         "method: erm  # the rule; debias methods lists them",
@@ -204,10 +204,10 @@ def _method_lines(wanted: Wanted, found: Found | None, where: str, out: Path) ->
 
 def _artifact_lines(found: Found, where: str, allowed: Sequence[str]) -> list[str]:
     """The bias model `artifacts`, what it finds in the rows that were read, and what of it the task may hang on."""
-    told = [f"{one.name} explains {100 * one.explains:.1f} % of the labels" for one in found]
+    told = [f"{one.name} explains {100 * one.explains:.1f} % of the labels" for one in found.features]
     block = f"{{name: artifacts, allowed: {_yaml(list(allowed))}}}" if allowed else "{name: artifacts}"
     lines = [_comment(f"# Found in {where}: {one}.") for one in told]
-    if not found:
+    if not found.features:
         lines.append(f"# Nothing of the kind was found in {where}.")
     if allowed:
         lines.append("# Take out of `allowed` what a label should not hang on: the rest is left to the task.")
@@ -220,11 +220,11 @@ def _artifact_lines(found: Found, where: str, allowed: Sequence[str]) -> list[st
 
 def _swap_lines(found: Found | None) -> list[str]:
     """Signs that were found change places with those of other rows: then nothing is left to be corrected for them."""
-    if not (signs := dealt_out_of(found or [])):
+    if found is None or not found.signs:
         return []
     return [
         "  # Signs that change places with those of other rows; to be removed where a label may hang on them.",
-        f"  swap: {{tokens: {_yaml(signs)}}}",
+        f"  swap: {{tokens: {_yaml(list(found.signs))}}}",
     ]
 
 

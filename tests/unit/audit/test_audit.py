@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from debias.audit.audit import Audit, audit, block_as_yaml, copies_in
 from debias.audit.comparing import only_in_one
 from debias.audit.fields import kruskal, kruskal_of, related
 from debias.audit.reading import Dataset
 from debias.audit.sureness import adjusted, better_than, wilson
+from debias.audit.table import tables_of
 from debias.audit.words import log_odds_of, table_of, words_found
 from debias.config.data import DataConfig
 from debias.data import Example, generate, plant
@@ -86,7 +88,11 @@ def test_a_planted_cue_is_the_surest_word() -> None:
     assert one.bias_model == {"name": "artifacts"}
     assert one.dealt_out == ("!!",)
     assert one.as_dict()["settings"].endswith('\n# and below data, for signs: swap: {tokens: ["!!"]}')
-    assert "may be the task itself" in one.verdict
+    told = (
+        "not corrected for by the settings, which take words alone: what texts share, their lengths and negations may"
+    )
+    assert told in one.verdict  # and neither `relations` nor `tau`, which stand in no line below it
+    assert "tau" not in one.verdict
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,7 @@ def test_half_of_the_correction_is_suggested_for_all_but_single_words(block: dic
 def test_nothing_is_found_where_nothing_is(seed: int) -> None:
     one, _ = audit(pairs(300, seed))
     assert found(one) == NOTHING
-    assert one.verdict == "No shortcut was found: nothing is to be corrected."
+    assert one.verdict.startswith("No shortcut was found: nothing is to be corrected. Capitals")
     assert block_as_yaml(one.bias_model) == "# nothing is to be corrected"
 
 
@@ -189,7 +195,7 @@ def test_many_weak_words_of_one_field_are_not_corrected() -> None:
 
 
 def test_copies() -> None:
-    texts = [("a", 0), ("a", 0), ("b", 1), ("b", 0), ("b", 1), ("c", 1)]
+    texts = [("a", 0), ("A ", 0), ("b", 1), ("b", 0), (" b", 1), ("c", 1)]
     copies = copies_in([Example(str(i), (text,), label) for i, (text, label) in enumerate(texts)])
     assert (copies.repeated, copies.disputed) == (3, 3)
 
@@ -298,9 +304,12 @@ def single(count: int, seed: int, kind: str = "none") -> Dataset:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_copies_make_no_finding_surer(seed: int) -> None:
-    """100 texts with labels dealt out, ten times over: as little is found as in the 100 alone."""
+    """100 texts with labels dealt out, ten times over, with a space more or in capitals: as little is found as in the
+    100 alone.
+    """
     data = single(100, seed)
-    copied, counted = audit(replace(data, examples=[*data.examples] * 10))
+    near = [replace(one, texts=(f" {one.texts[0].upper()}",)) for one in data.examples] if seed else data.examples
+    copied, counted = audit(replace(data, examples=[*data.examples, *near] * 5))
     nothing, alone_once = audit(data)
     assert found(copied) == found(nothing) == NOTHING
     assert not copied.strong
@@ -382,3 +391,54 @@ def test_the_statistic_of_rows_that_count_is_that_of_as_many_rows() -> None:
     wanted = kruskal(np.repeat(value_N, times_N), np.repeat(label_N, times_N), 4)
     assert kruskal_of(value_N, label_N, 4, times_N.astype(float)) == pytest.approx(wanted, rel=1e-12)
     assert kruskal_of(np.full(40, 0.1), label_N, 4, draw.random(40)) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["overlap", "length"])
+def test_what_is_said_of_relations_goes_with_the_settings(kind: str) -> None:
+    one, _ = audit(pairs(kind=kind))
+    assert "name in `relations` only what a label should not hang on. Half of it (`tau: 0.5`)" in one.verdict
+
+
+def test_a_label_that_training_would_refuse_is_told() -> None:
+    data = pairs(kind="hypothesis")
+    rare = [*data.examples, Example("rare", ("w1 w2 w3 w4", "w5 w6"), 3)]
+    one, _ = audit(replace(data, labels=(*LABELS, "rare"), examples=rare))
+    (line,) = one.about_labels
+    assert line.startswith(
+        "label: 'rare', in 1 of 601 rows, lies in one fold alone: training with the bias model below"
+    )
+    assert audit(data)[0].about_labels == ()
+
+
+def test_of_few_texts_it_is_said_that_nothing_can_be_found() -> None:
+    """A column of letters that is taken for text, and is the label: no shortcut would be a lie."""
+    data = Dataset(
+        "few", ("text",), "label", ("no", "yes"), [Example(str(i), ("AB"[i % 2],), i % 2) for i in range(300)]
+    )
+    told = audit(data)[0].verdict
+    assert told.startswith("text: 2 different texts in 300 rows, each of which is judged by what never saw it")
+    assert "is right on 100.0 % of these rows (the most frequent label: 50.0 %)" in told
+    assert "No shortcut" not in told
+
+
+def test_signs_that_take_no_place_are_named() -> None:
+    data = single(400, 0)
+    cued = [replace(one, texts=(one.texts[0] + " ." + "\u200b" * one.label,)) for one in data.examples]
+    one, _ = audit(replace(data, examples=cued))
+    assert one.dealt_out == (".\u200b", ".")[: len(one.dealt_out)]
+    block = block_as_yaml(one.bias_model, one.dealt_out)
+    assert r'swap: {tokens: [".\u200b"' in block
+    assert yaml.safe_load(block.split("signs: ")[1])["swap"]["tokens"][0] == ".\u200b"
+    assert ".U+200B" in tables_of(one)[1].plain
+
+
+def test_with_very_many_labels_it_is_said_that_no_word_reaches_the_share() -> None:
+    """A cue of its own in every row of each of 50 labels: called the task, it would be the opposite of what is so."""
+    plain = single(600, 0).examples
+    cued = [replace(one, texts=(f"{one.texts[0]} zork{at % 50}q",), label=at % 50) for at, one in enumerate(plain)]
+    one, _ = audit(Dataset("many", ("text",), "label", tuple(f"c{at:02}" for at in range(50)), cued))
+    assert one.strong == ()
+    h = -(0.02 * math.log(0.02) + 0.98 * math.log(0.98)) / math.log(50)
+    assert f"With so many labels a word of one label alone explains {100 * h:.1f} % of them at most" in one.verdict
+    assert "task itself" not in one.verdict
+    assert "so many labels" not in audit(single(400, 0, "cue"))[0].verdict

@@ -10,7 +10,6 @@ import pytest
 from scipy import sparse
 
 from debias.bias.artifacts import Artifacts, edges_of, entropy_of, judged_by_pattern, surprise
-from debias.bias.base import weights_of_copies
 from debias.bias.features import KINDS
 from debias.bias.lexical import judged_out_of_fold
 from debias.building.facts import ask_bias_model
@@ -280,33 +279,6 @@ def test_what_is_allowed_leaves_room_for_the_rest() -> None:
     allowed = Artifacts(most=2, longest=1, allowed=tuple(one.word or "" for one in first))
     assert len(allowed.found(examples, 2, ("text",), 0)) == 3
     assert np.ptp(allowed.log_p(examples, 2, ("text",), 0)[:, 1]) > 0.1
-
-
-def rows(*cells: tuple[str, int]) -> list[Example]:
-    return [Example(str(at), (text,), label) for at, (text, label) in enumerate(cells)]
-
-
-def test_rows_of_equal_texts_count_as_many_as_their_labels_disagree() -> None:
-    """In plain loops; a copy with its label is none, and what was labelled one by one is as many rows."""
-    assert weights_of_copies(rows(("a", 0), ("b", 0), ("c", 1))) is None
-    copied = [*rows(("a", 0), ("b", 1)) * 4, *rows(("c", 0), ("d", 1))]
-    np.testing.assert_allclose(weights_of_copies(copied), [0.25] * 8 + [1, 1], rtol=1e-12)
-    chance = rows(*[("a", 0), ("a", 1)] * 50, *[("b", 1), ("b", 0)] * 50)
-    np.testing.assert_allclose(weights_of_copies(chance), [1.0] * 200, rtol=1e-12)
-    draw = np.random.default_rng(0)
-    drawn = [int(draw.integers(30)) for _ in range(90)]
-    ugly = rows(*[(f"t{text}", int(draw.random() < (0.7 if text % 2 else 0.1))) for text in drawn])
-    together = [[one.label for one in ugly if one.texts == (f"t{text}",)] for text in range(30)]
-    agree = []
-    for labels in [some for some in together if len(some) > 1]:
-        pairs = [a == b for i, a in enumerate(labels) for j, b in enumerate(labels) if i != j]
-        agree.append(sum(pairs) / len(pairs))
-    ones = sum(one.label for one in ugly) / 90
-    chance_of = ones**2 + (1 - ones) ** 2
-    beyond = min(1.0, max(0.0, (sum(agree) / len(agree) - chance_of) / (1 - chance_of)))
-    wanted = [1 / (1 + (len(together[int(one.texts[0][1:])]) - 1) * beyond) for one in ugly]
-    assert 0 < beyond < 1
-    np.testing.assert_allclose(weights_of_copies(ugly), wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("times", [1, 10])

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from debias.bias import BIAS_MODELS, ModelWeight, balanced_weight, confidence_weight, gce_weight, make_bias_model
-from debias.bias.base import FLOOR, BaseBiasModel, digest_of, floored, folds_by_source, folds_of
+from debias.bias.base import FLOOR, BaseBiasModel, digest_of, even_folds, floored, folds_by_source, folds_of
 from debias.bias.calibration import calibrate, log_softmax, temperature
 from debias.bias.degenerate import calibration_error, faults
-from debias.bias.features import relations, sequences, words_of
+from debias.bias.features import relations, sequences
+from debias.config.words import words_of
 from debias.data import Example
 from debias.readouts import Said
 
@@ -632,3 +633,23 @@ def test_forms_of_the_weight() -> None:
         weight_B = ModelWeight(form)(said, facts)
         assert not weight_B.requires_grad
         assert ((weight_B >= 0) & (weight_B < 1)).all()
+
+
+@pytest.mark.parametrize("name", ["lexical", "artifacts", "embedding", "partial_input", "groups"])
+def test_near_copies_share_a_fold_and_answers_of_before_are_not_theirs(name: str) -> None:
+    """Texts that differ in a space or a capital are one; data without such texts have the folds and the digest they
+    had, so that kept answers are not asked anew.
+    """
+    own = [Example(str(at), (f"The text {at}", f"of {at}"), at % 2, group="a") for at in range(60)]
+    near = [replace(one, texts=(f" {one.texts[0].upper()}", f"{one.texts[1]} ")) for one in own]
+    fields = ("text", "other")
+    model = BIAS_MODELS[name](**({"fields": ["other"]} if name == "partial_input" else {}))
+    fold_N = model.fold_N([*own, *near], 3, fields)
+    assert fold_N[:60].tolist() == fold_N[60:].tolist()
+    before = even_folds([one.texts for one in own], model.folds, 3)
+    assert model.fold_N(own, 3, fields).tolist() == before.tolist()
+    told = model if name != "partial_input" else (model, "folds by what it sees")
+    told = (model, ["a"] * 60) if name == "groups" else told
+    assert model.digest(own, 2, 3) == digest_of(repr(told), own, 2, 3)
+    both = (model, ["a"] * 120) if name == "groups" else told
+    assert model.digest([*own, *near], 2, 3) != digest_of(repr(both), [*own, *near], 2, 3)

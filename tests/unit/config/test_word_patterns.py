@@ -6,10 +6,9 @@ import unicodedata
 import pytest
 
 from debias.bias.artifacts import Artifact, mere_signs
-from debias.bias.features import words_of
 from debias.bias.partial_input import word_classifier
-from debias.config.words import TOKEN, as_compared, is_sign, words_in
-from debias.data import generate
+from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, key_of_text, words_in, words_of
+from debias.data import Example, generate
 from debias_eval.reading.clusters import _any_of, _skeleton
 
 BEFORE = re.compile(r"\w+|[^\w\s]+")
@@ -48,12 +47,66 @@ def test_every_mark_is_of_the_letter_before_it() -> None:
 def test_what_holds_a_mark_is_no_sign() -> None:
     told = {"!!": True, "।": True, "❤️": True, "$": True, "ी।": False, "़ी।": False, "\u0301": False, "\u200d": False}
     assert {token: is_sign(token) for token in told} == told
-    assert mere_signs([Artifact("", 0.5, None, word=word) for word in (*told, "a", "! ?", "3")]) == [
-        "!!",
-        "।",
-        "❤️",
-        "$",
-    ]
+    words = [Artifact("", 0.5, None, word=word) for word in (*told, "a", "! ?", "3")]
+    assert mere_signs(words, [Example("0", (" ".join(told), "a 3"), 0)]) == ["!!", "।", "❤️", "$"]
+
+
+@pytest.mark.parametrize(
+    ("sign", "texts", "advised"),
+    [
+        (".", ["it is .", "so it is. 2.5 %"], True),
+        (".", ["it is .", "3.50 or 2.5"], False),  # mostly inside words
+        ("://", ["http://t.co/x see"], False),
+        ("<", ["<p>well</p>"], False),
+        ("#", ["one #ad", "two #ad # three"], False),
+        ("##", ["one ##", "## two"], True),
+        ("(", ["it (is)"], False),
+        ("¿", ["¿Qué?"], True),
+        ("。", ["好。我", "好。"], True),
+        ("🔥", ["so🔥", "🔥it"], True),
+        ("!!", ["nowhere"], False),
+    ],
+)
+def test_signs_are_to_be_swapped_where_texts_stay_whole_without_them(
+    sign: str, texts: list[str], advised: bool
+) -> None:
+    examples = [Example(str(at), (text,), 0) for at, text in enumerate(texts)]
+    assert mere_signs([Artifact("", 0.5, None, word=sign)], examples) == [sign] * advised
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("it costs 3.50 dollars . 2.5 %", ["3", ".", "50", "2", ".", "5"]),
+        ("The U.S. economy, e.g. here.", ["U", ".", "S", ".", "e", ".", "g", "."]),
+        ("don't, well-known!", ["don", "'", "t", "well", "-", "known"]),
+        ("see http://t.co/x.", ["http", "://", "t", ".", "co", "/", "x"]),
+        ("mail a.b@c.com .", ["a", ".", "b", "@", "c", ".", "com"]),
+        ("-5 or .5 or $20", ["-", "5", ".", "5", "$", "20"]),
+        ("it is. So !! it (really) is !!", []),
+        ("很好。我 ไม่ดี!ดี", []),
+        ("बोली। वह", []),
+        ("", []),
+    ],
+)
+def test_what_stands_inside_a_word_is_held(text: str, held: list[str]) -> None:
+    inside, loose = held_and_loose(text)
+    assert [match.group() for match in inside] == held
+    both = sorted([*inside, *loose], key=lambda match: match.start())
+    assert [match.span() for match in both] == [match.span() for match in TOKEN.finditer(text)]
+
+
+@pytest.mark.parametrize(
+    "near",
+    [
+        "a Good film, it costs 3 ... really!",
+        " A good  film , it costs 3…really! ",
+        "A GOOD FILM, it costs\u00a0\uff13... really\uff01\n",
+    ],
+)
+def test_texts_that_differ_in_spaces_capitals_and_forms_are_one(near: str) -> None:
+    assert key_of_text(near) == key_of_text("a good film, it costs 3... really!")
+    assert key_of_text(near) != key_of_text("a good film, it costs 3... really?")
 
 
 def test_words_of_a_part_and_of_clusters_are_whole() -> None:

@@ -149,6 +149,34 @@ def test_data_without_such_texts_are_dealt_out_as_ever() -> None:
         assert [has(one, field, token) for one in done] == [has(examples[at], field, token) for at in donor_N]
 
 
+@pytest.mark.parametrize("tokens", [(), (".",)])
+def test_what_stands_inside_words_stays_and_is_counted(
+    tokens: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ends of sentences change places; numbers, abbreviations and links are what they were."""
+    caplog.set_level(logging.INFO, "debias")
+    inside = ["3.50", "U.S. Army", "t.co/x", "none"]
+    examples = [
+        Example(str(at), (f"{inside[at // 2 % 4]} it is {at}", "x" + " ." * (at % 2)), at % 2) for at in range(400)
+    ]
+    examples = [Example(one.id, (one.texts[0] + one.texts[1][1:], "x"), one.label) for one in examples]
+    done = swap(examples, settings(tokens=list(tokens)))
+    assert [one.texts[0].removesuffix(" .") for one in done] == [one.texts[0].removesuffix(" .") for one in examples]
+    assert sum(has(one, 0, ".") for one in done) == 200
+    assert 0.3 < np.mean([has(one, 0, ".") for one in done if not one.label]) < 0.7
+    assert "text has '.', spread of log-odds" in caplog.text
+    assert "in 200 examples" in caplog.text
+    assert "data.swap: '.' stands 400 times inside a word, a number or a link (3.50, U.S., t.co/x)" in caplog.text
+
+
+def test_a_sign_that_stands_inside_words_alone_is_not_swapped_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    examples = [Example(str(at), (f"well-known {at}", " "), at % 2) for at in range(40)]
+    assert list(swap(examples, settings(tokens=["-", "!"]))) == examples
+    assert "data.swap.tokens: '-' stands in no text but inside words" in caplog.messages
+    assert "data.swap.tokens: '!' stands in no text" in caplog.messages
+    assert "nothing but such tokens" not in caplog.text  # a text of spaces
+
+
 def test_nothing_to_swap_is_said(caplog: pytest.LogCaptureFixture) -> None:
     examples = [Example(str(i), (f"thing {i}", "x"), i % 3) for i in range(90)]
     caplog.set_level(logging.WARNING, "debias")
