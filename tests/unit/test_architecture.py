@@ -5,6 +5,7 @@ import functools
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -423,3 +424,9 @@ def test_the_checker_sees_a_wrong_door() -> None:
     assert foreign_to("eval.harness", tree) == []
     with pytest.raises(CycleError):
         TopologicalSorter({**ROOMS, "eval.scores": ("eval.harness",)}).prepare()
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest collects one of them alone, and calls the other an error."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
