@@ -4,9 +4,12 @@ The golden row of both, by hand: gradients [3, -1] and [0, 2, -4]. Of a share of
 and of each tensor (0.8 and 1.2) one.
 """
 
+import itertools
 import math
 import random
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from gradient_checks import text_loss, weights_for
 from tiny_models import bert_lora, rows, text_batch
 from torch import nn
 
-from debias.engines import attach, attaching
+from debias.engines import attach
 from debias.masks import GMT, MASKS, SAFT, count_of, largest, make_mask
 from debias.methods import DiGraP, Edge, MainOnly
 from debias.penalties import PEGO
@@ -107,6 +110,49 @@ def test_the_largest_are_those_of_a_sort(dtype, kind, chunk, monkeypatch):
             got = list(largest(tensors, count))
             assert [one.reshape(-1).tolist() for one in got] == sorted_masks(lists, count)
             assert [one.shape for one in got] == [one.shape for one in tensors]
+
+
+class Thread:
+    """A rank that is a thread: what one of them counts, all of them learn."""
+
+    def __init__(self, rank, told, barrier):
+        self.rank, self._told, self._barrier = rank, told, barrier
+
+    def counts(self, own):
+        self._told[self.rank] = own
+        self._barrier.wait()
+        found = torch.stack(list(self._told))
+        self._barrier.wait()
+        return found
+
+
+def on_threads(world, of_rank):
+    """What `of_rank(ranks)` gives on each of so many ranks that wait for each other."""
+    told, barrier = [None] * world, threading.Barrier(world, timeout=20)
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(lambda rank: of_rank(Thread(rank, told, barrier)), range(world)))
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "equal", "close"])
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_ranks_with_pieces_get_the_pieces_of_the_masks(kind, scope):
+    """Cut anywhere, a rank may have nothing of a tensor, or of any; of equal elements the first ranks' come first."""
+    for seed, world in itertools.product(range(4), (1, 2, 3)):
+        lists = [*drawn(seed, kind), []]
+        generator = random.Random(seed)
+        cuts = [sorted(generator.choices(range(len(row) + 1), k=world - 1)) for row in lists]
+        cuts = [[0, *some, len(row)] for some, row in zip(cuts, lists, strict=True)]
+        mask = GMT(share=generator.choice([0.03, 0.2, 0.9]), scope=scope)
+
+        def pieces(ranks, lists=lists, cuts=cuts, mask=mask):
+            own = [row[ends[ranks.rank] : ends[ranks.rank + 1]] for row, ends in zip(lists, cuts, strict=True)]
+            return [one.tolist() for one in mask.chosen([torch.tensor(row) for row in own], ranks)]
+
+        found = [sum(parts, []) for parts in zip(*on_threads(world, pieces), strict=True)]
+        if scope == "model":
+            assert found == sorted_masks(lists, count_of(mask.share, 38))
+        else:
+            assert found == [sorted_masks([row], count_of(mask.share, len(row)))[0] if row else [] for row in lists]
 
 
 def test_a_single_element_is_always_taken_and_shares_are_counted_as_written():
@@ -394,7 +440,7 @@ class Wrapper:
         self.param_groups = optimizer.param_groups
 
 
-def test_what_cannot_have_it_is_refused_by_name(monkeypatch):
+def test_what_cannot_have_it_is_refused_by_name():
     model = bert_lora()
     named = [p for p in model.parameters() if p.requires_grad]
     for mask in (SAFT(), GMT(hold=True)):
@@ -406,14 +452,6 @@ def test_what_cannot_have_it_is_refused_by_name(monkeypatch):
     two_modes.eval = lambda: None
     with pytest.raises(ValueError, match=r"gradient_mask saft puts .* SGD moves weights outside of its steps too"):
         attach(model, two_modes, Edge(), gradient_mask=SAFT())
-    monkeypatch.setattr(attaching, "is_sharded", lambda model: True)
-    with pytest.raises(
-        ValueError, match="gradient_mask gmt chooses among whole gradients, and cannot have weights that FSDP"
-    ):
-        attach(model, None, Edge(), gradient_mask=GMT())
-    monkeypatch.setattr(attaching, "_is_engine", lambda model: True)
-    with pytest.raises(ValueError, match=r"gradient_mask saft chooses .* cannot have weights that DeepSpeed holds"):
-        attach(model, Edge(), gradient_mask=SAFT())
 
 
 def test_the_optimizer_is_left_as_it_was():

@@ -46,13 +46,11 @@ def _of_penalty(run: Any) -> Iterator[tuple[str, bool, str]]:
 
 
 def _of_projection(run: Any) -> Iterator[tuple[str, bool, str]]:
-    yield "deepspeed", run.deepspeed is not None, "it moves whole weights, and DeepSpeed holds them"
     free = run.optim.startswith("schedule_free")
     yield f"optim {run.optim}", free, "it moves the weights that train, and such a run is judged by others"
 
 
 def _of_mask(run: Any) -> Iterator[tuple[str, bool, str]]:
-    yield "deepspeed", run.deepspeed is not None, "it chooses among whole gradients, and DeepSpeed shards them"
     mask = blocks.make("gradient_mask", blocks.table_of("gradient_mask"), run.gradient_mask)
     moves = mask.holds and run.optim.startswith("schedule_free")
     yield f"optim {run.optim}", moves, "it puts elements back after each step, and that one moves weights elsewhere too"

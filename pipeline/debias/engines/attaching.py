@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import nn
 
-from debias.engines.element_mask import refuse_mask
 from debias.engines.parameters import Select, not_head
 from debias.engines.torch_engine import TorchHook, attach_model
-from debias.engines.weight_projection import refuse_projection
 from debias.engines.weight_term import refuse_penalty
 from debias.engines.wrapping import is_sharded
 from debias.masks import Mask
@@ -50,6 +48,8 @@ def attach(
     select: Select = ...,
     max_nonfinite_steps: int = ...,
     verify: bool = ...,
+    weight_projection: Projection | None = ...,
+    gradient_mask: Mask | None = ...,
 ) -> "ZeroHook": ...
 
 
@@ -84,13 +84,13 @@ def attach(
     `debias.sharpness.SAM()`, by which each micro-batch has a second pass, for which `backward` needs `again`.
     `weight_penalty`: such as `debias.penalties.PEGO()`, added once a step to the update. `gradient_mask`: such as
     `debias.masks.SAFT()`, which elements of it are left. `weight_projection`: such as `debias.projections.SPD()`, after
-    the optimizer's step, whoever calls it. All of these with whole weights alone. Raises ValueError when the rule would
-    act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where it is not
-    exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that is not supported. What is
-    done to the model afterwards and would leave the rule without its parameters (FSDP, an adapter) is a RuntimeError in
-    the next step. A rule that looks at how far the weights moved, and a projection, measure from here: to go on with an
-    earlier run load the weights, attach, and give the hook what its `state_dict()` was. Hooks on modules are called in
-    the passes of a comparison too; hooks on parameters are not.
+    the optimizer's step, whoever calls it. A penalty and `sharpness` with whole weights alone. Raises ValueError when
+    the rule would act on nothing, when the optimizer lacks a selected parameter, when `single_pass` is asked for where
+    it is not exact, for embeddings with sparse gradients, and for a wrapper or an engine's option that is not
+    supported. What is done to the model afterwards and would leave the rule without its parameters (FSDP, an adapter)
+    is a RuntimeError in the next step. A rule that looks at how far the weights moved, and a projection, measure from
+    here: to go on with an earlier run load the weights, attach, and give the hook what its `state_dict()` was. Hooks on
+    modules are called in the passes of a comparison too; hooks on parameters are not.
 
     fp16 with torch.amp.GradScaler has one exact order, in which the count takes the scale off before the rule looks:
     `hook.backward(scaler.scale(loss_B), weight_B, count=len(loss_B) * scaler.get_scale())`, `report = hook.step()`, and
@@ -98,8 +98,8 @@ def attach(
     for `max_nonfinite_steps`. `scaler.unscale_` before, and `scaler.step` after `combine()`, are a RuntimeError.
     """
     options: dict[str, Any] = {"select": select, "max_nonfinite_steps": max_nonfinite_steps, "verify": verify}
+    options |= {"weight_projection": weight_projection, "gradient_mask": gradient_mask}
     more: dict[str, Any] = {"sharpness": sharpness, "weight_penalty": weight_penalty}
-    more |= {"weight_projection": weight_projection, "gradient_mask": gradient_mask}
     if not _is_engine(model):
         if is_sharded(model):
             refuse_more("weights that FSDP shards", **more)
@@ -129,17 +129,9 @@ def _one_rule(*given: Any) -> Rule:
     return found[0]
 
 
-def refuse_more(
-    what: str,
-    sharpness: Sharpness | None,
-    weight_penalty: Penalty | None,
-    weight_projection: Projection | None,
-    gradient_mask: Mask | None,
-) -> None:
+def refuse_more(what: str, sharpness: Sharpness | None, weight_penalty: Penalty | None) -> None:
     """ValueError where a step has more than its rule, and `what` keeps what that needs whole."""
     refuse_penalty(weight_penalty, what)
-    refuse_projection(weight_projection, what)
-    refuse_mask(gradient_mask, what)
     if sharpness is not None:
         raise ValueError(
             f"attach: sharpness {sharpness.name} moves the weights within a step, and cannot move {what}; use one"

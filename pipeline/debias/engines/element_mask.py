@@ -1,15 +1,15 @@
 """Single elements of what trains, chosen by their gradients: the others get a gradient of zero, and may be held."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from debias.engines.rule_state import on_the_cpu
-from debias.engines.step_hooks import AroundSteps, inner
+from debias.engines.grounds import Ground, Stepped
+from debias.engines.step_hooks import AroundSteps
 from debias.masks import Mask
 
 logger = logging.getLogger(__name__)
@@ -17,27 +17,26 @@ logger = logging.getLogger(__name__)
 # In a saved state: how many steps were measured; by parameter the mask, eight elements a byte, or the sum until then.
 STEPS, CHOSEN, SUM = "mask_steps", "mask", "gradient_sum"
 
-Named = Mapping[str, nn.Parameter]
-
 
 class ElementMask:
-    """What a mask does to the update in `p.grad`, once a step, and what it keeps. Gradients are the same on every rank,
-    and so are masks. ValueError where it holds elements and there is no optimizer whose steps it can see.
+    """What a mask does to a step's update, and what it keeps. Where each rank has the whole gradients, they are the
+    same on every rank, and so are masks; elsewhere ranks have the pieces of one. ValueError where it holds elements and
+    there is no optimizer whose steps it can see.
     """
 
-    def __init__(self, model: nn.Module, mask: Mask, optimizer: Any) -> None:
+    def __init__(self, ground: Ground, mask: Mask) -> None:
         self.mask = mask
-        self._model = model
+        self._ground = ground
         self.measured = 0
         self.chosen: dict[str, Tensor] = {}  # of a mask that is chosen once
         self._sums: dict[str, Tensor] = {}
-        self._held: list[tuple[nn.Parameter, Tensor]] = []
-        self._before: list[Tensor] = []
+        self._held: dict[str, Tensor] = {}
+        self._before: list[tuple[Stepped, Tensor]] = []
         self._left = 0  # how often they are still put back in this step
-        self._optimizer = _followed(mask, optimizer) if mask.holds else None
         self._around: list[AroundSteps] = []
-        if self._optimizer is not None:
-            self._around.append(AroundSteps(self._optimizer, self._keep, self._put_back))
+        if mask.holds:
+            _check_followed(mask, ground.optimizer)
+            self._around.append(AroundSteps(ground.optimizer, self._keep, self._put_back))
 
     @property
     def remembers(self) -> str:
@@ -52,46 +51,55 @@ class ElementMask:
 
     def last_too(self) -> None:
         """Put elements back once more after what was hung on the optimizer since, which looks at a step as it is."""
-        if self._optimizer is not None:
-            self._around.append(AroundSteps(self._optimizer, None, self._put_back))
+        if self._around:
+            self._around.append(AroundSteps(self._ground.optimizer, None, self._put_back))
 
     @torch.no_grad()
-    def apply(self, trainable: Named) -> bool:
-        """Zero the gradient of what is not chosen; true where the step only measured, and nothing is to be trained."""
+    def apply(self, gradients: Mapping[str, Tensor | None], zeros: Callable[[str], Tensor], unit: float = 1.0) -> bool:
+        """Zero the gradient of what is not chosen; true where the step only measured, and nothing is to be trained.
+
+        `gradients`: of all that trains, this rank's parts, which are written to, None of what has none in this step:
+        then `zeros` of its shape count where elements are chosen for good. `unit`: by what gradients of several steps
+        are to be multiplied, a loss scale taken off. Collective where gradients are sharded.
+        """
         if self.measured < self.mask.measures:
-            self._measure(trainable)
+            self._measure({name: zeros(name) if one is None else one for name, one in gradients.items()}, unit)
             return True
-        used = {name: p for name, p in trainable.items() if p.grad is not None}
+        used = {name: one for name, one in gradients.items() if one is not None}
         if self.mask.measures:
-            self._check_known(trainable)
+            self._check_known(gradients)
+            self.chosen.update({name: self.chosen[name].to(one.device) for name, one in used.items()})
             masks = iter([self.chosen[name] for name in used])
         else:
-            masks = self.mask.chosen([_gradient(p) for p in used.values()])
-        held = []
-        for p, mask in zip(used.values(), masks, strict=True):
-            _gradient(p).masked_fill_(~mask, 0)
-            held += [(p, mask)] if self.mask.holds else []
-        self._held = held
+            masks = self.mask.chosen(list(used.values()), self._ground.ranks)
+        self._held = {}
+        for (name, gradient), mask in zip(used.items(), masks, strict=True):
+            gradient.masked_fill_(~mask, 0)
+            if self.mask.holds:
+                self._held[name] = mask
         return False
 
-    def _measure(self, trainable: Named) -> None:
+    def _measure(self, gradients: Mapping[str, Tensor], unit: float) -> None:
         self.measured += 1
         if self.mask.measures > 1:
-            for name, p in trainable.items():
-                gradient = _gradient(p)
-                wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-                self._sums[name] = wide.clone() if name not in self._sums else self._sums[name].add_(wide)
+            for name, gradient in gradients.items():
+                wide = torch.promote_types(gradient.dtype, torch.float32)
+                before = self._sums.get(name, torch.zeros_like(gradient, dtype=wide)).to(gradient.device)
+                self._sums[name] = before.add_(gradient, alpha=unit)
         if self.measured < self.mask.measures:
             return
-        found = [self._sums[name] if self._sums else _gradient(p) for name, p in trainable.items()]
-        self.chosen = dict(zip(trainable, self.mask.chosen(found), strict=True))
+        found = self._sums or gradients
+        masks = self.mask.chosen([found[name] for name in gradients], self._ground.ranks)
+        self.chosen = dict(zip(gradients, masks, strict=True))
         self._sums = {}
-        sizes = [int(mask.sum()) for mask in self.chosen.values()]
-        whole = sum(mask.numel() for mask in self.chosen.values())
-        told = f"{sum(sizes):,} of {whole:,} elements, in {sum(map(bool, sizes))} of {len(sizes)} tensors"
+        sizes = torch.tensor([[int(mask.sum()), mask.numel()] for mask in self.chosen.values()])
+        if self._ground.ranks is not None:
+            sizes = self._ground.ranks.counts(sizes).sum(0)
+        (some, whole), tensors = sizes.sum(0).tolist(), int((sizes[:, 0] > 0).sum())
+        told = f"{some:,} of {whole:,} elements, in {tensors} of {len(sizes)} tensors"
         logger.info("gradient_mask %s: %s train from here on", self.mask.name, told)
 
-    def _check_known(self, trainable: Named) -> None:
+    def _check_known(self, trainable: Iterable[str]) -> None:
         if new := [name for name in trainable if name not in self.chosen]:
             raise RuntimeError(
                 f"{new[0]} trains now and did not when gradient_mask {self.mask.name} chose its elements: call detach()"
@@ -101,24 +109,29 @@ class ElementMask:
     @torch.no_grad()
     def _keep(self, *_: Any) -> None:
         """Before the optimizer's step."""
-        self._before = [p.detach().clone() for p, _ in self._held]
+        held = [one for one in self._ground.stepping() if one.name in self._held]
+        self._before = [(one, one.weight.clone()) for one in held]
         self._left = len(self._around)
 
     @torch.no_grad()
     def _put_back(self, *_: Any) -> None:
         """After it."""
-        for (p, mask), before in zip(self._held, self._before, strict=True):
-            p.copy_(torch.where(mask, p, before))
+        for one, before in self._before:
+            mask = self._ground.where_stepped(one.name, self._held[one.name]).view_as(one.weight)
+            one.weight.copy_(torch.where(mask.to(one.weight.device), one.weight, before))
         self._left -= 1
         if not self._left:
             self._before = []
 
     def state(self, saved_name: Callable[[str], str]) -> dict[str, Tensor]:
-        """Of a mask that is chosen once, on the CPU; `saved_name`: a name without what a wrapper puts before it."""
+        """Of a mask that is chosen once, whole, on the CPU; `saved_name`: a name without what a wrapper puts before it.
+        Collective where gradients are sharded.
+        """
         if not self.mask.measures:
             return {}
-        packed = {f"{saved_name(name)}/{CHOSEN}": _packed(mask) for name, mask in self.chosen.items()}
-        sums = {f"{saved_name(name)}/{SUM}": on_the_cpu(one) for name, one in self._sums.items()}
+        whole = self._ground.gradients.whole
+        packed = {f"{saved_name(name)}/{CHOSEN}": _packed(mask) for name, mask in whole(self.chosen).items()}
+        sums = {f"{saved_name(name)}/{SUM}": one for name, one in whole(self._sums).items()}
         return {STEPS: torch.tensor(self.measured), **packed, **sums}
 
     def load(self, state: Mapping[str, Tensor], saved_name: Callable[[str], str]) -> dict[str, Tensor]:
@@ -129,55 +142,42 @@ class ElementMask:
             return dict(state)
         steps = int(state[STEPS]) if STEPS in state else 0
         kind = CHOSEN if steps >= self.mask.measures else SUM
-        known = {f"{saved_name(name)}/{kind}": (name, p) for name, p in self._model.named_parameters()} if steps else {}
+        shapes = self._ground.shapes() if steps else {}
+        known = {f"{saved_name(name)}/{kind}": (name, shape) for name, shape in shapes.items()}
         own = {key for key in state if key.endswith((f"/{CHOSEN}", f"/{SUM}"))}
-        trains = {key for key, (_, p) in known.items() if p.requires_grad}  # what was frozen since may be there, too
+        trains = {f"{saved_name(name)}/{kind}" for name in self._ground.trains()} if steps else set()
+        # What was frozen since may be there, too.
         if odd := sorted((own - known.keys()) | (trains - own) | ({STEPS} - state.keys())):
             where = "the saved state" if odd[0] in state else f"what gradient_mask {self.mask.name} keeps here"
             raise ValueError(f"load_state_dict: {odd[0]} is only in {where} ({len(odd)} tensors differ)")
-        for key, (name, p) in ((key, known[key]) for key in known if key in own):
+        self._sums, self.chosen = {}, {}
+        for key, (name, shape) in ((key, known[key]) for key in known if key in own):
             held = state[key]
-            if held.shape != ((p.numel() + 7) // 8,) if kind == CHOSEN else held.shape != p.shape:
-                raise ValueError(f"load_state_dict: {key} does not fit a parameter of shape {list(p.shape)}")
+            if held.shape != ((shape.numel() + 7) // 8,) if kind == CHOSEN else held.shape != shape:
+                raise ValueError(f"load_state_dict: {key} does not fit a parameter of shape {list(shape)}")
             if kind == CHOSEN:
-                self.chosen[name] = _unpacked(held, p)
+                self.chosen[name] = self._ground.gradients.part(name, _unpacked(held, shape))
             else:
-                self._sums[name] = held.to(p.device, copy=True)
+                self._sums[name] = self._ground.gradients.part(name, held).clone()
         self.measured = steps
         return {key: held for key, held in state.items() if key not in own and key != STEPS}
 
 
-def _gradient(p: nn.Parameter) -> Tensor:
-    """Of what had no part in the step it is zero."""
-    return torch.zeros_like(p) if p.grad is None else p.grad
-
-
 def _packed(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+    return torch.from_numpy(np.packbits(mask.bool().numpy()))
 
 
-def _unpacked(packed: Tensor, p: nn.Parameter) -> Tensor:
-    bits = np.unpackbits(packed.cpu().numpy(), count=p.numel())
-    return torch.from_numpy(bits).bool().view(p.shape).to(p.device)
+def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
+    bits = np.unpackbits(packed.cpu().numpy(), count=shape.numel())
+    return torch.from_numpy(bits).bool().view(shape)
 
 
-def _followed(mask: Mask, optimizer: Any) -> Any:
-    """The optimizer whose steps are seen, under whatever wraps it; ValueError where there is none."""
+def _check_followed(mask: Mask, optimizer: Any) -> None:
+    """ValueError where there is no optimizer, under whatever wraps it, whose steps are seen."""
     told = f"gradient_mask {mask.name} puts elements back after the optimizer's step"
-    optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"{told}, and needs one of torch.optim, or of a class of it; {type(optimizer).__name__} given")
     if callable(getattr(optimizer, "eval", None)):
         raise ValueError(
             f"{told}, and {type(optimizer).__name__} moves weights outside of its steps too; take another optimizer"
-        )
-    return optimizer
-
-
-def refuse_mask(mask: Mask | None, what: str) -> None:
-    """ValueError where there is a mask, and `what` keeps the gradients that it chooses among."""
-    if mask is not None:
-        raise ValueError(
-            f"gradient_mask {mask.name} chooses among whole gradients, and cannot have {what}; use one process or"
-            " DistributedDataParallel, or leave it out"
         )

@@ -133,8 +133,8 @@ class DebiasTrainer(EvaluatingTrainer):
         if self.sharpness is not None:
             refuse_second_pass(self.sharpness.name, self.model, deepspeed=self.is_deepspeed_enabled)
         if self.is_deepspeed_enabled:
-            refuse_more("weights that DeepSpeed holds", None, self.weight_penalty, None, self.gradient_mask)
-        check_projection(self.weight_projection, self.args.optim, deepspeed=self.is_deepspeed_enabled)
+            refuse_more("weights that DeepSpeed holds", None, self.weight_penalty)
+        check_projection(self.weight_projection, self.args.optim)
         if self.weight_penalty is not None:
             WeightTerm(self.model, self.weight_penalty)
         if self.loss.ahead:
@@ -327,14 +327,14 @@ class DebiasTrainer(EvaluatingTrainer):
             self._own_terms.end()
             self._own_terms = self._terms_of(model, self.sharpness)  # before the hook, whose way depends on them
             options: Any = {"select": self.select, "max_nonfinite_steps": self.max_nonfinite_steps}
-            options["verify"] = self.verify
+            options |= {"verify": self.verify, "weight_projection": self.weight_projection}
+            options["gradient_mask"] = self.gradient_mask
             if self.is_deepspeed_enabled:
                 self.hook = attach(model, self.rule, gradients=self.gradients, **options)
             else:
                 # The Trainer steps; a rule that remembers asks the optimizer for its learning rate, others follow it.
                 asked = self.rule.memory or self.weight_projection or self.gradient_mask
                 options |= {"sharpness": self.sharpness, "weight_penalty": self.weight_penalty}
-                options |= {"weight_projection": self.weight_projection, "gradient_mask": self.gradient_mask}
                 self.hook = attach(model, self.optimizer if asked else None, self.rule, self.gradients, **options)
             self.hook.skipped = self.step_counts.skipped
             if self._resumed_from is not None and self.hook.remembers:

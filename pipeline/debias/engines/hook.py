@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debias.engines.followers import Followers
 from debias.engines.parameters import strangers, whole_shape
 from debias.engines.rule_state import MEMORY, RuleState
 from debias.engines.step import StepReport
@@ -23,8 +24,16 @@ class Hook:
     at how far the weights moved since the hook was attached, goes on exactly from `state_dict`.
     """
 
-    def __init__(self, model: Any, state: RuleState, source: GradientSource, max_nonfinite_steps: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        state: RuleState,
+        source: GradientSource,
+        max_nonfinite_steps: int,
+        followers: Followers | None = None,
+    ) -> None:
         self.model = model
+        self._followers = followers or Followers()
         self.rule: Rule = state.rule
         self.state = state
         self.source = source
@@ -112,16 +121,19 @@ class Hook:
     @property
     def remembers(self) -> str:
         """The name of what goes on exactly from `state_dict` alone; empty where nothing does."""
-        return "" if self.rule.is_stateless else self.rule.name
+        return self._followers.remembers if self.rule.is_stateless else self.rule.name
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the rule keeps between steps, to be saved beside weights and optimizer: whole tensors on the CPU.
 
         The same on every rank, and for any number of ranks and any ZeRO stage to go on from. By parameter: `NAME/start`
         (the weights when the hook was attached), `NAME/moved_before`, `NAME/memory`, as far as the rule needs them;
-        beside them the counts `steps` and `skipped`. Collective under DeepSpeed.
+        beside them the counts `steps` and `skipped`. Of what trains also `NAME/held_at` of a `weight_projection`, and
+        of a `gradient_mask` that is chosen once `NAME/mask`, or `NAME/gradient_sum` until then. Collective under
+        DeepSpeed and FSDP.
         """
         state = {"steps": torch.tensor(self.state.steps), "skipped": torch.tensor(self.skipped)}
+        state |= self._followers.state(self._saved_name)
         for kind, part in self.state.parts().items():
             state |= {f"{self._saved_name(name)}/{kind}": whole for name, whole in self._whole(part).items()}
         return state | {f"{self._saved_name(name)}/{MEMORY}": t.cpu().clone() for name, t in self.state.memory.items()}
@@ -131,6 +143,9 @@ class Hook:
 
         Raises ValueError, naming the tensor, where the state is of another rule or of other parameters.
         """
+        state = self._followers.load(state, self._saved_name)
+        if self._followers.mask is not None:
+            self.measured = self._followers.mask.measured
         self._check_state(state)
         for kind, part in self.state.parts().items():
             for name, held in part.items():

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from debias.engines.followers import Followers
 from debias.engines.hook import Hook
 from debias.engines.parameters import check_optimizer
 from debias.engines.rule_state import RuleState
@@ -27,8 +28,9 @@ class LoopHook(Hook):
         *,
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
+        followers: Followers | None = None,
     ) -> None:
-        super().__init__(model, state, source, max_nonfinite_steps)
+        super().__init__(model, state, source, max_nonfinite_steps, followers)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self._known = _held_by(optimizer)
@@ -38,6 +40,7 @@ class LoopHook(Hook):
     def detach(self) -> None:
         """Leave model and optimizer as they were before `attach`."""
         self.source.detach()
+        self._followers.detach()
         for end in self._ends:
             end()
         self._ends = []

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from debias.engines.adapter_kinds import way_for
-from debias.engines.element_mask import ElementMask
+from debias.engines.followers import Followers
+from debias.engines.grounds import WholeGround
 from debias.engines.loop_hook import LoopHook
 from debias.engines.marks import Marks
 from debias.engines.parameters import (
@@ -30,7 +31,6 @@ from debias.engines.rule_state import RuleState, on_the_cpu, rescale
 from debias.engines.second_pass import SecondPass
 from debias.engines.stacks import Looked, blocks, groups_of_one_shape, stacked
 from debias.engines.step import GramSums, StepReport, raise_empty, raise_silent, report
-from debias.engines.weight_projection import ProjectedSteps
 from debias.engines.weight_term import WeightTerm
 from debias.engines.wrapping import (
     Guard,
@@ -73,13 +73,12 @@ class TorchHook(LoopHook):
         max_nonfinite_steps: int,
         sharpness: Sharpness | None = None,
         term: WeightTerm | None = None,
-        projected: ProjectedSteps | None = None,
-        mask: ElementMask | None = None,
+        followers: Followers | None = None,
     ) -> None:
         rates = functools.partial(learning_rates, optimizer, source.selected)
         state = RuleState(rule, source.selected, lambda: source.selected, rates)
         limits: Any = {"max_grad_norm": max_grad_norm, "max_nonfinite_steps": max_nonfinite_steps}
-        super().__init__(model, optimizer, state, source, **limits)
+        super().__init__(model, optimizer, state, source, **limits, followers=followers)
         # What trains, looked up once a step: a walk over thousands of modules takes 10 ms and more.
         self._trainable: dict[str, nn.Parameter] = {}
         self._frozen: dict[str, nn.Parameter] = {}
@@ -90,7 +89,7 @@ class TorchHook(LoopHook):
         self._ddp: DistributedDataParallel | None = None
         self._guards = [model.register_forward_pre_hook(Guard(self._meet_wrapper))]
         self._second = None if sharpness is None else SecondPass(model, sharpness)
-        self._term, self._mask, self._projected = term, mask, projected
+        self._term = term
         if (ddp := ddp_in(model)) is not None:
             self._join(ddp)
 
@@ -132,9 +131,10 @@ class TorchHook(LoopHook):
         sums = self._write_update(1.0 / count)
         if self._term is not None:
             self._term.add()
-        norm, measured = self._norm(), False
-        if self._mask is not None and math.isfinite(norm):  # of what is not finite nothing is chosen
-            measured = self._mask.apply(self._trainable)
+        norm, measured, mask = self._norm(), False, self._followers.mask
+        if mask is not None and math.isfinite(norm):  # of what is not finite nothing is chosen
+            gradients = {name: p.grad for name, p in self._trainable.items()}
+            measured = mask.apply(gradients, lambda name: torch.zeros_like(self._trainable[name]))
             norm = norm if measured else self._norm()
         return dataclasses.replace(report(sums, 1.0, count, grad_norm=norm), measured=measured)
 
@@ -150,37 +150,15 @@ class TorchHook(LoopHook):
         super().detach()
         for guard in self._guards:
             guard.remove()
-        for more in (self._second, self._projected, self._mask):
-            if more is not None:
-                more.detach()
+        if self._second is not None:
+            self._second.detach()
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = True
             self._ddp.require_forward_param_sync = True
 
-    @property
-    def remembers(self) -> str:
-        """See `Hook.remembers`."""
-        projected, of_mask = self._projected, "" if self._mask is None else self._mask.remembers
-        held = projected.projection.name if projected is not None and projected.keeps else ""
-        return super().remembers or of_mask or held
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """See `Hook.state_dict`; of what trains also `NAME/held_at` of a `weight_projection`, and of a `gradient_mask`
-        that is chosen once `NAME/mask`, or `NAME/gradient_sum` until then.
-        """
-        held = {} if self._projected is None else self._projected.state(self._saved_name)
-        masks = {} if self._mask is None else self._mask.state(self._saved_name)
-        return super().state_dict() | held | masks
-
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `Hook.load_state_dict`; of older versions, names may have what a wrapper puts before them."""
-        state = by_own_names(state, self.model)
-        if self._projected is not None:
-            state = self._projected.load(state, self._saved_name)
-        if self._mask is not None:
-            state = self._mask.load(state, self._saved_name)
-            self.measured = self._mask.measured
-        super().load_state_dict(state)
+        super().load_state_dict(by_own_names(state, self.model))
 
     def _reduce(self, trainable: Mapping[str, nn.Parameter]) -> float:
         """Sum gradients and counts over the ranks; returns the whole batch's count."""
@@ -378,10 +356,7 @@ def attach_model(
     source = make_source(way, model, selected, bias=rule.uses_bias, verify=verify, asked=gradients)
     if source.name == "shared_forward" or isinstance(source, Verified):  # which may come to it, and compares by it
         keep_buffers()
-    mask = None if gradient_mask is None else ElementMask(model, gradient_mask, optimizer)
-    projected = None if weight_projection is None else ProjectedSteps(model, optimizer, weight_projection)
-    if projected is not None and mask is not None:
-        mask.last_too()  # a step is what it leads to once elements are back; what is taken back of it moves them again
+    followers = Followers(lambda: WholeGround(model, optimizer), gradient_mask, weight_projection)
     follower = weight_projection or (gradient_mask if gradient_mask is not None and gradient_mask.holds else None)
     if follower is not None:
         say_unfollowed(optimizer, model, follower.name)
@@ -395,6 +370,5 @@ def attach_model(
         max_nonfinite_steps=max_nonfinite_steps,
         sharpness=sharpness,
         term=term,
-        projected=projected,
-        mask=mask,
+        followers=followers,
     )

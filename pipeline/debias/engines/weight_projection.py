@@ -7,34 +7,33 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from debias.engines.rule_state import on_the_cpu
-from debias.engines.step_hooks import AroundSteps, has_hooks, inner
+from debias.engines.grounds import Ground, Stepped
+from debias.engines.step_hooks import AroundSteps, has_hooks
 from debias.projections import Projection
 
 KEPT = "held_at"  # in what a hook saves: where a tensor is held
 
 
 class ProjectedSteps:
-    """The trainable parameters of an optimizer, where each is held, and what is taken back after each step.
+    """The weights that an optimizer steps on, where each is held, and what is taken back after each step.
 
-    Every rank has whole weights and the same gradients, and does the same. What was frozen at first and is thawed later
-    is held where it is at its first step. Raises ValueError, with its name, for an optimizer that cannot be followed.
+    Where ranks have pieces of a tensor, its sums are all ranks'. What was frozen at first and is thawed later is held
+    where it is at its first step. Raises ValueError, with its name, for an optimizer that cannot be followed.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any, projection: Projection) -> None:
+    def __init__(self, ground: Ground, projection: Projection) -> None:
         self.projection = projection
-        self._model = model
-        self._optimizer = inner(optimizer)
-        if reason := _refusal(optimizer, self._optimizer):
+        self._ground = ground
+        if reason := _refusal(ground.optimizer):
             raise ValueError(f"weight_projection {projection.name} {reason}")
-        self._names = {id(p): name for name, p in model.named_parameters()}
         self._held_at: dict[str, Tensor] = {}
-        self._waiting: list[tuple[Tensor, Tensor]] = []  # of this step: what moves, and what is to be known of it
-        for p in self._trainable():
-            self._hold(p)
-        self._around = AroundSteps(self._optimizer, self._before, self._after)
+        # Of this step: what moves, along which the gradient leads, and how far it was away.
+        self._waiting: list[tuple[Stepped, Tensor, Tensor]] = []
+        for name, weight in ground.held().items():
+            self._hold(name, weight)
+        self._around = AroundSteps(ground.optimizer, self._before, self._after)
 
     @property
     def keeps(self) -> bool:
@@ -46,38 +45,45 @@ class ProjectedSteps:
         self._around.remove()
 
     def state(self, saved: Callable[[str], str]) -> dict[str, Tensor]:
-        """Where each tensor is held, on the CPU; `saved`: a parameter's name without what a wrapper puts before it."""
-        return {f"{saved(name)}/{KEPT}": on_the_cpu(tensor) for name, tensor in self._held_at.items()}
+        """Where each tensor is held, whole, on the CPU; `saved`: a parameter's name without what a wrapper puts before
+        it. Collective where weights are sharded.
+        """
+        whole = self._ground.weights.whole(self._held_at) if self.keeps else {}
+        return {f"{saved(name)}/{KEPT}": tensor for name, tensor in whole.items()}
 
     def load(self, state: Mapping[str, Tensor], saved: Callable[[str], str]) -> dict[str, Tensor]:
         """Go on from `state`; returns what is not of it. ValueError where it is of other parameters."""
         own = {key: tensor for key, tensor in state.items() if key.endswith(f"/{KEPT}")}
         if not self.keeps:
             return dict(state)
-        parameters = {f"{saved(name)}/{KEPT}": (name, p) for name, p in self._model.named_parameters()}
+        parameters = {f"{saved(name)}/{KEPT}": (name, shape) for name, shape in self._ground.shapes().items()}
         missing = [f"{saved(name)}/{KEPT}" for name in self._held_at if f"{saved(name)}/{KEPT}" not in own]
         if odd := sorted(missing + [key for key in own if key not in parameters]):
             where = "what weight_projection keeps here" if odd[0] in missing else "the saved state"
             raise ValueError(f"load_state_dict: {odd[0]} is only in {where} ({len(odd)} tensors differ)")
         for key, tensor in own.items():
-            name, p = parameters[key]
-            if tensor.shape != p.shape:
-                raise ValueError(f"load_state_dict: {key} has shape {list(tensor.shape)}, {list(p.shape)} is wanted")
-            self._held_at[name] = tensor.to(p, copy=True)
+            name, shape = parameters[key]
+            if tensor.shape != shape:
+                raise ValueError(f"load_state_dict: {key} has shape {list(tensor.shape)}, {list(shape)} is wanted")
+            self._take(name, self._ground.weights.part(name, tensor))
         return {key: tensor for key, tensor in state.items() if key not in own}
 
-    def _trainable(self) -> list[Tensor]:
-        held = (p for group in self._optimizer.param_groups for p in group["params"])
-        return [p for p in held if p.requires_grad and id(p) in self._names]
+    def _take(self, name: str, part: Tensor) -> None:
+        """Hold it there; of what was not held yet (thawed since) it is brought to its weights at its first step."""
+        before = self._held_at.get(name)
+        if before is not None:
+            before.copy_(part.view_as(before))
+        elif part.numel():
+            self._held_at[name] = part.detach().clone()
 
-    def _hold(self, p: Tensor) -> None:
+    def _hold(self, name: str, weight: Tensor) -> None:
         if self.keeps:
-            self._held_at.setdefault(self._names[id(p)], p.detach().clone())
+            self._held_at.setdefault(name, weight.detach().clone())
 
-    def _moved(self, p: Tensor) -> Tensor:
+    def _moved(self, one: Stepped) -> Tensor:
         """The way from where it is held, in float32 or wider; for `zero` it may be the weights themselves."""
-        wide = p.detach().to(_wide(p))
-        return wide - self._held_at[self._names[id(p)]] if self.keeps else wide
+        wide = one.weight.to(_wide(one.weight))
+        return wide - self._held_at[one.name].to(one.weight) if self.keeps else wide
 
     @torch.no_grad()
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -88,47 +94,48 @@ class ProjectedSteps:
                 " was given a closure, which makes another; call it without"
             )
         self._waiting = []
-        for p in self._trainable():
-            if p.grad is not None:
-                self._hold(p)
-                self._waiting.append((p, self.projection.before(p.grad.to(_wide(p)), self._moved(p))))
+        for one in self._ground.stepping():
+            self._hold(one.name, one.weight)
+            moved = self._moved(one)
+            along = torch.dot(one.gradient.to(moved.dtype).flatten(), moved.flatten())
+            self._waiting.append((one, along, torch.linalg.vector_norm(moved)))
 
     @torch.no_grad()
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """After it."""
         waiting, self._waiting = self._waiting, []
-        for p, known in waiting:
-            moved = self._moved(p)
-            p.addcmul_(moved, self.projection.taken_back(known, moved), value=-1.0)
+        everywhere = self._everywhere(waiting) if self._ground.sharded else {}
+        for one, along, before in waiting:
+            moved = self._moved(one)
+            numbers = everywhere[one.name] if everywhere else (along, before, torch.linalg.vector_norm(moved))
+            one.weight.addcmul_(moved, self.projection.taken_back(*numbers).to(moved), value=-1.0)
+
+    def _everywhere(self, waiting: list[tuple[Stepped, Tensor, Tensor]]) -> dict[str, tuple[Tensor, ...]]:
+        """The same three numbers of whole tensors, float64. Collective: this rank may have no part of any."""
+        own = {}
+        for one, along, before in waiting:
+            after = torch.linalg.vector_norm(self._moved(one))
+            own[one.name] = torch.stack([along.double(), before.double().square(), after.double().square()])
+        summed = self._ground.summed(own, 3)
+        return {name: (summed[name][0], *summed[name][1:].sqrt()) for name in own}
 
 
-def check_projection(projection: Projection | None, optim: Any, *, deepspeed: bool) -> None:
+def check_projection(projection: Projection | None, optim: Any) -> None:
     """ValueError, before anything is trained, for what a run's weights cannot have."""
     name = str(getattr(optim, "value", optim))
     if projection is not None and name.startswith("schedule_free"):
         raise ValueError(f"weight_projection {projection.name} {SCHEDULE_FREE}; optim is {name!r}")
-    if deepspeed:
-        refuse_projection(projection, "weights that DeepSpeed holds")
-
-
-def refuse_projection(projection: Projection | None, what: str) -> None:
-    """ValueError where there is a projection, and `what` keeps the weights that it moves."""
-    if projection is not None:
-        raise ValueError(
-            f"weight_projection {projection.name} moves whole weights, and cannot have {what}; use one process or"
-            " DistributedDataParallel, or leave it out"
-        )
 
 
 SCHEDULE_FREE = "moves the weights that train, and a schedule-free optimizer is judged by others; take another one"
 
 
-def _refusal(given: Any, optimizer: Any) -> str | None:
+def _refusal(optimizer: Any) -> str | None:
     """Why an optimizer cannot be followed, None where it can."""
-    if given is None:
+    if optimizer is None:
         return "follows the optimizer's step; give attach the optimizer (None was given)"
     if not has_hooks(optimizer):
-        return f"follows the step of a torch.optim.Optimizer; {type(given).__name__} is none"
+        return f"follows the step of a torch.optim.Optimizer; {type(optimizer).__name__} is none"
     if isinstance(optimizer, torch.optim.LBFGS):
         return "follows a step by one gradient, and LBFGS takes several in a step; take another one"
     if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):

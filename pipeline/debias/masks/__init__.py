@@ -8,7 +8,7 @@ from typing import Any
 
 from debias.config.blocks import make
 from debias.masks.base import Mask
-from debias.masks.choosing import count_of, largest
+from debias.masks.choosing import Ranks, count_of, largest, largest_of_each
 from debias.masks.gmt import GMT
 from debias.masks.saft import SAFT
 
@@ -20,4 +20,4 @@ def make_mask(block: str | Mapping[str, Any] | None) -> Mask | None:
     return None if block is None else make("gradient_mask", MASKS, block)
 
 
-__all__ = ["GMT", "MASKS", "SAFT", "Mask", "count_of", "largest", "make_mask"]
+__all__ = ["GMT", "MASKS", "SAFT", "Mask", "Ranks", "count_of", "largest", "largest_of_each", "make_mask"]

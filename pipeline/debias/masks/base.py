@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from debias.masks.choosing import count_of, largest
+from debias.masks.choosing import Ranks, count_of, largest, largest_of_each
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,25 @@ class Mask:
         """Whether the other elements are put back after the optimizer's step, whatever it did to them."""
         return False
 
-    def chosen(self, gradients: Sequence[Tensor]) -> Iterator[Tensor]:
+    def chosen(self, gradients: Sequence[Tensor], ranks: Ranks | None = None) -> Iterator[Tensor]:
         """Of each gradient, in turn and before the next one is asked for, a mask that is true where an element is
-        among the largest. It hangs on their numbers alone (`largest`), and so is the same on all ranks.
+        among the largest. It hangs on their numbers alone (`largest`), and so is the same on all ranks; of gradients
+        that are dealt out over `ranks`, each of them gets its piece of each mask.
         """
-        whole = sum(gradient.numel() for gradient in gradients)
+        sizes = torch.tensor([gradient.numel() for gradient in gradients])
+        if ranks is not None:
+            sizes = ranks.counts(sizes).sum(0)
         if self.scope == "model":
-            yield from largest(gradients, count_of(self.share, whole)) if whole else ()
+            whole = int(sizes.sum())
+            yield from largest(gradients, count_of(self.share, whole), ranks) if whole else map(nowhere, gradients)
             return
-        for gradient in gradients:
-            if not gradient.numel():
-                yield torch.zeros_like(gradient, dtype=torch.bool)
-                continue
-            yield from largest([gradient], count_of(self.share, gradient.numel()))
+        some = [(gradient, size) for gradient, size in zip(gradients, sizes.tolist(), strict=True) if size]
+        counts = [count_of(self.share, size) for _, size in some]
+        masks = largest_of_each([gradient for gradient, _ in some], counts, ranks)
+        for gradient, size in zip(gradients, sizes.tolist(), strict=True):
+            yield next(masks) if size else nowhere(gradient)
+
+
+def nowhere(gradient: Tensor) -> Tensor:
+    """The mask that is true nowhere."""
+    return torch.zeros_like(gradient, dtype=torch.bool)

@@ -24,12 +24,8 @@ class Projection:
         if self.strength < 0:
             raise ValueError(f"strength is {self.strength:g}, expected 0 or more")
 
-    def before(self, gradient: Tensor, moved: Tensor) -> Tensor:
-        """What is to be known of a tensor when the optimizer has stepped: a few numbers of both, which are as it is
-        given them, in float32 or wider.
+    def taken_back(self, along: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """The share of its way that is taken back of a tensor, a scalar. All are scalars in float32 or wider: `along`,
+        the inner product of the gradient with the way before the step; the way's length `before` and `after` it.
         """
-        raise NotImplementedError
-
-    def taken_back(self, known: Tensor, moved: Tensor) -> Tensor:
-        """After the step, the share of `moved` that is taken back, a scalar."""
         raise NotImplementedError

@@ -46,13 +46,6 @@ class SPD(Projection):
 
     name: ClassVar[str] = "spd"
 
-    def before(self, gradient: Tensor, moved: Tensor) -> Tensor:
-        leads_back = torch.dot(gradient.flatten(), moved.flatten()) > 0
-        length = torch.linalg.vector_norm(moved)
-        return torch.stack([leads_back.to(length.dtype), length])
-
-    def taken_back(self, known: Tensor, moved: Tensor) -> Tensor:
-        leads_back, before = known
-        length = torch.linalg.vector_norm(moved)
-        grown = torch.where(length > 0, (length - before) / length, 0.0).clamp(0.0, 1.0)
-        return self.strength * leads_back * grown
+    def taken_back(self, along: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        grown = torch.where(after > 0, (after - before) / after, 0.0).clamp(0.0, 1.0)
+        return self.strength * (along > 0).to(after.dtype) * grown

@@ -49,7 +49,7 @@ def test_a_step_that_calls_the_step_above_it_is_one(plain_before):
     taken(hook, model)
     moved = {name: start[name] != p for name, p in model.named_parameters()}
     assert sum(int(one.sum()) for one in moved.values()) > 0
-    for name, chosen in hook._mask.chosen.items():
+    for name, chosen in hook._followers.mask.chosen.items():
         assert not (moved[name] & ~chosen).any(), name
 
 
@@ -74,7 +74,7 @@ def test_a_step_that_ended_in_an_error_does_not_hide_the_next():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     taken(hook, model, 2)
     for name, p in model.named_parameters():
-        assert torch.equal(before[name][~hook._mask.chosen[name]], p[~hook._mask.chosen[name]]), name
+        assert torch.equal(before[name][~hook._followers.mask.chosen[name]], p[~hook._followers.mask.chosen[name]]), name
 
 
 def test_what_is_taken_back_is_of_the_step_as_it_is_put_back():
@@ -143,7 +143,7 @@ def test_a_wrapper_that_is_an_optimizer_itself_is_the_one_that_is_followed():
     hook = attach(model, optimizer, MainOnly(), gradient_mask=SAFT(share=0.1))
     taken(hook, model)
     for name, p in model.named_parameters():
-        assert torch.equal(start[name][~hook._mask.chosen[name]], p[~hook._mask.chosen[name]]), name
+        assert torch.equal(start[name][~hook._followers.mask.chosen[name]], p[~hook._followers.mask.chosen[name]]), name
 
 
 def test_what_is_kept_of_weights_in_another_order_can_be_saved():
@@ -177,4 +177,4 @@ def test_a_layer_that_was_frozen_after_the_choice():
     other, again = hooked()
     other.second.requires_grad_(False)
     again.load_state_dict(hook.state_dict())
-    assert all(torch.equal(again._mask.chosen[name], chosen) for name, chosen in hook._mask.chosen.items())
+    assert all(torch.equal(again._followers.mask.chosen[name], chosen) for name, chosen in hook._followers.mask.chosen.items())

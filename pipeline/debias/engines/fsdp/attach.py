@@ -11,7 +11,9 @@ from debias.engines.fsdp.shards import refusal_of, reshard
 from debias.engines.parameters import Select, check_optimizer, elements, not_head, select_parameters
 from debias.engines.wrapping import refuse
 from debias.gradients import make_source
+from debias.masks import Mask
 from debias.methods import Rule
+from debias.projections import Projection
 
 # As far as the choice of a way goes, gradients that are sharded while whole weights come and go: ZeRO calls it 2.
 STAGE = 2
@@ -27,6 +29,8 @@ def attach_sharded(
     max_grad_norm: float | None = None,
     max_nonfinite_steps: int = 10,
     verify: bool = True,
+    weight_projection: Projection | None = None,
+    gradient_mask: Mask | None = None,
 ) -> FsdpHook:
     """`debias.attach` for a model that `torch.distributed.fsdp.fully_shard` was called on, and its optimizer after it.
 
@@ -43,6 +47,6 @@ def attach_sharded(
     way = way_for(gradients, model, selected) if rule.uses_bias else gradients
     options: Any = {"bias": rule.uses_bias, "stage": STAGE, "elements": (sizes[0], sizes[1]), "verify": verify}
     source = make_source(way, model, selected, asked=gradients, **options)
-    return FsdpHook(
-        model, optimizer, rule, source, max_grad_norm=max_grad_norm, max_nonfinite_steps=max_nonfinite_steps
-    )
+    limits: Any = {"max_grad_norm": max_grad_norm, "max_nonfinite_steps": max_nonfinite_steps}
+    more: Any = {"gradient_mask": gradient_mask, "weight_projection": weight_projection}
+    return FsdpHook(model, optimizer, rule, source, **limits, **more)

@@ -5,6 +5,8 @@ bias gradient is brought to the same rows, the row sums are made whole by one al
 `p.grad`, where the optimizer sees it.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from debias.engines.followers import Followers
+from debias.engines.fsdp.ground import FsdpGround
 from debias.engines.fsdp.shards import fsdp_modules, local, sync_each_pass, whole, whole_parameters
 from debias.engines.layout import ByRows
 from debias.engines.loop_hook import LoopHook
@@ -22,7 +26,9 @@ from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, raise_empty, raise_silent, report
 from debias.gradients import GradientSource, ProvenSharedForward, SinglePass, Verified
 from debias.gradients.trials import NOBODY, Watch, leaves_of, spared
+from debias.masks import Mask
 from debias.methods import Rule, Vector
+from debias.projections import Projection
 
 
 class FsdpHook(LoopHook):
@@ -41,6 +47,8 @@ class FsdpHook(LoopHook):
         *,
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
+        gradient_mask: Mask | None = None,
+        weight_projection: Projection | None = None,
     ) -> None:
         # Held from now on: between a forward and a backward pass the model holds whole parameters in their place.
         self._held = dict(model.named_parameters())
@@ -50,12 +58,17 @@ class FsdpHook(LoopHook):
         mesh = next(iter(self._trainable.values())).device_mesh
         shapes = {name: p.shape for name, p in combined.items()}
         self._world, self._group = mesh.size(), mesh.get_group()
-        self._layout = ByRows(shapes, mesh.get_local_rank(), self._world, self._group)
+        self._layout, of_all = (
+            ByRows(some, mesh.get_local_rank(), self._world, self._group)
+            for some in (shapes, {name: p.shape for name, p in self._trainable.items()})
+        )
         self._device = next(iter(self._trainable.values())).to_local().device
         self._plan = make_plan(self._layout, shapes, self._group, self._device)
         state = RuleState(rule, combined, self._weights, lambda: learning_rates(optimizer, source.selected))
         limits: Any = {"max_grad_norm": max_grad_norm, "max_nonfinite_steps": max_nonfinite_steps}
-        super().__init__(model, optimizer, state, source, **limits)
+        ground = functools.partial(FsdpGround, model, optimizer, self._trainable, of_all)
+        followers = Followers(ground, gradient_mask, weight_projection)
+        super().__init__(model, optimizer, state, source, **limits, followers=followers)
         self._marks = Marks(self._trainable)
         source.passes = self
         if isinstance(source, Verified | ProvenSharedForward):
@@ -128,7 +141,21 @@ class FsdpHook(LoopHook):
         if others:
             torch._foreach_mul_(others, factor[0])
         self.stops = done.extras[2] > 0
-        return report(done.sums, 1.0, done.extras[0], others=done.extras[1] * factor[0] ** 2)
+        return self._masked(report(done.sums, 1.0, done.extras[0], others=done.extras[1] * factor[0] ** 2))
+
+    def _masked(self, made: StepReport) -> StepReport:
+        """The report of a step whose update is left where a `gradient_mask` has it, if there is one. Collective."""
+        mask = self._followers.mask
+        if mask is None or not made.finite:  # of what is not finite nothing is chosen
+            return made
+        mains = self._mains()
+        rows = {name: mains.get(name) for name in self._trainable}
+        if mask.apply(rows, lambda name: torch.zeros_like(local(self._trainable[name]))):
+            return dataclasses.replace(made, measured=True)
+        squared = sum((main.double().square().sum() for main in mains.values()), torch.zeros((), dtype=torch.float64))
+        squared = squared.to(self._device)
+        dist.all_reduce(squared, group=self._group)
+        return dataclasses.replace(made, grad_norm=float(squared) ** 0.5)
 
     def _mains(self) -> dict[str, Tensor]:
         """This rank's rows of the main gradients that there are, flat, where the optimizer reads them."""

@@ -10,13 +10,17 @@ import torch.distributed as dist
 from torch import nn
 
 from debias.engines.adapter_kinds import way_for
+from debias.engines.followers import Followers
 from debias.engines.parameters import Select, elements, not_head, select_parameters, whole_shape
 from debias.engines.wrapping import refuse_sparse
+from debias.engines.zero.ground import ZeroGround
 from debias.engines.zero.homes import home_of
 from debias.engines.zero.hook import ZeroHook
 from debias.engines.zero.refusal import refusal_of
 from debias.gradients import GradientSource, make_source
+from debias.masks import Mask
 from debias.methods import Rule
+from debias.projections import Projection
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +38,14 @@ def attach_engine(
     select: Select = not_head,
     max_nonfinite_steps: int = 10,
     verify: bool = True,
+    weight_projection: Projection | None = None,
+    gradient_mask: Mask | None = None,
 ) -> ZeroHook:
     """`debias.attach` for a DeepSpeed engine; collective: every rank must call it with the same arguments.
 
     Raises ValueError, on every rank, for an engine option that is not supported, a selected parameter that the
-    optimizer lacks, `single_pass` where it is not exact, `shared_forward` at stage 3, or ranks that disagree.
+    optimizer lacks, `single_pass` where it is not exact, `shared_forward` at stage 3, a projection or a mask where a
+    part of the optimizer's state is offloaded, or ranks that disagree.
     """
     if reason := refusal_of(engine):
         raise ValueError(f"debias.attach: {reason}")
@@ -48,15 +55,28 @@ def attach_engine(
         raise ValueError(f"the rule would act on nothing: {len(selected)} trainable tensors without an element")
     if lost := _not_optimized(engine, selected):
         raise ValueError(f"{lost[0]} is trainable but not in the optimizer ({len(lost)} such parameters)")
-    _check_agreement(engine, rule, f"{gradients}, verify={verify}", selected)
+    refuse_partly_offloaded(engine, weight_projection or gradient_mask)
+    more = f"{gradients}, verify={verify}, {weight_projection}, {gradient_mask}"
+    _check_agreement(engine, rule, more, selected)
     _say_clipping(engine)
     source = _source(engine, rule, gradients, selected, verify)
     trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     try:
-        return ZeroHook(engine, rule, source, home_of(engine, trainable), max_nonfinite_steps=max_nonfinite_steps)
+        home = home_of(engine, trainable)
+        followers = Followers(lambda: ZeroGround(engine, home), gradient_mask, weight_projection)
+        limit = max_nonfinite_steps
+        return ZeroHook(engine, rule, source, home, max_nonfinite_steps=limit, followers=followers)
     except BaseException:
         source.detach()
         raise
+
+
+def refuse_partly_offloaded(engine: Any, follower: Projection | Mask | None) -> None:
+    """ValueError where something follows the optimizer's step, and DeepSpeed has two optimizers."""
+    if follower is not None and getattr(engine.optimizer, "backup_optimizer", None) is not None:
+        raise ValueError(
+            f"{follower.name} follows one optimizer, and offload_optimizer.ratio below 1 makes two; set it to 1.0"
+        )
 
 
 def _say_clipping(engine: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from debias.engines.layout import Chunked, Flat, Layout, Replicated, Span
 from debias.engines.parameters import whole_shape
+from debias.engines.step_hooks import inner
 
 Parameters = Mapping[str, nn.Parameter]
 
@@ -286,6 +287,23 @@ def at_boundary(engine: Any) -> Iterator[None]:
         engine._is_gradient_accumulation_boundary = before
         if hasattr(engine.optimizer, "set_gradient_accumulation_boundary"):
             engine.optimizer.set_gradient_accumulation_boundary(engine.is_gradient_accumulation_boundary())
+
+
+@contextmanager
+def left_out(engine: Any) -> Iterator[None]:
+    """Inside, a step of the engine is all but that of its optimizer: no weight moves, no moment, and no count."""
+    optimizer = inner(engine.optimizer)
+    had, before = "step" in vars(optimizer), optimizer.step
+    optimizer.step = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        if had:
+            optimizer.step = before
+        else:
+            del optimizer.step
+        if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
+            engine.optimizer._hp_optimizer_states_linked = False  # to a state that may not be there yet
 
 
 def rewind(engine: Any) -> Callable[[], None]:

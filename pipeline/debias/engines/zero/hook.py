@@ -5,6 +5,8 @@ owns. The bias gradient is brought into the same partition, the two are combined
 engine's overflow check, clipping and optimizer see it.
 """
 
+import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,12 +18,13 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import unregister_external_parameter
 from torch import Tensor
 
+from debias.engines.followers import Followers
 from debias.engines.hook import Hook
 from debias.engines.parameters import whole_shape
 from debias.engines.pieces import combine_pieces, make_plan
 from debias.engines.rule_state import RuleState
 from debias.engines.step import StepReport, check_skipped, raise_empty, raise_silent, report
-from debias.engines.zero.homes import Home, at_boundary, forget_fetch_order
+from debias.engines.zero.homes import Home, at_boundary, forget_fetch_order, left_out
 from debias.engines.zero.state import gathered, local_weights, masters_of
 from debias.engines.zero.trials import ZeroTrials
 from debias.gradients import GradientSource, ProvenSharedForward, SinglePass, Verified
@@ -38,12 +41,19 @@ class ZeroHook(Hook):
     """
 
     def __init__(
-        self, engine: Any, rule: Rule, source: GradientSource, home: Home, *, max_nonfinite_steps: int
+        self,
+        engine: Any,
+        rule: Rule,
+        source: GradientSource,
+        home: Home,
+        *,
+        max_nonfinite_steps: int,
+        followers: Followers | None = None,
     ) -> None:
         combined = {} if rule.is_plain else source.selected
         masters = functools.cache(lambda: masters_of(engine, home))
         state = RuleState(rule, combined, lambda: local_weights(engine, home, masters(), combined), home.rates)
-        super().__init__(engine, state, source, max_nonfinite_steps)
+        super().__init__(engine, state, source, max_nonfinite_steps, followers)
         self.engine = engine
         self.home = home
         self.trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
@@ -55,7 +65,7 @@ class ZeroHook(Hook):
         self._awaiting_step = False
         # Of the plain loss: where every micro-batch is full, the engine's gradient is the mean without a factor.
         self._nominal = 1.0 / (engine.train_micro_batch_size_per_gpu() * engine.gradient_accumulation_steps())
-        group = getattr(engine, "seq_data_parallel_group", None)
+        self._group = group = getattr(engine, "seq_data_parallel_group", None)
         self._world = dist.get_world_size(group)
         self._layout = home.layout(combined)
         self._combined = {name: whole_shape(p) for name, p in combined.items()}
@@ -92,6 +102,7 @@ class ZeroHook(Hook):
             undo()
         self._undo = []
         self.source.detach()
+        self._followers.detach()
         self._forget()
 
     # The passes of the gradient source: the engine's own backward, and where each one's result goes.
@@ -168,10 +179,24 @@ class ZeroHook(Hook):
         if self._takes:
             for name, gradient in local.items():
                 gradient.copy_(main[name])
+        squared = done.extras[1] * (factor[0] / loss_scale) ** 2
+        made = self._masked(report(done.sums, 1.0, done.extras[0], others=squared), local, 1.0 / loss_scale)
         self.home.written()
         self.stops = done.extras[2] > 0
-        squared = done.extras[1] * (factor[0] / loss_scale) ** 2
-        return report(done.sums, 1.0, done.extras[0], others=squared)
+        return made
+
+    def _masked(self, made: StepReport, local: Mapping[str, Tensor], unit: float) -> StepReport:
+        """The report of a step whose update is left where a `gradient_mask` has it, if there is one. Collective."""
+        mask = self._followers.mask
+        if mask is None or not made.finite:  # of what is not finite nothing is chosen
+            return made
+        of_none = torch.zeros(0, device=self.engine.device)
+        gradients: dict[str, Tensor | None] = {name: local.get(name, of_none) for name in self.trainable}
+        if mask.apply(gradients, lambda name: of_none, unit):
+            return dataclasses.replace(made, measured=True)
+        squared = torch.as_tensor(self._squared(list(local.values())), device=self.engine.device)
+        dist.all_reduce(squared, group=self._group)
+        return dataclasses.replace(made, grad_norm=float(squared) ** 0.5 * unit)
 
     def _vectors(self, main: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
         """This rank's pieces of what the rule looks at, in its order, each where main's piece lies."""
@@ -278,11 +303,15 @@ class ZeroHook(Hook):
         elif not self._awaiting_step:
             raise RuntimeError("step without a backward before it: there is no gradient to combine")
         skipped = self.engine.skipped_steps
-        result = self._step(*args, **kwargs)
+        measured = boundary and self.last is not None and self.last.measured
+        with left_out(self.engine) if measured else contextlib.nullcontext():
+            result = self._step(*args, **kwargs)
         self._awaiting_step = False
         if boundary:
+            self.measured += measured
             # The engine's own check may find an overflow in the update's narrower type where our sums had none.
-            self._settle(taken=self.last is not None and self.last.finite and self.engine.skipped_steps == skipped)
+            taken = self.last is not None and self.last.finite and self.engine.skipped_steps == skipped
+            self._settle(taken=taken and not measured)
             self._forget()
             self._count_skipped()
         return result

@@ -55,7 +55,7 @@ def masters_of(engine: Any, home: Home) -> list[Master]:
         return _copied(optimizer, names)
     groups = getattr(optimizer, "fp16_groups", None)
     if groups is None:  # a plain torch optimizer steps on the parameters themselves
-        return [Master(p.data, {name: (0, Piece(0, p.numel()))}) for name, p in trainable.items()]
+        return [Master(p, {name: (0, Piece(0, p.numel()))}) for name, p in trainable.items()]
     if hasattr(optimizer, "fp32_groups_flat"):
         return [_in_order(flat, group, names) for flat, group in zip(optimizer.fp32_groups_flat, groups, strict=True)]
     pairs = zip(groups, optimizer.fp32_groups, strict=True)
@@ -131,7 +131,7 @@ def gathered(
     """Whole float32 tensors, on every rank's CPU, of what lies in pieces as gradients do; collective."""
     group = getattr(engine, "seq_data_parallel_group", None)
     mine = {name: (layout.pieces[name], piece) for name, piece in pieces.items()}
-    return _joined(mine if layout.sharded or dist.get_rank(group) == 0 else {}, shapes, engine, torch.device("cpu"))
+    return joined(mine if layout.sharded or dist.get_rank(group) == 0 else {}, shapes, engine, torch.device("cpu"))
 
 
 def save_state(engine: Any, folder: Path, skipped: int) -> None:
@@ -247,10 +247,10 @@ def _whole(
     mine: dict[str, tuple[Piece, Tensor]] = {}
     for master in masters if sharded or dist.get_rank(group) == 0 else ():
         mine |= {name: (piece, view) for name, piece, view in master.views(flats[id(master.tensor)].data)}
-    return _joined(mine, {name: whole_shape(p) for name, p in trainable_of(engine).items()}, engine, device)
+    return joined(mine, {name: whole_shape(p) for name, p in trainable_of(engine).items()}, engine, device)
 
 
-def _joined(
+def joined(
     mine: Mapping[str, tuple[Piece, Tensor]], shapes: Mapping[str, torch.Size], engine: Any, device: torch.device
 ) -> dict[str, Tensor]:
     """Whole tensors of these shapes, each element from the one rank that has it in `mine`."""
