@@ -71,8 +71,9 @@ def test_every_shipped_configuration_trains_what_one_process_trains(place):
     assert summary["parameters"]["trainable"] < summary["parameters"]["all"]
 
 
-# The usual rule, and the one that keeps all that a rule can: memory, and where weights started and were, go on with
-# weights and moments.
+# The usual rule, and the one that keeps all that a rule can, beside all else that a run keeps: memory, where weights
+# started and were, where they are held, and which elements were chosen, go on with weights and moments.
+KEEPING = {"weight_projection": "spd", "gradient_mask": {"name": "saft", "share": 0.5}}
 GOING_ON = [EXAMPLES[0], max(EXAMPLES, key=lambda rule: (len(rule.looks_at), rule.memory))]
 
 
@@ -89,7 +90,8 @@ def test_a_run_goes_on_at_any_number_of_ranks(place):
         return GOING_ON if name in ("two", "two_to_two") else GOING_ON[1:]
 
     def whole(world, name):
-        return [settings(place, folder(r, name).name, world, method=settings_of(r), **saving) for r in rules(name)]
+        more = {rule: {"method": settings_of(rule), **({} if rule.is_stateless else KEEPING)} for rule in rules(name)}
+        return [settings(place, folder(r, name).name, world, **more[r], **saving) for r in rules(name)]
 
     def again(world, name, **changes):
         return [{**run, "resume": True, **changes} for run in whole(world, name)]

@@ -148,7 +148,7 @@ def test_ranks_with_pieces_get_the_pieces_of_the_masks(kind, scope):
             own = [row[ends[ranks.rank] : ends[ranks.rank + 1]] for row, ends in zip(lists, cuts, strict=True)]
             return [one.tolist() for one in mask.chosen([torch.tensor(row) for row in own], ranks)]
 
-        found = [sum(parts, []) for parts in zip(*on_threads(world, pieces), strict=True)]
+        found = [list(itertools.chain(*parts)) for parts in zip(*on_threads(world, pieces), strict=True)]
         if scope == "model":
             assert found == sorted_masks(lists, count_of(mask.share, 38))
         else:

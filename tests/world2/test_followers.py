@@ -4,6 +4,7 @@ Projections of weights, masks of elements, and both, on DeepSpeed's engines and 
 """
 
 import functools
+import itertools
 import os
 
 import pytest
@@ -184,14 +185,14 @@ def test_float32_weights_beside_a_model_in_bfloat16(kind):
             known.append(whole_weights(engine))
         assert same_on_all_ranks(known[-1])
         lengths = {name: [float((one[name] - began[name]).norm()) for one in known] for name in began}
-        still = [a == pytest.approx(b, rel=1e-4) for one in lengths.values() for a, b in zip(one[1:], one[2:])]
+        still = [a == pytest.approx(b, rel=1e-4) for one in lengths.values() for a, b in itertools.pairwise(one[1:])]
         assert 3 <= sum(still) < len(still)
 
 
 def test_a_part_of_the_offloaded_state_is_refused():
     with odd_engine(ds_config(3, zero={"offload_optimizer": {"device": "cpu"}}), adam) as engine:
         engine.optimizer.backup_optimizer = object()
-        with pytest.raises(ValueError, match=r"spd follows one optimizer, and offload_optimizer\.ratio below 1 makes two"):
+        with pytest.raises(ValueError, match=r"spd follows one optimizer, and offload_optimizer\.ratio below 1 makes"):
             attach(engine, Edge(), select=linear_only, weight_projection=SPD())
         del engine.optimizer.backup_optimizer
 

@@ -149,22 +149,24 @@ def memory_of(
     if moves:
         moments["backward"]["weights to put back"] = counts.bytes(trainable=True)
         moments["move"] = _move(counts, sum(_gradients(counts, spread, source)) if accumulated else 0)
+    start = _stepped(counts, spread) if held else 0
     if held is not None:
-        moments["projection"] = _projection(counts, _gradients(counts, spread, source)[0])
-        weights["weights at the start"] = counts.bytes(trainable=True) if held else 0
-    trained = counts.elements(trainable=True)
-    for moment in ("optimizer", "projection"):
-        if masked.held and moment in moments:
-            moments[moment]["weights to put back"] = counts.bytes(trainable=True)
+        moments["projection"] = _projection(counts, spread, _gradients(counts, spread, source)[0])
+    trained = counts.elements(trainable=True) // _shards(spread)
+    put_back = 0
+    if masked.held:
+        put_back = _stepped(counts, spread)
+        for moment in moments.keys() & {"optimizer", "projection"} if not spread.offload_optimizer else ():
+            moments[moment]["weights to put back"] = put_back
     if masked.summed:  # before there is a mask, or any state of the optimizer
         moments["backward"]["sums of gradients"] = max(0, 4 * trained - trained - state)
-    kept = _kept(counts, spread, looks_at)
+    kept, chosen = _kept(counts, spread, looks_at), trained if masked.chosen else 0
     if spread.offload_optimizer:
-        host, kept = host + kept, 0
+        host, kept, start, chosen = host + kept + start + chosen + put_back, 0, 0, 0
     host += more
     moment = max(moments, key=lambda name: sum(moments[name].values()))
-    parts = {**weights, "optimizer state": state, "rule's state": kept, **moments[moment]}
-    parts["gradient mask"] = trained if masked.chosen else 0
+    parts = {**weights, "weights at the start": start, "optimizer state": state, "rule's state": kept}
+    parts |= {**moments[moment], "gradient mask": chosen}
     if cuda:
         parts["CUDA context"] = CONTEXT_BYTES
         parts["fragmentation"] = round(FRAGMENTATION * sum(moments[moment].values()))
@@ -210,7 +212,7 @@ def _optimizer(counts: Counts, spread: Sharding, optim: str) -> tuple[int, int]:
     width = counts.bytes(trainable=True) / max(1, trained)
     if spread.stage is not None and (spread.stage > 0 or width < 4):
         each += 4
-    shards = spread.world if spread.stage else 1
+    shards = _shards(spread)
     state = round(each * trained / shards)
     paged = optim.startswith("paged_")
     return (0, state) if spread.offload_optimizer or paged else (state, 0)
@@ -242,11 +244,23 @@ def _move(counts: Counts, gradients: int) -> dict[str, int]:
     return {"gradients": gradients, "weights to put back": trained, "moves of weights": trained + 8 * largest}
 
 
-def _projection(counts: Counts, main: int) -> dict[str, int]:
+def _shards(spread: Sharding) -> int:
+    """On how many ranks an element of a sharded tensor is once."""
+    return spread.world if spread.stage else 1
+
+
+def _stepped(counts: Counts, spread: Sharding) -> int:
+    """A copy of what the optimizer steps on; under DeepSpeed that is this rank's piece, in float32."""
+    trained = counts.elements(trainable=True)
+    return counts.bytes(trainable=True) if spread.stage is None else 4 * (trained // _shards(spread))
+
+
+def _projection(counts: Counts, spread: Sharding, main: int) -> dict[str, int]:
     """Around the step, one tensor at a time, in float32: how far it has moved; of 16 bits itself and its gradient."""
+    narrow = 12 if spread.stage is None else 4
     trained = (size for size in counts.sizes if size.trainable)
-    largest = max((size.elements * (4 if size.bytes >= 4 * size.elements else 12) for size in trained), default=0)
-    return {"gradients": main, "moves of weights": largest}
+    largest = max((size.elements * (4 if size.bytes >= 4 * size.elements else narrow) for size in trained), default=0)
+    return {"gradients": main, "moves of weights": 0 if spread.offload_optimizer else largest // _shards(spread)}
 
 
 def _gradients(counts: Counts, spread: Sharding, source: str) -> tuple[int, int]:
@@ -257,7 +271,7 @@ def _gradients(counts: Counts, spread: Sharding, source: str) -> tuple[int, int]
         width = stored / max(1, trained)
         own = {"plain": 0.0, "single_pass": 4.0}.get(source, width)
         return stored, round(own * selected)
-    shards = spread.world if spread.stage else 1
+    shards = _shards(spread)
     whole = stored if spread.stage in (0, 1) else 0  # p.grad lives until the ranks have exchanged it
     kept = round(4 * trained / shards)
     if source == "single_pass":  # a local float32 gradient, then this rank's piece of the sum
@@ -286,7 +300,7 @@ def _kept(counts: Counts, spread: Sharding, looks_at: Sequence[Vector]) -> int:
     """Where the weights started, and how far they had moved at the step before."""
     moves = not GRADIENTS.issuperset(looks_at)
     copies = moves + (Vector.MOVED_BEFORE in looks_at)
-    return 4 * copies * (counts.elements(selected=True) // (spread.world if spread.stage else 1))
+    return 4 * copies * (counts.elements(selected=True) // _shards(spread))
 
 
 def _combining(counts: Counts, spread: Sharding, source: str, looks_at: Sequence[Vector]) -> int:
@@ -294,7 +308,7 @@ def _combining(counts: Counts, spread: Sharding, source: str, looks_at: Sequence
     vectors = vectors_of(source, looks_at)
     if not vectors:
         return 0
-    shards = spread.world if spread.stage else 1
+    shards = _shards(spread)
     largest = max((size.elements for size in counts.sizes if size.selected), default=0) // shards
     held = counts.elements(selected=True) // shards
     moved = 0 if GRADIENTS.issuperset(looks_at) else held  # how far the weights have moved, taken anew at each step
@@ -304,7 +318,7 @@ def _combining(counts: Counts, spread: Sharding, source: str, looks_at: Sequence
 def _step(counts: Counts, spread: Sharding, optim: str, cuda: bool) -> int:
     if spread.offload_optimizer or not OPTIMIZERS.get(optim, OTHER_OPTIMIZER)[1]:
         return 0
-    shards = spread.world if spread.stage else 1
+    shards = _shards(spread)
     if cuda:  # torch's default there takes all tensors at once
         return round(4 * counts.elements(trainable=True) / shards)
     return 2 * 4 * max((size.elements for size in counts.sizes if size.trainable), default=0) // shards

@@ -32,13 +32,14 @@ class SPD(Projection):
     the start there. A head that is trained too is held like the rest. What begins at 1 (the vectors of `ia3`) wants
     `start`.
 
-    Needs a starting point worth staying near (pretrained weights), an optimizer of PyTorch's form that steps by the
-    gradients it finds, and whole weights: refused by name with DeepSpeed, FSDP, L-BFGS and schedule-free optimizers
-    (which train at other weights than those they are judged by). Costs one copy of what trains in its own type, in
-    memory and in each checkpoint, and no pass: on a CPU about the time of AdamW's own step, of LoRA's small tensors
-    twice that, which is a small part of a step of training. Fails where the start itself has the shortcut, and does
-    next to nothing under SGD without momentum: it knows of distance, not of bias. `l2_sp` and `digrap` hold weights
-    near their start through the gradient; they may stand beside it.
+    Needs a starting point worth staying near (pretrained weights), and an optimizer of PyTorch's form that steps by the
+    gradients it finds: refused by name with L-BFGS and schedule-free optimizers (which train at other weights than
+    those they are judged by). Where ranks have pieces of a tensor (DeepSpeed, FSDP2) its sums are over all of them, one
+    message of three numbers a tensor for each step of the optimizer inside. Costs one copy of what trains in its own
+    type, in memory and in each checkpoint, and no pass: on a CPU about the time of AdamW's own step, of LoRA's small
+    tensors twice that, which is a small part of a step of training. Fails where the start itself has the shortcut, and
+    does next to nothing under SGD without momentum: it knows of distance, not of bias. `l2_sp` and `digrap` hold
+    weights near their start through the gradient; they may stand beside it.
 
     Source: Tian, Huang and Kira, Rethinking Weight Decay for Robust Fine-Tuning of Foundation Models, NeurIPS 2024,
     arXiv 2411.01713, and its authors' code, of which `weight_decay` is `strength`.

@@ -26,6 +26,10 @@ class Decaying(torch.optim.AdamW):
                     p.mul_(0.9)
 
 
+def chosen_by(hook):
+    return hook._followers.mask.chosen
+
+
 def batch_of(seed):
     generator = torch.Generator().manual_seed(seed)
     return {"x": torch.randn(8, 5, generator=generator), "labels": torch.randint(0, 3, (8,), generator=generator)}
@@ -49,7 +53,7 @@ def test_a_step_that_calls_the_step_above_it_is_one(plain_before):
     taken(hook, model)
     moved = {name: start[name] != p for name, p in model.named_parameters()}
     assert sum(int(one.sum()) for one in moved.values()) > 0
-    for name, chosen in hook._followers.mask.chosen.items():
+    for name, chosen in chosen_by(hook).items():
         assert not (moved[name] & ~chosen).any(), name
 
 
@@ -74,7 +78,7 @@ def test_a_step_that_ended_in_an_error_does_not_hide_the_next():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     taken(hook, model, 2)
     for name, p in model.named_parameters():
-        assert torch.equal(before[name][~hook._followers.mask.chosen[name]], p[~hook._followers.mask.chosen[name]]), name
+        assert torch.equal(before[name][~chosen_by(hook)[name]], p[~chosen_by(hook)[name]]), name
 
 
 def test_what_is_taken_back_is_of_the_step_as_it_is_put_back():
@@ -143,7 +147,7 @@ def test_a_wrapper_that_is_an_optimizer_itself_is_the_one_that_is_followed():
     hook = attach(model, optimizer, MainOnly(), gradient_mask=SAFT(share=0.1))
     taken(hook, model)
     for name, p in model.named_parameters():
-        assert torch.equal(start[name][~hook._followers.mask.chosen[name]], p[~hook._followers.mask.chosen[name]]), name
+        assert torch.equal(start[name][~chosen_by(hook)[name]], p[~chosen_by(hook)[name]]), name
 
 
 def test_what_is_kept_of_weights_in_another_order_can_be_saved():
@@ -177,4 +181,4 @@ def test_a_layer_that_was_frozen_after_the_choice():
     other, again = hooked()
     other.second.requires_grad_(False)
     again.load_state_dict(hook.state_dict())
-    assert all(torch.equal(again._followers.mask.chosen[name], chosen) for name, chosen in hook._followers.mask.chosen.items())
+    assert all(torch.equal(chosen_by(again)[name], chosen) for name, chosen in chosen_by(hook).items())

@@ -282,6 +282,30 @@ def test_a_projection_towards_the_start_holds_a_copy_of_what_trains(folder, few)
     assert [plan.total - made[0].total for plan in made] == copies
 
 
+def test_what_follows_a_rule_is_sharded_as_the_optimizer_s_state_is():
+    """Of 16 bits too: what DeepSpeed's optimizer steps on are float32 pieces, on the host where it is offloaded."""
+    counts = count(run_of("Qwen3-0.6B", adapter="full", bf16=True), find_config("Qwen3-0.6B"))
+    n = counts.elements(trainable=True)
+
+    def of(masked=Masked(), held=None, **spread):  # noqa: B008 (frozen)
+        spread = Sharding(4, **spread)
+        return memory_of(counts, Traced(0, 0, 0), spread, "plain", "adamw_torch", cuda=False, masked=masked, held=held)
+
+    saft = Masked(chosen=True, held=True)
+    for stage, shards in ((0, 1), (1, 4), (2, 4), (3, 4)):
+        plain, found = of(stage=stage), of(saft, True, stage=stage)
+        assert found.parts["weights at the start"] == 4 * (n // shards)
+        assert found.parts["gradient mask"] == n // shards
+        assert of(saft, False, stage=stage).parts.get("weights at the start", 0) == 0
+        moved = [one for one in (found,) if one.moment in ("optimizer", "projection")]
+        assert all(one.parts["weights to put back"] == 4 * (n // shards) for one in moved)
+        assert found.total >= plain.total + 5 * (n // shards)
+    away = {"stage": 3, "offload_optimizer": True}
+    plain, found = of(**away), of(saft, True, **away)
+    assert found.total == plain.total
+    assert found.host == plain.host + 9 * (n // 4)
+
+
 def test_what_a_projection_holds_for_a_moment_counts_where_nothing_else_is_larger():
     counts = count(run_of("Qwen3-0.6B", adapter="full"), find_config("Qwen3-0.6B"))
     plain = memory_of(counts, Traced(0, 0, 0), Sharding(1), "plain", "lion_32bit", cuda=False)
