@@ -14,9 +14,9 @@ from debias.audit.fields import Alone, Relation, alone, related
 from debias.audit.limits import about_few_texts, about_unseen_labels, most_of_one_label
 from debias.audit.reading import Dataset
 from debias.audit.suggestion import Findings, suggested, verdict
-from debias.audit.sureness import Interval, interval_of
+from debias.audit.sureness import MEASURES, Interval, interval_of
 from debias.audit.words import Word, WordTable, table_of, words_found
-from debias.bias.artifacts import Artifacts, mere_signs, perhaps_the_task
+from debias.bias.artifacts import RELATIONS, Artifacts, mere_signs, perhaps_the_task
 from debias.bias.base import (
     Floats,
     Ints,
@@ -29,7 +29,8 @@ from debias.bias.base import (
 )
 from debias.bias.calibration import out_of_fold
 from debias.bias.copies import least_of, weights_of_copies, weights_of_repeats
-from debias.bias.features import KINDS, counted, relations, weighted
+from debias.bias.features import counted, relations, weighted
+from debias.bias.forms import FORM, forms
 from debias.bias.lexical import Lexical, fitted, judged_out_of_fold, probabilities
 from debias.config.words import escaped, key_of_text, words_of
 from debias.data import Example
@@ -76,7 +77,7 @@ class Strong:
 
     name: str
     explains: float
-    kind: str  # word, overlap, length or negation
+    kind: str  # word, overlap, length, negation or form
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Audit:
     words: tuple[Word, ...]
     looked_at: int
     relations: tuple[Relation, ...]
+    forms: tuple[Relation, ...]  # of how texts are written
     easy: Easy
     copies: Copies
     test: Tested | None
@@ -105,7 +107,7 @@ class Audit:
     def as_dict(self) -> dict[str, Any]:
         """For JSON and the page; each finding with whether it was found."""
         told = {**asdict(self), "settings": block_as_yaml(self.bias_model, self.dealt_out)}
-        for kind in ("alone", "relations"):
+        for kind in ("alone", "relations", "forms"):
             for one, row in zip(getattr(self, kind), told[kind], strict=True):
                 row["found"] = one.found
         return told
@@ -134,7 +136,8 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     if len(data.examples) < FEWEST:
         raise InputError(f"{data.name}: {len(data.examples)} examples, expected {FEWEST} or more: too few to be sure")
     label_N, names = labels_of(data.examples), data.fields
-    words_FN = [[words_of(example.texts[place]) for example in data.examples] for place in range(len(names))]
+    texts_FN = [[example.texts[place] for example in data.examples] for place in range(len(names))]
+    words_FN = [[words_of(text) for text in texts_N] for texts_N in texts_FN]
     fold_FN = [_folds(data.examples, place, seed) for place in range(len(names))]
     copies_N = weights_of_copies(data.examples)
     weight_FN = [least_of(copies_N, weights_of_copies(data.examples, place)) for place in range(len(names))]
@@ -143,12 +146,14 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     of_fields = alone(seen, label_N, len(data.labels), dict(zip(names, weight_FN, strict=True)))
     words, looked_at = words_found(tables)
     values_NR, relation_names = relations(words_FN, names)
-    of_relations = related(values_NR, relation_names, label_N, data.labels, weight_N)
-    strong = Artifacts(relations=KINDS).found(data.examples, len(data.labels), names, seed)
+    of_relations = related(values_NR, relation_names, label_N, data.labels, weight_N, MEASURES)
+    of_forms = related(*forms(texts_FN, names), label_N, data.labels, weight_N, MEASURES)
+    strong = Artifacts(relations=RELATIONS).found(data.examples, len(data.labels), names, seed)
     by_words = Artifacts().found(data.examples, len(data.labels), names, seed)  # as a run of the block searches
     allowed = tuple(perhaps_the_task(by_words, names))
     few = about_few_texts(data.examples, names)
-    findings = Findings(names, of_fields, words, of_relations, strong, allowed, few, most_of_one_label(label_N))
+    most = most_of_one_label(label_N)
+    findings = Findings(names, of_fields, words, of_relations, of_forms, strong, allowed, few, most)
     block = suggested(findings)
     refused = [] if block is None else about_unseen_labels(data.examples, data.labels, names, data.label_field, seed)
     p_NC = _bias_model([counts for counts, _ in seen.values()], values_NR, data, seed)
@@ -166,6 +171,7 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
         words=tuple(words),
         looked_at=looked_at,
         relations=tuple(of_relations),
+        forms=tuple(of_forms),
         easy=_easy(p_NC, label_N, weight_N),
         copies=copies_in(data.examples),
         test=None if test is None else tested(data, test),
@@ -250,8 +256,9 @@ def block_as_yaml(block: Mapping[str, Any] | None, dealt_out: Sequence[str] = ()
     if block is None:
         return "# nothing is to be corrected"
     inside = ", ".join(f"{key}: {_yaml(value)}" for key, value in block.items())
-    # Of all but single words full strength costs ordinary accuracy: BENCHMARKS.md, SNLI.
-    half = ", tau: 0.5" if block.get("relations") or block["name"] != "artifacts" else ""
+    # Of all but single words and the form of a text full strength costs ordinary accuracy: BENCHMARKS.md, SNLI.
+    careful = {*block.get("relations", ())} - {FORM} or block["name"] != "artifacts"
+    half = ", tau: 0.5" if careful else ""
     swap = f"\n# and below data, for signs: swap: {{tokens: {_yaml(list(dealt_out))}}}" if dealt_out else ""
     return f"bias_model: {{{inside}}}\nloss: {{name: logit_correction, prior: labels{half}}}{swap}"
 

@@ -13,6 +13,7 @@ from debias.audit.audit import Audit, Counted
 from debias.audit.fields import Alone, Relation
 from debias.audit.sureness import ALPHA, adjusted
 from debias.audit.words import RAREST, Word
+from debias.bias.forms import names_of
 
 SHOWN = 20
 _Z95 = 1.959963984540054
@@ -50,7 +51,7 @@ def only_in_one(audits: Sequence[tuple[Audit, Counted]]) -> list[OnlyHere]:
     looked_at = sum(first.looked_at for (first, _), _ in pairs)
     clear = [
         _clear(fields, sum(map(len, fields))),
-        _clear(relations, sum(len(first.relations) for (first, _), _ in pairs)),
+        _clear(relations, sum(len(first.relations) + len(first.forms) for (first, _), _ in pairs)),
         [found[:SHOWN] for found in _clear(words, looked_at)],
     ]
     return [one for of_pair in zip(*clear, strict=True) for found in of_pair for one in found]
@@ -87,13 +88,21 @@ def _no_more_right(here: Alone, n_here: int, there: Alone, n_there: int) -> floa
 
 
 def _relations(first: Audit, second: Audit) -> list[_Tested]:
-    there = {one.name: one for one in second.relations}
+    alike = {name: Relation(name, 0.0, dict.fromkeys(second.labels, 0.0), 1.0) for name in names_of(second.fields)}
+    there = alike | {one.name: one for one in (*second.relations, *second.forms)}
+    varies = {one.name for one in (*second.relations, *second.forms)}
     return [
         _Tested(
-            OnlyHere(one.name, first.name, second.name, _means(one.means), _means(other.means)),
+            OnlyHere(
+                one.name,
+                first.name,
+                second.name,
+                _means(one.means),
+                _means(other.means) if one.name in varies else "alike in all",
+            ),
             _no_more_effect((one, first), (other, second)),
         )
-        for one in first.relations
+        for one in (*first.relations, *first.forms)
         if one.found and (other := there.get(one.name)) is not None and not other.found
     ]
 

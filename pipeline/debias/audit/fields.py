@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2, rankdata
 
-from debias.audit.sureness import ALPHA, Interval, adjusted, better_than, interval_of
+from debias.audit.sureness import ALPHA, FAMILIES, Interval, adjusted, better_than, interval_of
 from debias.audit.words import exact
 from debias.bias.base import Bools, Floats, Ints
 from debias.bias.lexical import judged_out_of_fold
@@ -79,11 +79,16 @@ def _better_than_most(right_N: Bools, label_N: Ints, weight_N: Floats | None) ->
 
 
 def related(
-    values_NR: Floats, names: Sequence[str], label_N: Ints, labels: Sequence[str], weight_N: Floats | None = None
+    values_NR: Floats,
+    names: Sequence[str],
+    label_N: Ints,
+    labels: Sequence[str],
+    weight_N: Floats | None = None,
+    families: int = FAMILIES,
 ) -> list[Relation]:
     """How each relation goes with the labels (Kruskal & Wallis, JASA 47, 1952; flags: Fisher), largest effect first.
 
-    `weight_N`: how much each row counts for p (`weights_of_copies`), None for all alike.
+    `weight_N`: how much each row counts for p (`weights_of_copies`), None for all alike. `families`: see `adjusted`.
     """
     if not len(names):
         return []
@@ -94,7 +99,8 @@ def related(
     p_R = adjusted(
         np.array(
             [_p(value_N, h, label_N, len(labels), weight_N) for value_N, h in zip(values_NR.T, sure_R, strict=True)]
-        )
+        ),
+        families,
     )
     return sorted(
         (

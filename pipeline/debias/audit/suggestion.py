@@ -7,6 +7,7 @@ from typing import Any
 from debias.audit.fields import Alone, Relation
 from debias.audit.words import Word
 from debias.bias.artifacts import WORD, Artifact, Artifacts
+from debias.bias.forms import FORM
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Findings:
     alone: Sequence[Alone]
     words: Sequence[Word]
     relations: Sequence[Relation]
+    forms: Sequence[Relation]
     strong: Sequence[Artifact]
     allowed: tuple[str, ...]  # words that the task may hang on
     few: str | None = None  # what is said of rows with few texts, of which nothing can be found
@@ -26,13 +28,15 @@ class Findings:
 def suggested(seen: Findings) -> dict[str, Any] | None:
     """The `bias_model:` block that sees what was found, None where nothing is to be corrected.
 
-    Single features that explain much are corrected for alone; what texts share, their lengths and negations only where
-    no word is such a feature, for they may be the task (BENCHMARKS.md, SNLI). Of one field's many weak words none is:
-    they are the task's own more likely than not, and full correction for them harms (planted SST-2 without its cue).
+    Single features that explain much are corrected for alone: words, and how texts are written; what texts share, their
+    lengths and negations only where no word is such a feature, for they may be the task (BENCHMARKS.md, SNLI). Of one
+    field's many weak words none is: they are the task's own more likely than not, and full correction for them harms
+    (planted SST-2 without its cue).
     """
     if seen.strong:
-        words = any(one.word for one in seen.strong)
-        more = {"allowed": list(seen.allowed)} if words else {"relations": _relations(seen.strong)}
+        words, form = any(one.word for one in seen.strong), [FORM] * any(one.kind == FORM for one in seen.strong)
+        relations = form if words else _relations(seen.strong)
+        more = {"relations": relations, "allowed": list(seen.allowed) if words else []}
         return {"name": "artifacts", **{key: value for key, value in more.items() if value}}
     if len(seen.fields) == 1:
         return None
@@ -54,11 +58,16 @@ def verdict(seen: Findings) -> str:
         shown = ", ".join(f"“{word.text}” ({word.label})" for word in words[:3])
         told = "1 word gives" if len(words) == 1 else f"{len(words)} words give"
         found.append(f"{told} a label away, first {shown}")
-    if telling := [one.name for one in seen.relations if one.found]:
-        count = f"{len(telling)} of {len(seen.relations)} measures of overlap, length and negation"
-        found.append(f"{count} {'goes' if len(telling) == 1 else 'go'} with the label, first “{telling[0]}”")
+    measured = (
+        (seen.relations, "measures of overlap, length and negation"),
+        (seen.forms, "measures of how texts are written"),
+    )
+    for some, what in measured:
+        if telling := [one.name for one in some if one.found]:
+            go = "goes" if len(telling) == 1 else "go"
+            found.append(f"{len(telling)} of {len(some)} {what} {go} with the label, first “{telling[0]}”")
     if not found:
-        return seen.few or f"No shortcut was found: nothing is to be corrected. {_UNSEEN}"
+        return seen.few or "No shortcut was found: nothing is to be corrected."
     line = "; ".join(found)
     line = f"{line[0].upper()}{line[1:]}.{f' {seen.few}' if seen.few else ''}"
     line = " ".join([line, *_about_relations(seen)])
@@ -86,6 +95,12 @@ _CAREFUL = (
 )
 
 
+_CLEANED = (
+    "How a text is written (capitals, spaces, line breaks, its last sign) can be made alike in all texts before "
+    "anything is trained; a tokenizer may hide it (uncased ones have no capitals)."
+)
+
+
 def _too_many_labels(most: float) -> str:
     return (
         f"With so many labels a word of one label alone explains {_percent(most)} of them at most, so that single "
@@ -94,19 +109,20 @@ def _too_many_labels(most: float) -> str:
     )
 
 
-_UNSEEN = "Capitals, kinds and numbers of spaces are not looked at."
-
-
 def _about_relations(seen: Findings) -> list[str]:
     """What is to be known of relations that explain much: of those that are suggested, or of those that are not."""
-    if not (there := _relations(seen.strong)):
-        return []
+    there = _relations(seen.strong)
+    cleaned = [_CLEANED] if any(one.found for one in seen.forms) else []
+    careful = [one for one in there if one != FORM]
+    if not careful:
+        return cleaned
     if "relations" in (suggested(seen) or {}):
-        return [_CAREFUL]
-    told = f"{' and '.join(there)} {'is' if len(there) == 1 else 'are'}"
+        return [_CAREFUL, *cleaned]
+    told = f"{' and '.join(careful)} {'is' if len(careful) == 1 else 'are'}"
     return [
         f"{told[0].upper()}{told[1:]} not corrected for by the settings, which take words alone: what texts share, "
-        "their lengths and negations may be the task itself."
+        "their lengths and negations may be the task itself.",
+        *cleaned,
     ]
 
 

@@ -9,7 +9,8 @@ from debias.bias.base import Bools, Floats
 
 Interval = tuple[float, float]
 ALPHA = 0.05
-FAMILIES = 3  # fields alone, words, relations: each has a third of the one error rate
+FAMILIES = 3  # fields alone, words, measures: each has a third of the one error rate
+MEASURES = 2 * FAMILIES  # how fields relate, and how they are written: each a half of the last third
 _Z95 = 1.959963984540054
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from debias.audit.audit import Audit, block_as_yaml
 from debias.audit.comparing import OnlyHere
+from debias.audit.fields import Relation
 from debias.audit.sureness import Interval
 from debias.config.words import visible
 
@@ -26,6 +27,7 @@ def tables_of(audit: Audit) -> list[Any]:
         _alone(audit),
         *([_words(audit)] if audit.words else [_plain(f"No word gives a label away ({audit.looked_at:,} looked at).")]),
         _relations(audit),
+        *([_forms(audit)] if audit.forms else []),
         *(_plain(line) for line in notes_of(audit)),
         *(_plain(line) for line in _next(audit)),
         _plain(block_as_yaml(audit.bias_model, audit.dealt_out)),
@@ -131,10 +133,23 @@ def _relations(audit: Audit) -> Any:
 
     heads = [f"mean: {label}" for label in audit.labels][:6]
     table = Table("what", "effect", "p", "", *map(_seen, heads), title="Overlap, length and negation")
-    for one in audit.relations:
+    _add_measures(table, audit.relations)
+    return table
+
+
+def _forms(audit: Audit) -> Any:
+    from rich.table import Table
+
+    heads = [f"mean: {label}" for label in audit.labels][:6]
+    table = Table("what", "effect", "p", "", *map(_seen, heads), title="How texts are written")
+    _add_measures(table, audit.forms)
+    return table
+
+
+def _add_measures(table: Any, measures: Sequence[Relation]) -> None:
+    for one in measures:
         means = [f"{mean:.2f}" for mean in one.means.values()][:6]
         _add(table, (one.name, f"{one.effect:.3f}", p_value(one.p), _mark(one), *means))
-    return table
 
 
 def _add(table: Any, cells: Sequence[str]) -> None:

@@ -25,12 +25,14 @@ from debias.bias.base import (
 )
 from debias.bias.copies import weights_of_repeats
 from debias.bias.features import KINDS, counted, relations
+from debias.bias.forms import FORM, forms
 from debias.bias.lexical import check_words, fitted, probabilities
 from debias.config.words import TOKEN, as_compared, held_and_loose, is_sign, stands_apart, visible, words_of
 from debias.data.examples import Example
 
 logger = logging.getLogger(__name__)
 WORD = "word"
+RELATIONS = (*KINDS, FORM)
 CELLS = 8  # of a length or an overlap: eighths of the data
 SURE = 0.05  # the chance that any of the features looked at is found where labels are dealt out at random
 TRIES = 20  # features that seem to give something away, and do not out of fold, before the search ends
@@ -87,7 +89,8 @@ class Artifacts(BiasModel):
     how the data were made (Gardner et al.). So the feature that explains most is looked for, then the one that explains
     most beyond it, until none explains `share` of the entropy of the labels, out of fold and surely; at most `most`.
     Looked at are words and sequences of up to `longest` of each field, and those `relations` that are named: `overlap`
-    of the fields, their `length`, `negation`; none by default: what texts share is often what the task is about.
+    of the fields, their `length`, `negation`, and the `form` in which they are written (capitals, spaces, line breaks,
+    the last sign, digits, markup); none by default: what texts share is often what the task is about.
     Copies of a row, and rows of one text of a field beside others (a hypothesis beside many premises), explain what
     they explain, and make nothing surer (`weights_of_copies`).
     What they say together is p (logistic regression, cross-fitted in `folds`). `fields`: those it may see (default:
@@ -121,8 +124,8 @@ class Artifacts(BiasModel):
         check_folds(self.folds)
         if not all(isinstance(one, str) and one.strip() for one in self.allowed):
             raise ValueError(f"allowed is {list(self.allowed)}, expected words, or features as the log calls them")
-        if not set(self.relations) <= set(KINDS):
-            raise ValueError(f"relations is {list(self.relations)}, expected some of {', '.join(KINDS)}")
+        if not set(self.relations) <= set(RELATIONS):
+            raise ValueError(f"relations is {list(self.relations)}, expected some of {', '.join(RELATIONS)}")
         if not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}, expected a share of the labels' entropy between 0 and 1")
         for name in ("most", "longest"):
@@ -214,7 +217,8 @@ class Artifacts(BiasModel):
     ) -> "_Candidates":
         fields = self.fields or tuple(text_fields)
         places = [list(text_fields).index(field) for field in fields]
-        words_FN = [[words_of(example.texts[place]) for example in examples] for place in places]
+        texts_FN = [[example.texts[place] for example in examples] for place in places]
+        words_FN = [[words_of(text) for text in texts_N] for texts_N in texts_FN]
         found = _Candidates(len(label_N), weight_N)
         for field, words_N in zip(fields, words_FN, strict=True):
             rarest = max(2, int(len(label_N) * _rarest(label_N, self.share * entropy)))
@@ -227,7 +231,7 @@ class Artifacts(BiasModel):
             order = sorted(range(len(texts)), key=lambda at: texts[at].count(" "))  # the shorter of equals
             found.add_words(counts_NV[:, order], [texts[at] for at in order], field)
         for kind in self.relations:
-            values_NR, names = relations(words_FN, fields, [kind])
+            values_NR, names = forms(texts_FN, fields) if kind == FORM else relations(words_FN, fields, [kind])
             for value_N, name in zip(values_NR.T, names, strict=True):
                 found.add_cells(value_N, name, kind)
         return found

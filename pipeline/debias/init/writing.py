@@ -214,7 +214,7 @@ def _artifact_lines(found: Found, where: str, allowed: Sequence[str]) -> list[st
     return [
         *lines,
         f"bias_model: {block}  # words that give the label away by themselves; the log names them",
-        "# `relations: [overlap, length, negation]` looks at these, too, where a label should not hang on them.",
+        "# `relations: [overlap, length, negation, form]` looks at these, too, where a label should not hang on them.",
     ]
 
 

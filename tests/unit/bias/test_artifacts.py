@@ -181,7 +181,7 @@ def test_examples_that_are_alike_are_judged_as_one_by_one(labels: int, others: i
 def test_settings_that_name_nothing_are_said() -> None:
     with pytest.raises(ValueError, match="allowed is"):
         Artifacts(allowed=("",))
-    with pytest.raises(ValueError, match="expected some of overlap, length, negation"):
+    with pytest.raises(ValueError, match="expected some of overlap, length, negation, form"):
         Artifacts(relations=("overlaps",))
 
 
