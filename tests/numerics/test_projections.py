@@ -380,8 +380,12 @@ def without(state, name):
 def test_the_state_of_something_else_is_refused(change, projection, message):
     state = change(trained(range(1))[1].state_dict())
     hook = trained([], projection)[1]
+    before = hook.state_dict()
     with pytest.raises(ValueError, match=message):
         hook.load_state_dict(state)
+    after = hook.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
 # Refused.

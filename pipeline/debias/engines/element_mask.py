@@ -1,5 +1,6 @@
 """Single elements of what trains, chosen by their gradients: the others get a gradient of zero, and may be held."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -134,12 +135,14 @@ class ElementMask:
         sums = {f"{saved_name(name)}/{SUM}": one for name, one in whole(self._sums).items()}
         return {STEPS: torch.tensor(self.measured), **packed, **sums}
 
-    def load(self, state: Mapping[str, Tensor], saved_name: Callable[[str], str]) -> dict[str, Tensor]:
-        """Go on from `state`; returns what else is in the state. ValueError, naming the tensor, for a state of
-        other parameters, or of a mask that measures otherwise.
+    def load(
+        self, state: Mapping[str, Tensor], saved_name: Callable[[str], str]
+    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+        """What goes on from `state` when it is called, and what else is in the state. ValueError, before anything has
+        changed and naming the tensor, for a state of other parameters, or of a mask that measures otherwise.
         """
         if not self.mask.measures:
-            return dict(state)
+            return functools.partial(self._go_on, self.measured, {}, {}), dict(state)
         steps = int(state[STEPS]) if STEPS in state else 0
         kind = CHOSEN if steps >= self.mask.measures else SUM
         shapes = self._ground.shapes() if steps else {}
@@ -150,17 +153,20 @@ class ElementMask:
         if odd := sorted((own - known.keys()) | (trains - own) | ({STEPS} - state.keys())):
             where = "the saved state" if odd[0] in state else f"what gradient_mask {self.mask.name} keeps here"
             raise ValueError(f"load_state_dict: {odd[0]} is only in {where} ({len(odd)} tensors differ)")
-        self._sums, self.chosen = {}, {}
+        chosen, sums = {}, {}
         for key, (name, shape) in ((key, known[key]) for key in known if key in own):
             held = state[key]
             if held.shape != ((shape.numel() + 7) // 8,) if kind == CHOSEN else held.shape != shape:
                 raise ValueError(f"load_state_dict: {key} does not fit a parameter of shape {list(shape)}")
             if kind == CHOSEN:
-                self.chosen[name] = self._ground.gradients.part(name, _unpacked(held, shape))
+                chosen[name] = self._ground.gradients.part(name, _unpacked(held, shape))
             else:
-                self._sums[name] = self._ground.gradients.part(name, held).clone()
-        self.measured = steps
-        return {key: held for key, held in state.items() if key not in own and key != STEPS}
+                sums[name] = self._ground.gradients.part(name, held).clone()
+        left = {key: held for key, held in state.items() if key not in own and key != STEPS}
+        return functools.partial(self._go_on, steps, chosen, sums), left
+
+    def _go_on(self, measured: int, chosen: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+        self.measured, self.chosen, self._sums = measured, chosen, sums
 
 
 def _packed(mask: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """What follows a rule in each step: a mask of its update, and what is done to weights after the optimizer's step."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -51,10 +50,15 @@ class Followers:
         held = {} if self.projected is None else self.projected.state(saved)
         return held | ({} if self.mask is None else self.mask.state(saved))
 
-    def load(self, state: Mapping[str, Tensor], saved: Callable[[str], str]) -> dict[str, Tensor]:
-        """Go on from `state`; returns what is not of it. ValueError where it is of other parameters."""
-        left: Any = dict(state)
+    def load(
+        self, state: Mapping[str, Tensor], saved: Callable[[str], str]
+    ) -> tuple[list[Callable[[], None]], dict[str, Tensor]]:
+        """What goes on from `state`, each when it is called, and what of it is not theirs. ValueError, before anything
+        has changed, where it is of other parameters.
+        """
+        left, ready = dict(state), []
         for one in (self.projected, self.mask):
             if one is not None:
-                left = one.load(left, saved)
-        return left
+                go_on, left = one.load(left, saved)
+                ready.append(go_on)
+        return ready, left

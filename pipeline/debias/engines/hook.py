@@ -141,12 +141,15 @@ class Hook:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state_dict`, after the weights were loaded; every rank is given all of it.
 
-        Raises ValueError, naming the tensor, where the state is of another rule or of other parameters.
+        Raises ValueError, naming the tensor, where the state is of another rule or of other parameters; nothing has
+        changed then.
         """
-        state = self._followers.load(state, self._saved_name)
+        ready, state = self._followers.load(state, self._saved_name)
+        self._check_state(state)
+        for go_on in ready:
+            go_on()
         if self._followers.mask is not None:
             self.measured = self._followers.mask.measured
-        self._check_state(state)
         for kind, part in self.state.parts().items():
             for name, held in part.items():
                 held.copy_(self._piece(name, state[f"{self._saved_name(name)}/{kind}"]).view_as(held))

@@ -3,6 +3,7 @@
 A step that is left out (an update that is not finite, a micro-batch of Accelerate's `accumulate()`) calls no hook.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,30 +52,36 @@ class ProjectedSteps:
         whole = self._ground.weights.whole(self._held_at) if self.keeps else {}
         return {f"{saved(name)}/{KEPT}": tensor for name, tensor in whole.items()}
 
-    def load(self, state: Mapping[str, Tensor], saved: Callable[[str], str]) -> dict[str, Tensor]:
-        """Go on from `state`; returns what is not of it. ValueError where it is of other parameters."""
+    def load(
+        self, state: Mapping[str, Tensor], saved: Callable[[str], str]
+    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+        """What goes on from `state` when it is called, and what of it is not its own. ValueError, before anything has
+        changed, where it is of other parameters.
+        """
         own = {key: tensor for key, tensor in state.items() if key.endswith(f"/{KEPT}")}
         if not self.keeps:
-            return dict(state)
+            return _nothing, dict(state)
         parameters = {f"{saved(name)}/{KEPT}": (name, shape) for name, shape in self._ground.shapes().items()}
         missing = [f"{saved(name)}/{KEPT}" for name in self._held_at if f"{saved(name)}/{KEPT}" not in own]
         if odd := sorted(missing + [key for key in own if key not in parameters]):
             where = "what weight_projection keeps here" if odd[0] in missing else "the saved state"
             raise ValueError(f"load_state_dict: {odd[0]} is only in {where} ({len(odd)} tensors differ)")
+        parts: dict[str, Tensor] = {}
         for key, tensor in own.items():
             name, shape = parameters[key]
             if tensor.shape != shape:
                 raise ValueError(f"load_state_dict: {key} has shape {list(tensor.shape)}, {list(shape)} is wanted")
-            self._take(name, self._ground.weights.part(name, tensor))
-        return {key: tensor for key, tensor in state.items() if key not in own}
+            parts[name] = self._ground.weights.part(name, tensor)
+        return functools.partial(self._take, parts), {key: one for key, one in state.items() if key not in own}
 
-    def _take(self, name: str, part: Tensor) -> None:
-        """Hold it there; of what was not held yet (thawed since) it is brought to its weights at its first step."""
-        before = self._held_at.get(name)
-        if before is not None:
-            before.copy_(part.view_as(before))
-        elif part.numel():
-            self._held_at[name] = part.detach().clone()
+    def _take(self, parts: Mapping[str, Tensor]) -> None:
+        """Hold them there; of what was not held yet (thawed since) it is brought to its weights at its first step."""
+        for name, part in parts.items():
+            before = self._held_at.get(name)
+            if before is not None:
+                before.copy_(part.view_as(before))
+            elif part.numel():
+                self._held_at[name] = part.detach().clone()
 
     def _hold(self, name: str, weight: Tensor) -> None:
         if self.keeps:
@@ -128,6 +135,10 @@ def check_projection(projection: Projection | None, optim: Any) -> None:
 
 
 SCHEDULE_FREE = "moves the weights that train, and a schedule-free optimizer is judged by others; take another one"
+
+
+def _nothing() -> None:
+    """What there is to be done where nothing is kept."""
 
 
 def _refusal(optimizer: Any) -> str | None:
