@@ -15,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from templates import compile_once
 
+from debias.ranks.garbage import end_unsearched
+
 # Models here are tiny: more threads only make the cores wait for each other. Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where nothing is compiled PyTorch's compiler need not be loaded, which importing bitsandbytes does: a quarter of the
@@ -39,6 +41,7 @@ def pytest_sessionstart() -> None:
 
 def pytest_collection_finish() -> None:
     gc.enable()
+    end_unsearched()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -120,6 +120,9 @@ def serve(folder: Path, parent: int, train_many: Callable[[list[dict[str, Any]]]
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from train_many import train_many_together
+    from debias.ranks.garbage import loading
+
+    with loading():
+        from train_many import train_many_together
 
     serve(Path(sys.argv[1]), int(sys.argv[2]), train_many_together)

@@ -14,6 +14,7 @@ from templates import compile_once
 
 from debias.config.run import RunConfig
 from debias.errors import Interrupted
+from debias.ranks.garbage import end_unsearched
 from debias.train import train
 
 
@@ -64,4 +65,5 @@ def forget_accelerate() -> None:
 
 
 if __name__ == "__main__":
+    end_unsearched()
     train_many(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
