@@ -1,6 +1,7 @@
 """Settings of the whole suite. This file also puts tests/ on the import path, for tiny_models.py."""
 
 import atexit
+import contextlib
 import gc
 import logging
 import os
@@ -67,6 +68,8 @@ def _own_cache() -> None:
     models = Path(os.environ.get("DEBIAS_CACHE") or Path.home() / ".cache" / "debias").expanduser() / "models"
     folder = tempfile.mkdtemp(prefix="debias-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what one process unpacks and converts is there for the others
+        models.mkdir(parents=True, exist_ok=True)
     if models.is_dir():
         (Path(folder) / "models").symlink_to(models.absolute())
     os.environ["DEBIAS_CACHE"] = folder
