@@ -1,8 +1,10 @@
 """The command line run in this process, and what it said."""
 
+import subprocess
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -44,3 +46,20 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         return Said(code, caught.out, caught.err)
 
     return run
+
+
+def runs_of_sweeps_here(monkeypatch: pytest.MonkeyPatch, debias: Command) -> None:
+    """The commands of a sweep in this process: imports are most of a tiny run, and are there already."""
+
+    class Here:
+        def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
+            assert command[:3] == [sys.executable, "-m", "debias.cli"]
+            said = debias(*command[3:])
+            stdout.write(f"{said.out}{said.err}".encode())
+            stdout.flush()
+            self.code = said.code
+
+        def poll(self) -> int:
+            return self.code
+
+    monkeypatch.setattr("debias.sweep.runner.subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": Here}))

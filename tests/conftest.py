@@ -1,6 +1,7 @@
 """Settings of the whole suite. This file also puts tests/ on the import path, for tiny_models.py."""
 
 import atexit
+import contextlib
 import gc
 import logging
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from templates import compile_once
+
+from debias.ranks.garbage import end_unsearched
 
 # Models here are tiny: more threads only make the cores wait for each other. Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +42,7 @@ def pytest_sessionstart() -> None:
 
 def pytest_collection_finish() -> None:
     gc.enable()
+    end_unsearched()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,6 +68,8 @@ def _own_cache() -> None:
     models = Path(os.environ.get("DEBIAS_CACHE") or Path.home() / ".cache" / "debias").expanduser() / "models"
     folder = tempfile.mkdtemp(prefix="debias-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what one process unpacks and converts is there for the others
+        models.mkdir(parents=True, exist_ok=True)
     if models.is_dir():
         (Path(folder) / "models").symlink_to(models.absolute())
     os.environ["DEBIAS_CACHE"] = folder

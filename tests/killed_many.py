@@ -3,6 +3,7 @@
 Every attempt is a fork of this process, which has imported everything and started nothing. Prints one JSON line.
 """
 
+import gc
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from debias.train import train
 
 def main() -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # what all forks share, none of them has to search
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     folder, kills, rng = Path(settings["output_dir"]), int(sys.argv[2]), random.Random(0)
     endless = {**settings, "max_steps": 100_000}

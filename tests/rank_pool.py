@@ -45,12 +45,13 @@ class Pool:
         with (self.folder / "launcher.log").open("w") as log:
             self.process = torchrun(RANKS, __file__, self.folder, os.getpid(), stdout=log, stderr=log)
 
-    def train(self, runs: list[dict[str, Any]], seconds: float) -> str:
+    def train(self, runs: list[dict[str, Any]], seconds: float, meanwhile: "Meanwhile" = lambda pool: None) -> str:
         """What both ranks printed; AssertionError where one failed, after which there must be another pool."""
         job, self.given = self.folder / str(self.given), self.given + 1
         part = job.with_suffix(".part")
         part.write_text(json.dumps(runs))
         part.rename(job.with_suffix(".json"))
+        meanwhile(self)
         ends = [job.with_suffix(f".rank{rank}") for rank in range(RANKS)]
         end = time.monotonic() + seconds
         while not all(map(Path.exists, ends)):
@@ -59,6 +60,10 @@ class Pool:
             time.sleep(0.02)
         assert not any(one.read_text() for one in ends), self._said(job)
         return job.with_suffix(".log").read_text(errors="replace")
+
+    def pid(self, rank: int) -> int:
+        """Of one rank, which has been given something."""
+        return int((self.folder / f"pid{rank}").read_text())
 
     def _said(self, job: Path) -> str:
         files = [job.with_suffix(".log"), *self.folder.glob(f"{job.name}.rank*"), self.folder / "launcher.log"]
@@ -74,16 +79,17 @@ class Pool:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+Meanwhile = Callable[[Pool], None]
 _POOLS: list[Pool] = []
 
 
-def on_two_ranks(runs: list[dict[str, Any]], seconds: float = 600) -> str:
-    """Train all runs on the session's two ranks; what they printed."""
+def on_two_ranks(runs: list[dict[str, Any]], seconds: float = 600, meanwhile: "Meanwhile" = lambda pool: None) -> str:
+    """Train all runs on the session's two ranks; what they printed. `meanwhile` is called while they train."""
     if not _POOLS:
         _POOLS.append(Pool())
         atexit.register(_close)
     try:
-        return _POOLS[0].train(runs, seconds)
+        return _POOLS[0].train(runs, seconds, meanwhile)
     except BaseException:
         _close()
         raise
@@ -97,6 +103,7 @@ def _close() -> None:
 def serve(folder: Path, parent: int, train_many: Callable[[list[dict[str, Any]]], None]) -> None:
     """One rank: each file of runs in turn, its output in the file's log, until whoever asks is gone."""
     rank, number = os.environ["RANK"], 0
+    (folder / f"pid{rank}").write_text(str(os.getpid()))
     while os.path.exists(f"/proc/{parent}"):
         job = folder / f"{number}.json"
         if not job.exists():
@@ -120,6 +127,9 @@ def serve(folder: Path, parent: int, train_many: Callable[[list[dict[str, Any]]]
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from train_many import train_many_together
+    from debias.ranks.garbage import loading
+
+    with loading():
+        from train_many import train_many_together
 
     serve(Path(sys.argv[1]), int(sys.argv[2]), train_many_together)

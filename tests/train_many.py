@@ -14,13 +14,20 @@ from templates import compile_once
 
 from debias.config.run import RunConfig
 from debias.errors import Interrupted
+from debias.ranks.garbage import end_unsearched
 from debias.train import train
 
 
 def on_ranks(world: int, runs: list[dict[str, Any]], seconds: float = 600) -> str:
-    """Train all runs in one set of ranks, two of which are there for the whole session; what they printed."""
+    """Train all runs in one set of ranks, two of which are there for the whole session; what they printed.
+
+    One rank without DeepSpeed, which keeps a process group, is this process.
+    """
     if world == RANKS:
         return on_two_ranks(runs, seconds)
+    if world == 1 and not any(run.get("deepspeed") for run in runs):
+        train_many_together(runs)
+        return ""
     with tempfile.TemporaryDirectory() as folder:
         process = launched(world, runs, Path(folder))
         output, _ = process.communicate(timeout=seconds)
@@ -64,4 +71,5 @@ def forget_accelerate() -> None:
 
 
 if __name__ == "__main__":
+    end_unsearched()
     train_many(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

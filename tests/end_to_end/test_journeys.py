@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_runs
 import yaml
-from command_line import Command, Said
+from command_line import Command, Said, runs_of_sweeps_here
 from train_many import on_ranks
 
 from debias.data import generate
@@ -83,8 +82,7 @@ def test_a_researcher_compares_methods(
     assert run(*grid, "--dry-run").out.count(" new ") == 4
     first, *_, last = run(*grid, "--print-commands").out.splitlines()
     assert last.endswith("--only 3  # mine/method=edge/seed1")
-    here = SimpleNamespace(**{**vars(subprocess), "Popen": in_this_process(debias)})
-    monkeypatch.setattr("debias.sweep.runner.subprocess", here)
+    runs_of_sweeps_here(monkeypatch, debias)
     run(first.partition("  #")[0])
     assert run(*grid, "--dry-run").out.count(" finished ") == 1
     run(*grid)  # goes on
@@ -102,23 +100,6 @@ def test_a_researcher_compares_methods(
     (plain / "eval" / "generated.json").unlink()
     run(judge, at=place)
     assert result(plain) == before
-
-
-def in_this_process(debias: Command) -> type:
-    """In the place of Popen, for the commands of a sweep: imports are most of a tiny run, and are there already."""
-
-    class Here:
-        def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
-            assert command[:3] == [sys.executable, "-m", "debias.cli"]
-            said = debias(*command[3:])
-            stdout.write(f"{said.out}{said.err}".encode())
-            stdout.flush()
-            self.code = said.code
-
-        def poll(self) -> int:
-            return self.code
-
-    return Here
 
 
 # An engineer with a cluster

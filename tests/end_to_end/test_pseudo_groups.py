@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Command
+from command_line import Command, runs_of_sweeps_here
 from test_selected_runs import adapter_of_checkpoint, evaluated, lines, summary
 from tiny_digits import write_digits
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
@@ -126,7 +126,8 @@ def test_tau_0_is_plain_fine_tuning_to_the_bit(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_over_tau_is_chosen_from(place: Path, debias: Command) -> None:
+def test_a_sweep_over_tau_is_chosen_from(place: Path, debias: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs_of_sweeps_here(monkeypatch, debias)
     block = settings(place, "unused", loss="logit_correction", max_steps=2, selection="last")
     (place / "recipe.yaml").write_text(json.dumps(block))  # JSON is YAML
     out = place / "sweep"

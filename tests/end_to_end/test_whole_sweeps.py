@@ -1,4 +1,4 @@
-"""`debias sweep` with real runs, each a process of its own: killed and gone on with, a failing run, a choice."""
+"""`debias sweep` with real runs: killed and gone on with, a failing run, a choice."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import runs_of_sweeps_here
 from tiny_runs import adapter_of, largest_difference, settings_for
 
 from debias.runs.names import last_checkpoint
@@ -75,7 +76,9 @@ def test_killed_in_the_middle_and_gone_on_with(bert_dropout, tmp_path, debias):
     assert largest_difference(adapter_of(run), adapter_of(tmp_path / "alone")) == 0.0
 
 
-def test_a_grid_with_a_run_that_fails_then_tables_and_a_choice(bert, tmp_path, debias):
+def test_a_grid_with_a_run_that_fails_then_tables_and_a_choice(bert, tmp_path, debias, monkeypatch):
+    """The runs in this process: how processes end, `test_cli.py` and `unit/sweep/test_sweep.py` know."""
+    runs_of_sweeps_here(monkeypatch, debias)
     recipe = write_recipe(tmp_path / "erm.yaml", bert, method="erm")
     out = tmp_path / "a folder: with 'a' #name"
     arguments = ("sweep", recipe, "--seeds", "1", "--set", "adapter.targets=auto,[nowhere]")

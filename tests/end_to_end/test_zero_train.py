@@ -6,15 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from rank_pool import ROOT, environment
+from rank_pool import ROOT, environment, on_two_ranks
 from safetensors.torch import load_file
 from tables import EXAMPLES, settings_of
 from tiny_runs import PROMPT, adapter_of, largest_difference, save_bert, save_llama, settings_for
-from train_many import launched, on_ranks
+from train_many import on_ranks
 
 from debias.config import deepspeed_file as zero_config
 from debias.config.run import RunConfig
@@ -129,12 +130,13 @@ def test_sigterm_saves_and_the_run_goes_on(place):
     saving = {"save_strategy": "steps", "save_steps": 1000, "lr_scheduler_type": "constant"}
     long = settings(place, "stopped", 2, **{**saving, "max_steps": 100_000})
     metrics = place / "stopped" / "metrics.jsonl"
-    process = launched(2, [long], place)
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert "stopped by SIGTERM" in output
+
+    def stop_one(pool):
+        wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, pool.process)
+        os.kill(pool.pid(1), signal.SIGTERM)
+
+    output = on_two_ranks([long], 120, stop_one)
+    assert output.count("stopped by SIGTERM") == 2
     summary = json.loads((place / "stopped" / "run.json").read_text())
     assert summary["status"] == "interrupted"
     assert (place / "stopped" / f"checkpoint-{summary['steps']}").is_dir()
@@ -145,22 +147,38 @@ def test_sigterm_saves_and_the_run_goes_on(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [None, "zero3"])
-def test_sigterm_exits_with_a_code_to_requeue_on(engine, place):
-    command = [
-        Path(sys.executable).with_name("debias"),
-        "train",
-        place / "cli.yaml",
-        f"output_dir={place / f'cli_{engine}'}",
-    ]
-    (place / "cli.yaml").write_text(json.dumps(settings(place, "cli", deepspeed=engine, max_steps=100_000)))
+def test_sigterm_exits_with_a_code_to_requeue_on(place):
+    """A whole process with an engine; of one without, `test_whole_sweeps.py` stops one and `launch local` two."""
+    command = [Path(sys.executable).with_name("debias"), "train", place / "cli.yaml"]
+    (place / "cli.yaml").write_text(json.dumps(settings(place, "cli", max_steps=100_000)))
     process = subprocess.Popen(list(map(str, command)), env=environment(), stderr=subprocess.PIPE, text=True)
-    metrics = place / f"cli_{engine}" / "metrics.jsonl"
+    metrics = place / "cli" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text(), process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors[-3000:]
     assert "go on with resume=true" in errors.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_sigterm_without_an_engine_is_the_same_code(place, debias):
+    """The command line in this process, to which a thread sends the signal as soon as there is a step."""
+    (place / "plain.yaml").write_text(json.dumps(settings(place, "plain", deepspeed=None, max_steps=100_000)))
+    metrics, over = place / "plain" / "metrics.jsonl", threading.Event()
+
+    def stop():
+        while not (metrics.exists() and metrics.read_text()):
+            if over.wait(0.02):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    done = debias("train", place / "plain.yaml")
+    over.set()
+    thread.join()
+    assert done.code == 75, done.err[-3000:]
+    assert "go on with resume=true" in done.err.splitlines()[-1]
 
 
 KILLS = int(os.environ.get("KILLS", "10"))

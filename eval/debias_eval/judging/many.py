@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from debias.ranks.garbage import loading
 from debias_eval.results.files import predictions_path
 
 FEW = 64
@@ -95,7 +96,8 @@ def table_of(result: Mapping[str, Any]) -> Any:
 
 def main(folder: Path, suite: str) -> None:
     """Judge the model of a folder on one of its suites, and print what that took."""
-    from debias_eval.judging.models import judge_given
+    with loading():
+        from debias_eval.judging.models import judge_given
 
     started, cpu = time.perf_counter(), time.process_time()
     judge_given(folder / OUT, [str(folder / suite / "suite.yaml")], {"model": str(folder / BASE)})

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from debias.ranks.garbage import loading
+
 
 def resident() -> dict[str, float]:
     """Memory of this process now and at its peak, MiB; `anonymous`: what is no page of a file that others share."""
@@ -19,7 +21,8 @@ def resident() -> dict[str, float]:
 
 def main(out: str, settings: str) -> None:
     """Train, and write down what it took as a file of this rank's in `out`."""
-    from debias.train import train
+    with loading():
+        from debias.train import train
 
     started, cpu = time.perf_counter(), time.process_time()
     train(json.loads(settings))

@@ -18,6 +18,7 @@ from debias.engines import attach
 from debias.losses import Answers, gce_weight
 from debias.methods import Edge
 from debias.plan.payload import WAYS
+from debias.ranks.garbage import end_unsearched
 
 Step = Callable[[], None]
 
@@ -150,6 +151,7 @@ def main(out: str, *settings_json: str) -> None:
     """Measure each setting, and let the first rank write the results."""
     from debias.engines.zero.launch import open_group
 
+    end_unsearched()
     traffic = Traffic()
     traffic.install()  # before DeepSpeed takes hold of the functions
     device = open_group()

@@ -34,6 +34,7 @@ from debias.config.expanding import expanded_words
 from debias.errors import InputError, Interrupted
 from debias.ranks import world
 from debias.ranks.failures import record, stopped
+from debias.ranks.garbage import end_unsearched, loading
 
 LONGEST_LINE = 4000  # characters of what is said about one fault, whatever a file holds
 
@@ -95,9 +96,9 @@ def train(
     from debias.config.reading import load_config
 
     config = find_recipe(config)
-    settings = load_config(config, overrides or [])
-    from debias.train import train as run
-
+    with loading():
+        settings = load_config(config, overrides or [])
+        from debias.train import train as run
     folder = run(settings, base=config.resolve().parent)
     if world.is_first():
         typer.echo(folder)
@@ -170,6 +171,7 @@ def _refuse(line: str) -> NoReturn:
 
 def main() -> None:
     """Entry point: InputError becomes one line on stderr and exit code 2."""
+    end_unsearched()
     sys.argv[1:] = world.without_local_rank(sys.argv[1:], os.environ)
     world.adopt_slurm(os.environ)
     try:

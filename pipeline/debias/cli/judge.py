@@ -36,6 +36,7 @@ from debias.cli.options import (
 from debias.cli.printing import AsJson, print_table
 from debias.config.prompt_file import Shots
 from debias.errors import InputError
+from debias.ranks.garbage import loading
 from debias.ranks.world import is_first
 
 
@@ -128,10 +129,11 @@ def _judge_runs(
     base: Path | None,
     shots: Shots | None,
 ) -> Found:
-    from debias_eval.judging.base import judge_base, runs_base
-    from debias_eval.judging.judge import Judging
-    from debias_eval.judging.models import judge_run
-    from debias_eval.results.runs import run_folders
+    with loading():
+        from debias_eval.judging.base import judge_base, runs_base
+        from debias_eval.judging.judge import Judging
+        from debias_eval.judging.models import judge_run
+        from debias_eval.results.runs import run_folders
 
     if base is None and shots is not None:
         raise InputError(
@@ -148,8 +150,9 @@ def _judge_runs(
 
 
 def _judge_given(given: dict[str, Any], out: Path | None, suite: list[str], scoring: Any, pace: Any) -> Found:
-    from debias_eval.judging.judge import Judging
-    from debias_eval.judging.models import judge_given
+    with loading():
+        from debias_eval.judging.judge import Judging
+        from debias_eval.judging.models import judge_given
 
     folder = _folder_of(given, out)
     return {folder: judge_given(folder, suite, given, judging=Judging(*pace), **scoring).results}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from debias.cli.printing import AsJson
+from debias.ranks.garbage import loading
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,7 +35,8 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Fold a run's adapter into its base: a dense model that loads anywhere, checked against the adapter's logits."""
-    from debias.merging.fold import merge_run
+    with loading():
+        from debias.merging.fold import merge_run
 
     options = {"adapter": adapter, "dtype": dtype, "tokenizer": tokenizer}
     merged = merge_run(run, out, **options, scale=scale, overwrite=overwrite)

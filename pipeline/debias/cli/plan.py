@@ -10,6 +10,7 @@ import typer
 
 from debias.cli.printing import AsJson, print_table
 from debias.errors import InputError
+from debias.ranks.garbage import loading
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -45,13 +46,14 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say before a run what it will need: parameters, bytes of a GPU, communication, whether it fits, and how long."""
-    from debias.config.places import find_recipe, resolve_paths
-    from debias.config.reading import load_config
-    from debias.plan.effort import effort_of
-    from debias.plan.foreign import plan_adapter
-    from debias.plan.planner import gpu_memory_here, host_memory_here, make_plan
-    from debias.plan.sheet import Machine
-    from debias.plan.table import table_of, verdict_of
+    with loading():
+        from debias.config.places import find_recipe, resolve_paths
+        from debias.config.reading import load_config
+        from debias.plan.effort import effort_of
+        from debias.plan.foreign import plan_adapter
+        from debias.plan.planner import gpu_memory_here, host_memory_here, make_plan
+        from debias.plan.sheet import Machine
+        from debias.plan.table import table_of, verdict_of
 
     logging.getLogger("debias.models.precision").setLevel(logging.ERROR)  # of this machine, not of what is planned
     path = find_recipe(config)

@@ -22,6 +22,7 @@ from debias.cli.options import (
     layout_of,
 )
 from debias.errors import InputError
+from debias.ranks.garbage import loading
 
 if TYPE_CHECKING:
     from debias.config.data import DataSource
@@ -74,9 +75,10 @@ def predict(
         raise InputError("nothing to ask: give the folder of a run, or --model or --adapter")
     source = _source(data, split=split, **layout_of(name, delimiter, quotes))
 
-    from debias.inference.answers import Scoring
-    from debias.inference.any_model import Given
-    from debias.inference.predicting import Asked, predict_rows
+    with loading():
+        from debias.inference.answers import Scoring
+        from debias.inference.any_model import Given
+        from debias.inference.predicting import Asked, predict_rows
 
     asked = Asked(source, tuple(text_field or ()), id_field)
     scoring = Scoring(normalize, calibrate)  # type: ignore[arg-type]

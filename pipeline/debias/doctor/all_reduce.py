@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from debias.doctor.check import Check, bad, fine, warn
+from debias.ranks.garbage import loading
 
 NAME = "all-reduce"
 ELEMENTS = 1 << 22  # float32: 16 MiB, the size of a bucket
@@ -102,8 +103,9 @@ def main(environment: Mapping[str, str] = os.environ) -> None:
     """One rank; the first writes the rate as JSON."""
     from datetime import timedelta
 
-    import torch
-    import torch.distributed as dist
+    with loading():
+        import torch
+        import torch.distributed as dist
 
     backend = sys.argv[1]
     device = "cpu"

@@ -12,6 +12,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from debias.doctor.check import Check, bad, fine
+from debias.ranks.garbage import loading
 
 if TYPE_CHECKING:
     from debias.engines.hf_trainer import DebiasTrainer
@@ -63,8 +64,9 @@ def judge(seen: dict[str, Any], engine: str) -> Check:
 
 def observe(deepspeed: str | None, folder: str) -> dict[str, Any]:
     """Whether what trains changed after each micro-batch within a step, after each step; and the logits in the end."""
-    import torch
-    from transformers import TrainerCallback
+    with loading():
+        import torch
+        from transformers import TrainerCallback
 
     rows, model = _rows(), _model()
     before = _logits(model, rows)  # here: stage 3 shards the model as soon as there is a trainer

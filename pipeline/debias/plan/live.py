@@ -1,13 +1,15 @@
 """Which tensors live when: bytes of every storage from the operation that makes it until nothing holds it any more."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+# Autograd asks each fake tensor for its device, more often than it computes anything.
+WHERE = torch.ops.prim.device.default
 
 
 class Live(TorchDispatchMode):
@@ -23,13 +25,13 @@ class Live(TorchDispatchMode):
         self._serial = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_iter((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._meet(tensor, born=False)
+        if func is WHERE:
+            return func(*args)
+        for tensor in _tensors((*args, *(kwargs or {}).values())):
+            self._meet(tensor, born=False)
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._meet(tensor, born=True)
+        for tensor in _tensors((result,)):
+            self._meet(tensor, born=True)
         return result
 
     @property
@@ -66,6 +68,15 @@ class Live(TorchDispatchMode):
                 self._events.append((serial, -size))
 
         self._known[key] = (serial, weakref.ref(storage, gone))
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among what an operation takes or gives: tensors, lists of tensors, and what is neither."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 def fake_in_place(model: torch.nn.Module) -> None:

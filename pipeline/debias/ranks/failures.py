@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from debias.errors import Interrupted
+from debias.ranks.garbage import loading
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -30,9 +31,10 @@ def main(words: Sequence[str] | None = None) -> None:
     143 if SIGTERM ended this node and nothing was saved.
     """
     _hush()
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    with loading():
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.run import parse_args, run
 
     os.environ.pop("TORCH_CPP_LOG_LEVEL", None)  # the ranks speak as they like
     # An interactive command would be left with a hung rank; a cluster's job sets its own.
