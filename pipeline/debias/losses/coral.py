@@ -33,7 +33,8 @@ class Coral(StepPenalty):
     over ranks at each step (19 MB for four groups of 768 columns; with `memory` also kept in checkpoints), and a
     product of as many numbers for each sample. Fails where groups tell the label: then the task has to go, too; and
     where a step has few samples of a group: on Colored MNIST, with five of them, it is below plain training. Draw
-    groups alike (`order`). With `memory` the statistics are behind the model, and pull it to and fro (BENCHMARKS.md).
+    groups alike (`order`). Steps are of random rows, not of like length, which costs padding. With `memory` the
+    statistics are behind the model, and pull it to and fro (BENCHMARKS.md).
 
     Source: Sun & Saenko, Deep CORAL: Correlation Alignment for Deep Domain Adaptation, ECCV 2016 workshops, arXiv
     1607.01719; with means, over pairs of groups, as in Yang et al., Change is Hard: A Closer Look at Subpopulation
