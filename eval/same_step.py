@@ -45,7 +45,7 @@ def apart_by_moments(hidden_G: Sequence[Tensor]) -> Tensor:
 
 def _covariance(hidden_BD: Tensor) -> Tensor:
     off_BD = hidden_BD - hidden_BD.mean(dim=0)
-    return off_BD.T @ off_BD / len(off_BD)
+    return off_BD.T @ off_BD / (len(off_BD) - 1)
 
 
 def apart_by_features(hidden_G: Sequence[Tensor], width: float) -> Tensor:

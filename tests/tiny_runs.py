@@ -154,9 +154,11 @@ def largest_difference(left: dict[str, Any], right: dict[str, Any]) -> float:
     return max(float((left[name].detach().float() - right[name].detach().float()).abs().max()) for name in left)
 
 
-def cut_off(whole: Path, cut: Path) -> Path:
-    """In the folder `cut`, a finished run of 4 steps, saved each 2, as it was when it was cut off after the first 2."""
+def cut_off(whole: Path, cut: Path, last: int = 4) -> Path:
+    """In the folder `cut`, a finished run of `last` steps, as it was when it was cut off after the checkpoint before:
+    of 4 steps, saved each 2, after the first 2.
+    """
     shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoint-4")
+    shutil.rmtree(cut / f"checkpoint-{last}")
     shutil.rmtree(cut / "adapter")
     return cut

@@ -4,6 +4,7 @@ Of a step of all samples and then the same samples, `memory` 0: the value is the
 the objective as it is written, of all samples together, by central differences.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from debias.losses import LearningLoss, make_loss, mmd_step
+from debias.losses import coral as coral_loss
 from debias.losses.mmd import GAMMAS, directions, phases
 from debias.readouts import DONE, Said
 
@@ -75,9 +77,11 @@ def coral(logits: Matrix, hidden: Matrix, labels: list[int], groups: list[int], 
     for rows in of_groups(hidden, groups):
         m = [mean([row[a] for row in rows]) for a in range(COLUMNS)]
         cov = [
-            [mean([(row[a] - m[a]) * (row[b] - m[b]) for row in rows]) for b in range(COLUMNS)] for a in range(COLUMNS)
+            math.fsum((row[a] - m[a]) * (row[b] - m[b]) for row in rows) / (len(rows) - 1)
+            for a in range(COLUMNS)
+            for b in range(COLUMNS)
         ]
-        known.append((m, [one for row in cov for one in row]))
+        known.append((m, cov))
     pairs = [
         mean([(x - y) ** 2 for x, y in zip(left[0], right[0], strict=True)])
         + mean([(x - y) ** 2 for x, y in zip(left[1], right[1], strict=True)])
@@ -166,7 +170,10 @@ def test_value_and_gradient_are_the_objective_s_where_nothing_has_changed(name: 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_what_is_known_fades_however_a_step_is_cut(name: str) -> None:
-    """Three steps that fade by a half are one step in which samples of later steps occur two and four times."""
+    """Three steps that fade by a half are one step in which samples of later steps occur two and four times.
+
+    But for `coral`, to which a sample that weighs twice is no two samples: what the squares of weights are is told.
+    """
     found = {}
     for cuts in ([5], [1, 4], [1] * 5):
         loss = begun(name, facts(*drawn(15)[2:]), memory=0.5)
@@ -185,6 +192,9 @@ def test_what_is_known_fades_however_a_step_is_cut(name: str) -> None:
         for _ in range(times):
             once(said(logits, hidden, labels), facts(labels, groups))
     once.step(lambda sums: sums)
+    if name == "coral":
+        weights = [(group, times) for step, times in enumerate((1, 2, 4)) for group in drawn(5, step)[3]]
+        once.memory_S[:, -1] = torch.tensor([math.fsum(w**2 for own, w in weights if own == g) for g in range(3)])
     logits, hidden, labels, groups = drawn(7, 9)
     want = once(said(logits, hidden, labels), facts(labels, groups), counts=False)
     for memory in found.values():
@@ -209,6 +219,80 @@ def test_a_group_that_was_not_seen_yet_is_no_fault(name: str) -> None:
         alone(said(logits, hidden, labels), facts(labels, [1] * 10))
         alone.step(lambda sums: sums)
         assert alone(said(logits, hidden, labels), facts(labels, groups)).tolist() == pytest.approx(plain)
+
+
+def weighed(rows: Matrix, weights: list[float]) -> tuple[list[float], list[float], float]:
+    """Mean and covariance of rows that weigh unlike, without bias, and how many rows they are worth; in plain loops."""
+    whole = math.fsum(weights)
+    m = [math.fsum(w * row[a] for w, row in zip(weights, rows, strict=True)) / whole for a in range(COLUMNS)]
+    free = whole - math.fsum(w * w for w in weights) / whole
+    cov = [
+        math.fsum(w * (row[a] - m[a]) * (row[b] - m[b]) for w, row in zip(weights, rows, strict=True)) / free
+        if free > 1e-9
+        else 0.0
+        for a in range(COLUMNS)
+        for b in range(COLUMNS)
+    ]
+    return m, cov, whole**2 / math.fsum(w * w for w in weights)
+
+
+def test_covariances_of_the_steps_before_are_without_bias() -> None:
+    """Of weights that fade by 0.8; a group that is worth less than two samples is left out."""
+    fade, strength = 0.8, 0.7
+    known = facts([0, 1, 2, 0, 1], [0, 1, 2, 0, 0])
+    share = [3 / 5, 1 / 5, 1 / 5]
+    loss = LearningLoss(make_loss({"name": "coral", "strength": strength, "memory": fade}), known)
+    seen: list[tuple[list[float], int, float]] = []
+    left_out = []
+    for step, groups in enumerate(
+        ([0, 0, 0, 1, 2], [0, 0, 1, 1, 0], [0, 1, 0, 0, 0], [1, 0, 0, 0, 2], [0, 0, 1, 1, 0])
+    ):
+        logits, hidden, labels, _ = drawn(5, step)
+        value = loss(said(logits, hidden, labels), facts(labels, groups)).mean()
+        told = {g: weighed([r for r, own, _ in seen if own == g], [w for _, own, w in seen if own == g])
+                for g in {own for _, own, _ in seen}}  # fmt: skip
+        kept = {g: (m, c) for g, (m, c, worth) in told.items() if worth >= 2 - 1e-9}
+        left_out.append(set(told) - set(kept))
+        pairs = [(a, b) for a in kept for b in kept if a < b]
+
+        def apart(at: int, known: dict[int, Any] = kept, pairs: list[Any] = pairs) -> float:
+            squares = [(x - y) ** 2 for a, b in pairs for x, y in zip(known[a][at], known[b][at], strict=True)]
+            return math.fsum(squares) / len(pairs) / len(known[0][at]) if pairs else 0.0
+
+        want = mean([cross_entropy(*one) for one in zip(logits, labels, strict=True)])
+        want += strength * (apart(0) + apart(1))
+        for g in kept if pairs else ():  # the tangent: what the step's own samples say beside those before
+            m, c = kept[g]
+            free = told[g][2] / (told[g][2] - 1)
+            for row in (row for row, own in zip(hidden, groups, strict=True) if own == g):
+                slope = 0.0
+                for other in (kept[h] for pair in pairs if g in pair for h in pair if h != g):
+                    slope += math.fsum(2 * (m[a] - other[0][a]) * (row[a] - m[a]) for a in range(COLUMNS)) / COLUMNS
+                    slope += math.fsum(
+                        2 * (c[a * COLUMNS + b] - other[1][a * COLUMNS + b])
+                        * (free * (row[a] - m[a]) * (row[b] - m[b]) - c[a * COLUMNS + b])
+                        for a in range(COLUMNS) for b in range(COLUMNS)
+                    ) / COLUMNS**2  # fmt: skip
+                want += strength * slope / len(pairs) / share[g] / len(groups)
+        assert float(value) == pytest.approx(want, rel=1e-9)
+        loss.step(lambda sums: sums)
+        seen = [(row, own, fade * w) for row, own, w in seen] + [
+            (r, g, 1.0) for r, g in zip(hidden, groups, strict=True)
+        ]
+    assert left_out == [set(), {1, 2}, {2}, {2}, {2}]  # of the third two samples, three steps apart
+
+
+def test_covariances_are_over_one_less_than_there_are() -> None:
+    """On average that of the distribution, however few: two of each group, in all pairs of eight rows; a step."""
+    _, hidden, _, _ = drawn(8)
+    whole = weighed(hidden, [1.0] * 8)[1]
+    found = []
+    for i, j in itertools.combinations(range(8), 2):
+        loss = make_loss("coral")
+        one = said([[0.0] * LABELS] * 2, [hidden[i], hidden[j]], [0, 0])
+        step = loss.of_step(loss.sums(one, facts([0, 0], [0, 0]), torch.zeros(1, 1)), torch.zeros(1, 1))
+        found.append(coral_loss._known(step, COLUMNS)[1].flatten().tolist())
+    assert [mean(column) for column in zip(*found, strict=True)] == pytest.approx(whole)
 
 
 def clouds() -> list[Matrix]:

@@ -104,6 +104,7 @@ def say_what_packing_saves(config: RunConfig, encoded: EncodedExamples, world: i
     """Log the tokens of an epoch, packed and as they would be padded."""
     samples = config.per_device_train_batch_size
     step = samples * config.gradient_accumulation_steps * world
-    packed, padded = tokens_of_an_epoch(encoded.lengths, samples, step, config.seed)
+    by_length = encoded.by_length and not (encoded.order.repeats or encoded.order.in_turn)
+    packed, padded = tokens_of_an_epoch(encoded.lengths, samples, step, config.seed, by_length=by_length)
     saved = 1 - packed / padded
     logger.info("packing: %s tokens an epoch in place of %s padded ones (%.1f %% fewer)", packed, padded, 100 * saved)

@@ -47,8 +47,9 @@ def build_trainer(
 ) -> DebiasTrainer:
     """The Trainer with our callbacks; what it refuses is an InputError, and no empty folder stays."""
     folder = Path(config.output_dir)
+    loss = build_loss(config)
     encoded = task.encode(examples, with_answer=True)
-    encoded.order = build_order(config)
+    encoded.order, encoded.by_length = build_order(config), not loss.compares
     if config.packing:
         say_what_packing_saves(config, encoded, arguments.world_size)
     figures = ValidationFigures()
@@ -62,7 +63,7 @@ def build_trainer(
             compute_metrics=figures,
             rule=make_rule(config.method),
             readout=task.readout,
-            loss=build_loss(config),
+            loss=loss,
             facts=encoded.told,
             bias_weight=build_bias_weight(config.bias_weight),
             gradients=config.gradients,

@@ -19,8 +19,9 @@ class Disagreement(Order):
     balances a cue exactly, where the bias model knows it; with three it falls short: the label that a cue goes along
     with 9 times in 10 is still that of 49 % of what is seen of it.
 
-    Needs a bias model, or a first stage that keeps `log_p`; no groups. Costs the bias model. Fails where the bias model
-    is sure of honest signal too, or where labels are wrong: mislabelled examples are seen most. The paper trains its
+    Needs a bias model, or a first stage that keeps `log_p`; no groups. Costs the bias model, and padding:
+    steps are of random rows, for of like length they would be full of one row's copies. Fails where the bias model is
+    sure of honest signal too, or where labels are wrong: mislabelled examples are seen most. The paper trains its
     bias model with generalized cross-entropy, begins the second run from that model's weights, and augments pictures;
     here the bias model is any of the table, and the run begins from its own base.
 

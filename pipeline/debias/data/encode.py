@@ -34,6 +34,7 @@ class EncodedExamples(Dataset[Feature]):
     `features`: of each example its lists of tokens (`input_ids`, `answer_mask`, ...). `facts`: tensors [N, ...].
     `wordings`: the same examples in other words, of which training draws; number N + i is example i in the first.
     `cut`: how many were longer than `max_length` and lost tokens; `cut_at`: which, of examples that are not kept.
+    `order`: which of them make an epoch. `by_length`: whether steps are of like length, if the order repeats none.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class EncodedExamples(Dataset[Feature]):
         self.wordings = wordings
         self.facts = dict(facts)
         self.order: Order = Shuffled()
+        self.by_length = True
 
     def __len__(self) -> int:
         return len(self.features)
@@ -70,8 +72,16 @@ class EncodedExamples(Dataset[Feature]):
         return self.facts if seen_N is None else {**self.facts, "seen": seen_N}
 
     def sampler(self, batch_size: int, seed: int) -> LengthBuckets:
-        """The training order: random, with examples of like length together."""
-        return LengthBuckets(self.lengths, batch_size, seed, self.order, self.facts, wordings=1 + len(self.wordings))
+        """The training order: random, with examples of like length together where that does no harm."""
+        return LengthBuckets(
+            self.lengths,
+            batch_size,
+            seed,
+            self.order,
+            self.facts,
+            wordings=1 + len(self.wordings),
+            by_length=self.by_length,
+        )
 
     @property
     def lengths(self) -> Sequence[int] | NDArray[np.int32]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
+BLOCK = 50  # batches whose examples are sorted by length together
+
 
 @dataclass(frozen=True)
 class Order:
@@ -21,12 +23,20 @@ class Order:
     `reads`: the facts it needs beside `index`. What it gives is a function of the facts and the generator alone, so
     that all ranks and a resumed run agree. `sized_by`: those of them that `size` needs. `in_turn`: what comes first is
     seen first, so that batches are not shuffled, nor made of examples of like length.
+
+    Copies of a row are of one length, and would share a step of like length: where an order repeats rows, steps are of
+    rows in random order.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
     sized_by: ClassVar[frozenset[str]] = frozenset()
     in_turn: ClassVar[bool] = False
+
+    @property
+    def repeats(self) -> bool:
+        """Whether an epoch may see a row more than once."""
+        return True
 
     def size(self, facts: Mapping[str, Tensor]) -> int:
         """Examples of an epoch, each as often as it is seen."""
@@ -51,6 +61,11 @@ class Shuffled(Order):
     """
 
     name: ClassVar[str] = "shuffled"
+
+    @property
+    def repeats(self) -> bool:
+        """Never."""
+        return False
 
     def epoch(self, facts: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         return torch.randperm(self.size(facts), generator=generator)
@@ -81,8 +96,9 @@ class LengthBuckets(Sampler[int]):
     """Random order with examples of like length together; the order depends on seed and epoch alone.
 
     Within each random block of 50 batches the examples are sorted by length, so a batch has little padding and batches
-    still come in random order. `order` says which examples make an epoch; by default all, once. Of several `wordings`
-    one is drawn for each example: i + k N is example i in wording k.
+    still come in random order. `order` says which examples make an epoch; by default all, once. Without `by_length`,
+    and where the order repeats rows, a block is one batch: its rows are random, and sorted for its micro-batches alone.
+    Of several `wordings` one is drawn for each example: i + k N is example i in wording k.
     """
 
     def __init__(
@@ -94,12 +110,14 @@ class LengthBuckets(Sampler[int]):
         facts: Mapping[str, Tensor] | None = None,
         *,
         wordings: int = 1,
+        by_length: bool = True,
     ) -> None:
         self.wordings = wordings
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
         self.order = order or Shuffled()
+        self.by_length = by_length and not self.order.repeats
         self.facts = facts or {"index": torch.arange(len(self.lengths))}
         self.epoch = 0
 
@@ -115,7 +133,7 @@ class LengthBuckets(Sampler[int]):
         order_N = self.order.epoch(self.facts, generator).numpy().copy()
         if self.order.in_turn:
             return iter(self._worded(order_N, generator).tolist())
-        length_N, block = np.asarray(self.lengths), 50 * self.batch_size
+        length_N, block = np.asarray(self.lengths), (BLOCK if self.by_length else 1) * self.batch_size
         for start in range(0, len(order_N), block):
             part = order_N[start : start + block]
             order_N[start : start + block] = part[np.argsort(-length_N[part], kind="stable")]

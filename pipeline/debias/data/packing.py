@@ -39,14 +39,15 @@ def _joined(rows: Sequence[Sequence[Any]]) -> Tensor:
 
 
 def tokens_of_an_epoch(
-    lengths: Sequence[int] | NDArray[np.int32], batch_size: int, step: int, seed: int
+    lengths: Sequence[int] | NDArray[np.int32], batch_size: int, step: int, seed: int, *, by_length: bool = True
 ) -> tuple[int, int]:
     """Tokens of the first epoch, packed and padded to the longest of each micro-batch of `batch_size` samples.
 
-    `step`: samples of an optimizer step, over all micro-batches and ranks.
+    `step`: samples of an optimizer step, over all micro-batches and ranks. `by_length`: of like length.
     """
     length_N = np.asarray(lengths, dtype=np.int64)
-    order_N = length_N[np.fromiter(LengthBuckets(lengths, step, seed), dtype=np.int64, count=len(lengths))]
+    sampler = LengthBuckets(lengths, step, seed, by_length=by_length)
+    order_N = length_N[np.fromiter(sampler, dtype=np.int64, count=len(lengths))]
     starts_K = np.arange(0, len(order_N), batch_size)
     samples_K = np.minimum(batch_size, len(order_N) - starts_K)
     return int(length_N.sum()), int((np.maximum.reduceat(order_N, starts_K) * samples_K).sum())

@@ -20,8 +20,8 @@ class Resampled(Order):
     `exponent`: a group with n examples is drawn in proportion to `n^exponent`. 0 is equally often, 1 as often as it is
     there, 0.5 between the two (square-root sampling, of Kang et al.), and below 0 small groups are seen more often than
     large ones. Needs groups of all examples for `by: group`, those of the data or inferred ones (`groups`). Costs
-    nothing more. Fails where a group is tiny: its examples are seen so often that they are learned by heart; an
-    exponent above 0 sees them less.
+    padding: steps are of random rows, for of like length they would be full of one row's copies. Fails where a group is
+    tiny: its examples are seen so often that they are learned by heart; an exponent above 0 sees them less.
 
     Source: Idrissi et al., Simple data balancing achieves competitive worst-group-accuracy, CLeaR 2022, arXiv
     2110.14503; the exponent of Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR

@@ -16,7 +16,8 @@ class SpareSampled(Order):
 
     In proportion to the weights that `groups: {name: spare}` gives: within a label `1 / size^power` of the example's
     cluster, and labels alike. Needs these groups, and so a first stage that keeps `log_p` (or a bias model). Costs
-    nothing more. Fails where a cluster is tiny, or made of what is hard: its examples are learned by heart.
+    padding: steps are of random rows, for of like length they would be full of one row's copies. Fails where a cluster
+    is tiny, or made of what is hard: its examples are learned by heart.
 
     Source: Yang et al., Identifying Spurious Biases Early in Training through the Lens of Simplicity Bias, AISTATS
     2024, arXiv 2305.18761, and its authors' library.

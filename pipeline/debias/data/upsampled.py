@@ -15,8 +15,9 @@ class Upsampled(Order):
     """Every example once an epoch, and those that the first stage got wrong `times` times: the second stage of JTT.
 
     Just Train Twice: `first_stage: {keep: errors, settings: {...}}` trains plainly for a short while, and this order
-    sees its errors more often (`times` is the paper's lambda_up). Needs a first stage, no groups. Costs that run, and
-    an epoch that is longer by the errors. Fails where the first stage gets everything right, or errs at random (noise
+    sees its errors more often (`times` is the paper's lambda_up). Needs a first stage, no groups. Costs that run,
+    an epoch that is longer by the errors, and padding: steps are of random rows, for of like length they would be full
+    of one row's copies. Fails where the first stage gets everything right, or errs at random (noise
     in labels is upsampled too).
 
     Source: Liu et al., Just Train Twice: Improving Group Robustness without Training Group Information, ICML 2021,
@@ -31,6 +32,11 @@ class Upsampled(Order):
     def __post_init__(self) -> None:
         if self.times < 1:
             raise ValueError(f"times is {self.times}, expected 1 or more")
+
+    @property
+    def repeats(self) -> bool:
+        """Errors, unless they are seen once like all others."""
+        return self.times > 1
 
     def size(self, facts: Mapping[str, Tensor]) -> int:
         """Examples of an epoch, each as often as it is seen."""

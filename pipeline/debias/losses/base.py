@@ -23,7 +23,8 @@ class Loss:
     EVERY_LABEL for `said.log_z_B`, which classifiers have alone. `learns`: its memory changes with the steps, and
     belongs into checkpoints; else it is as `begin` makes it. One that learns, and does not know how long its memory is
     before it has seen a batch, begins with none, or `grows`: what it began with stays its first columns.
-    `within_labels`: it compares the groups of a label with each other.
+    `within_labels`: it compares the groups of a label with each other. `compares`: it compares kinds of samples by what
+    a step has of each. Rows of like length may be of one kind, so that steps are of rows in random order.
     """
 
     name: ClassVar[str]
@@ -31,6 +32,7 @@ class Loss:
     learns: ClassVar[bool] = False
     grows: ClassVar[bool] = False
     within_labels: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     def __call__(self, said: Said, facts: Mapping[str, Tensor], memory_S: Tensor) -> Tensor:
         """`loss_B`, differentiable; `memory_S` is what the loss began with, and has learned since."""
@@ -81,6 +83,7 @@ class StepPenalty(Loss):
     `memory`, a setting of each: how much is kept of the steps before; None: nothing, statistics are of the step itself.
     """
 
+    compares: ClassVar[bool] = True
     memory: float | None
 
     @property

@@ -30,7 +30,8 @@ class BiasCovariance(StepPenalty):
     `tau`: cross-entropy of `log p + tau log p_b`, so that logit correction is penalised; at 0 it is plain.
 
     Needs a bias model (`bias_model`, or a first stage that keeps `log_p`), and of a causal model answers of one token.
-    Costs its fit, a forward pass more where a step has several micro-batches, and memory of `C^2 (C + 2)` numbers about
+    Costs its fit, padding (steps are of random rows, not of like length), a forward pass more where a step has several
+    micro-batches, and memory of `C^2 (C + 2)` numbers about
     (with `memory` kept in checkpoints). Fails where the bias model holds honest signal that tells samples of one label
     apart, such as how clearly they have it; where a label is in a step seldom, whose covariance is then of few samples;
     and with a large `strength`, which slows learning. Only what is linear is seen. On Colored MNIST, five seeds with

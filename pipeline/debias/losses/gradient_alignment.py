@@ -30,8 +30,9 @@ class GradientAlignment(Loss):
     hard, or without easy, samples leaves the weights as they were.
 
     Needs a bias model; answers of a causal model may have any length. Its score stands in the place of the paper's ECS
-    scores, which two networks trained beside each other make up: neither is here. Costs the bias model's fit. Fails
-    where no sample is hard, or every one: then all weigh the same, and a warning says so.
+    scores, which two networks trained beside each other make up: neither is here. Costs the bias model's fit, and
+    padding: steps are of random rows, for of like length they may have one kind alone. Fails where no sample is hard,
+    or every one: then all weigh the same, and a warning says so.
 
     Source: Zhao et al., Combating Unknown Bias with Effective Bias-Conflicting Scoring and Gradient Alignment, AAAI
     2023, arXiv 2111.13108, and its authors' code.
@@ -40,6 +41,7 @@ class GradientAlignment(Loss):
     name: ClassVar[str] = "gradient_alignment"
     reads: ClassVar[frozenset[str]] = frozenset({"bias_log_p"})
     learns: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
     gamma: float = 1.6
     threshold: float = 0.8
 

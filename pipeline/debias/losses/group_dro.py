@@ -27,7 +27,8 @@ class GroupDRO(Loss):
     generalise worse than they train (its gradient is zero, so it acts through the weights alone; 0 to 5 in the paper).
     Needs a group of each training example, of the data or inferred (`groups`). Costs nothing more. Fails where groups
     are unknown or tiny: it overfits a small group unless regularised. The authors' code, and SpuCo, draw groups alike
-    (`order: {name: resampled, by: group}`): `q` then weighs batches in which no group is rare.
+    (`order: {name: resampled, by: group}`): `q` then weighs batches in which no group is rare. Steps are of random
+    rows, not of like length, which costs padding: else a step may have one group alone.
 
     Source: Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020, arXiv 1911.08731.
     """
@@ -35,6 +36,7 @@ class GroupDRO(Loss):
     name: ClassVar[str] = "group_dro"
     reads: ClassVar[frozenset[str]] = frozenset({"group"})
     learns: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
     step_size: float = 0.01
     adjustment: float = 0.0
 

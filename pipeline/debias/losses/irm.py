@@ -30,9 +30,10 @@ class IRM(StepPenalty):
     Needs a group of each training example, of the data or inferred (`groups`), in which a shortcut holds unlike; and of
     a causal model answers of one token. Costs a forward pass more where a step has several micro-batches, with `memory`
     nothing. Fails where groups tell the label (the slope of one label is no test of a shortcut), where a step has few
-    of a group, which then says little of it: draw groups alike (`order`); and with a large `strength` from the start,
-    which holds the model where it knows nothing. With `memory` and a large strength the pull is by slopes that are no
-    longer those of the model (BENCHMARKS.md); shares of groups are then those of what an epoch sees.
+    of a group, which then says little of it: draw groups alike (`order`; steps are of random rows, not of like length,
+    which costs padding); and with a large `strength` from the start, which holds the model where it knows nothing. With
+    `memory` and a large strength the pull is by slopes that are no longer those of the model (BENCHMARKS.md); shares of
+    groups are then those of what an epoch sees.
 
     Source: Arjovsky et al., Invariant Risk Minimization, 2019, arXiv 1907.02893; all groups alike as in Yang et al.,
     Change is Hard: A Closer Look at Subpopulation Shift, ICML 2023, arXiv 2302.12254, and its authors' code.

@@ -37,10 +37,11 @@ class PGI(StepPenalty):
     Needs a group of each training example, of the data or inferred (`groups`), of which a label has two; and of a
     causal model answers of one token. Costs a forward pass more where a step has several micro-batches, with `memory`
     nothing. Fails where groups of a label differ in what they rightly say of it (how clear its samples are), and where
-    a step has few of a group, whose mean is then noise: draw groups alike (`order`). A model that predicts one and the
-    same for all has no penalty. The authors take KL / C of each label, which is this mean, with strengths of 50 and
-    100, grown over some epochs; their penalty leaves the last layer alone, and their groups are the more and the less
-    frequent part of each label, found by an adversary: here the whole model feels it, and groups are given.
+    a step has few of a group, whose mean is then noise: draw groups alike (`order`; steps are of random rows, not of
+    like length, which costs padding). A model that predicts one and the same for all has no penalty. The authors take
+    KL / C of each label, which is this mean, with strengths of 50 and 100, grown over some epochs; their penalty leaves
+    the last layer alone, and their groups are the more and the less frequent part of each label, found by an adversary:
+    here the whole model feels it, and groups are given.
 
     Source: Ahmed et al., Systematic generalisation with group invariant predictions, ICLR 2021,
     openreview.net/forum?id=b9PoimzZFJ, and its authors' code.

@@ -50,7 +50,7 @@ STREAMS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "resampled": (
         {"data": {"train": GENERATED}, "order": {"name": "resampled", "by": "label"}},
-        "ffe691800f0b59b47776870e6f2eb469",
+        "751fcb86c82924f50381fb022ab3d2c1",
     ),
     "prompts": ({**CAUSAL, "data": {"train": GENERATED}}, "3acc299f758f15d347c7b97f9d5f6848"),
     "prompts_cut": (

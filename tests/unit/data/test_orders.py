@@ -1,4 +1,4 @@
-"""Every order of the table: the same from the same seed, as often as it says, in buckets of like length."""
+"""Every order of the table: the same from the same seed, as often as it says, in steps as random as it says."""
 
 from collections import Counter
 from typing import Any
@@ -52,7 +52,9 @@ def test_it_is_a_function_of_the_generator(name: str) -> None:
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_buckets_hold_what_the_order_says(name: str) -> None:
-    """And batches of like length, an epoch of its own for each number, and a length that the Trainer plans with."""
+    """And an epoch of its own for each number, a length that the Trainer plans with, and batches of like length where
+    no row comes twice.
+    """
     order, lengths = order_of(name), [i % 7 for i in range(100)]
     sampler = LengthBuckets(lengths, 4, 3, order, FACTS)
     first = list(sampler)
@@ -66,7 +68,99 @@ def test_buckets_hold_what_the_order_says(name: str) -> None:
         assert first == want
         return
     batches = [[lengths[i] for i in first[k : k + 4]] for k in range(0, 96, 4)]
-    assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 2
+    spread = sum(max(batch) - min(batch) for batch in batches) / len(batches)
+    assert spread > 3 if order.repeats else spread < 2
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_it_says_whether_it_repeats_rows(name: str) -> None:
+    order = order_of(name)
+    assert order.repeats == (max(Counter(epoch(order)).values()) > 1)
+
+
+def test_errors_that_are_seen_once_are_no_repeats() -> None:
+    assert not make_order({"name": "upsampled", "times": 1}).repeats
+
+
+def skewed(rows: int) -> dict[str, torch.Tensor]:
+    """Facts of which each order makes some rows frequent: of a group, errors, hard ones, a cluster."""
+    rare_N = torch.arange(rows) % 30 == 7
+    label_N = torch.arange(rows) % 2
+    own_N = torch.where(rare_N, 0.02, 0.98)
+    p_N2 = torch.stack([torch.where(label_N == 0, own_N, 1 - own_N), torch.where(label_N == 1, own_N, 1 - own_N)], 1)
+    told = {"group": rare_N.long(), "error": rare_N, "draw_weight": 1.0 + 30 * rare_N, "bias_log_p": p_N2.log()}
+    return {"index": torch.arange(rows), "labels": label_N, **told}
+
+
+def distinct(order_N: list[int], size: int) -> torch.Tensor:
+    """How many different rows each whole step has."""
+    steps = [order_N[k : k + size] for k in range(0, len(order_N) - size + 1, size)]
+    return torch.tensor([float(len(set(step))) for step in steps])
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_step_has_no_more_copies_of_a_row_than_random_order_has(name: str) -> None:
+    """Different rows of a step, on average over ten epochs, beside those of ten epochs in the order's own sequence; and
+    those that steps of like length would have, which the test would see.
+    """
+    rows, size, facts = 900, 24, skewed(900)
+    order = order_of(name)
+    lengths = torch.randint(3, 60, (rows,), generator=torch.Generator().manual_seed(5)).tolist()
+    made, like, random = [], [], []
+    for seed in range(10):
+        sampler = LengthBuckets(lengths, size, seed, order, facts)
+        made.append(distinct(list(sampler), size))
+        drawn = order.epoch(facts, torch.Generator().manual_seed(77 + seed)).tolist()
+        random.append(distinct(drawn, size))
+        block = 50 * size
+        parts = [sorted(drawn[k : k + block], key=lengths.__getitem__) for k in range(0, len(drawn), block)]
+        like.append(distinct([i for part in parts for i in part], size))
+    made_S, like_S, random_S = (torch.cat(one) for one in (made, like, random))
+    error = float((made_S.var() / len(made_S) + random_S.var() / len(random_S)) ** 0.5)
+    assert abs(float(made_S.mean() - random_S.mean())) <= 4 * error
+    if order.repeats:
+        assert float(random_S.mean() - like_S.mean()) > 10 * error + 0.5
+
+
+def steps_by_hand(
+    drawn: list[int], lengths: list[int], size: int, block: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Of each block of that many rows the longest first, cut into steps, which come in random order, a short one last;
+    from the generator that drew the rows.
+    """
+    found: list[int] = []
+    for start in range(0, len(drawn), block):
+        found += sorted(drawn[start : start + block], key=lambda i: -lengths[i])
+    whole = len(found) // size
+    turns = torch.randperm(whole, generator=generator).tolist()
+    return [found[k * size : (k + 1) * size] for k in [*turns, whole]]
+
+
+@pytest.mark.parametrize("block", ["shuffled", {"name": "upsampled", "times": 1}])
+@pytest.mark.parametrize("by_length", [True, False])
+def test_rows_that_come_once_have_the_steps_they_had(block: Any, by_length: bool) -> None:
+    """Of kept runs: by hand, over blocks of 50 steps; and of random rows where a loss asks for it."""
+    rows, size, seed, turn = 1234, 8, 3, 2
+    lengths = torch.randint(3, 60, (rows,), generator=torch.Generator().manual_seed(5)).tolist()
+    order, facts = make_order(block), {"index": torch.arange(rows), "error": torch.arange(rows) % 3 == 0}
+    sampler = LengthBuckets(lengths, size, seed, order, facts, by_length=by_length)
+    sampler.set_epoch(turn)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+    drawn = order.epoch(facts, generator).tolist()
+    steps = steps_by_hand(drawn, lengths, size, (50 if by_length else 1) * size, generator)
+    assert list(sampler) == [i for step in steps for i in step]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("by_length", [True, False])
+def test_rows_of_one_length_have_the_steps_they_had(name: str, by_length: bool) -> None:
+    """Pictures: whatever repeats rows or compares groups, kept runs of them are what they were."""
+    order, facts = order_of(name), skewed(300)
+    sampler = LengthBuckets([0] * 300, 8, 3, order, facts, by_length=by_length)
+    generator = torch.Generator().manual_seed(3 * 1_000_003)
+    drawn = order.epoch(facts, generator).tolist()
+    steps = [drawn] if order.in_turn else steps_by_hand(drawn, [0] * 300, 8, 400, generator)
+    assert list(sampler) == [i for step in steps for i in step]
 
 
 @pytest.mark.parametrize("name", ORDERS)
