@@ -6,6 +6,7 @@ through it in chunks. A packed batch of R rows has its samples one after another
 them apart (-1: no sample), and `position_ids` start again at each, by which they are told apart where it is missing.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -223,6 +224,19 @@ def with_positions(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """`inputs` that ask for no keys and values to be kept: nothing reads them again, and keeping them copies them."""
-    _, parameters = causal_forward(model)
-    return {**inputs, "use_cache": False} if "use_cache" in parameters else inputs
+    """`inputs` that ask for no keys and values to be kept: nothing reads them again, and keeping them copies them.
+
+    Some families (Granite's experts) hand `use_cache` on to their backbone without naming it.
+    """
+    causal, parameters = causal_forward(model)
+    named = "use_cache" in parameters
+    if causal is not None and any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        named |= any("use_cache" in inspect.signature(type(part).forward).parameters for part in causal.modules())
+    return {**inputs, "use_cache": False} if named else inputs
+
+
+def packed_logits(model: nn.Module, ids_RT: Tensor, positions_RT: Tensor) -> Tensor:
+    """Logits [R, T, V] of rows that hold several samples, asked for as training asks for them."""
+    inputs = without_cache(model, {"input_ids": ids_RT, "position_ids": positions_RT})
+    logits_RTV: Tensor = model(**inputs, logits_to_keep=torch.arange(ids_RT.shape[1], device=ids_RT.device)).logits
+    return logits_RTV
