@@ -142,6 +142,15 @@ def gemma3(seed: int = 0, *, classify: bool = False, **settings: Any) -> Any:
     return family("gemma3_text", seed, classify=classify, **settings)
 
 
+def granitemoe(seed: int = 0, **settings: Any) -> Any:
+    """Granite's experts: a forward that hands `use_cache` on without naming it."""
+    from transformers import AutoModelForCausalLM, GraniteMoeConfig
+
+    torch.manual_seed(seed)
+    sizes = {**FAMILY_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 32, **settings}
+    return AutoModelForCausalLM.from_config(GraniteMoeConfig(**sizes)).train()
+
+
 def with_lora(model: nn.Module, dropout: float = 0.0, seed: int = 1, r: int = 3, **settings: Any) -> Any:
     """PEFT LoRA on all linear layers, its matrices off their zero start so that every gradient is there."""
     from peft import LoraConfig, get_peft_model

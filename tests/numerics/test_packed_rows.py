@@ -5,7 +5,7 @@ The oracle: each sample in a row of its own, in float64.
 
 import pytest
 import torch
-from tiny_models import llama
+from tiny_models import granitemoe, llama
 from tiny_trainers import trainer_of
 
 from debias import attach
@@ -65,6 +65,13 @@ def test_samples_of_a_row_are_told_apart_by_their_positions(rows):
     assert said.count == sum(ANSWERS)
     index = said.sample_index
     assert torch.bincount(index[index >= 0]).tolist() == list(LENGTHS)
+
+
+def test_a_family_that_does_not_name_use_cache_makes_none():
+    """Granite's experts hand it on: with a cache, even an empty one, a sample sees those before it in its row."""
+    model = granitemoe().eval()
+    got, want = READ.said(model, stacked([joined(samples())])).log_p_B, alone(model)
+    torch.testing.assert_close(got, torch.cat([one.log_p_B for one in want]))
 
 
 def each_asked(model):

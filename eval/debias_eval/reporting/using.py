@@ -12,22 +12,43 @@ PLAIN = ("package:", "vision:")  # how models begin whose names transformers doe
 CLASSIFY = """
 inputs = tokenizer(*{texts!r}, truncation=True, max_length={length}, return_tensors='pt')  # {fields}
 print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])"""
+# As a run's prompts are made: nothing stands between a text and its answer, neither what the tokenizer puts behind a
+# text nor a token that has both in it.
 ANSWER = """
 answers = {answers!r}
-prompt = {template!r}.format_map({texts!r})
-{chat}
+template = {template!r}
+
+
+def prompt(texts):
+    return {prompt}
+
+
+def words(text):
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+some, others = prompt({names!r}), prompt({others!r})
+{before}
+
+
+def behind(answer):  # its tokens in a text that goes on; where they are not to be told from the text's, those alone
+    ids = [words(text + answer)[len(words(text)) :] for text in (some, others)]
+    apart = all(words(text + answer)[: len(words(text))] == words(text) for text in (some, others))
+    return ids[0] if apart and ids[0] == ids[1] else words(answer)
+
 
 def log_p(answer):
-    asked, whole = (tokenizer(text, add_special_tokens={special}).input_ids for text in (prompt, prompt + answer))
-    logits = model(torch.tensor([whole])).logits[0, len(asked) - 1 : -1]
-    return logits.log_softmax(-1).gather(1, torch.tensor([whole[len(asked) :]]).T).sum().item()
+    asked, ids = before + words(prompt({texts!r})), behind(answer)
+    logits = model(torch.tensor([asked + ids])).logits[0, len(asked) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor([ids]).T).sum().item()
 
 
 print(max(answers, key=lambda label: log_p(answers[label])))"""
-CHAT = """prompt = tokenizer.apply_chat_template(
-    [{'role': 'user', 'content': prompt}], add_generation_prompt=True, tokenize=False
-)
-"""
+BEFORE = """whole, alone = tokenizer(some).input_ids, words(some)
+before = whole[: next(i for i in range(len(whole)) if whole[i : i + len(alone)] == alone)]  # of every text"""
+CHAT = """tokenizer.apply_chat_template(
+        [{'role': 'user', 'content': template.format_map(texts)}], add_generation_prompt=True, tokenize=False
+    )"""
 
 
 def use(run: Run, adapter: str | None = None, words: str | None = None) -> str:
@@ -99,13 +120,16 @@ def _ask(run: Run, head: str) -> list[str]:
     if not isinstance(prompt, Mapping) or not isinstance(prompt.get("verbalizers"), Mapping):
         return []
     chat = bool(prompt.get("chat"))
-    texts = {field: f"({field})" for field in fields}
     asked: dict[str, Any] = {
         "answers": dict(prompt["verbalizers"]),
         "template": str(prompt.get("template")),
-        "texts": texts,
+        "prompt": CHAT if chat else "template.format_map(texts)",
+        "before": "before = []  # the chat template writes what stands before a text" if chat else BEFORE,
+        "names": {field: field for field in fields},
+        "others": dict.fromkeys(fields, "It is so"),
+        "texts": {field: f"({field})" for field in fields},
     }
-    return ANSWER.format(**asked, chat=CHAT if chat else "", special=not chat).split("\n")
+    return ANSWER.format(**asked).split("\n")
 
 
 def _labels(run: Run) -> list[str]:

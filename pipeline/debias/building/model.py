@@ -20,6 +20,7 @@ from debias.models.precision import usable_bf16
 from debias.models.quantized import prepare_quantized
 from debias.models.source import ModelSource, resolve_model
 from debias.readouts import add_router_loss, leave_out_router_loss
+from debias.readouts.answers import packed_logits
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def build_model(config: RunConfig, source: ModelSource | None = None) -> Any:
         logger.info("adapter.type %s: lora_r, lora_alpha and lora_dropout have no effect", config.adapter["type"])
     model = base_model(config, source or resolve_model(config.model), training=True)
     if config.packing:
-        check_packing(model, config.per_device_train_batch_size, config.max_length)
+        check_packing(model, config.per_device_train_batch_size, config.max_length, packed_logits)
     if config.use_liger_kernel:
         check_liger(model)
     adapted = adapt(config, model)

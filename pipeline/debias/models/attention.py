@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,7 +99,11 @@ def _class_without_flash(model: str | ModelSource, head: str) -> str | None:
 # Packed rows.
 
 
-def packing_refusal(model: Any, longest_row: int) -> str | None:
+# A model, token ids and positions -> the logits of all tokens, by the arguments that the model is trained with.
+Ask = Callable[[Any, Tensor, Tensor], Tensor]
+
+
+def packing_refusal(model: Any, longest_row: int, ask: Ask) -> str | None:
     """Why samples packed in one row of at most `longest_row` tokens would not be as they are alone, or None."""
     config = model.config.get_text_config()
     attention = getattr(model.config, "_attn_implementation", None)
@@ -117,10 +122,10 @@ def packing_refusal(model: Any, longest_row: int) -> str | None:
         )
     if flash and chunk is not None and longest_row > chunk:
         return f"flash attention cannot attend in chunks of {chunk}, a row may have {longest_row} tokens"
-    return None if config.model_type in PACKS_EXACTLY else _tried(model)
+    return None if config.model_type in PACKS_EXACTLY else _tried(model, ask)
 
 
-def _tried(model: Any) -> str | None:
+def _tried(model: Any, ask: Ask) -> str | None:
     """Two samples in one row against the second one alone."""
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         known = ", ".join(sorted(PACKS_EXACTLY))
@@ -131,20 +136,15 @@ def _tried(model: Any) -> str | None:
     training = model.training
     model.eval()
     with torch.no_grad():
-        packed = _logits(model, ids, positions)[0, 3:]
-        alone = _logits(model, ids[:, 3:], positions[:, 3:])[0]
+        packed = ask(model, ids, positions)[0, 3:]
+        alone = ask(model, ids[:, 3:], positions[:, 3:])[0]
     model.train(training)
     tolerance = LEAK_TOLERANCE_HALF if alone.dtype in HALF else LEAK_TOLERANCE
     difference, size = float((packed - alone).abs().max()), float(alone.abs().max())
     return None if difference <= tolerance * size else "its samples see each other: logits differ from those alone"
 
 
-def _logits(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    return logits
-
-
-def check_packing(model: Any, samples: int, max_length: int) -> None:
+def check_packing(model: Any, samples: int, max_length: int, ask: Ask) -> None:
     """InputError, with the reason, for a model that rows of `samples` packed samples would be wrong for."""
-    if reason := packing_refusal(model, samples * max_length):
+    if reason := packing_refusal(model, samples * max_length, ask):
         raise InputError(f"packing: {type(model).__name__} cannot train on packed rows: {reason}; set packing to false")

@@ -6,6 +6,7 @@ through it in chunks. A packed batch of R rows has its samples one after another
 them apart (-1: no sample), and `position_ids` start again at each, by which they are told apart where it is missing.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from debias.readouts.chunks import causal_forward, token_losses
 from debias.readouts.hidden import hearing, means_of, means_of_packed
 from debias.readouts.packed import refuse_packed, sample_index_of
+from debias.readouts.prompts import attention_of, ends_of_prompts, prompts_alone, with_answer
 from debias.readouts.said import Said, check_labels, fact, inputs_and_facts
 
 
@@ -22,8 +24,9 @@ class Answers:
     """The readout of a causal model with one answer (verbalizer) for each label.
 
     Training batches hold prompt and answer in `input_ids` [B, T] and the fact `answer_mask` [B, T] (true at answer
-    tokens), or several samples in a row; scoring batches hold left-padded prompts only. Without an `attention_mask`
-    every token counts. `verbalizer_ids` has the answer tokens of each label; training alone needs none.
+    tokens), or several samples in a row; scoring batches hold prompts, or rows in the form of training's, whose answer
+    is cut off. Padding may stand on either side. Without an `attention_mask` every token counts. `verbalizer_ids` has
+    the answer tokens of each label; training alone needs none.
 
     `probability`: a sample's p is the product over its answer tokens, or their per-token geometric mean.
     `mean_over`: the denominator of both gradients counts samples or answer tokens. `chunk`: answer positions whose
@@ -84,30 +87,26 @@ class Answers:
         return [ids[0] for ids in self.verbalizer_ids]
 
     def label_scores(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """Log-likelihood of each label's answer after the prompt, [B, C] float32 (not normalised over labels)."""
-        inputs, _ = inputs_and_facts(batch)
+        """Log-likelihood of each label's answer after the prompt, [B, C] float32 (not normalised over labels).
+
+        Prompts may be padded on either side. Where rows hold an answer, `answer_mask` tells it, and it is cut off.
+        """
+        inputs, facts = inputs_and_facts(batch)
         refuse_packed(inputs)
         if not self.verbalizer_ids:
             raise ValueError("readout Answers was made without verbalizer_ids, which labels are scored by")
-        if all(len(ids) == 1 for ids in self.verbalizer_ids):
-            # One answer token each: a single forward pass of the prompt scores every label.
-            logits_BV = model(**with_positions(inputs), logits_to_keep=1).logits[:, -1].float()
-            return torch.log_softmax(logits_BV, dim=-1)[:, [ids[0] for ids in self.verbalizer_ids]]
-        return torch.stack([self._score(model, inputs, ids) for ids in self.verbalizer_ids], dim=1)
+        ends_B = ends_of_prompts(inputs, facts.get("answer_mask"))
+        if any(len(ids) != 1 for ids in self.verbalizer_ids):
+            return torch.stack([self._score(model, inputs, ids, ends_B) for ids in self.verbalizer_ids], dim=1)
+        # One answer token each: a single forward pass of the prompt scores every label.
+        tokens = [ids[0] for ids in self.verbalizer_ids]
+        if ends_B is not None:
+            return _after(model, prompts_alone(inputs, ends_B), ends_B, tokens, self.chunk)
+        logits_BV = model(**with_positions(inputs), logits_to_keep=1).logits[:, -1].float()
+        return torch.log_softmax(logits_BV, dim=-1)[:, tokens]
 
-    def _score(self, model: nn.Module, inputs: dict[str, Any], answer: list[int]) -> Tensor:
-        ids_BT, mask_BT = inputs["input_ids"], _attention(inputs)
-        tail = torch.tensor(answer, device=ids_BT.device).expand(ids_BT.shape[0], -1)
-        extended = {
-            "input_ids": torch.cat([ids_BT, tail], dim=1),
-            "attention_mask": torch.cat([mask_BT, torch.ones_like(tail)], dim=1),
-        }
-        if (given_BT := inputs.get("position_ids")) is not None:
-            places = torch.arange(1, len(answer) + 1, device=ids_BT.device)
-            extended["position_ids"] = torch.cat([given_BT, given_BT[..., -1:] + places], dim=-1)
-        answer_mask = torch.zeros_like(extended["input_ids"], dtype=torch.bool)
-        answer_mask[:, ids_BT.shape[1] :] = True
-        return answer_log_likelihood(model, extended, answer_mask, self.chunk)
+    def _score(self, model: nn.Module, inputs: dict[str, Any], answer: list[int], ends_B: Tensor | None) -> Tensor:
+        return answer_log_likelihood(model, *with_answer(inputs, answer, ends_B), self.chunk)
 
 
 def answer_log_likelihood(
@@ -148,6 +147,17 @@ def _padded(
     return (log_p_BKN * mask_BT[:, keep_K + 1].unsqueeze(2)).sum(dim=1)
 
 
+def _after(
+    model: nn.Module, inputs: dict[str, Any], ends_B: Tensor, tokens: Sequence[int], chunk: int | None
+) -> Tensor:
+    """Log-probability of each of `tokens` behind the position `ends_B` of its row, [B, C]."""
+    keep_K, place_B = ends_B.unique(return_inverse=True)
+    ids_BT = inputs["input_ids"]
+    given = without_cache(model, with_positions(inputs))
+    log_p_BKN = said_at(model, given, keep_K - ids_BT.shape[1], ids_BT[:, keep_K], tokens, chunk)
+    return log_p_BKN[torch.arange(len(ids_BT), device=ids_BT.device), place_B, 1:]
+
+
 def _packed(
     model: nn.Module,
     inputs: dict[str, Any],
@@ -178,9 +188,13 @@ def _packed(
 
 def _of_prompts(hidden_BTH: Tensor, inputs: dict[str, Any], mask_BT: Tensor, sample_BT: Tensor | None) -> Tensor:
     """Hidden states averaged over what stands before the answer, [B, H]: an answer would tell its own label."""
+    answered_BT = mask_BT.long().cumsum(dim=1)
     if sample_BT is None:
-        return means_of(hidden_BTH, _attention(inputs).bool() & ~mask_BT.bool())
-    return means_of_packed(hidden_BTH, (sample_BT >= 0) & ~mask_BT.bool(), sample_BT)
+        return means_of(hidden_BTH, attention_of(inputs).bool() & (answered_BT == 0))
+    before_BT, sample = answered_BT - mask_BT.long(), sample_BT.clamp(min=0)
+    least = before_BT.new_full((int(sample.max()) + 1,), before_BT.numel())
+    start_BT = least.scatter_reduce(0, sample[sample_BT >= 0], before_BT[sample_BT >= 0], "amin")[sample]
+    return means_of_packed(hidden_BTH, (sample_BT >= 0) & (answered_BT == start_BT), sample_BT)
 
 
 def said_at(
@@ -203,19 +217,26 @@ def with_positions(inputs: dict[str, Any]) -> dict[str, Any]:
     """`inputs` with `position_ids` that start at each row's first real token, so that left padding changes nothing."""
     if "position_ids" in inputs:
         return inputs
-    mask_BT = _attention(inputs)
+    mask_BT = attention_of(inputs)
     if mask_BT.ndim != 2:
         raise ValueError(f"attention_mask is {list(mask_BT.shape)}: positions are read off [B, T]; give position_ids")
     return {**inputs, "position_ids": (mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)}
 
 
-def _attention(inputs: Mapping[str, Any]) -> Tensor:
-    """The attention mask; ones where none is given, as transformers reads it."""
-    given: Tensor | None = inputs.get("attention_mask")
-    return torch.ones_like(inputs["input_ids"]) if given is None else given
-
-
 def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """`inputs` that ask for no keys and values to be kept: nothing reads them again, and keeping them copies them."""
-    _, parameters = causal_forward(model)
-    return {**inputs, "use_cache": False} if "use_cache" in parameters else inputs
+    """`inputs` that ask for no keys and values to be kept: nothing reads them again, and keeping them copies them.
+
+    Some families (Granite's experts) hand `use_cache` on to their backbone without naming it.
+    """
+    causal, parameters = causal_forward(model)
+    named = "use_cache" in parameters
+    if causal is not None and any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        named |= any("use_cache" in inspect.signature(type(part).forward).parameters for part in causal.modules())
+    return {**inputs, "use_cache": False} if named else inputs
+
+
+def packed_logits(model: nn.Module, ids_RT: Tensor, positions_RT: Tensor) -> Tensor:
+    """Logits [R, T, V] of rows that hold several samples, asked for as training asks for them."""
+    inputs = without_cache(model, {"input_ids": ids_RT, "position_ids": positions_RT})
+    logits_RTV: Tensor = model(**inputs, logits_to_keep=torch.arange(ids_RT.shape[1], device=ids_RT.device)).logits
+    return logits_RTV

@@ -19,6 +19,7 @@ from debias.errors import InputError
 from debias.models import attention
 from debias.models.attention import check_attention, check_packing, choose_attention, packing_refusal
 from debias.models.load import load_model
+from debias.readouts.answers import packed_logits
 from debias.train import train
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -130,26 +131,26 @@ def test_another_attention_than_the_one_asked_for_is_an_error() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "llama4", "gemma3", "gpt2"])
 def test_families_that_pack(family: str) -> None:
-    assert packing_refusal(getattr(tiny_models, family)(), 1000) is None
+    assert packing_refusal(getattr(tiny_models, family)(), 1000, packed_logits) is None
 
 
 def test_eager_attention_does_not_pack() -> None:
     with pytest.raises(InputError, match=r"packing: LlamaForCausalLM .*attention is eager, not sdpa.*; set packing to"):
-        check_packing(tiny_models.llama(attn_implementation="eager"), 4, 10)
+        check_packing(tiny_models.llama(attn_implementation="eager"), 4, 10, packed_logits)
 
 
 def test_long_rows_of_llama_4() -> None:
     model = tiny_models.llama4(floor_scale=64)
-    assert packing_refusal(model, 63) is None
-    assert "from token 64 on; it may have 64" in str(packing_refusal(model, 64))
+    assert packing_refusal(model, 63, packed_logits) is None
+    assert "from token 64 on; it may have 64" in str(packing_refusal(model, 64, packed_logits))
     model.config._attn_implementation = "flash_attention_2"
-    assert "cannot attend in chunks of 8, a row may have 40" in str(packing_refusal(model, 40))
+    assert "cannot attend in chunks of 8, a row may have 40" in str(packing_refusal(model, 40, packed_logits))
 
 
 def test_layers_with_a_state_do_not_pack() -> None:
     model = tiny_models.llama()
     model.config.layer_types = ["full_attention", "linear_attention"]
-    assert "linear_attention carry a state" in str(packing_refusal(model, 40))
+    assert "linear_attention carry a state" in str(packing_refusal(model, 40, packed_logits))
 
 
 def test_a_model_without_positions_does_not_pack() -> None:
@@ -157,7 +158,7 @@ def test_a_model_without_positions_does_not_pack() -> None:
 
     model = BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=16, n_layer=1, n_head=2))
     model.config._attn_implementation = "sdpa"
-    assert "takes no position_ids" in str(packing_refusal(model, 40))
+    assert "takes no position_ids" in str(packing_refusal(model, 40, packed_logits))
 
 
 def unknown(kind: type[Any] | None = None) -> Any:
@@ -181,17 +182,35 @@ def leaky() -> type[Any]:
 
 def test_an_unknown_family_is_tried_out() -> None:
     model = unknown()
-    assert packing_refusal(model, 40) is None
+    assert packing_refusal(model, 40, packed_logits) is None
     assert model.training
     leak = unknown(leaky())
-    assert "its samples see each other" in str(packing_refusal(leak, 40))
+    assert "its samples see each other" in str(packing_refusal(leak, 40, packed_logits))
     next(leak.parameters()).ds_id = 0
-    assert "cannot be tried out at stage 3 of DeepSpeed, where only gemma3_text, " in str(packing_refusal(leak, 40))
+    told = str(packing_refusal(leak, 40, packed_logits))
+    assert "cannot be tried out at stage 3 of DeepSpeed, where only gemma3_text, " in told
+
+
+def test_a_family_is_tried_out_as_it_is_trained() -> None:
+    """One that makes a cache unless `use_cache` is false does not look for where positions start again."""
+
+    def heedless(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=ids, position_ids=positions).logits
+
+    assert packing_refusal(granite(), 40, packed_logits) is None
+    assert "its samples see each other" in str(packing_refusal(granite(), 40, heedless))
+
+
+def granite() -> Any:
+    model = tiny_models.granitemoe()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return model
 
 
 def test_an_unknown_family_is_tried_out_in_bf16() -> None:
-    assert packing_refusal(unknown().bfloat16(), 40) is None
-    assert "its samples see each other" in str(packing_refusal(unknown(leaky()).bfloat16(), 40))
+    assert packing_refusal(unknown().bfloat16(), 40, packed_logits) is None
+    assert "its samples see each other" in str(packing_refusal(unknown(leaky()).bfloat16(), 40, packed_logits))
 
 
 # Settings.

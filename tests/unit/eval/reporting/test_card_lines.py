@@ -1,5 +1,6 @@
 """The lines of a card, run as they stand: plain transformers and PEFT say what the run says."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -8,17 +9,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_models import llama
 from tiny_runs import PROMPT, config_for, save_bert, save_llama
+from tiny_tokenizers import KINDS
 
 from debias.building.model import build_model
 from debias.config.reading import dump_config
+from debias.config.run import RunConfig
 from debias.data import Example, generate
+from debias.data.prompt import Prompt
 from debias.errors import InputError
 from debias.inference.any_model import Given, given_config, load_given
 from debias.inference.loading import load_run
 from debias.models.load import load_tokenizer
+from debias.readouts import Answers
 from debias.runs.folder import save_trained
 from debias_eval.reporting.card import write_cards
+from debias_eval.reporting.using import use
+from debias_eval.results.runs import read_run
 
 CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 RUNS: dict[str, dict[str, Any]] = {
@@ -88,6 +96,49 @@ def test_the_lines_of_a_card_say_what_the_run_says(
         said_C.append(answered(scope))
     assert torch.allclose(torch.tensor(said_C).double(), torch.from_numpy(scores_NC), atol=1e-4)
     assert scores_NC.std(axis=0).min() > 1e-3  # what is said depends on the texts
+
+
+TEMPLATES = (
+    "{premise} Is it so? {hypothesis} Answer:",
+    "{premise} Is it so? {hypothesis} Answer: ",
+    "{hypothesis}\n{premise}",
+    "'''{premise}\"\"\" \\n {{x}} {hypothesis}\r\n\tSo:",
+)
+SAID = ([" right", " not so", " wrong"], ["right", "not so", "wrong"], [" a\u00e9\u65e5", " 'quote\"`", " c\nb"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_asks_for_the_tokens_that_its_run_asks_for(kind: str, tmp_path: Path) -> None:
+    """Tokenizers that end every text, templates that end with a space, answers that begin without one."""
+    tokenizer, asked = KINDS[kind](), []
+    model = llama(vocab_size=len(tokenizer), max_position_embeddings=256).eval()
+    (tmp_path / "adapter").mkdir()
+    for template, said, chat in itertools.product(TEMPLATES, SAID, (False, True)):
+        try:
+            prompt = Prompt(tokenizer, template, said, ("premise", "hypothesis"), chat=chat)
+        except InputError:  # SentencePiece, which would put a space between
+            assert kind == "sentence piece"
+            continue
+        ids = prompt.ids(Example("1", ("(premise)", "(hypothesis)"), 0))
+        with torch.no_grad():
+            want_1C = Answers(prompt.answer_ids).label_scores(model, {"input_ids": torch.tensor([ids])})
+        answers = dict(zip(("e", "n", "c"), said, strict=True))
+        told = {"template": template, "verbalizers": answers, "chat": chat}
+        settings = {
+            "model": "base",
+            "head": "causal_lm",
+            "prompt": told,
+            "data": {"train": "a.csv", "labels": ["e", "n", "c"]},
+        }
+        config = RunConfig.model_validate({**settings, "output_dir": str(tmp_path)})
+        (tmp_path / "config.yaml").write_text(dump_config(config))
+        (lines,) = re.findall(r"```+python\n(.*?)\n```", use(read_run(tmp_path)), re.DOTALL)
+        scope = {"model": model, "tokenizer": tokenizer, "torch": torch, "print": asked.append}
+        exec(compile(lines[lines.index("answers = ") :], "card", "exec"), scope)
+        got_C = torch.tensor([scope["log_p"](answer) for answer in said])
+        torch.testing.assert_close(got_C, want_1C[0], rtol=0, atol=1e-4, msg=f"{template!r} {said} {chat}")
+        assert asked[-1] == "enc"[int(want_1C.argmax())]
+    assert len(asked) >= (8 if kind == "sentence piece" else 24)
 
 
 @pytest.mark.parametrize("name", ["decoder", "causal"])
