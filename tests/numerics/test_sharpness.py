@@ -469,3 +469,22 @@ def test_detaching_leaves_the_model_as_it_was():
     hook = attached(model, Edge(), "single_pass", SAM())
     hook.detach()
     assert len(model._forward_pre_hooks) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "is_bias"),
+    [
+        *[
+            ("classifier.bias", True),
+            ("bias", True),
+            ("layer.0.beft_bias.default", True),
+            ("q.lora_B.default.bias", True),
+        ],
+        *[("bias_head.weight", False), ("q.lora_A.default.weight", False), ("k.ia3_l.default", False)],
+    ],
+)
+def test_biases_are_told_by_their_names(name: str, is_bias: bool) -> None:
+    """An adapter's, too, which has the adapter's own name behind it."""
+    scale = ASAM(eta=0.5).scale(name, torch.tensor([-2.0, 0.0]))
+    assert (scale is None) == is_bias
+    assert is_bias or scale.tolist() == [2.5, 0.5]

@@ -70,6 +70,10 @@ def test_golden():
             {"name": "smart", "steps": 0},
             r"smoothness\.steps is 0, expected 1 or more \(r3f is the term",
         ),
+        (
+            {"name": "smart", "form": "code", "radius": 0.1},
+            r"smoothness\.radius is 0\.1, and form code has none; leave it",
+        ),
         ({"name": "smart", "radius": 0}, r"smoothness\.radius is 0, expected more than 0"),
         ({"name": "smart", "masks": "none"}, r"smoothness\.masks is 'none', not one of same, own"),
         ({"name": "r3f", "noise": -1}, r"smoothness\.noise is -1, expected more than 0"),
@@ -145,6 +149,83 @@ def test_the_way_up_and_the_term_are_the_oracles(steps):
         torch.testing.assert_close(move[i], torch.tensor(want, dtype=torch.float64), rtol=1e-6, atol=1e-7)
         sides = [answer(weights.tolist(), one) for one in (embedded[i].tolist(), shifted(embedded[i].tolist(), want))]
         assert float(smart.term(clean, ask(move))[i]) == pytest.approx(1.7 * both_ways(*sides), rel=1e-6)
+
+
+def climbed(clean, near):
+    """Of the authors' code, whose log odds are held fast: the slope by differences of q alone."""
+    odds = [[-math.log(1 / (one + 1e-6) - 1 + 1e-6) for one in p] for p in (clean, near)]
+    return [2 * (b - a) for a, b in zip(*odds, strict=True)]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_authors_code_is_the_oracles(steps):
+    """Its way up, its term and the term's gradient, in plain loops: what is held fast is a number there."""
+    generator = torch.Generator().manual_seed(8)
+    weights = torch.randn(LABELS, COLUMNS, generator=generator, dtype=torch.float64)
+    embedded = torch.randn(2, TOKENS, COLUMNS, generator=generator, dtype=torch.float64)
+    smart = SMART(strength=1.7, steps=steps, step_size=0.5, noise=0.05, form="code")
+    leaf = weights.clone().requires_grad_()
+
+    def ask(move):
+        return torch.log_softmax(torch.tanh(embedded + move).mean(dim=1) @ leaf.T, dim=-1)
+
+    clean = ask(torch.zeros_like(embedded))
+    torch.manual_seed(5)
+    move = smart.move(embedded, ask, clean.detach())
+    torch.manual_seed(5)
+    began = smart.noise * torch.randn(embedded.shape, dtype=torch.float64)
+    assert not move.requires_grad
+    term_B = smart.term(clean, ask(move))
+    (slope,) = torch.autograd.grad(term_B.sum(), leaf)
+    want_slope, h = torch.zeros_like(weights), 1e-5
+    for i in range(2):
+        rows, at, want = weights.tolist(), embedded[i].tolist(), began[i].tolist()
+        p = answer(rows, at)
+        for _ in range(steps):
+            held, up = climbed(p, answer(rows, shifted(at, want))), [[0.0] * COLUMNS for _ in at]
+            for t, j in ((t, j) for t in range(TOKENS) for j in range(COLUMNS)):
+                sides = []
+                for sign in (1, -1):
+                    moved = copy.deepcopy(want)
+                    moved[t][j] += sign * h
+                    sides.append(oracle.dot(held, answer(rows, shifted(at, moved))))
+                up[t][j] = (sides[0] - sides[1]) / (2 * h)
+            want = [
+                [d + smart.step_size * u for d, u in zip(*both, strict=True)] for both in zip(want, up, strict=True)
+            ]
+            want = [[d / (max(map(abs, token)) + 1e-6) for d in token] for token in want]
+        torch.testing.assert_close(move[i], torch.tensor(want, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+        assert all(0.9 < max(map(abs, token)) < 1 for token in want)  # a move of about 1, whatever its steps were
+        q = answer(rows, shifted(at, want))
+        assert float(term_B[i].detach()) == pytest.approx(1.7 * both_ways(p, q), rel=1e-6)
+        for c, j in ((c, j) for c in range(LABELS) for j in range(COLUMNS)):
+            sides = []
+            for sign in (1, -1):
+                other = copy.deepcopy(rows)
+                other[c][j] += sign * h
+                # The targets are p and q as they were.
+                ways = ((p, answer(other, shifted(at, want))), (q, answer(other, at)))
+                sides.append(math.fsum(-a * math.log(b) for one, two in ways for a, b in zip(one, two, strict=True)))
+            want_slope[c, j] += 1.7 * (sides[0] - sides[1]) / (2 * h)
+    torch.testing.assert_close(slope, want_slope, rtol=1e-6, atol=1e-8)
+
+
+def test_near_each_other_the_codes_gradient_is_half_of_the_terms():
+    """What the card says of targets that are held fast."""
+    p, q = (logs(one).requires_grad_() for one in ([0.5, 0.3, 0.2], [0.5001, 0.2999, 0.2]))
+    slopes = [torch.autograd.grad(SMART(form=form).term(p, q).sum(), q)[0] for form in ("paper", "code")]
+    torch.testing.assert_close(slopes[1], 0.5 * slopes[0], rtol=1e-3, atol=1e-7)
+    assert float(slopes[1].abs().max()) > 5e-5
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
+def test_a_slope_that_is_none_leaves_the_codes_move_finite(bad):
+    def ask(move):
+        return torch.log_softmax(bad * move.mean(dim=1), dim=-1)
+
+    move = SMART(form="code").move(torch.zeros(2, 3, 4), ask, torch.zeros(2, 4))
+    assert bool(move.isfinite().all())
+    assert 0.8 < float(move.abs().max()) < 1
 
 
 def test_what_is_found_is_worse_than_noise():
@@ -298,17 +379,20 @@ def test_masks_of_the_two_answers():
         assert bool((term_B == 0).all()) == is_zero
 
 
-def test_as_published_most_of_the_term_is_what_another_mask_does():
-    """What the cards say of it: at the authors' sizes the move by itself is hardly felt."""
+def test_at_the_defaults_most_of_the_term_is_what_another_mask_does():
+    """What the cards say of it: the move by itself is hardly felt; that of SMART's authors' code is of about 1."""
     model = bert(dropout=0.1).train()
-    for row, times in ((SMART(), 30), (R3F(), 1e5)):
+    same = {}
+    for row, times in ((SMART(), 30), (R3F(), 1e5), (SMART(form="code"), 0)):
         sizes = {}
         for masks in ("own", "same"):
             torch.manual_seed(0)
             one = dataclasses.replace(row, masks=masks)
             _, term_B = Nearby(model, Classification(), one).said(model, text_batch(20))
             sizes[masks] = float(term_B.detach().mean())
-        assert sizes["own"] > times * sizes["same"] > 0, row.name
+        assert sizes["own"] > times * sizes["same"], row.name
+        same[row.name, getattr(row, "form", None)] = sizes["same"]
+    assert same["smart", "code"] > 100 * same["smart", "paper"] > 0
 
 
 def test_what_is_drawn_next_is_drawn_once():

@@ -96,8 +96,8 @@ def _of_strategy(config: RunConfig) -> dict[str, str]:
 
 
 def _of_method(config: RunConfig) -> dict[str, str]:
-    found = {}
-    if make_rule(config.method).uses_bias:
+    found, rule = {}, make_rule(config.method)
+    if rule.uses_bias:
         if config.gradients in ("shared_forward", "two_pass"):
             found["verify"] = f"gradients is {config.gradients}; single_pass alone proves itself"
         if config.bias_weight.source != "self":
@@ -106,7 +106,8 @@ def _of_method(config: RunConfig) -> dict[str, str]:
             )
         return found
     why = f"method {config.method['name']} does not look at the bias gradient"
-    return dict.fromkeys(("gradients", "verify", "bias_weight", "debias_head", "answer_probability"), why)
+    of_head = ("debias_head",) if rule.is_plain else ()  # any other rule acts on a head or leaves it alone
+    return dict.fromkeys(("gradients", "verify", "bias_weight", *of_head, "answer_probability"), why)
 
 
 def _of_passes(config: RunConfig) -> dict[str, str]:

@@ -14,7 +14,7 @@ from debias.readouts.said import Said
 
 @dataclass(frozen=True)
 class BalancedSoftmax(Loss):
-    """Cross-entropy of `log p + log n`, with n the number of training examples of each label.
+    """Cross-entropy of `log p + log n`, with n how often an epoch sees each label.
 
     How frequent a label is need not be learned then: the model's own answers are those of evenly distributed labels. It
     is `logit_correction` with a bias model that knows nothing but the labels' frequencies. Needs nothing beside the

@@ -38,7 +38,8 @@ class Coral(StepPenalty):
     over ranks at each step (19 MB for four groups of 768 columns; with `memory` also kept in checkpoints), and a
     product of as many numbers for each sample. Fails where groups tell the label: then the task has to go, too; and
     where a step has few samples of a group: on Colored MNIST, with five of them, it is below plain training. Draw
-    groups alike (`order`). Steps are of random rows, not of like length, which costs padding. With `memory` the
+    groups alike (`order`). Steps are of random rows, not of like length, which costs padding. `loss_mean: tokens`
+    divides the penalty by answer tokens, as it does cross-entropy: their proportion is unchanged. With `memory` the
     statistics are behind the model, and pull it to and fro (BENCHMARKS.md).
 
     Source: Sun & Saenko, Deep CORAL: Correlation Alignment for Deep Domain Adaptation, ECCV 2016 workshops, arXiv

@@ -16,10 +16,11 @@ from debias.readouts.said import Said
 class LDAM(Loss):
     """Cross-entropy of `scale (log p - margin_y e_y)`: the right label has to win by a margin, larger if it is rare.
 
-    `margin_y = max_margin (n_min / n_y)^(1/4)`, with n the number of training examples of each label. The paper's
-    equation has `scale` 1; its authors' code has 30, with a head whose logits are cosines, and others take 30 with
-    ordinary logits. The paper's second half, weights of labels late in training, is `class_balanced` in a run that goes
-    on from this one.
+    `margin_y = max_margin (n_min / n_y)^(1/4)`, with n the number of training examples of each label, however often the
+    run's order sees them: what is rare generalises worse, drawn often or not. The paper's equation has
+    `scale` 1; its authors' code has 30, with a head whose logits are cosines, and others take 30 with ordinary logits.
+    The paper's second half, weights of labels late in training, is `class_balanced` in a run that goes on from this
+    one.
 
     Needs nothing beside the labels, and of a causal model answers of one token. Costs nothing more. Fails where the
     labels are balanced: all margins are then the same, and no shortcut of the inputs is corrected; with a large `scale`
@@ -49,6 +50,6 @@ class LDAM(Loss):
 
     def begin(self, facts: Mapping[str, Tensor]) -> Tensor:
         """The margin of each label up to the last that occurs; one that does not counts as if it did once."""
-        log_n_C = log_counts(facts)
+        log_n_C = log_counts({"labels": facts["labels"]})  # without `seen`
         fewest = log_n_C[facts["labels"].cpu()].min()
         return self.max_margin * torch.exp((fewest - log_n_C) / 4)

@@ -40,8 +40,9 @@ class MMD(StepPenalty):
     columns. Fails where groups tell the label: then the task has to go, too; where a step has few samples of a group:
     draw groups alike (`order`; steps are of random rows, not of like length, which costs padding); and where hidden
     states outgrow the widths of the first step by far: the penalty is then nothing, and with `memory` the noise of its
-    features, which does harm (BENCHMARKS.md). SubpopBench's widths are fixed, from 0.03 to 30, whatever the distances
-    are.
+    features, which does harm (BENCHMARKS.md). `loss_mean: tokens` divides the penalty by answer tokens, as it does
+    cross-entropy: their proportion is unchanged. SubpopBench's widths are fixed, from 0.03 to 30, whatever the
+    distances are.
 
     Source: Li et al., Domain Generalization with Adversarial Feature Learning, CVPR 2018; over pairs of groups as in
     Yang et al., Change is Hard: A Closer Look at Subpopulation Shift, ICML 2023, arXiv 2302.12254; several widths as in

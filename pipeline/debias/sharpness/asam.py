@@ -14,7 +14,8 @@ class ASAM(Sharpness):
 
     Element by element, with `eta` so that small weights do not stand still. Scaling a layer up and the next one down
     leaves the model as it is, and (but for `eta`) what ASAM does, where SAM's ball would be another one. `rho` is 0.5
-    in the paper, ten times SAM's. Biases have T = 1, as in the authors' code.
+    in the paper, ten times SAM's. Biases have T = 1. In the authors' code all has that is
+    not named `weight`, so also the vectors of `ia3` and `vera`, which are weights here.
 
     Micro-batches, ranks, dropout and losses that learn as with `sam`. Needs a `rho` that fits the size of the weights.
     Costs a second forward and backward pass in each micro-batch, and two copies of what trains. Fails as `sam` does,
@@ -34,4 +35,6 @@ class ASAM(Sharpness):
             raise ValueError(f"eta is {self.eta:g}, expected 0 or more")
 
     def scale(self, name: str, weight: Tensor) -> Tensor | None:
-        return None if name.endswith("bias") else weight.detach().abs().add_(self.eta)
+        # An adapter's vector may have the adapter's name behind its own: `beft_bias.default`.
+        is_bias = any(part.endswith("bias") for part in name.split(".")[-2:])
+        return None if is_bias else weight.detach().abs().add_(self.eta)

@@ -50,14 +50,15 @@ class Smoothness:
         return self.strength * divergence(log_p_BC, near_BC)
 
 
-def divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+def divergence(log_p_BC: Tensor, log_q_BC: Tensor, *, held: bool = False) -> Tensor:
     """KL(p, q) + KL(q, p) of each sample over the labels, [B] in float32 at least; each is normalised over them first.
 
     As `sum (p - q)(log p - log q)`, no term of which is negative: a difference of two KLs would be lost in rounding
-    where the two are near each other.
+    where the two are near each other. `held`: each KL has no gradient by its first argument, the target.
     """
     log_p_BC, log_q_BC = (torch.log_softmax(_wide(one), dim=-1) for one in (log_p_BC, log_q_BC))
-    return ((log_p_BC.exp() - log_q_BC.exp()) * (log_p_BC - log_q_BC)).sum(dim=-1)
+    apart_BC = log_p_BC.exp() - log_q_BC.exp()
+    return ((apart_BC.detach() if held else apart_BC) * (log_p_BC - log_q_BC)).sum(dim=-1)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ CAUSAL = [
             ["method=erm", "gradients=two_pass"],
             ["gradients=two_pass: method erm does not look at the bias gradient"],
         ),
+        (["method=erm", "debias_head=true"], ["debias_head=True: method erm does not look at the bias gradient"]),
+        *(([f"method={name}", "debias_head=true"], []) for name in ("edge", "component_clip", "l2_sp", "digrap")),
         ([*CAUSAL, "answer_probability=geometric_mean"], []),
         (
             [*CAUSAL, "answer_probability=geometric_mean", "method=erm"],
