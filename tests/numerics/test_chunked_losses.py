@@ -106,6 +106,23 @@ def test_under_autocast_of_the_outer_forward_alone() -> None:
     assert set(seen) == {torch.bfloat16}
 
 
+def test_a_head_that_reads_a_number_of_its_backbone() -> None:
+    """Falcon-H1's multiplies logits by one that lies there."""
+    model = tiny_models.llama()
+
+    class OfItsBackbone(type(model)):  # type: ignore[misc]
+        def forward(self, *args: Any, logits_to_keep: Any = 0, **given: Any) -> Any:
+            made = super().forward(*args, logits_to_keep=logits_to_keep, **given)
+            made.logits = made.logits * self.model.lm_head_multiplier
+            return made
+
+    model.__class__ = OfItsBackbone
+    model.model.lm_head_multiplier = 0.5
+    batch = batch_of_long_answers()
+    assert_same(gradients(model, batch, 7), gradients(model, batch, None))
+    assert "lm_head_multiplier" not in model.model.state_dict()
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_models.llama()
     backbone, hooks = model.model, len(model.model._forward_hooks)

@@ -203,9 +203,12 @@ def test_padding_does_not_change_a_loss(causal):
 
 def test_positions_start_at_the_first_real_token():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    assert with_positions({"attention_mask": mask})["position_ids"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert with_positions(torch.nn.Linear(1, 1), {"attention_mask": mask})["position_ids"].tolist() == [
+        [0, 0, 0, 1],
+        [0, 1, 2, 3],
+    ]
     given = {"attention_mask": mask, "position_ids": mask}
-    assert with_positions(given) is given
+    assert with_positions(torch.nn.Linear(1, 1), given) is given
 
 
 def test_an_answer_needs_something_before_it(causal):

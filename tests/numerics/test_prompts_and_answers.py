@@ -31,10 +31,10 @@ def alone(model, prompt, answer):
     return total
 
 
-def padded(side, answers=None, behind=(), pad=17):
+def padded(side, answers=None, behind=(), pad=17, prompts=PROMPTS):
     """The prompts, with the right one of `answers` and what stands `behind` it where it is given."""
     rows = [
-        prompt + ([*answers[right], *behind] if answers else []) for prompt, right in zip(PROMPTS, RIGHT, strict=True)
+        prompt + ([*answers[right], *behind] if answers else []) for prompt, right in zip(prompts, RIGHT, strict=True)
     ]
     width = max(map(len, rows))
 
@@ -50,7 +50,7 @@ def padded(side, answers=None, behind=(), pad=17):
     if answers:
         marks = [
             [False] * len(prompt) + [True] * len(answers[right]) + [False] * len(behind)
-            for prompt, right in zip(PROMPTS, RIGHT, strict=True)
+            for prompt, right in zip(prompts, RIGHT, strict=True)
         ]
         batch["answer_mask"] = torch.tensor([laid(mark, False) for mark in marks])
     return batch
@@ -65,7 +65,7 @@ def forms(answers):
     del unmasked["attention_mask"]
     yield "rows of training, without a mask", unmasked
     placed = padded("right", answers)
-    placed["position_ids"] = with_positions({key: placed[key] for key in ("input_ids", "attention_mask")})[
+    placed["position_ids"] = with_positions(llama(), {key: placed[key] for key in ("input_ids", "attention_mask")})[
         "position_ids"
     ]
     yield "rows of training, their own positions", placed
@@ -81,6 +81,46 @@ def test_labels_are_scored_after_each_prompt_however_it_is_laid(make, answers, c
         with torch.no_grad():
             got = Answers(answers, chunk=chunk).label_scores(model, batch)
         torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5, msg=name)
+
+
+ROBERTAS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "data2vec-text", "roberta-prelayernorm")
+
+
+def of_robertas_kin(kind):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    languages = {"languages": ["en_XX"], "default_language": "en_XX"} if kind == "xmod" else {}
+    settings = {**sizes, **dropout, **languages, "vocab_size": 61, "pad_token_id": 1, "max_position_embeddings": 40}
+    config = AutoConfig.for_model(kind, is_decoder=True, initializer_range=0.3, **settings)
+    return AutoModelForCausalLM.from_config(config).double().eval()
+
+
+@pytest.mark.parametrize("kind", ROBERTAS)
+def test_robertas_kin_are_read_at_their_own_positions(kind):
+    """They begin behind the padding's, and a padding token in a text has none; debias gave positions from 0."""
+    model = of_robertas_kin(kind)
+    prompts = [*PROMPTS[:-1], [5, 1, 7, 1, 1, 9]]
+    want = torch.tensor([[alone(model, prompt, answer) for answer in SEVERAL] for prompt in prompts])
+    batch = padded("left", prompts=prompts)
+    with torch.no_grad():
+        for answers in (SEVERAL, ONE):
+            got = Answers(answers).label_scores(model, batch)
+            torch.testing.assert_close(got[:, 1], want[:, 1], rtol=1e-5, atol=2e-5, check_dtype=False)
+        torch.testing.assert_close(Answers(SEVERAL).label_scores(model, batch), want, rtol=1e-5, atol=2e-5)
+        said = Answers(SEVERAL).said(model, padded("left", SEVERAL, prompts=prompts)).log_p_B
+    wanted = want[torch.arange(4), torch.tensor(RIGHT)]
+    torch.testing.assert_close(said, wanted, rtol=1e-5, atol=2e-5, check_dtype=False)
+
+
+def test_robertas_kin_do_not_pack():
+    """Rows of several samples begin each at 0, where these models do not."""
+    from debias.models.attention import packing_refusal
+    from debias.readouts.answers import packed_logits
+
+    assert "logits differ from those alone" in str(packing_refusal(of_robertas_kin("roberta"), 40, packed_logits))
 
 
 @pytest.mark.parametrize("answers", [ONE, SEVERAL], ids=["one token", "several"])

@@ -127,6 +127,10 @@ def export(
     if not tasks:
         raise InputError(f"no suite can be exported; {next(iter(left_out.values()))}")
     sent = None
+    if adapter is not None:
+        from debias.adapters.loading import check_start
+
+        check_start(adapter)
     if compare_tokens:
         sent = check_tokens(config, [prompt for task in tasks.values() for prompt in task.prompts], adapter, tokenizer)
     in_chat = sent if _prompt_of(config).chat else None

@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 # and for `target_modules` that is no regular expression.
 UNFIT: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError)
 UNFIT += (AttributeError, SafetensorError, re.error)
+# Starts of LoRA that PEFT subtracts from the base as it attaches: of random numbers, or of data that are not there any
+# more (`lora_ga` then subtracts nothing). The others that alter the base (pissa, olora, loftq) do so of it alone.
+NOT_AGAIN = ("pissa_niter", "corda", "lora_ga")
 
 
 def attach_adapter(base: Any, name: str, needed: Sequence[str] | None = None) -> Any:
@@ -33,6 +36,7 @@ def attach_adapter(base: Any, name: str, needed: Sequence[str] | None = None) ->
     """
     from peft import PeftModel
 
+    check_start(name)
     saved = adapter_tensors(name)
     whole = {f".{key.replace(SAVED_WHOLE, '.').rpartition('.')[0]}" for key in saved}  # not LoRA on what was drawn
     lost = [module for module in fresh_of(base, needed) if not any(key.endswith(f".{module}") for key in whole)]
@@ -41,8 +45,7 @@ def attach_adapter(base: Any, name: str, needed: Sequence[str] | None = None) ->
     with warnings.catch_warnings(record=True) as caught, _fitting(name), _left_over(base) as idle:
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(base, name)
-    # Of embeddings that were resized and trained whole PEFT writes a second copy, which it does not read.
-    idle = [key for key in idle if key.replace(".modules_to_save.", ".") not in saved or ".modules_to_save." not in key]
+    idle = [key for key in idle if not _is_a_copy(key, saved)]
     for warning in caught:
         if "missing adapter keys" in str(warning.message):
             raise InputError(f"adapter: {name!r} lacks weights: {str(warning.message)[:200]}")
@@ -54,6 +57,19 @@ def attach_adapter(base: Any, name: str, needed: Sequence[str] | None = None) ->
         )
     route_experts(model)
     return model
+
+
+def check_start(name: str) -> None:
+    """InputError for an adapter of which PEFT cannot make the base again that it was trained on."""
+    start = str(getattr(adapter_settings(name), "init_lora_weights", None)).lower()
+    if start.startswith(NOT_AGAIN):
+        raise InputError(
+            f"adapter: {name!r}: init_lora_weights is {start!r}, which alters the base by"
+            f" {'random numbers' if start.startswith('pissa') else 'data'} each time it is attached; save it with"
+            " path_initial_model_for_weight_conversion, as plain LoRA (PEFT's save_pretrained)"
+        )
+    if start == "loftq" and not torch.cuda.is_available():
+        raise InputError(f"adapter: {name!r}: init_lora_weights is 'loftq', which PEFT attaches on a CUDA GPU alone")
 
 
 def adapter_tensors(name: str) -> dict[str, torch.Tensor]:
@@ -83,6 +99,19 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f"adapter: {folder} holds no adapter_config.json; give the folder of a PEFT adapter")
     if folder.is_dir() and not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
         raise InputError(f"adapter: {folder} holds no weights (adapter_model.safetensors)")
+
+
+def _is_a_copy(key: str, saved: Mapping[str, torch.Tensor]) -> bool:
+    """Whether PEFT wrote a second copy that it does not read: of embeddings that were resized and trained whole, and of
+    tokens that a tied head shares with them.
+    """
+    if ".modules_to_save." in key:
+        return key.replace(".modules_to_save.", ".") in saved
+    _, tokens, what = key.partition(".token_adapter.")
+    if not tokens or key not in saved:
+        return False
+    twins = [tensor for other, tensor in saved.items() if other != key and other.endswith(f"{tokens}{what}")]
+    return any(torch.equal(twin, saved[key]) for twin in twins)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The tokenizer that goes with an adapter, and a base that has an embedding of each of its tokens."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from debias.models.source import ModelSource, resolve_model
 
 logger = logging.getLogger(__name__)
 FILE = "tokenizer_config.json"
+# Below embeddings or the head, what of an adapter's file has a row for each token; all else (the blocks of OFT, the
+# elements of SHiRA) is of other shapes.
+ROWS = re.compile(
+    r"(token_adapter\.)?(base_layer\.)*weight|(base_layer\.)*modules_to_save\.(default\.)?weight|lora_B(\.weight)?"
+)
 
 
 def tokenizer_source(base: ModelSource, adapter: str | None = None, given: str | None = None) -> ModelSource:
@@ -78,7 +84,7 @@ def saved_rows(base: Any, saved: Mapping[str, Tensor]) -> int | None:
                 inside = key.partition(f".{path}.")[2]
                 if inside.startswith("lora_embedding_A"):
                     return tensor.shape[1]
-                if inside.startswith("lora_B") or (inside.endswith("weight") and "lora_" not in inside):
+                if ROWS.fullmatch(inside):
                     return tensor.shape[0]
     return None
 

@@ -87,6 +87,21 @@ def padded_for(task: Task, model: Any) -> Task:
     return replace(task, pad_id=pad_id)
 
 
+def check_rows(task: Task, model: Any, encoded: EncodedExamples) -> None:
+    """InputError for a token of the examples that the model has no embedding of: one added to its tokenizer alone."""
+    if task.pictures or has_row(model, len(task.tokenizer) - 1):
+        return
+    for features in (encoded.features, *encoded.wordings):
+        for feature in features:
+            top = max(feature["input_ids"], default=0)
+            if not has_row(model, top):
+                raise InputError(
+                    f"model: it has no embedding of the token {task.tokenizer.convert_ids_to_tokens(top)!r} ({top}),"
+                    " which its tokenizer has and the examples hold; save it with resize_token_embeddings, and train on"
+                    " that"
+                )
+
+
 def check_answers(config: RunConfig, loss: Loss) -> None:
     """InputError where the loss, or a term beside it, reads every label, and a causal model's answers are longer than a
     token.

@@ -12,7 +12,7 @@ from torch import Tensor
 from debias.building.method import build_bias_weight, build_loss, build_order
 from debias.building.padding import PaddingCheck
 from debias.building.repeats import RepeatsSaid
-from debias.building.task import Task, say_what_packing_saves
+from debias.building.task import Task, check_rows, say_what_packing_saves
 from debias.config.run import RunConfig
 from debias.data import Example
 from debias.data.examples import labels_of
@@ -49,6 +49,7 @@ def build_trainer(
     folder = Path(config.output_dir)
     loss = build_loss(config)
     encoded = task.encode(examples, with_answer=True)
+    check_rows(task, model, encoded)
     encoded.order, encoded.by_length = build_order(config), not loss.compares
     if config.packing:
         say_what_packing_saves(config, encoded, arguments.world_size)

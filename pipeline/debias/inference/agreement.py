@@ -82,6 +82,8 @@ def no_trees(model: Any, longest: int) -> str | None:
         return f"{type(base).__name__} takes no position_ids, which are the depths in a tree"
     if learned_prompt(model):
         return "a learned prompt"
+    if getattr(getattr(model, "active_peft_config", None), "alora_invocation_tokens", None):
+        return "an adapter that waits for its invocation, which a row of several prompts has in one of them"
     return _own_distances(model.config.get_text_config(), longest)
 
 

@@ -96,13 +96,13 @@ def _place(layer: float, layers: int) -> int:
 
 
 def _inputs(predictor: Predictor, encoded: EncodedExamples, batch: Sequence[int], device: Any) -> dict[str, Tensor]:
-    made = Collator(predictor.task.tokenizer)([encoded[place] for place in batch])["inputs"]
+    made = Collator(predictor.task.tokenizer, predictor.task.pad_id)([encoded[place] for place in batch])["inputs"]
     return {key: value.to(device) for key, value in made.items()}
 
 
 def _means(predictor: Predictor, inputs: dict[str, Tensor], place: int) -> np.ndarray:
     causal = predictor.config.head == "causal_lm"
-    given: dict[str, Any] = with_positions(inputs) if causal else inputs
+    given: dict[str, Any] = with_positions(predictor.model, inputs) if causal else inputs
     # Without the head: of a causal model, no logits that nobody reads.
     hidden_BTD = predictor.model.base_model(**given, output_hidden_states=True).hidden_states[place]
     mask_BT1 = inputs["attention_mask"].unsqueeze(2).to(torch.float64)

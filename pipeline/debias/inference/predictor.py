@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from debias.adapters.loading import adapter_change, merge, unmerge
+from debias.adapters.some_tokens import acts_on_some
 from debias.building.task import Task
 from debias.config.run import RunConfig
 from debias.data.encode import say_what_was_cut
@@ -26,7 +27,7 @@ from debias.models.vision import positions_of
 from debias.readouts import Answers
 
 logger = logging.getLogger(__name__)
-CHECKED = 8  # examples that the adapter is checked on
+CHECKED, CHECKED_AGAIN = 8, 64  # examples that the adapter is checked on, and where it changes none of the first
 
 
 class Predictor:
@@ -179,12 +180,20 @@ class Predictor:
         few = list(examples[:CHECKED])
         self._change = adapter_change(self.model, lambda: self._raw(few, everywhere=True))
         if self._change == 0:
-            told = "the adapter changes nothing: scores are those of the model without it"
-            if self.refuses_idle_adapter:
-                raise InputError(told)
-            logger.warning("WARNING: %s", told)
+            self._look_further(examples)
         if not self.sharded and not self.config.bf16:
             self._fold(few)
+
+    def _look_further(self, examples: Sequence[Example]) -> None:
+        """At all examples where the adapter acts on some tokens alone: such a one may wait for those of later rows."""
+        some = acts_on_some(self.model)
+        more = list(examples if some else examples[:CHECKED_AGAIN])
+        self._change = adapter_change(self.model, lambda: self._raw(more))
+        if self._change == 0:
+            told = f"the adapter changes nothing in {len(more)} examples: scores are those of the model without it"
+            if self.refuses_idle_adapter and not some:
+                raise InputError(told)
+            logger.warning("WARNING: %s", told)
 
     def _fold(self, few: list[Example]) -> None:
         """Merge the adapter for speed, and take it out again where what the model says is no longer the same."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from debias.adapters import make_adapter
 from debias.adapters.families import is_sparse
 from debias.adapters.loading import adapter_change, attach_adapter, check_base, part_shared
+from debias.adapters.some_tokens import tokens_of
 from debias.adapters.words import fit_embeddings, tokenizer_source
 from debias.config.reading import load_config
 from debias.config.run import RunConfig
@@ -33,6 +34,7 @@ TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 # large a share of tokens must agree; an adapter that is lost shows in all of them.
 AGREEING, AGREEING_SPARSE_HALF = 1.0, 0.5
 PROMPTS, TOKENS = 4, 16
+QUANTIZED = ("Params4bit", "Int8Params")  # parameters of bitsandbytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +132,19 @@ class _Folding:
 
 def _fold(config: RunConfig, named: ModelSource, source: Path, tokenizer: Any, dtype: str, scale: float) -> _Folding:
     base = load_model(named, config.head, config.data.labels, dtype=DTYPES[dtype], seed=config.seed)
+    if any(type(parameter).__name__ in QUANTIZED for parameter in base.parameters()):
+        raise InputError(
+            f"model: {named.name!r} is quantized by its own configuration, and no adapter is merged into such weights;"
+            " judge it as it is, or train on the checkpoint that it was made from, with load_in_4bit"
+        )
     fit_embeddings(base, tokenizer, str(source))
     known = base.get_input_embeddings().num_embeddings  # an adapter may wrap them
     model = attach_adapter(base, str(source), base.fresh_modules).eval()
     _check_folds(model, source)
     scale_layers(model, scale, source)
     ids = prompts(tokenizer, known)
+    told = torch.tensor([token for token in tokens_of(model) if token < known][: ids.shape[1]], dtype=ids.dtype)
+    ids[0, : len(told)] = told  # an adapter of some tokens changes what is said of these
     wanted = logits(model, ids)
     effect = adapter_change(model, lambda: logits(model, ids).numpy())
     if effect <= TOLERANCE[dtype] * float(wanted.abs().max()):
@@ -144,7 +153,7 @@ def _fold(config: RunConfig, named: ModelSource, source: Path, tokenizer: Any, d
     part_shared(model)
     try:
         dense = model.merge_and_unload(safe_merge=True)  # fused experts too; refuses what is not finite
-    except ValueError as error:
+    except (ValueError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"adapter: {source} cannot be merged: {' '.join(str(error).split())}") from error
     return _Folding(dense.to(DTYPES[dtype]), ids, wanted, effect, is_sparse(dense))
 

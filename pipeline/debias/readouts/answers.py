@@ -102,7 +102,7 @@ class Answers:
         tokens = [ids[0] for ids in self.verbalizer_ids]
         if ends_B is not None:
             return _after(model, prompts_alone(inputs, ends_B), ends_B, tokens, self.chunk)
-        logits_BV = model(**with_positions(inputs), logits_to_keep=1).logits[:, -1].float()
+        logits_BV = model(**with_positions(model, inputs), logits_to_keep=1).logits[:, -1].float()
         return torch.log_softmax(logits_BV, dim=-1)[:, tokens]
 
     def _score(self, model: nn.Module, inputs: dict[str, Any], answer: list[int], ends_B: Tensor | None) -> Tensor:
@@ -140,7 +140,7 @@ def _padded(
         raise ValueError("answer_mask: every row needs an answer token, and none at position 0")
     # A position is kept if it predicts an answer token in any row: with left padding these are the last few.
     keep_K = mask_BT[:, 1:].any(dim=0).nonzero().squeeze(1)
-    given = without_cache(model, with_positions(inputs))
+    given = without_cache(model, with_positions(model, inputs))
     # Counted from the end: a learned prompt stands before the tokens, and its places count too.
     from_end_K = keep_K - mask_BT.shape[1]
     log_p_BKN = said_at(model, given, from_end_K, inputs["input_ids"][:, keep_K + 1], others, chunk)
@@ -153,7 +153,7 @@ def _after(
     """Log-probability of each of `tokens` behind the position `ends_B` of its row, [B, C]."""
     keep_K, place_B = ends_B.unique(return_inverse=True)
     ids_BT = inputs["input_ids"]
-    given = without_cache(model, with_positions(inputs))
+    given = without_cache(model, with_positions(model, inputs))
     log_p_BKN = said_at(model, given, keep_K - ids_BT.shape[1], ids_BT[:, keep_K], tokens, chunk)
     return log_p_BKN[torch.arange(len(ids_BT), device=ids_BT.device), place_B, 1:]
 
@@ -213,14 +213,36 @@ def said_at(
     return -token_losses(model, given, keep_K, wanted_BKN, chunk)
 
 
-def with_positions(inputs: dict[str, Any]) -> dict[str, Any]:
-    """`inputs` with `position_ids` that start at each row's first real token, so that left padding changes nothing."""
+def with_positions(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` with `position_ids` that start at each row's first real token, so that left padding changes nothing.
+
+    They begin where the model's own do: RoBERTa's kin count from behind their padding's, and pass over padding tokens.
+    """
     if "position_ids" in inputs:
         return inputs
     mask_BT = attention_of(inputs)
     if mask_BT.ndim != 2:
         raise ValueError(f"attention_mask is {list(mask_BT.shape)}: positions are read off [B, T]; give position_ids")
-    return {**inputs, "position_ids": (mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)}
+    padding = _padding_position(model)
+    if padding is None:
+        return {**inputs, "position_ids": (mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)}
+    counted_BT = mask_BT.bool()
+    if "input_ids" in inputs:
+        counted_BT = counted_BT & (inputs["input_ids"] != padding)
+    return {**inputs, "position_ids": counted_BT.long().cumsum(dim=1) * counted_BT + padding}
+
+
+def _padding_position(model: nn.Module) -> int | None:
+    """The position of padding, behind which those of a model's tokens begin; None where they begin at 0."""
+    causal, _ = causal_forward(model)
+    backbone = getattr(causal, getattr(causal, "base_model_prefix", ""), None)
+    embeddings = getattr(backbone, "embeddings", None)
+    if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return None
+    padding = getattr(embeddings, "padding_idx", None)
+    if padding is None:
+        raise ValueError(f"{type(causal).__name__} makes positions in a way that is not known here; give position_ids")
+    return int(padding)
 
 
 def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -235,8 +257,12 @@ def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "use_cache": False} if named else inputs
 
 
-def packed_logits(model: nn.Module, ids_RT: Tensor, positions_RT: Tensor) -> Tensor:
-    """Logits [R, T, V] of rows that hold several samples, asked for as training asks for them."""
-    inputs = without_cache(model, {"input_ids": ids_RT, "position_ids": positions_RT})
+def packed_logits(model: nn.Module, ids_RT: Tensor, positions_RT: Tensor | None) -> Tensor:
+    """Logits [R, T, V] of rows that hold several samples, asked for as training asks for them.
+
+    Without positions: of rows of one sample, at the model's own.
+    """
+    given = {"input_ids": ids_RT} if positions_RT is None else {"input_ids": ids_RT, "position_ids": positions_RT}
+    inputs = without_cache(model, given)
     logits_RTV: Tensor = model(**inputs, logits_to_keep=torch.arange(ids_RT.shape[1], device=ids_RT.device)).logits
     return logits_RTV

@@ -140,7 +140,8 @@ class _Head:
     def losses(self, hidden_BKH: Tensor, targets_BKN: Tensor) -> Tensor:
         """Cross-entropy of one chunk, [B, K, N]."""
         device, dtype = self._autocast
-        given = _Given((hidden_BKH,) if self._kind is tuple else self._kind(last_hidden_state=hidden_BKH))
+        output = (hidden_BKH,) if self._kind is tuple else self._kind(last_hidden_state=hidden_BKH)
+        given = _Given(output, self._causal._modules[self._backbone])
         with (
             _swapped(self._causal, self._backbone, given),
             torch.autocast(device, dtype=dtype, enabled=dtype is not None),
@@ -155,11 +156,18 @@ class _Head:
 
 
 class _Given(nn.Module):
-    """A backbone that returns the hidden states it was made with."""
+    """A backbone that returns the hidden states it was made with; all else of it is the one it stands for's."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, output: Any, backbone: nn.Module) -> None:
         super().__init__()
         self._output = output
+        self._stands_for = (backbone,)  # in a tuple: it is no part of this module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._stands_for[0], name)  # Falcon-H1's head reads a multiplier there
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._output

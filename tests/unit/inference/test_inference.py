@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from debias.inference.answers import Scoring
 from debias.inference.any_model import Given, given_config, load_given
 from debias.inference.batches import by_length
 from debias.inference.loading import load
-from debias.models.load import load_model
+from debias.models.load import load_model, load_tokenizer
 
 NLI = ("entailment", "neutral", "contradiction")
 ANSWERS = {"entailment": " yes yes", "neutral": " maybe", "contradiction": " no premise no"}
@@ -279,6 +280,59 @@ def test_in_a_run_it_is_a_warning(llama: Path, tmp_path: Path, caplog: pytest.Lo
     assert "WARNING: the adapter changes nothing" in caplog.text
     assert predictor.description["adapter_changes_logits"] is False
     assert predictor.description["max_change"] == 0
+
+
+def one_token(llama: Path, folder: Path, token: int, **settings: Any) -> Path:
+    """An adapter that changes what is said of one token, or behind it, alone."""
+    from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+
+    torch.manual_seed(3)
+    trained = TrainableTokensConfig(token_indices=[token], target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    woken = LoraConfig(r=2, target_modules=["q_proj"], alora_invocation_tokens=[token], task_type="CAUSAL_LM")
+    adapted = get_peft_model(load_model(str(llama), "causal_lm", NLI), woken if settings.get("woken") else trained)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.5)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("woken", [False, True], ids=["trainable tokens", "aLoRA"])
+def test_an_adapter_of_a_token_that_the_first_examples_lack(llama: Path, tmp_path: Path, woken: bool) -> None:
+    """Whether it changes anything was asked of eight, and judging ended in an error."""
+    examples = pairs(70)
+    words = load_tokenizer(str(llama), "causal_lm")
+    late = [Example(one.id, (f"{one.texts[0]} !!", one.texts[1]), one.label) for one in examples[66:]]
+    (token,) = set(words("!!", add_special_tokens=False)["input_ids"])
+    assert not any(token in words(" ".join(one.texts))["input_ids"] for one in examples[:66])
+    given = Given(str(llama), str(one_token(llama, tmp_path / "adapter", token, woken=woken)), prompt_file(tmp_path))
+    predictor, base = load_given(given), causal(llama)
+    scores_NC = predictor.label_scores([*examples[:66], *late])
+    assert predictor.description["max_change"] > 0
+    moved_N = np.abs(scores_NC - base.label_scores([*examples[:66], *late])).max(axis=1) > 1e-4
+    assert moved_N.tolist() == [False] * 66 + [True] * 4
+
+
+def test_an_adapter_of_a_token_that_no_example_has(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that come later may have it."""
+    given = Given(str(llama), str(one_token(llama, tmp_path / "adapter", 0)), prompt_file(tmp_path))
+    load_given(given).label_scores(pairs(20))
+    assert "WARNING: the adapter changes nothing in 20 examples" in caplog.text
+
+
+def test_hidden_states_beside_a_padding_token_without_an_embedding(llama: Path, tmp_path: Path) -> None:
+    """A pad token that was added to the tokenizer alone: the model's own is taken, as everywhere."""
+    from debias.inference.asking import hidden_of
+
+    shutil.copytree(llama, tmp_path / "base")
+    words = load_tokenizer(str(llama), "causal_lm")
+    words.add_special_tokens({"pad_token": "<a pad of its own>"})
+    words.save_pretrained(tmp_path / "base")
+    examples = pairs(6)
+    found, want = (hidden_of(causal(folder), examples, -1) for folder in (tmp_path / "base", llama))
+    np.testing.assert_allclose(found, want, atol=1e-6)
 
 
 def test_an_adapter_without_its_weights(llama: Path, bert: Path, tmp_path: Path) -> None:

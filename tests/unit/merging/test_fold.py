@@ -19,7 +19,7 @@ from debias.errors import InputError
 from debias.inference.loading import load_run
 from debias.merging import fold
 from debias.merging.fold import compare, merge_run, prompts
-from debias.models.load import load_model
+from debias.models.load import load_model, load_tokenizer
 from debias.runs.names import MERGED
 
 CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -281,6 +281,59 @@ def test_biases_that_the_base_has_no_place_for(runs: dict[str, Path], tmp_path: 
     with pytest.raises(InputError, match="adapter cannot be merged: Base layer has no bias"):
         merge_run(run, tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_bias": True}, "cannot be merged: Impossible to merge LoRA with `lora_bias=True`"),
+        ({"alora_invocation_tokens": [7, 8]}, "cannot be merged: aLoRA does not support safe merging"),
+    ],
+    ids=["a bias", "aLoRA"],
+)
+def test_what_peft_cannot_merge(
+    runs: dict[str, Path],
+    tmp_path: Path,
+    settings: dict[str, Any],
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = load_model(str(runs["llama"].parent / "base_llama"), "causal_lm", ())
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings))
+    tiny_models.randomized(adapted).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=message) as told:
+        merge_run(runs["llama"], tmp_path / "dense", adapter=str(tmp_path / "adapter"))
+    assert "\n" not in str(told.value)
+    assert "changes nothing" not in caplog.text
+    assert not (tmp_path / "dense").exists()
+
+
+def test_single_tokens_are_among_what_is_compared(
+    runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of random ones an adapter of one token seldom changes any, and it was called idle."""
+    from peft import TrainableTokensConfig, get_peft_model
+
+    base = load_model(str(runs["llama"].parent / "base_llama"), "causal_lm", ())
+    given = TrainableTokensConfig(token_indices=[5], target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    tiny_models.randomized(get_peft_model(base, given)).save_pretrained(tmp_path / "adapter")
+    merged = merge_run(runs["llama"], tmp_path / "dense", adapter=str(tmp_path / "adapter"))
+    assert merged.effect > 0.01
+    assert "changes nothing" not in caplog.text
+
+
+def test_a_base_that_is_quantized_by_its_own_configuration(runs: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    own = runs["llama"].parent / "base_llama"
+    load_model(str(own), "causal_lm", (), load_in_4bit=True).save_pretrained(tmp_path / "base")
+    load_tokenizer(str(own), "causal_lm").save_pretrained(tmp_path / "base")
+    run = shutil.copytree(runs["llama"], tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "model": str(tmp_path / "base")}))
+    with pytest.raises(InputError, match="is quantized by its own configuration, and no adapter is merged"):
+        merge_run(run, tmp_path / "dense")
 
 
 def test_runs_without_an_adapter(runs: dict[str, Path], tmp_path: Path) -> None:
