@@ -17,13 +17,13 @@ class GMT(Mask):
     optimizer's memory of them goes on. `scope`: the share of each tensor (`tensor`), or one threshold for the whole
     model (`model`).
 
-    Where ranks have pieces of the gradients (DeepSpeed, FSDP2) they add up their counts: a few messages a choice.
-    Exactly the share is kept, one element of a tensor at least, of equal gradients the first in the model's order. With
-    LoRA A's gradient is zero in the first step, since B is. Costs no memory but a few 16 MB blocks; with `hold` a byte
-    an element and a copy of what trains around each optimizer step. In time the choice of each step, which grows with
-    what trains and not with the batch: with all of a tiny BERT training on one CPU core nearly nine tenths of a step of
-    256 tokens, and a tenth of one of 2,048. Fails where a small gradient is what matters (rare samples add little to a
-    mean): it knows of size, not of bias.
+    Needs gradients of all that trains, and no groups. Where ranks have pieces of the gradients (DeepSpeed, FSDP2) they
+    add up their counts: a few messages a choice. Exactly the share is kept, one element of a tensor at least, of equal
+    gradients the first in the model's order. With LoRA A's gradient is zero in the first step, since B is. Costs no
+    memory but a few 16 MB blocks; with `hold` a byte an element and a copy of what trains around each optimizer step.
+    In time the choice of each step, which grows with what trains and not with the batch: with all of a tiny BERT
+    training on one CPU core nearly nine tenths of a step of 256 tokens, and a tenth of one of 2,048. Fails where a
+    small gradient is what matters (rare samples add little to a mean): it knows of size, not of bias.
 
     Source: Li et al., Enhancing Large Language Model Performance with Gradient-Based Parameter Selection, AAAI 2025,
     arXiv 2406.15330 (first called Gradient-Mask Tuning). Verified in abstracts and summaries: the mean gradient of N

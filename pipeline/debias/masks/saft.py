@@ -21,14 +21,15 @@ class SAFT(Mask):
     rule, over all micro-batches and ranks, with the run's dropout. More `steps` make it surer; `steps` of one epoch
     measure on all data. `scope`: one threshold for the whole model (`model`), or the share of each tensor (`tensor`).
 
-    Where ranks have pieces of the gradients (DeepSpeed, FSDP2) they add up their counts: a few messages a choice.
-    Exactly the share is chosen, of equal gradients the first in the model's order. What trains is what is chosen among:
-    beside full fine-tuning also a fresh head, whose gradients are large at first, or an adapter. With LoRA, B is zero
-    at the start, and so is A's gradient: B's elements, and a head's, are chosen alone (as long as so many are not
-    zero), and A stays as it was drawn. Costs a byte an element for the mask and a copy of what trains around each
-    optimizer step; with several `steps` a float32 sum until they are over. In time little: with all of a tiny BERT
-    training on one CPU core, a seventh of a step of 256 tokens, and of one of 2,048 too little to be measured. Fails
-    where the first gradients are those of a shortcut: it knows of size, not of bias.
+    Needs gradients of all that trains, and no groups. Where ranks have pieces of the gradients (DeepSpeed, FSDP2) they
+    add up their counts: a few messages a choice. Exactly the share is chosen, of equal gradients the first in the
+    model's order. What trains is what is chosen among: beside full fine-tuning also a fresh head, whose gradients are
+    large at first, or an adapter. With LoRA, B is zero at the start, and so is A's gradient: B's elements, and a
+    head's, are chosen alone (as long as so many are not zero), and A stays as it was drawn. Costs a byte an element for
+    the mask and a copy of what trains around each optimizer step; with several `steps` a float32 sum until they are
+    over. In time little: with all of a tiny BERT training on one CPU core, a seventh of a step of 256 tokens, and of
+    one of 2,048 too little to be measured. Fails where the first gradients are those of a shortcut: it knows of size,
+    not of bias.
 
     Source: Nguyen et al., SAFT: Towards Out-of-Distribution Generalization in Fine-Tuning, ECCV 2024, arXiv 2407.03036.
     Verified in its abstract: a small share of parameters by gradient magnitude, 0.1 % of CLIP's, the others frozen. Not
