@@ -189,6 +189,24 @@ def test_float32_weights_beside_a_model_in_bfloat16(kind):
         assert 3 <= sum(still) < len(still)
 
 
+class Rebinding(torch.optim.SGD):
+    """As some optimizers do: what is stepped on has other memory after each step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            p.data = p.data - 0.1 * p.grad
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_an_optimizer_that_gives_weights_other_memory(stage):
+    with odd_engine(ds_config(stage, 2), lambda model: Rebinding(model.parameters(), lr=0.1)) as engine:
+        start = weights_of(engine)
+        steps_of(attach(engine, Edge(), select=linear_only, gradient_mask=SAFT(share=0.1)), engine, range(2), 2)
+        moved = sum(int((p != start[name]).sum()) for name, p in weights_of(engine).items())
+        assert 0 < moved <= count_of(0.1, sum(p.numel() for p in start.values()))
+
+
 def test_a_part_of_the_offloaded_state_is_refused():
     with odd_engine(ds_config(3, zero={"offload_optimizer": {"device": "cpu"}}), adam) as engine:
         engine.optimizer.backup_optimizer = object()

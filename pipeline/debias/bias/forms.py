@@ -16,7 +16,9 @@ FORM = "form"  # beside the kinds of relations: settings name it as one of them
 _TYPESET = "\u2018\u2019\u201c\u201d\u201e\u2026\u2013\u2014"  # what people seldom type: “ ” ‘ ’ „ … and long dashes
 _NOT_COUNTED: dict[int, None] = dict.fromkeys(map(ord, _TYPESET))
 _ODD_SPACE = re.compile(r"[^\S\n ]|  ")
-_MARKUP = re.compile(r"https?://|www\.|</?[a-zA-Z][^<>]*>|&#?\w+;|\[[^\[\]]*\]\([^()]*\)")
+_MARKUP = re.compile(
+    r"https?://|www\.|</?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>]*)?/?>|&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);|\]\(/"
+)
 _CAPITALS = re.compile(r"\b[^\W\d_]{2,}\b")
 
 

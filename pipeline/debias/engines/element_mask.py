@@ -118,8 +118,9 @@ class ElementMask:
     def _put_back(self, *_: Any) -> None:
         """After it."""
         for one, before in self._before:
-            mask = self._ground.where_stepped(one.name, self._held[one.name]).view_as(one.weight)
-            one.weight.copy_(torch.where(mask.to(one.weight.device), one.weight, before))
+            weight = one.weight
+            mask = self._ground.where_stepped(one.name, self._held[one.name]).view_as(weight).to(weight.device)
+            weight.copy_(torch.where(mask, weight, before))
         self._left -= 1
         if not self._left:
             self._before = []
@@ -159,7 +160,7 @@ class ElementMask:
             if held.shape != ((shape.numel() + 7) // 8,) if kind == CHOSEN else held.shape != shape:
                 raise ValueError(f"load_state_dict: {key} does not fit a parameter of shape {list(shape)}")
             if kind == CHOSEN:
-                chosen[name] = self._ground.gradients.part(name, _unpacked(held, shape))
+                chosen[name] = self._ground.gradients.part(name, _unpacked(held, shape)).clone()
             else:
                 sums[name] = self._ground.gradients.part(name, held).clone()
         left = {key: held for key, held in state.items() if key not in own and key != STEPS}

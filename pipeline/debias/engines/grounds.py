@@ -1,6 +1,6 @@
 """Where the optimizer steps on weights: whole, or in pieces that are dealt out over ranks. Shapes: K tensors."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,19 @@ from debias.masks import Ranks
 
 @dataclass(frozen=True)
 class Stepped:
-    """This rank's part of a tensor that the optimizer's step is about to move, in the optimizer's own memory."""
+    """This rank's part of a tensor that the optimizer's step is about to move, in the optimizer's own memory.
+
+    `at`: where it lies now; an optimizer may give a parameter other memory (`p.data = ...`) in its step.
+    """
 
     name: str
-    weight: Tensor
     gradient: Tensor
+    at: Callable[[], Tensor]
+
+    @property
+    def weight(self) -> Tensor:
+        """What it is now; writing to it moves it."""
+        return self.at()
 
 
 class Parts(Protocol):
@@ -148,7 +156,7 @@ class WholeGround:
 
     def stepping(self) -> list[Stepped]:
         """See `Ground.stepping`."""
-        return [Stepped(self._names[id(p)], p.detach(), p.grad) for p in self._trainable() if p.grad is not None]
+        return [Stepped(self._names[id(p)], p.grad, p.detach) for p in self._trainable() if p.grad is not None]
 
     def summed(self, numbers_K: Mapping[str, Tensor], size: int) -> Mapping[str, Tensor]:
         """See `Ground.summed`."""

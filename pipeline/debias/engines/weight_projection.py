@@ -89,8 +89,9 @@ class ProjectedSteps:
 
     def _moved(self, one: Stepped) -> Tensor:
         """The way from where it is held, in float32 or wider; for `zero` it may be the weights themselves."""
-        wide = one.weight.to(_wide(one.weight))
-        return wide - self._held_at[one.name].to(one.weight) if self.keeps else wide
+        weight = one.weight
+        wide = weight.to(_wide(weight))
+        return wide - self._held_at[one.name].to(weight) if self.keeps else wide
 
     @torch.no_grad()
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:

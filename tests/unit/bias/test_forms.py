@@ -24,13 +24,31 @@ WITH = {
     "digits in {}": ("7 days", "m2", "٣ أيام"),
     "typeset quotes, dashes or dots in {}": ("“good”", "it’s", "well…", "so—good"),
     "other characters than ASCII in {}": ("café", "好", "so 😀"),
-    "links or markup in {}": ("see http://a.b", "www.a.b", "so<br />good", "a &amp; b", "[a](b)"),
+    "links or markup in {}": (
+        "see http://a.b",
+        "www.a.b",
+        "so<br />good",
+        "a &amp; b",
+        "&#39;so&#39;",
+        "[a](/b)",
+        "<a href=x>b</a>",
+    ),
 }
-PLAIN = ("a film", "so good", "i am it", "", "I am < you > me", "a & b", "one [two] three", "U.S. I")
+PLAIN = (
+    "a film",
+    "so good",
+    "i am it",
+    "",
+    "I am < you > me",
+    "a & b",
+    "one [two] three",
+    "U.S. I",
+)
 WITHOUT = {name: PLAIN for name in WITH} | {
     "{} begins with a capital": ("a Film", "7 Days", "", "好", "“ so"),
     "{} ends with a sign": ("good", "", "m2 ", "café"),
     "line breaks in {}": ("good\n", "so good", "\n"),
+    "links or markup in {}": (*PLAIN, "AT&T; R&D; x", "if a<b: x>3", "f[0](x)"),
     "other characters than ASCII in {}": ("it’s “good” … so", "a", ""),
 }
 

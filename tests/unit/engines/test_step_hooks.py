@@ -182,3 +182,34 @@ def test_a_layer_that_was_frozen_after_the_choice():
     other.second.requires_grad_(False)
     again.load_state_dict(hook.state_dict())
     assert all(torch.equal(chosen_by(again)[name], chosen) for name, chosen in chosen_by(hook).items())
+
+
+class Rebinding(torch.optim.SGD):
+    """As some optimizers do: a parameter has other memory after each step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            p.data = p.data - self.param_groups[0]["lr"] * (1.0 + p.detach().sign()) * p.grad
+
+
+@pytest.mark.parametrize("settings", [{"gradient_mask": SAFT(share=0.1)}, {"gradient_mask": GMT(share=0.2, hold=True)}])
+def test_what_is_put_back_is_put_where_the_weights_are(settings):
+    model = Mlp()
+    hook = attach(model, Rebinding(model.parameters(), lr=0.1), MainOnly(), **settings)
+    taken(hook, model, 1)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    taken(hook, model, 1)
+    moved = sum(int((start[name] != p).sum()) for name, p in model.named_parameters())
+    whole = sum(p.numel() for p in model.parameters())
+    assert 0 < moved <= 0.25 * whole
+
+
+def test_what_is_taken_back_is_taken_from_where_the_weights_are():
+    ends = []
+    for projection in (None, SPD(towards="zero")):
+        model = Mlp()
+        hook = attach(model, Rebinding(model.parameters(), lr=2.0), MainOnly(), weight_projection=projection)
+        taken(hook, model, 4)
+        ends.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    assert max(float((ends[0][name] - ends[1][name]).abs().max()) for name in ends[0]) > 1e-3

@@ -1,5 +1,6 @@
 """The rows of an FSDP2 model's weights that an optimizer steps on."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,7 +64,8 @@ class FsdpGround:
 
     def stepping(self) -> list[Stepped]:
         """See `Ground.stepping`."""
-        return [Stepped(self._names[id(p)], local(p), local(p.grad)) for p in self._own() if p.grad is not None]
+        due = [p for p in self._own() if p.grad is not None]
+        return [Stepped(self._names[id(p)], local(p.grad), functools.partial(local, p)) for p in due]
 
     def summed(self, numbers_K: Mapping[str, Tensor], size: int) -> Mapping[str, Tensor]:
         """See `Ground.summed`."""

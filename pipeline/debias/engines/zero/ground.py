@@ -1,5 +1,6 @@
 """The float32 weights that a DeepSpeed engine's optimizer steps on, and the gradients that it steps by."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -77,10 +78,9 @@ class ZeroGround:
         due = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         found = []
         for master in self._masters:
-            gradient = master.tensor.grad
-            if id(master.tensor) in due and gradient is not None:
-                pairs = zip(master.views(master.tensor.data), master.views(gradient), strict=True)
-                found += [Stepped(name, weight, along) for (name, _, weight), (_, _, along) in pairs]
+            if id(master.tensor) in due and (gradient := master.tensor.grad) is not None:
+                for name, _, along in master.views(gradient):
+                    found.append(Stepped(name, along, functools.partial(_view, master, name)))
         return found
 
     def summed(self, numbers_K: Mapping[str, Tensor], size: int) -> Mapping[str, Tensor]:
@@ -91,3 +91,9 @@ class ZeroGround:
         """See `Ground.where_stepped`."""
         cut = self._cuts.get(name)
         return of_gradient if cut is None else of_gradient.reshape(-1)[cut.start : cut.stop]
+
+
+def _view(master: Master, name: str) -> Tensor:
+    """The piece as it lies in the master now."""
+    start, piece = master.held[name]
+    return master.tensor.data.view(-1)[start : start + len(piece)]

@@ -188,7 +188,7 @@ class ZeroHook(Hook):
     def _masked(self, made: StepReport, local: Mapping[str, Tensor], unit: float) -> StepReport:
         """The report of a step whose update is left where a `gradient_mask` has it, if there is one. Collective."""
         mask = self._followers.mask
-        if mask is None or not made.finite:  # of what is not finite nothing is chosen
+        if mask is None or not made.finite or self._overflows(local):  # of what is not finite nothing is chosen
             return made
         of_none = torch.zeros(0, device=self.engine.device)
         gradients: dict[str, Tensor | None] = {name: local.get(name, of_none) for name in self.trainable}
@@ -197,6 +197,16 @@ class ZeroHook(Hook):
         squared = torch.as_tensor(self._squared(list(local.values())), device=self.engine.device)
         dist.all_reduce(squared, group=self._group)
         return dataclasses.replace(made, grad_norm=float(squared) ** 0.5 * unit)
+
+    def _overflows(self, local: Mapping[str, Tensor]) -> bool:
+        """Whether an update that was finite no longer is, in the narrower type in which it is left to the engine's own
+        check. Collective.
+        """
+        sizes = [one.abs().amax().float() for one in local.values() if one.numel()]
+        largest = torch.stack(sizes).amax() if sizes else torch.zeros((), device=self.engine.device)
+        bad = (~largest.isfinite()).float().to(self.engine.device)
+        dist.all_reduce(bad, group=self._group)
+        return bool(bad > 0)
 
     def _vectors(self, main: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
         """This rank's pieces of what the rule looks at, in its order, each where main's piece lies."""
