@@ -13,6 +13,7 @@ from debias.runs.folder import look
 from debias.train import train
 from debias_eval.judging.judge import Judging
 from debias_eval.judging.models import judge_run
+from debias_eval.reading.collection import pairings
 
 # Returns to a room that was left, in the first 400 calls between modules. Steps and rows are among these calls: what
 # a loop calls in two rooms by turns counts each time. Judging looks at the adapter's own tokenizer first (5 returns).
@@ -23,6 +24,7 @@ MOST_OF_TRAINING, MOST_OF_JUDGING = 30, 43
 def an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that an earlier test kept would not be read again, and the first 400 calls would reach further."""
     monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
+    pairings()  # what a process reads once and keeps, so that a test alone walks as one among others
 
 
 def a_run(folder: Path) -> Any:
