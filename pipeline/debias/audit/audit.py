@@ -14,7 +14,7 @@ from debias.audit.fields import Alone, Relation, alone, related
 from debias.audit.limits import about_few_texts, about_unseen_labels, most_of_one_label
 from debias.audit.reading import Dataset
 from debias.audit.suggestion import Findings, suggested, verdict
-from debias.audit.sureness import MEASURES, Interval, interval_of
+from debias.audit.sureness import RELATED, WRITTEN, Interval, interval_of
 from debias.audit.words import Word, WordTable, table_of, words_found
 from debias.bias.artifacts import RELATIONS, Artifacts, mere_signs, perhaps_the_task
 from debias.bias.base import (
@@ -146,8 +146,8 @@ def audit(data: Dataset, test: Dataset | None = None, seed: int = 0) -> tuple[Au
     of_fields = alone(seen, label_N, len(data.labels), dict(zip(names, weight_FN, strict=True)))
     words, looked_at = words_found(tables)
     values_NR, relation_names = relations(words_FN, names)
-    of_relations = related(values_NR, relation_names, label_N, data.labels, weight_N, MEASURES)
-    of_forms = related(*forms(texts_FN, names), label_N, data.labels, weight_N, MEASURES)
+    of_relations = related(values_NR, relation_names, label_N, data.labels, weight_N, RELATED)
+    of_forms = related(*forms(texts_FN, names), label_N, data.labels, weight_N, WRITTEN)
     strong = Artifacts(relations=RELATIONS).found(data.examples, len(data.labels), names, seed)
     by_words = Artifacts().found(data.examples, len(data.labels), names, seed)  # as a run of the block searches
     allowed = tuple(perhaps_the_task(by_words, names))

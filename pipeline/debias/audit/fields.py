@@ -84,7 +84,7 @@ def related(
     label_N: Ints,
     labels: Sequence[str],
     weight_N: Floats | None = None,
-    families: int = FAMILIES,
+    families: float = FAMILIES,
 ) -> list[Relation]:
     """How each relation goes with the labels (Kruskal & Wallis, JASA 47, 1952; flags: Fisher), largest effect first.
 
