@@ -107,7 +107,8 @@ def test_a_run_goes_on_at_any_number_of_ranks(place):
     on_ranks(2, whole(2, "two"))
     cut("two", "two_to_two", "two_to_three", "two_to_one", "two_to_zero1")
     on_ranks(3, [*whole(3, "three"), *again(3, "two_to_three")])
-    on_ranks(1, [*whole(1, "one"), *again(1, "two_to_one")])
+    engineless = {**whole(1, "without")[0], "deepspeed": None}
+    on_ranks(1, [*whole(1, "one"), *again(1, "two_to_one"), engineless])
     cut("one", "one_to_two")
     cut("three", "three_to_two")
     on_two = [*again(2, "two_to_two"), *again(2, "one_to_two"), *again(2, "three_to_two")]
@@ -118,7 +119,10 @@ def test_a_run_goes_on_at_any_number_of_ranks(place):
         assert losses(folder(rule, "two_to_two")) == losses(two)
         assert (two / "checkpoint-2" / RULE_STATE).exists() != rule.is_stateless
     rule = GOING_ON[1]
-    for name in ("one", "three", "two_to_three", "two_to_one", "one_to_two", "three_to_two", "two_to_zero1"):
+    assert json.loads((folder(rule, "two") / "run.json").read_text())["measured_steps"] == 1
+    kept = load_file(folder(rule, "two") / "checkpoint-2" / RULE_STATE)
+    assert {key.rpartition("/")[2] for key in kept} >= {"held_at", "mask", "start", "moved_before", "memory"}
+    for name in ("without", "one", "three", "two_to_three", "two_to_one", "one_to_two", "three_to_two", "two_to_zero1"):
         run, two = folder(rule, name), folder(rule, "two")
         assert losses(run) == pytest.approx(losses(two), abs=1e-6), run
         assert largest_difference(adapter_of(run), adapter_of(two)) < 2e-6, run

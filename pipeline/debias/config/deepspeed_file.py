@@ -72,7 +72,8 @@ def read(path: Path, world: int, micro: int, accumulation: int) -> dict[str, Any
 
 
 def check_agrees(path: Path, run: RunConfig) -> None:
-    """InputError where the file would train with another optimizer, rate or schedule than `run` says.
+    """InputError where the file would train with another optimizer, rate or schedule than `run` says, or with two
+    optimizers where something follows the steps of one.
 
     With either block in its file DeepSpeed, or the Trainer for it, makes its own, and reads the run's settings only
     where a value is `auto`.
@@ -81,6 +82,13 @@ def check_agrees(path: Path, run: RunConfig) -> None:
     for key, check in (("optimizer", check_optimizer), ("scheduler", check_scheduler)):
         if loaded.get(key) is not None:
             check(path.name, loaded[key], run)
+    ratio = _said(_said(loaded.get("zero_optimization")).get("offload_optimizer")).get("ratio", 1.0)
+    for key in ("weight_projection", "gradient_mask"):
+        if getattr(run, key) is not None and isinstance(ratio, int | float) and ratio < 1:
+            raise InputError(
+                f"{key} follows one optimizer, and {path.name} has offload_optimizer.ratio {ratio:g}, which makes two;"
+                " set it to 1.0"
+            )
 
 
 def _said(block: Any) -> dict[str, Any]:

@@ -188,3 +188,19 @@ def test_shared_forward_at_stage_3_is_refused_before_anything_is_loaded(tmp_path
     with pytest.raises(InputError, match="shared_forward' is not safe at stage 3"):
         training_arguments(RunConfig.model_validate(run | {"gradients": "shared_forward"}))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["weight_projection", "gradient_mask"])
+def test_two_optimizers_and_what_follows_the_steps_of_one(key, tmp_path):
+    """DeepSpeed's partial offload, before anything is loaded; a file that offloads all is taken."""
+    follower = {"weight_projection": "spd", "gradient_mask": "saft"}[key]
+
+    def engine(ratio):
+        return {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": ratio}}}
+
+    with pytest.raises(
+        InputError, match=rf"^{key} follows one optimizer, and mine\.json has offload_optimizer\.ratio 0\.5"
+    ):
+        _agrees(tmp_path, engine(0.5), {key: follower})
+    _agrees(tmp_path, engine(1.0), {key: follower})
+    _agrees(tmp_path, engine(0.5), {})
